@@ -1,0 +1,86 @@
+"""One voice for all errors: what was expected, what was found, where, and what to do."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+class FileFormatError(ValueError):
+    """A file whose content is not what it has to be; the message names the file."""
+
+
+class WeightsError(ValueError):
+    """Encoder weights that are missing or belong to another network."""
+
+
+class CacheError(OSError):
+    """A cache folder that cannot be written."""
+
+
+class SimulationError(RuntimeError):
+    """A tomogram that could not be simulated; the message names its specimen."""
+
+
+def check_choice(name: str, value: Any, choices: Iterable[Any]) -> None:
+    """Raise a `ValueError` that lists `choices` unless `value` is one of them."""
+    options = list(choices)
+    if value not in options:
+        listed = ", ".join(repr(option) for option in options)
+        raise ValueError(f"expected `{name}` to be one of {listed}, got {value!r}")
+
+
+def check_positive(name: str, value: float, *, zero: bool = False) -> None:
+    """Raise a `ValueError` unless `value` is positive (or zero, where `zero` allows it)."""
+    if not (value >= 0 if zero else value > 0):
+        bound = "0 or more" if zero else "more than 0"
+        raise ValueError(f"expected `{name}` to be {bound}, got {value!r}")
+
+
+def check_fraction(name: str, value: float) -> None:
+    """Raise a `ValueError` unless `value` lies in [0, 1]."""
+    if not 0 <= value <= 1:
+        raise ValueError(f"expected `{name}` to lie in [0, 1], got {value!r}")
+
+
+def check_quantiles(name: str, quantiles: tuple[float, float]) -> None:
+    """Raise a `ValueError` unless `quantiles` is an increasing pair within [0, 1]."""
+    low, high = quantiles
+    if not 0 <= low < high <= 1:
+        raise ValueError(f"expected `{name}` to be a pair 0 <= low < high <= 1, got {quantiles!r}")
+
+
+def check_ndim(name: str, tensor: Tensor, axes: str) -> None:
+    """Raise a `ValueError` unless `tensor` has the axes named in `axes` (leading `...` allows any number)."""
+    names = axes.split()
+    batched = names[0] == "..."
+    wanted = len(names) - batched
+    if tensor.ndim < wanted or (not batched and tensor.ndim != wanted):
+        raise ValueError(f"expected `{name}` of shape ({', '.join(names)}), got {tuple(tensor.shape)}")
+
+
+def check_same_shape(name: str, shape: Sequence[int], other: str, other_shape: Sequence[int]) -> None:
+    """Raise a `ValueError` unless both shapes are equal."""
+    if tuple(shape) != tuple(other_shape):
+        raise ValueError(
+            f"expected `{name}` to have the shape of `{other}`, {tuple(other_shape)}, got {tuple(shape)}"
+        )
+
+
+def check_finite(tensor: Tensor, what: str) -> None:
+    """Raise a `FileFormatError` that counts the NaN and infinite values of `what`, if there are any."""
+    # The sum is finite exactly when no value is NaN or infinite (short of overflow), and needs no mask.
+    if not tensor.is_floating_point() or bool(torch.isfinite(tensor.sum(dtype=torch.float64))):
+        return
+    bad = ~torch.isfinite(tensor)
+    count = int(bad.sum())
+    if count == 0:
+        return
+    first = tuple(int(i) for i in bad.nonzero()[0])
+    raise FileFormatError(
+        f"{what}: expected finite numbers, got {count} NaN or infinite values, the first at index {first}; "
+        "replace them before use"
+    )

@@ -1,0 +1,284 @@
+"""The frozen encoder of the style transfer: VGG-19 up to the deepest layer that is asked for."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from faket_aug._checks import WeightsError, check_choice
+from faket_aug._random import torch_generator, torch_seed
+
+#: Indices of VGG-19's convolutions and poolings in torchvision's numbering; a ReLU follows each convolution.
+CONVOLUTIONS = (0, 2, 5, 7, 10, 12, 14, 16, 19, 21, 23, 25, 28, 30, 32, 34)
+POOLINGS = (4, 9, 18, 27)
+WIDTHS = (64, 64, 128, 128, 256, 256, 256, 256, 512, 512, 512, 512, 512, 512, 512, 512)
+RELUS = tuple(index + 1 for index in CONVOLUTIONS)
+POOLING_MODES = ("max", "average", "l2")
+PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+_MEAN = (0.485, 0.456, 0.406)
+_STD = (0.229, 0.224, 0.225)
+#: Factors that keep the features' scale when max pooling is replaced (as in published style transfer codes).
+_POOLING_SCALE = {"average": 2.0, "l2": 0.78}
+
+
+class VGG19Features(nn.Module):
+    """Features of VGG-19 after chosen ReLUs, for images in [0, 1].
+
+    Parameters
+    ----------
+    weights
+        `"torchvision"`: the ImageNet weights, from torchvision's cache or downloaded when first used; `"random"`: drawn
+        from `seed` (needs no file; weaker, the paper's FAKET_RANDOM); or a path to a `.pth` or `.safetensors` file
+        with torchvision's names (`features.0.weight`, ...), whole or only up to the deepest layer used. Narrower
+        widths work.
+    pooling
+        `"max"` (as published), `"average"` (scaled by 2) or `"l2"` (scaled by 0.78).
+    precision
+        `"float32"`, or `"bfloat16"` for the convolutions; losses and Gram matrices stay in float32.
+    seed
+        Of the `"random"` weights; the same on every machine.
+
+    Raises
+    ------
+    WeightsError
+        If the file is of another network, or missing.
+
+    References
+    ----------
+    Simonyan and Zisserman, arXiv 1409.1556, configuration E.
+    """
+
+    def __init__(
+        self,
+        weights: str | Path = "torchvision",
+        *,
+        pooling: str = "max",
+        precision: str = "float32",
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        check_choice("pooling", pooling, POOLING_MODES)
+        check_choice("precision", precision, PRECISIONS)
+        self.pooling = pooling
+        self.precision = precision
+        self.source = str(weights)
+        self.convolutions = nn.ParameterDict()
+        self.register_buffer("mean", torch.tensor(_MEAN)[:, None, None], persistent=False)
+        self.register_buffer("std", torch.tensor(_STD)[:, None, None], persistent=False)
+        self.mean: Tensor
+        self.std: Tensor
+        if weights == "random":
+            self._set_weights(_random_weights(seed))
+        elif weights == "torchvision":
+            cached = _torchvision_file()
+            # A constructor does not download: without the cached file the first use does.
+            if cached is not None and cached.is_file():
+                self._set_weights(_read_weights(cached))
+        else:
+            self._set_weights(_read_weights(Path(weights)))
+
+    def load(self) -> None:
+        """Load the weights now, downloading torchvision's if they are not cached.
+
+        Raises
+        ------
+        WeightsError
+            If the download fails; the message says how to use a local file.
+        """
+        if not self.convolutions:
+            self._set_weights(_download_weights())
+
+    @property
+    def deepest(self) -> int:
+        """Index of the deepest ReLU that the weights reach."""
+        self.load()
+        return max(int(key.split("_")[1]) for key in self.convolutions) + 1
+
+    @property
+    def fingerprint(self) -> str:
+        """Hash of the weights' content, the pooling and the precision."""
+        self.load()
+        digest = hashlib.sha256(f"{self.pooling}|{self.precision}".encode())
+        for key in sorted(self.convolutions):
+            digest.update(key.encode())
+            digest.update(self.convolutions[key].detach().cpu().numpy().tobytes())
+        return digest.hexdigest()
+
+    def check_layers(self, layers: Iterable[int]) -> None:
+        """Raise unless every layer is a ReLU of VGG-19 that the weights reach.
+
+        Raises
+        ------
+        ValueError
+            For an index that is not a ReLU's.
+        WeightsError
+            For a layer deeper than the weights; the message names both.
+        """
+        for layer in layers:
+            check_choice("layer", layer, RELUS)
+            if layer > self.deepest:
+                raise WeightsError(
+                    f"expected weights that reach layer {layer}, got {self.source} that ends at layer {self.deepest}; "
+                    "use deeper weights, or set `style_layers` and `content_layers` to layers up to it"
+                )
+
+    def forward(self, images: Tensor, layers: Iterable[int]) -> dict[int, Tensor]:
+        """Compute the features after the ReLUs at `layers`.
+
+        Parameters
+        ----------
+        images
+            `(n, 3, y, x)`, values in [0, 1].
+        layers
+            Indices in torchvision's numbering: 1 is relu1_1, 6 relu2_1, 8 relu2_2, 11 relu3_1, 20 relu4_1, 29 relu5_1.
+
+        Returns
+        -------
+        For each layer `(n, channels, y', x')`, in the encoder's precision.
+        """
+        wanted = set(layers)
+        self.check_layers(wanted)
+        self.check_size(images.shape[-2], images.shape[-1], wanted)
+        dtype = PRECISIONS[self.precision]
+        result = ((images - self.mean) / self.std).to(dtype)
+        features = {}
+        for index in range(max(wanted, default=-1) + 1):
+            if index in CONVOLUTIONS:
+                result = self._convolve(result, index)
+            elif index in POOLINGS:
+                result = self._pool(result)
+            elif index in wanted:
+                features[index] = result
+        return features
+
+    def check_size(self, height: int, width: int, layers: Iterable[int]) -> None:
+        """Raise a `ValueError` if images of this size vanish in the poolings before the deepest layer."""
+        deepest = max(layers, default=0)
+        smallest = 2 ** sum(index < deepest for index in POOLINGS)
+        if min(height, width) < smallest:
+            raise ValueError(
+                f"expected tilts of at least {smallest} pixels a side for layer {deepest}, got {height} x {width}; "
+                "use larger tilts or shallower layers"
+            )
+
+    def _convolve(self, images: Tensor, index: int) -> Tensor:
+        weight = self.convolutions[f"weight_{index}"].to(images.dtype)
+        bias = self.convolutions[f"bias_{index}"].to(images.dtype)
+        if index == 0:
+            # The first layer repeats the border: zeros would draw a frame of edges around a tilt.
+            images = functional.pad(images, (1, 1, 1, 1), mode="replicate")
+        result = functional.conv2d(images, weight, bias, padding=0 if index == 0 else 1)
+        return functional.relu_(result)
+
+    def _pool(self, images: Tensor) -> Tensor:
+        if self.pooling == "max":
+            return functional.max_pool2d(images, 2)
+        if self.pooling == "average":
+            return functional.avg_pool2d(images, 2) * _POOLING_SCALE["average"]
+        # sqrt(sum of squares); the derivative at 0 is taken as 0, as lp_pool2d of torch does.
+        return functional.lp_pool2d(images, 2, 2) * _POOLING_SCALE["l2"]
+
+    def _set_weights(self, weights: Mapping[int, tuple[Tensor, Tensor]]) -> None:
+        for index, (weight, bias) in weights.items():
+            for name, tensor in ((f"weight_{index}", weight), (f"bias_{index}", bias)):
+                values = tensor.to(self.mean.device, torch.float32).contiguous()
+                self.convolutions[name] = nn.Parameter(values, requires_grad=False)
+
+
+def _random_weights(seed: int) -> dict[int, tuple[Tensor, Tensor]]:
+    """He's normal weights, drawn on the CPU so that they are the same on every machine."""
+    generator = torch_generator(torch_seed(seed, "encoder"))
+    weights, channels = {}, 3
+    for index, width in zip(CONVOLUTIONS, WIDTHS, strict=True):
+        if index > RELUS[12]:
+            break
+        weight = torch.randn(width, channels, 3, 3, generator=generator) * math.sqrt(2 / (9 * channels))
+        weights[index] = (weight, torch.zeros(width))
+        channels = width
+    return weights
+
+
+def _read_weights(path: Path) -> dict[int, tuple[Tensor, Tensor]]:
+    if not path.is_file():
+        raise WeightsError(
+            f'expected `weights` to be "torchvision", "random" or a .pth or .safetensors file, got {path}: '
+            "there is no such file"
+        )
+    try:
+        if path.suffix == ".safetensors":
+            from safetensors.torch import load_file
+
+            state = load_file(path)
+        else:
+            state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        raise WeightsError(f"{path}: expected a file of tensors, got one that cannot be read ({error})") from error
+    if not isinstance(state, dict):
+        raise WeightsError(f"{path}: expected a state dict, got {type(state).__name__}")
+    return _check_state(state, path)
+
+
+def _check_state(state: Mapping[str, Tensor], path: Path) -> dict[int, tuple[Tensor, Tensor]]:
+    """Take the convolutions of VGG-19 from a state dict, or say what is wrong with it."""
+    found = {int(key.split(".")[1]) for key in state if key.startswith("features.") and key.endswith(".weight")}
+    if not found:
+        raise WeightsError(
+            f"{path}: expected weights of VGG-19 named features.0.weight and so on, got "
+            f"{', '.join(list(state)[:4]) or 'none'}"
+        )
+    wanted = set(CONVOLUTIONS[: len(found)])
+    if found != wanted:
+        raise WeightsError(
+            f"{path}: expected VGG-19 with convolutions at features {sorted(wanted)}, got another network with weights "
+            f"at {sorted(found)}"
+        )
+    weights, channels = {}, 3
+    for index in sorted(found):
+        weight, bias = state[f"features.{index}.weight"], state.get(f"features.{index}.bias")
+        expected = (weight.shape[0], channels, 3, 3)
+        if tuple(weight.shape) != expected or bias is None or tuple(bias.shape) != expected[:1]:
+            shape = None if bias is None else tuple(bias.shape)
+            raise WeightsError(
+                f"{path}: expected features.{index} with weight {expected} and bias {expected[:1]}, got "
+                f"{tuple(weight.shape)} and {shape}; these are weights of another network"
+            )
+        weights[index] = (weight, bias)
+        channels = weight.shape[0]
+    return weights
+
+
+def _torchvision_url() -> str:
+    from torchvision.models import VGG19_Weights
+
+    return str(VGG19_Weights.IMAGENET1K_V1.url)
+
+
+def _torchvision_file() -> Path | None:
+    """Return where torchvision keeps the downloaded weights, or nothing without torchvision."""
+    try:
+        name = _torchvision_url().rsplit("/", 1)[-1]
+    except (ImportError, RuntimeError):
+        return None
+    return Path(torch.hub.get_dir()) / "checkpoints" / name
+
+
+def _download_weights() -> dict[int, tuple[Tensor, Tensor]]:
+    try:
+        url = _torchvision_url()
+        # The name carries the file's hash, which is checked before use.
+        state = torch.hub.load_state_dict_from_url(
+            url, map_location="cpu", progress=False, check_hash=True, weights_only=True
+        )
+    except Exception as error:
+        raise WeightsError(
+            f"expected to download the VGG-19 weights of torchvision, got {type(error).__name__}: {error}; on a machine "
+            "with internet fetch https://download.pytorch.org/models/vgg19-dcbb9e9d.pth, copy it here, and set "
+            '`weights` to its path (or set `weights="random"`, which is weaker)'
+        ) from error
+    return _check_state(state, Path(url))

@@ -1,0 +1,310 @@
+"""The noise of a microscope: how much of a measured tilt is signal, as smooth curves over the tilt angle."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Self
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from faket_aug._checks import check_fraction, check_ndim, check_positive, check_same_shape
+from faket_aug.geometry import Angles, as_tilt_angles
+from faket_aug.statistics import clip_images, constant_images, match_mean_std, mean_std, standardize
+
+#: The content image keeps this share of the noise's deviation (FakET's quarter).
+CONTENT_NOISE = 0.25
+_FORMAT = 1
+Floats = tuple[float, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class SeriesNoise:
+    """What one tilt-series says about the noise, tilt by tilt.
+
+    Parameters
+    ----------
+    tilt_angles
+        `(tilt,)`, degrees.
+    correlation
+        `(tilt,)`, correlation r of clean and measured tilt, in [0, 1].
+    deviation
+        `(tilt,)`, deviation of the noise in a tilt of deviation 1, `sqrt(1 - r²)`.
+    mean, std
+        `(tilt,)`, mean and population deviation of the measured tilt, in its unit.
+    """
+
+    tilt_angles: Floats
+    correlation: Floats
+    deviation: Floats
+    mean: Floats
+    std: Floats
+
+
+CURVES = ("correlation", "deviation", "mean", "std")
+
+
+@dataclass(frozen=True, kw_only=True)
+class NoiseCurves:
+    """Noise at given tilts: correlation, deviation, mean and std, each `(tilt,)` in float64."""
+
+    correlation: npt.NDArray[np.float64]
+    deviation: npt.NDArray[np.float64]
+    mean: npt.NDArray[np.float64]
+    std: npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True, kw_only=True)
+class NoiseModel:
+    """Tilt-dependent Gaussian noise, fitted to a microscope's tilt-series.
+
+    Each curve is a polynomial of the tilt angle for every series; the series are then averaged.
+
+    Parameters
+    ----------
+    series
+        One entry for each tilt-series of the fit.
+    order
+        Order of the polynomials; 2 as published, 0 is BASELINE.
+
+    Notes
+    -----
+    Differs from FakET: the polynomials' abscissa is the tilt's angle, not its index; the same for even steps.
+
+    References
+    ----------
+    Harar et al., Structure 33 (2025), STAR Methods, "Noise".
+    """
+
+    series: tuple[SeriesNoise, ...]
+    order: int = 2
+
+    def __post_init__(self) -> None:
+        if not self.series:
+            raise ValueError("expected at least one fitted series, got none; make the model with `NoiseModel.fit`")
+        if self.order < 0:
+            raise ValueError(f"expected `order` to be 0 or more, got {self.order}")
+        fewest = min(len(set(series.tilt_angles)) for series in self.series)
+        if fewest <= self.order:
+            raise ValueError(
+                f"expected more than {self.order} tilt angles for polynomials of order {self.order}, got {fewest}; "
+                "set `order` lower"
+            )
+
+    @classmethod
+    def fit(
+        cls,
+        clean: Tensor | Sequence[Tensor],
+        target: Tensor | Sequence[Tensor],
+        tilt_angles: Angles | Sequence[Angles],
+        *,
+        order: int = 2,
+        quantiles: tuple[float, float] = (0.0, 1.0),
+    ) -> Self:
+        """Fit the noise to pairs of clean and measured tilts of the same specimens, in closed form.
+
+        With both tilts at mean 0 and deviation 1, `r = mean(clean · target)` clamped to [0, 1] and
+        `σ = sqrt(1 - r²)`. (FakET finds the same r by bisection.)
+
+        Parameters
+        ----------
+        clean
+            `(tilt, y, x)`, *negated* projections (dark particles), or a list of such stacks, one a series.
+        target
+            Measured tilts of the same shapes.
+        tilt_angles
+            `(tilt,)`, degrees, or a list of such.
+        order
+            Order of the polynomials over the tilt angle.
+        quantiles
+            Each measured tilt is first clipped to its values at these quantiles; `(0, 1)` leaves it as it is. Set
+            `(0.001, 0.999)` against hot pixels and beads.
+
+        Raises
+        ------
+        ValueError
+            If shapes differ, or a tilt is constant (the message says which).
+        """
+        cleans, targets = _as_list(clean), _as_list(target)
+        angles = [tilt_angles] if isinstance(clean, Tensor) else list(tilt_angles)
+        if not len(cleans) == len(targets) == len(angles):
+            raise ValueError(
+                "expected as many clean series as measured ones and as many sets of angles, got "
+                f"{len(cleans)}, {len(targets)} and {len(angles)}"
+            )
+        fits = [
+            _fit_series(c, t, a, quantiles, f"series {i}")  # type: ignore[arg-type]
+            for i, (c, t, a) in enumerate(zip(cleans, targets, angles, strict=True))
+        ]
+        return cls(series=tuple(fits), order=order)
+
+    @classmethod
+    def assume(
+        cls,
+        target: Tensor,
+        tilt_angles: Angles,
+        *,
+        snr: float = 0.1,
+        order: int = 2,
+        quantiles: tuple[float, float] = (0.0, 1.0),
+    ) -> Self:
+        """Take means and deviations from measured tilts, and an assumed signal-to-noise ratio.
+
+        For a microscope of whose specimens no truth is known. The ratio falls with the path through the specimen,
+        `snr · cos θ`.
+
+        Parameters
+        ----------
+        target
+            `(tilt, y, x)`, measured tilts of any specimen.
+        tilt_angles
+            `(tilt,)`, degrees.
+        snr
+            Signal power over noise power at 0°.
+        order, quantiles
+            As for `fit`.
+        """
+        check_positive("snr", snr)
+        angles = as_tilt_angles(tilt_angles, count=target.shape[0])
+        ratio = snr * np.cos(np.deg2rad(angles)).clip(0.01)
+        mean, std = _target_statistics(target, quantiles, "target")
+        series = SeriesNoise(
+            tilt_angles=_floats(angles),
+            correlation=_floats(np.sqrt(ratio / (1 + ratio))),
+            deviation=_floats(np.sqrt(1 / (1 + ratio))),
+            mean=_floats(mean),
+            std=_floats(std),
+        )
+        return cls(series=(series,), order=order)
+
+    def baseline(self) -> NoiseModel:
+        """Return the BASELINE variant: the same for every tilt (polynomials of order 0)."""
+        return replace(self, order=0)
+
+    def curves(self, tilt_angles: Angles) -> NoiseCurves:
+        """Evaluate the noise at tilt angles `(tilt,)` in degrees.
+
+        Correlations and deviations are kept within [0, 1], and `std` above a hundredth of its smallest measured value,
+        where the polynomials are asked beyond the angles they were fitted to.
+        """
+        angles = as_tilt_angles(tilt_angles)
+        values = {name: np.mean([self._polynomial(s, name, angles) for s in self.series], axis=0) for name in CURVES}
+        values["correlation"] = values["correlation"].clip(0.0, 1.0)
+        values["deviation"] = values["deviation"].clip(0.0, 1.0)
+        values["std"] = values["std"].clip(min=0.01 * min(min(s.std) for s in self.series))
+        return NoiseCurves(**values)
+
+    def _polynomial(
+        self, series: SeriesNoise, name: str, angles: npt.NDArray[np.float64]
+    ) -> npt.NDArray[np.float64]:
+        polynomial = np.polynomial.Polynomial.fit(series.tilt_angles, getattr(series, name), deg=self.order)
+        result: npt.NDArray[np.float64] = polynomial(angles)
+        return result
+
+    def sample(self, clean: Tensor, noise: Tensor, tilt_angles: Angles, *, noise_scale: float = 1.0) -> Tensor:
+        """Make noisy tilts from clean ones: `r · c + σ · noise_scale · ε`, then the curves' mean and deviation.
+
+        Parameters
+        ----------
+        clean
+            `(tilt, y, x)`, negated projections in any unit. A constant tilt holds no signal and gives pure noise.
+        noise
+            `(tilt, y, x)`, standard normal numbers ε.
+        tilt_angles
+            `(tilt,)`, degrees.
+        noise_scale
+            Factor on the noise; `CONTENT_NOISE` makes the content image from the *same* noise.
+
+        Returns
+        -------
+        `(tilt, y, x)` in the unit of the measured tilts.
+        """
+        check_same_shape("noise", noise.shape, "clean", clean.shape)
+        curves = self.curves(as_tilt_angles(tilt_angles, count=clean.shape[0]))
+        r = _column(curves.correlation, clean)
+        sigma = _column(curves.deviation, clean)
+        noisy = r * standardize(clean) + (noise_scale * sigma) * noise
+        return match_mean_std(noisy, torch.from_numpy(curves.mean).to(clean.device),
+                              torch.from_numpy(curves.std).to(clean.device))
+
+    def to_json(self) -> str:
+        """Write the model as JSON text."""
+        return json.dumps({"format": _FORMAT, "order": self.order, "series": [asdict(s) for s in self.series]})
+
+    @classmethod
+    def from_json(cls, text: str) -> Self:
+        """Read a model from the text of `to_json`.
+
+        Raises
+        ------
+        ValueError
+            If the text is not such a model; the message says what is missing or unknown.
+        """
+        data = json.loads(text)
+        if not isinstance(data, dict) or data.get("format") != _FORMAT or set(data) != {"format", "order", "series"}:
+            raise ValueError(f"expected a noise model of format {_FORMAT}, got {text[:80]!r}")
+        wanted = {"tilt_angles", *CURVES}
+        for entry in data["series"]:
+            if set(entry) != wanted:
+                raise ValueError(f"expected each series to hold {sorted(wanted)}, got {sorted(entry)}")
+        series = tuple(SeriesNoise(**{key: _floats(entry[key]) for key in entry}) for entry in data["series"])
+        return cls(series=series, order=int(data["order"]))
+
+
+def _fit_series(
+    clean: Tensor, target: Tensor, tilt_angles: Angles, quantiles: tuple[float, float], name: str
+) -> SeriesNoise:
+    check_ndim("clean", clean, "tilt y x")
+    check_same_shape("target", target.shape, "clean", clean.shape)
+    angles = as_tilt_angles(tilt_angles, count=clean.shape[0])
+    mean, std = _target_statistics(target, quantiles, f"{name}: target")
+    _refuse_constant(clean, angles, f"{name}: clean")
+    measured = clip_images(target, quantiles).to(torch.float64)
+    product = standardize(clean.to(torch.float64)) * standardize(measured)
+    r = product.mean(dim=(-2, -1)).clamp(0.0, 1.0).cpu().numpy()
+    return SeriesNoise(
+        tilt_angles=_floats(angles),
+        correlation=_floats(r),
+        deviation=_floats(np.sqrt(1 - r**2)),
+        mean=_floats(mean),
+        std=_floats(std),
+    )
+
+
+def _target_statistics(
+    target: Tensor, quantiles: tuple[float, float], name: str
+) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+    clipped = clip_images(target, quantiles)
+    _refuse_constant(clipped, None, name)
+    mean, std = mean_std(clipped)
+    return mean.cpu().numpy(), std.cpu().numpy()
+
+
+def _refuse_constant(images: Tensor, angles: npt.NDArray[np.float64] | None, name: str) -> None:
+    constant = constant_images(images)
+    if constant:
+        at = "" if angles is None else f" (at {angles[constant[0]]:g}°)"
+        raise ValueError(
+            f"{name}: expected every tilt to vary, got constant tilt(s) {constant}{at}; leave them out of the series"
+        )
+
+
+def _column(values: npt.NDArray[np.float64], like: Tensor) -> Tensor:
+    return torch.from_numpy(values).to(like)[:, None, None]
+
+
+def _floats(values: Any) -> Floats:
+    return tuple(float(value) for value in values)
+
+
+def _as_list(value: Tensor | Sequence[Tensor]) -> list[Tensor]:
+    return [value] if isinstance(value, Tensor) else list(value)
+
+
+def check_content_noise(value: float) -> None:
+    """Raise a `ValueError` unless the content's share of the noise lies in [0, 1]."""
+    check_fraction("content_noise", value)

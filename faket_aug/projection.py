@@ -1,0 +1,240 @@
+"""Projection of volumes into tilt-series, and its adjoint."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import scipy.sparse
+import torch
+from torch import Tensor
+
+from faket_aug._checks import check_choice, check_ndim, check_positive
+from faket_aug.geometry import Angles, as_tilt_angles, axis_index
+from faket_aug.sparse import PlaneMap, geometry_cache, result_dtype, working_dtype
+
+EXTENDS = ("zero", "wrap")
+BACKENDS = ("torch", "torch_radon")
+#: A repeated specimen has no end along the beam as the tilt nears 90°.
+MAX_WRAP_TILT_DEG = 85.0
+
+
+def project(
+    volume: Tensor, tilt_angles: Angles, *, width: int | None = None, extend: str = "zero", backend: str = "torch"
+) -> Tensor:
+    """Sum a volume along the beam at each tilt: rotate with bilinear interpolation, then add up.
+
+    For the column x' and the step z' of the beam (integers about the axis) the slice is interpolated at
+    `(x' cos θ - z' sin θ, x' sin θ + z' cos θ)` and summed over z'. This is `skimage.transform.radon(circle=False)`
+    at `-θ`. The map is linear and differentiable; `backproject` is its exact adjoint.
+
+    Parameters
+    ----------
+    volume
+        `(..., z, y, x)`, any number of leading axes.
+    tilt_angles
+        `(tilt,)`, degrees, right-handed about +y.
+    width
+        Columns of the detector; the volume's own by default.
+    extend
+        What lies beside the volume: `"zero"`, nothing; `"wrap"`, the volume again along x, so that tilted views are
+        filled.
+    backend
+        `"torch"`, or `"torch_radon"` where that package is installed (CUDA only, `extend="zero"` only, its own
+        interpolation).
+
+    Returns
+    -------
+    `(..., tilt, y, x')` on the volume's device, in its dtype (float32 for integers).
+
+    Raises
+    ------
+    ValueError
+        For unknown choices, angles that are not finite, and tilts beyond 85° with `extend="wrap"`.
+    ImportError
+        If `backend="torch_radon"` and it is not installed.
+    """
+    check_ndim("volume", volume, "... z y x")
+    angles = as_tilt_angles(tilt_angles)
+    depth, size = volume.shape[-3], volume.shape[-1]
+    width = _checked(size if width is None else width, "width", extend, backend, angles)
+    dtype = result_dtype(volume.dtype)
+    if backend == "torch_radon":
+        _radon_extend(extend)
+        return _radon_forward(volume.to(torch.float32), angles, width).to(dtype)
+    plane_map = _ray_map(angles, depth, size, width, extend, volume.device, working_dtype(dtype))
+    return plane_map(volume.to(working_dtype(dtype))).to(dtype)
+
+
+def backproject(
+    projections: Tensor,
+    tilt_angles: Angles,
+    *,
+    depth: int,
+    width: int | None = None,
+    extend: str = "zero",
+    backend: str = "torch",
+) -> Tensor:
+    """Smear projections back along the beam: the exact adjoint (transpose) of `project`.
+
+    Parameters
+    ----------
+    projections
+        `(..., tilt, y, x')`, any number of leading axes.
+    tilt_angles
+        `(tilt,)`, degrees, right-handed about +y.
+    depth
+        Voxels of the volume along z.
+    width
+        Voxels of the volume along x; the projections' own by default.
+    extend, backend
+        As for `project`.
+
+    Returns
+    -------
+    `(..., z, y, x)` on the projections' device, in their dtype (float32 for integers).
+
+    Raises
+    ------
+    ValueError, ImportError
+        As `project`.
+    """
+    check_ndim("projections", projections, "... tilt y x")
+    angles = as_tilt_angles(tilt_angles, count=projections.shape[-3])
+    check_positive("depth", depth)
+    columns = projections.shape[-1]
+    size = _checked(columns if width is None else width, "width", extend, backend, angles)
+    dtype = result_dtype(projections.dtype)
+    if backend == "torch_radon":
+        _radon_extend(extend)
+        return _radon_adjoint(projections.to(torch.float32), angles, depth, size).to(dtype)
+    plane_map = _ray_map(angles, depth, size, columns, extend, projections.device, working_dtype(dtype))
+    return plane_map(projections.to(working_dtype(dtype)), adjoint=True).to(dtype)
+
+
+def _checked(width: int, name: str, extend: str, backend: str, angles: npt.NDArray[np.float64]) -> int:
+    check_positive(name, width)
+    check_choice("extend", extend, EXTENDS)
+    check_choice("backend", backend, BACKENDS)
+    steepest = float(np.abs(angles).max())
+    if extend == "wrap" and steepest > MAX_WRAP_TILT_DEG:
+        raise ValueError(
+            f'expected tilts of at most {MAX_WRAP_TILT_DEG}° with `extend="wrap"`, got {steepest}°; '
+            'set `extend` to "zero"'
+        )
+    return width
+
+
+def _ray_map(
+    angles: npt.NDArray[np.float64],
+    depth: int,
+    size: int,
+    width: int,
+    extend: str,
+    device: torch.device,
+    dtype: torch.dtype,
+) -> PlaneMap:
+    def build() -> PlaneMap:
+        tilts = [_ray_weights(math.radians(a), depth, size, width, extend) for a in angles]
+        matrix = scipy.sparse.vstack(tilts, format="csr")
+        return PlaneMap(matrix, (depth, size), (len(angles), width), device=device, dtype=dtype)
+
+    key = ("rays", tuple(angles.tolist()), depth, size, width, extend, str(device), dtype)
+    return geometry_cache.get(key, build)
+
+
+def _ray_weights(tilt_rad: float, depth: int, size: int, width: int, extend: str) -> Any:
+    """Weights `(x', z·x)` of one tilt, for one slice: bilinear interpolation, summed over the beam's steps."""
+    cosine, sine = math.cos(tilt_rad), math.sin(tilt_rad)
+    column = np.arange(width) - axis_index(width)
+    reach = _beam_reach(cosine, sine, depth, size, width, extend)
+    step = np.arange(-reach, reach + 1)
+    x = column[:, None] * cosine - step[None, :] * sine + axis_index(size)
+    z = column[:, None] * sine + step[None, :] * cosine + axis_index(depth)
+    seen = (z > -1) & (z < depth)
+    if extend == "zero":
+        seen &= (x > -1) & (x < size)
+    row = np.nonzero(seen)[0].astype(np.int32)
+    x, z = x[seen], z[seen]
+    x_low, z_low = np.floor(x).astype(np.int32), np.floor(z).astype(np.int32)
+    rows, voxels, weights = [], [], []
+    for dz, weight_z in ((0, 1 - (z - z_low)), (1, z - z_low)):
+        for dx, weight_x in ((0, 1 - (x - x_low)), (1, x - x_low)):
+            iz, ix, weight = z_low + dz, x_low + dx, weight_z * weight_x
+            if extend == "wrap":
+                ix = np.mod(ix, size)
+            inside = (iz >= 0) & (iz < depth) & (ix >= 0) & (ix < size) & (weight > 0)
+            rows.append(row[inside])
+            voxels.append((iz * size + ix)[inside])
+            weights.append(weight[inside])
+    entries = (np.concatenate(weights), (np.concatenate(rows), np.concatenate(voxels)))
+    # Duplicates, the same voxel met at several steps, are summed by the conversion.
+    return scipy.sparse.coo_matrix(entries, shape=(width, depth * size)).tocsr()
+
+
+def _beam_reach(cosine: float, sine: float, depth: int, size: int, width: int, extend: str) -> int:
+    """Steps of the beam, to either side of the axis, that can meet the volume."""
+    if extend == "zero":
+        return math.ceil(math.hypot(depth, size)) // 2 + 2
+    return math.ceil((depth / 2 + 1 + (width / 2 + 1) * abs(sine)) / cosine) + 1
+
+
+def _radon_extend(extend: str) -> None:
+    if extend != "zero":
+        raise ValueError(f'expected `extend="zero"` with `backend="torch_radon"`, got {extend!r}')
+
+
+def _radon_operator(angles: npt.NDArray[np.float64], size: int, width: int) -> Any:
+    try:
+        import torch_radon
+    except ImportError as error:
+        raise ImportError(
+            'expected the package torch-radon for `backend="torch_radon"`, found none; build it from '
+            'https://github.com/matteo-ronchetti/torch-radon against your torch, or set `backend` to "torch"'
+        ) from error
+    # Its angles are counter-clockwise in an image whose rows run downwards: the sign of skimage.
+    radians = np.deg2rad(0.0 - angles).astype(np.float32)
+    return torch_radon.Radon(size, radians, det_count=width, clip_to_circle=False)
+
+
+def _radon_forward(volume: Tensor, angles: npt.NDArray[np.float64], width: int) -> Tensor:
+    square, size = _to_square(volume)
+    sinogram = _radon_operator(angles, size, width).forward(square)  # (batch, tilt, x')
+    return _from_slices(sinogram, volume.shape[:-3], volume.shape[-2])
+
+
+def _radon_adjoint(projections: Tensor, angles: npt.NDArray[np.float64], depth: int, width: int) -> Tensor:
+    slices = projections.movedim(-2, -3).reshape(-1, projections.shape[-3], projections.shape[-1]).contiguous()
+    size = _square_size(depth, width)
+    square = _radon_operator(angles, size, projections.shape[-1]).backprojection(slices)  # (batch, z, x)
+    top, left = _square_start(size, depth), _square_start(size, width)
+    return _from_slices(
+        square[:, top : top + depth, left : left + width], projections.shape[:-3], projections.shape[-2]
+    )
+
+
+def _square_size(depth: int, width: int) -> int:
+    side = max(depth, width)
+    return side + side % 2
+
+
+def _square_start(size: int, length: int) -> int:
+    return axis_index(size) - axis_index(length)
+
+
+def _to_square(volume: Tensor) -> tuple[Tensor, int]:
+    """Make of every slice y a square image with the axis where it was; `(batch, z, x)`."""
+    depth, width = volume.shape[-3], volume.shape[-1]
+    slices = volume.movedim(-2, -3).reshape(-1, depth, width)
+    size = _square_size(depth, width)
+    top, left = _square_start(size, depth), _square_start(size, width)
+    padding = (left, size - width - left, top, size - depth - top)
+    return torch.nn.functional.pad(slices, padding).contiguous(), size
+
+
+def _from_slices(slices: Tensor, batch: Sequence[int], rows: int) -> Tensor:
+    """Undo the slicing: `(batch·y, p, q)` to `(..., p, y, q)`."""
+    return slices.reshape(*batch, rows, *slices.shape[-2:]).movedim(-3, -2)

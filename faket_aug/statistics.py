@@ -1,0 +1,106 @@
+"""Means, deviations and ranges of tilts, none of which ever makes a NaN."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from faket_aug._checks import check_quantiles
+
+
+def mean_std(images: Tensor) -> tuple[Tensor, Tensor]:
+    """Compute mean and population deviation of each image.
+
+    Parameters
+    ----------
+    images
+        `(..., y, x)`.
+
+    Returns
+    -------
+    Mean and deviation, each `(...)`, in float64.
+    """
+    wide = images.to(torch.float64)
+    return wide.mean(dim=(-2, -1)), wide.std(dim=(-2, -1), correction=0)
+
+
+def standardize(images: Tensor) -> Tensor:
+    """Bring each image to mean 0 and deviation 1; a constant image becomes zero.
+
+    Parameters
+    ----------
+    images
+        `(..., y, x)`, floating point.
+    """
+    mean, std = mean_std(images)
+    return match_mean_std(images, torch.zeros_like(mean), (std > _flat(mean)).to(std.dtype))
+
+
+def match_mean_std(images: Tensor, mean: Tensor, std: Tensor) -> Tensor:
+    """Bring each image to a given mean and deviation; a constant image becomes that mean.
+
+    Parameters
+    ----------
+    images
+        `(..., y, x)`, floating point.
+    mean, std
+        `(...)`, in the unit of the result.
+    """
+    own_mean, own_std = mean_std(images)
+    scale = torch.where(own_std > _flat(own_mean), std.to(own_std) / own_std.clamp_min(1e-300), 0.0)
+    offset = mean.to(own_mean) - own_mean * scale
+    if images.dtype == torch.float64:
+        return images * scale[..., None, None] + offset[..., None, None]
+    # Subtracting first keeps float32's digits where the mean is large against the deviation.
+    centred = images - own_mean[..., None, None].to(images.dtype)
+    residue = own_mean - own_mean.to(images.dtype)
+    shift = mean.to(own_mean) - residue * scale
+    return centred * scale[..., None, None].to(images.dtype) + shift[..., None, None].to(images.dtype)
+
+
+def constant_images(images: Tensor) -> list[int]:
+    """List the indices of the images `(n, y, x)` that have no deviation."""
+    mean, std = mean_std(images)
+    return [int(i) for i in (std <= _flat(mean)).nonzero().flatten()]
+
+
+def _flat(mean: Tensor) -> Tensor:
+    """The deviation below which an image of this mean counts as constant: rounding of float32 makes as much."""
+    return mean.abs() * 1e-7
+
+
+def value_range(stack: Tensor, quantiles: tuple[float, float] = (0.0, 1.0)) -> tuple[float, float]:
+    """Find the values of a whole stack at two quantiles; `(0, 1)` is minimum and maximum.
+
+    Parameters
+    ----------
+    stack
+        Any shape.
+    quantiles
+        Lower and upper quantile in [0, 1]; the nearest value is taken, there is no interpolation.
+    """
+    check_quantiles("quantiles", quantiles)
+    if quantiles == (0.0, 1.0):
+        low, high = torch.aminmax(stack)
+        return float(low), float(high)
+    flat = stack.reshape(-1)
+    ranks = [1 + round(q * (flat.numel() - 1)) for q in quantiles]
+    return float(flat.kthvalue(ranks[0]).values), float(flat.kthvalue(ranks[1]).values)
+
+
+def to_unit_range(stack: Tensor, quantiles: tuple[float, float] = (0.0, 1.0)) -> Tensor:
+    """Bring a whole stack to [0, 1] by its values at two quantiles, clamping what lies outside.
+
+    A constant stack becomes 0.
+    """
+    low, high = value_range(stack, quantiles)
+    unit = (stack - low) / (high - low) if high > low else torch.zeros_like(stack)
+    return unit if quantiles == (0.0, 1.0) else unit.clamp(0.0, 1.0)
+
+
+def clip_images(images: Tensor, quantiles: tuple[float, float]) -> Tensor:
+    """Clip each image of `(n, y, x)` to its own values at two quantiles; `(0, 1)` changes nothing."""
+    check_quantiles("quantiles", quantiles)
+    if quantiles == (0.0, 1.0):
+        return images
+    return torch.stack([image.clamp(*value_range(image, quantiles)) for image in images])

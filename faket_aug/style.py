@@ -1,0 +1,255 @@
+"""One-step neural style transfer of tilts, batched, against cached Gram matrices."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from faket_aug._checks import check_fraction, check_ndim, check_positive, check_same_shape
+from faket_aug.statistics import to_unit_range
+
+STYLE_LAYERS = (1, 6, 11, 20, 29)
+STYLE_WEIGHTS = (256.0, 64.0, 16.0, 4.0, 1.0)
+CONTENT_LAYERS = (8,)
+CONTENT_WEIGHT = 1.0
+STEP_SIZE = 0.15
+AVERAGE_DECAY = 0.99
+#: Bytes that the activations of one chunk of tilts may take.
+MEMORY_BUDGET = 2**30
+_BETAS = (0.9, 0.999)
+_EPS = 1e-8
+#: Bytes per pixel and channel-of-the-first-layer of one tilt's forward and backward pass, measured, with room.
+_BYTES_PER_PIXEL = 4 * 64 * 8
+
+
+class Encoder(Protocol):
+    """What style transfer asks of an encoder; `VGG19Features` is one."""
+
+    def __call__(self, images: Tensor, layers: Iterable[int]) -> dict[int, Tensor]:
+        """Compute features `(n, channels, y', x')` of images `(n, 3, y, x)` in [0, 1] at `layers`."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class StyleTargets:
+    """What of a style's tilts is needed to transfer it, one entry for each content tilt.
+
+    Parameters
+    ----------
+    grams
+        For each style layer `(tilt, channels, channels)`.
+    mean, std
+        `(tilt,)`, mean and deviation of the style's tilts in their own unit.
+    """
+
+    grams: Mapping[int, Tensor]
+    mean: Tensor
+    std: Tensor
+
+    def to(self, device: torch.device | str) -> StyleTargets:
+        """Return the targets on a device."""
+        grams = {layer: gram.to(device) for layer, gram in self.grams.items()}
+        return StyleTargets(grams=grams, mean=self.mean.to(device), std=self.std.to(device))
+
+
+def style_weights_for(layers: Sequence[int], weights: Sequence[float] | None) -> tuple[float, ...]:
+    """Return one weight a style layer, normalised to sum 1.
+
+    Parameters
+    ----------
+    layers
+        Style layers, shallow to deep.
+    weights
+        One for each layer; by default 256:64:16:4:1, from the first layer on.
+    """
+    chosen = STYLE_WEIGHTS[: len(layers)] if weights is None else tuple(weights)
+    if len(chosen) != len(layers) or not chosen:
+        raise ValueError(f"expected one of `style_weights` for each of {len(layers)} `style_layers`, got {len(chosen)}")
+    total = sum(chosen)
+    check_positive("the sum of `style_weights`", total)
+    return tuple(weight / total for weight in chosen)
+
+
+def gram_matrix(features: Tensor) -> Tensor:
+    """Compute Gram matrices `F Fᵀ / pixels`.
+
+    Parameters
+    ----------
+    features
+        `(n, channels, y, x)`, any floating dtype.
+
+    Returns
+    -------
+    `(n, channels, channels)`, accumulated in float32 at least: bfloat16 would lose the small layers.
+    """
+    flat = features.flatten(2)
+    wide = flat if flat.dtype == torch.float64 else flat.float()
+    return wide @ wide.mT / flat.shape[-1]
+
+
+def gray_to_rgb(tilts: Tensor) -> Tensor:
+    """Repeat tilts `(n, y, x)` as three equal channels `(n, 3, y, x)`."""
+    return tilts[:, None].expand(-1, 3, -1, -1)
+
+
+def chunks_of_tilts(count: int, pixels: int, memory_budget: int) -> list[slice]:
+    """Cut `count` tilts into chunks whose activations stay within `memory_budget` bytes (one tilt at least)."""
+    check_positive("memory_budget", memory_budget)
+    size = max(1, memory_budget // (pixels * _BYTES_PER_PIXEL))
+    return [slice(start, min(start + size, count)) for start in range(0, count, size)]
+
+
+@torch.no_grad()
+def style_grams(
+    tilts: Tensor, features: Encoder, *, layers: Sequence[int] = STYLE_LAYERS, memory_budget: int = MEMORY_BUDGET
+) -> dict[int, Tensor]:
+    """Compute the Gram matrices of style tilts.
+
+    Parameters
+    ----------
+    tilts
+        `(tilt, y, x)`, in [0, 1].
+    features
+        The encoder.
+    layers
+        Style layers.
+    memory_budget
+        Bytes that the activations of one chunk of tilts may take.
+
+    Returns
+    -------
+    For each layer `(tilt, channels, channels)`.
+    """
+    check_ndim("tilts", tilts, "tilt y x")
+    parts: dict[int, list[Tensor]] = {layer: [] for layer in layers}
+    for chunk in chunks_of_tilts(tilts.shape[0], tilts[0].numel(), memory_budget):
+        for layer, found in features(gray_to_rgb(tilts[chunk]), layers).items():
+            parts[layer].append(gram_matrix(found))
+    return {layer: torch.cat(grams) for layer, grams in parts.items()}
+
+
+def stylize(
+    content: Tensor,
+    init: Tensor,
+    style: StyleTargets,
+    *,
+    features: Encoder,
+    style_weights: Sequence[float] | None = None,
+    content_layers: Sequence[int] = CONTENT_LAYERS,
+    content_weight: float = CONTENT_WEIGHT,
+    step_size: float = STEP_SIZE,
+    iterations: int = 1,
+    average_decay: float = AVERAGE_DECAY,
+    quantiles: tuple[float, float] = (0.0, 1.0),
+    memory_budget: int = MEMORY_BUDGET,
+) -> Tensor:
+    """Move noisy tilts one step of Adam towards a style, keeping their content.
+
+    Parameters
+    ----------
+    content
+        `(tilt, y, x)`, tilts with little noise, in any unit.
+    init
+        `(tilt, y, x)`, noisy tilts to start from.
+    style
+        The style's targets, one for each tilt; its layers are the style layers.
+    features
+        The encoder, on the tilts' device.
+    style_weights
+        One for each style layer, shallow to deep; 256:64:16:4:1 by default. Normalised to sum 1.
+    content_layers, content_weight
+        Layers whose features are to stay, and the weight of that loss.
+    step_size
+        Adam's, in units of the [0, 1] range.
+    iterations
+        Steps; Adam's moments and the average go on.
+    average_decay
+        Of the bias-corrected average over start and iterates that is the result.
+    quantiles
+        Content and init are brought to [0, 1] by the whole stack's values at these; minimum and maximum by default.
+    memory_budget
+        Bytes that the activations of one chunk of tilts may take; the tilts do not depend on each other.
+
+    Returns
+    -------
+    `(tilt, y, x)`, the mean over the three channels, in [0, 1]. `match_mean_std` with `style.mean` and `style.std`
+    brings it to the style's unit.
+
+    References
+    ----------
+    Harar et al., Structure 33 (2025); Gatys et al., CVPR 2016; Kingma and Ba, arXiv 1412.6980, algorithm 1.
+    """
+    check_ndim("content", content, "tilt y x")
+    check_same_shape("init", init.shape, "content", content.shape)
+    check_positive("step_size", step_size, zero=True)
+    check_positive("iterations", iterations)
+    check_fraction("average_decay", average_decay)
+    check_same_shape("style.mean", style.mean.shape, "the tilts of content", content.shape[:1])
+    weights = style_weights_for(tuple(style.grams), style_weights)
+    start, kept = to_unit_range(init, quantiles), to_unit_range(content, quantiles)
+    result = torch.empty_like(start)
+    for chunk in chunks_of_tilts(start.shape[0], start[0].numel(), memory_budget):
+        with torch.no_grad():
+            targets = features(gray_to_rgb(kept[chunk]), content_layers) if content_weight else {}
+        grams = {layer: gram[chunk] for layer, gram in style.grams.items()}
+
+        def gradient(
+            images: Tensor, targets: Mapping[int, Tensor] = targets, grams: Mapping[int, Tensor] = grams
+        ) -> Tensor:
+            return _gradient(images, features, targets, content_weight, grams, weights)
+
+        images = gray_to_rgb(start[chunk]).contiguous()
+        result[chunk] = _descend(images, gradient, step_size, iterations, average_decay).mean(dim=1)
+    return result
+
+
+def _gradient(
+    images: Tensor,
+    features: Encoder,
+    content: Mapping[int, Tensor],
+    content_weight: float,
+    grams: Mapping[int, Tensor],
+    style_weights: Sequence[float],
+) -> Tensor:
+    """Differentiate the loss by the images; tilts add up, so each gets the gradient of its own loss."""
+    with torch.enable_grad():
+        leaf = images.detach().requires_grad_()
+        found = features(leaf, [*content, *grams])
+        loss = leaf.new_zeros(())
+        for layer, target in content.items():
+            loss = loss + content_weight * _scaled_square_error(found[layer], target)
+        for weight, (layer, gram) in zip(style_weights, grams.items(), strict=True):
+            loss = loss + weight * _scaled_square_error(gram_matrix(found[layer]), gram)
+        (gradient,) = torch.autograd.grad(loss, leaf)
+    return gradient
+
+
+def _scaled_square_error(found: Tensor, target: Tensor) -> Tensor:
+    """`Σd² / (Σ|d| + 1e-8)` of each tilt, summed over tilts: its gradient does not depend on the layer's scale."""
+    difference = (found - target).flatten(1)
+    if difference.dtype != torch.float64:
+        difference = difference.float()
+    return (difference.square().sum(1) / (difference.abs().sum(1) + _EPS)).sum()
+
+
+def _descend(
+    images: Tensor, gradient: Callable[[Tensor], Tensor], step_size: float, iterations: int, decay: float
+) -> Tensor:
+    """Adam from a fresh state, clamped to [0, 1], averaged over start and iterates with bias correction."""
+    beta1, beta2 = _BETAS
+    first, second = torch.zeros_like(images), torch.zeros_like(images)
+    average, weight, current = images.clone(), 1.0, images
+    for step in range(1, iterations + 1):
+        slope = gradient(current)
+        first = beta1 * first + (1 - beta1) * slope
+        second = beta2 * second + (1 - beta2) * slope.square()
+        scale = (second / (1 - beta2**step)).sqrt_().add_(_EPS)
+        current = (current - step_size * (first / (1 - beta1**step)) / scale).clamp_(0.0, 1.0)
+        # (decay·(sum so far) + current) / (decay·(weights so far) + 1): the bias-corrected exponential average.
+        average = decay * average + current
+        weight = decay * weight + 1.0
+    return average / weight
