@@ -65,9 +65,7 @@ def check_ndim(name: str, tensor: Tensor, axes: str) -> None:
 def check_same_shape(name: str, shape: Sequence[int], other: str, other_shape: Sequence[int]) -> None:
     """Raise a `ValueError` unless both shapes are equal."""
     if tuple(shape) != tuple(other_shape):
-        raise ValueError(
-            f"expected `{name}` to have the shape of `{other}`, {tuple(other_shape)}, got {tuple(shape)}"
-        )
+        raise ValueError(f"expected `{name}` to have the shape of `{other}`, {tuple(other_shape)}, got {tuple(shape)}")
 
 
 def check_finite(tensor: Tensor, what: str) -> None:

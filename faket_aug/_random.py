@@ -19,9 +19,7 @@ def seed_sequence(
     return np.random.SeedSequence(entropy=seed, spawn_key=address)
 
 
-def numpy_generator(
-    seed: int, stage: str, *, epoch: int = 0, tomogram: int = 0, patch: int = 0
-) -> np.random.Generator:
+def numpy_generator(seed: int, stage: str, *, epoch: int = 0, tomogram: int = 0, patch: int = 0) -> np.random.Generator:
     """Make the NumPy generator of an address."""
     return np.random.default_rng(seed_sequence(seed, stage, epoch=epoch, tomogram=tomogram, patch=patch))
 

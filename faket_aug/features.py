@@ -277,8 +277,8 @@ def _download_weights() -> dict[int, tuple[Tensor, Tensor]]:
         )
     except Exception as error:
         raise WeightsError(
-            f"expected to download the VGG-19 weights of torchvision, got {type(error).__name__}: {error}; on a machine "
-            "with internet fetch https://download.pytorch.org/models/vgg19-dcbb9e9d.pth, copy it here, and set "
+            f"expected to download the VGG-19 weights of torchvision, got {type(error).__name__}: {error}; on a "
+            "machine with internet fetch https://download.pytorch.org/models/vgg19-dcbb9e9d.pth, copy it here, and set "
             '`weights` to its path (or set `weights="random"`, which is weaker)'
         ) from error
     return _check_state(state, Path(url))

@@ -57,7 +57,8 @@ def fourier_weights(filter: str, length: int) -> Tensor:
     """Return the weights of a one-dimensional filter at `torch.fft.rfftfreq(length)`, in float64."""
     check_choice("filter", filter, _WINDOWS)
     frequency = torch.fft.rfftfreq(length, dtype=torch.float64)
-    return frequency * _WINDOWS[filter](frequency)
+    weights: Tensor = frequency * _WINDOWS[filter](frequency)
+    return weights
 
 
 def shrec_weights(height: int, width: int) -> Tensor:
@@ -85,7 +86,7 @@ def shrec_weights(height: int, width: int) -> Tensor:
     gauss = torch.exp(-((k_x + 1) ** 2) / (2 * spread_x**2) - (k_y + 1) ** 2 / (2 * spread_y**2))
     # Differs from FakET: for images that are not square its crop loses the low frequencies; here they stay.
     circle = ((k_x + odd_x) ** 2 + (k_y + odd_y) ** 2) < (side // 2 + 1) ** 2
-    weights = ramp * (gauss + 0.33) * circle
+    weights: Tensor = ramp * (gauss + 0.33) * circle
     return weights / weights.max()
 
 
@@ -98,11 +99,13 @@ def _apply_shrec(images: Tensor) -> Tensor:
     even = ((weights + mirrored) / 2)[:, : width // 2 + 1]
     # FakET's toolbox drops each row's mean from what it is told not to filter (for even sizes the ramp does already).
     even[:, 0] = 0.0
-    return torch.fft.irfft2(torch.fft.rfft2(images) * even, s=(height, width))
+    weighted: Tensor = torch.fft.irfft2(torch.fft.rfft2(images) * even, s=(height, width))
+    return weighted
 
 
 def _apply_along_x(images: Tensor, filter: str) -> Tensor:
     width = images.shape[-1]
     # Periodic, without padding, as FakET: a constant tilt becomes zero, and edges meet their opposites.
     weighted = torch.fft.rfft(images, dim=-1) * fourier_weights(filter, width).to(images)
-    return torch.fft.irfft(weighted, n=width, dim=-1)
+    filtered: Tensor = torch.fft.irfft(weighted, n=width, dim=-1)
+    return filtered

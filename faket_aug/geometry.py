@@ -66,7 +66,8 @@ def nearest_tilts(tilt_angles: Angles, others: Angles) -> npt.NDArray[np.int64]:
         `(m,)`, degrees, in any order.
     """
     distance = np.abs(as_tilt_angles(tilt_angles)[:, None] - as_tilt_angles(others)[None, :])
-    return np.argmin(distance, axis=1).astype(np.int64)
+    nearest: npt.NDArray[np.int64] = np.argmin(distance, axis=1).astype(np.int64)
+    return nearest
 
 
 def zxz_matrices(angles_deg: npt.ArrayLike) -> npt.NDArray[np.float64]:

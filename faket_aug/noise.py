@@ -198,9 +198,7 @@ class NoiseModel:
         values["std"] = values["std"].clip(min=0.01 * min(min(s.std) for s in self.series))
         return NoiseCurves(**values)
 
-    def _polynomial(
-        self, series: SeriesNoise, name: str, angles: npt.NDArray[np.float64]
-    ) -> npt.NDArray[np.float64]:
+    def _polynomial(self, series: SeriesNoise, name: str, angles: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
         polynomial = np.polynomial.Polynomial.fit(series.tilt_angles, getattr(series, name), deg=self.order)
         result: npt.NDArray[np.float64] = polynomial(angles)
         return result
@@ -228,8 +226,9 @@ class NoiseModel:
         r = _column(curves.correlation, clean)
         sigma = _column(curves.deviation, clean)
         noisy = r * standardize(clean) + (noise_scale * sigma) * noise
-        return match_mean_std(noisy, torch.from_numpy(curves.mean).to(clean.device),
-                              torch.from_numpy(curves.std).to(clean.device))
+        return match_mean_std(
+            noisy, torch.from_numpy(curves.mean).to(clean.device), torch.from_numpy(curves.std).to(clean.device)
+        )
 
     def to_json(self) -> str:
         """Write the model as JSON text."""

@@ -84,7 +84,7 @@ def _voxel_map(
     angles: npt.NDArray[np.float64], depth: int, size: int, width: int, device: torch.device, dtype: torch.dtype
 ) -> PlaneMap:
     def build() -> PlaneMap:
-        slabs = [_voxel_weights(angles, z, size, width) for z in np.arange(depth) - axis_index(depth)]
+        slabs = [_voxel_weights(angles, z, size, width) for z in range(-axis_index(depth), depth - axis_index(depth))]
         matrix = scipy.sparse.vstack(slabs, format="csr")
         return PlaneMap(matrix, (len(angles), width), (depth, size), device=device, dtype=dtype)
 

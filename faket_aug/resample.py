@@ -59,8 +59,11 @@ def bin_spline(images: Tensor, factor: int, *, grid: str = "axis") -> Tensor:
         return images.to(result_dtype(images.dtype))
     working = working_dtype(result_dtype(images.dtype))
     height, width = images.shape[-2:]
-    rows, columns = (torch.from_numpy(_spline_matrix(n, factor, grid)).to(images.device, working) for n in (height, width))
-    return (rows @ images.to(working) @ columns.T).to(result_dtype(images.dtype))
+    rows, columns = (
+        torch.from_numpy(_spline_matrix(n, factor, grid)).to(images.device, working) for n in (height, width)
+    )
+    binned: Tensor = rows @ images.to(working) @ columns.T
+    return binned.to(result_dtype(images.dtype))
 
 
 def bin_fourier(images: Tensor, factor: int) -> Tensor:
@@ -85,8 +88,9 @@ def _check(images: Tensor, factor: int) -> None:
     check_ndim("images", images, "... y x")
     check_positive("factor", factor)
     if min(images.shape[-2:]) < 2 * factor:
-        raise ValueError(f"expected images of at least {2 * factor} pixels a side to bin by {factor}, got "
-                         f"{tuple(images.shape[-2:])}")
+        raise ValueError(
+            f"expected images of at least {2 * factor} pixels a side to bin by {factor}, got {tuple(images.shape[-2:])}"
+        )
 
 
 def _crop_spectrum(images: Tensor, factor: int) -> Tensor:
@@ -100,7 +104,8 @@ def _crop_spectrum(images: Tensor, factor: int) -> Tensor:
     if shift:
         k = torch.arange(size // 2 + 1, device=images.device)
         spectrum = spectrum * torch.exp(2j * math.pi * shift / (size * factor) * k)
-    return torch.fft.irfft(spectrum, n=size, dim=-1) / factor
+    cropped: Tensor = torch.fft.irfft(spectrum, n=size, dim=-1) / factor
+    return cropped
 
 
 @lru_cache(maxsize=16)

@@ -1,0 +1,144 @@
+"""Geometric augmentation of patches, drawn from an address and applied identically to image and label."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from faket_aug._checks import check_ndim
+
+Range = tuple[float, float]
+_AXES = ("z", "y", "x")
+
+
+@dataclass(frozen=True, kw_only=True)
+class AugmentationParameters:
+    """What was drawn: flips and half turns about (z, y, x), rotation in degrees about (x, y, z), scale."""
+
+    flips: tuple[bool, bool, bool]
+    half_turns: tuple[bool, bool, bool]
+    rotation_deg: tuple[float, float, float]
+    scale: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class PatchAugmentation:
+    """Random flips, half turns, rotations and scalings of patches, by kornia.
+
+    The missing wedge lies about the beam (z) in the plane across the tilt axis (y). Flips and half turns about the
+    axes leave it where it is; any other rotation turns it, so that is refused unless asked for.
+
+    Parameters
+    ----------
+    flips
+        Axes, of `"zyx"`, along which a patch may be mirrored. A mirrored particle has the other hand.
+    half_turns
+        Axes, of `"zyx"`, about which a patch may be turned by 180°.
+    rotation_deg
+        Largest rotation about (x, y, z), degrees; drawn evenly from ± these.
+    scale
+        Range of magnifications, drawn evenly.
+    keep_missing_wedge
+        Refuse rotations that turn the missing wedge.
+
+    Raises
+    ------
+    ValueError
+        For rotations with `keep_missing_wedge`, unknown axes, or a scale of 0.
+    """
+
+    flips: str = ""
+    half_turns: str = ""
+    rotation_deg: tuple[float, float, float] = (0.0, 0.0, 0.0)
+    scale: Range = (1.0, 1.0)
+    keep_missing_wedge: bool = True
+
+    def __post_init__(self) -> None:
+        for name in ("flips", "half_turns"):
+            unknown = set(getattr(self, name)) - set(_AXES)
+            if unknown:
+                raise ValueError(f"expected `{name}` to hold axes of 'zyx', got {getattr(self, name)!r}")
+        if not 0 < self.scale[0] <= self.scale[1]:
+            raise ValueError(f"expected `scale` to be a pair 0 < low <= high, got {self.scale!r}")
+        if self.keep_missing_wedge and any(self.rotation_deg):
+            raise ValueError(
+                f"expected no rotation with `keep_missing_wedge`, got `rotation_deg` {self.rotation_deg}: it would "
+                "turn the missing wedge; set `keep_missing_wedge` to False, or use `half_turns`"
+            )
+
+    def draw(self, generator: np.random.Generator) -> AugmentationParameters:
+        """Draw the parameters of one patch; the same number of draws, whatever the settings."""
+        coins, turns = generator.random(6) < 0.5, generator.uniform(-1.0, 1.0, 3)
+        low, high = self.scale
+        return AugmentationParameters(
+            flips=_choose(self.flips, coins[:3]),
+            half_turns=_choose(self.half_turns, coins[3:]),
+            rotation_deg=tuple(float(t * r) for t, r in zip(turns, self.rotation_deg, strict=True)),  # type: ignore[arg-type]
+            scale=float(low + (high - low) * generator.random()),
+        )
+
+    def apply(self, image: Tensor, label: Tensor, parameters: AugmentationParameters) -> tuple[Tensor, Tensor]:
+        """Apply drawn parameters to an image (linear interpolation) and its label (nearest voxel).
+
+        Parameters
+        ----------
+        image
+            `(z, y, x)`, floating point.
+        label
+            `(z, y, x)`, integers.
+        parameters
+            From `draw`.
+
+        Returns
+        -------
+        Image and label of the same shapes and dtypes.
+        """
+        check_ndim("image", image, "z y x")
+        axes = _axes_to_flip(parameters)
+        if axes:
+            image, label = torch.flip(image, axes), torch.flip(label, axes)
+        if parameters.scale == 1.0 and not any(parameters.rotation_deg):
+            return image, label
+        warped = _warp(image, parameters, "bilinear")
+        return warped, _warp(label.to(torch.float32), parameters, "nearest").round().to(label.dtype)
+
+
+def _choose(axes: str, coins: npt.NDArray[np.bool_]) -> tuple[bool, bool, bool]:
+    z, y, x = (axis in axes and bool(coin) for axis, coin in zip(_AXES, coins, strict=True))
+    return z, y, x
+
+
+def _axes_to_flip(parameters: AugmentationParameters) -> tuple[int, ...]:
+    """Half turns about one axis run the two others backwards; two flips of one axis cancel."""
+    flipped = list(parameters.flips)
+    for axis, turned in enumerate(parameters.half_turns):
+        if turned:
+            for other in {0, 1, 2} - {axis}:
+                flipped[other] = not flipped[other]
+    return tuple(axis for axis, flip in enumerate(flipped) if flip)
+
+
+def _warp(volume: Tensor, parameters: AugmentationParameters, resample: str) -> Tensor:
+    """Rotate and scale about the patch's middle with kornia, by given parameters: it draws nothing itself."""
+    # kornia is imported here: it takes seconds, and most patches need flips only.
+    from kornia.augmentation import RandomAffine3D
+
+    affine: Any = RandomAffine3D(degrees=0.0, resample=resample, align_corners=True, p=1.0)
+    middle = torch.tensor([[(n - 1) / 2 for n in reversed(volume.shape)]])  # (1, 3), (x, y, z)
+    zero = torch.zeros(1)
+    given = {
+        "translations": torch.zeros(1, 3),
+        "center": middle,
+        "scale": torch.full((1, 3), parameters.scale),
+        "angles": torch.tensor([parameters.rotation_deg], dtype=torch.float32),
+        **dict.fromkeys(("sxy", "sxz", "syx", "syz", "szx", "szy"), zero),
+        "forward_input_shape": torch.tensor([1, 1, *volume.shape]),
+        "batch_prob": torch.ones(1),
+    }
+    warped: Tensor = affine(volume[None, None], params=given)
+    return warped[0, 0]

@@ -1,0 +1,123 @@
+"""MRC files: volumes `(z, y, x)`, tilt stacks `(tilt, y, x)`, voxel sizes in Å."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+from typing import Any
+
+import mrcfile
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from faket_aug._checks import FileFormatError, check_finite, check_ndim, check_positive
+from faket_aug.formats._atomic import atomic_path
+
+
+def read_mrc(path: str | Path, *, rows: slice | None = None) -> tuple[Tensor, float]:
+    """Read an MRC file (`.mrc`, `.st`, `.mrcs`, `.map`; plain, or compressed by gzip or bzip2).
+
+    Parameters
+    ----------
+    path
+        The file. It is opened strictly first; what only mrcfile's permissive mode reads gives a warning that says
+        what is wrong with it.
+    rows
+        Which sections, along the first axis, to read; all by default. The others stay on disk.
+
+    Returns
+    -------
+    The data, `(z, y, x)`, as stored (integers stay integers, half precision becomes float32), and the voxel size in
+    Å, 0 where the file holds none.
+
+    Raises
+    ------
+    FileFormatError
+        If it is not an MRC file, is truncated, has a wrong header, or holds NaN or infinite values.
+    FileNotFoundError
+        If there is no such file.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"expected an MRC file, found none at {path}")
+    stored, voxel_size = _open(path, rows)
+    if stored.ndim != 3:
+        raise FileFormatError(f"{path}: expected an MRC file of three axes, got shape {stored.shape}")
+    data = torch.from_numpy(_native(stored))
+    check_finite(data, str(path))
+    return data, voxel_size
+
+
+def _open(path: Path, rows: slice | None) -> tuple[npt.NDArray[Any], float]:
+    opener: Any = mrcfile.open if path.suffix in (".gz", ".bz2") else mrcfile.mmap
+    try:
+        with opener(path, mode="r") as file:
+            return np.array(file.data[rows or slice(None)]), _voxel_size(path, file)
+    except (ValueError, OSError) as error:
+        strict_error = error
+    if "Expected" in str(strict_error) and "data block" in str(strict_error):
+        # Less data than the header says: even the permissive mode could only make something up.
+        raise FileFormatError(f"{path}: expected a whole MRC file, got a truncated one ({strict_error})")
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        try:
+            with mrcfile.open(path, mode="r", permissive=True) as file:
+                data = None if file.data is None else np.array(file.data[rows or slice(None)])
+                voxel_size = 0.0 if data is None else _voxel_size(path, file)
+        except Exception as error:
+            raise FileFormatError(f"{path}: expected an MRC file, got one that cannot be read ({error})") from error
+    found = "; ".join(dict.fromkeys([str(strict_error), *(str(w.message) for w in caught)]))
+    if data is None or data.size == 0:
+        raise FileFormatError(f"{path}: expected a whole MRC file with a valid header, got: {found}")
+    warnings.warn(f"{path}: not quite an MRC file, read all the same: {found}", stacklevel=3)
+    return data, voxel_size
+
+
+def _voxel_size(path: Path, file: Any) -> float:
+    sizes = [float(file.voxel_size[axis]) for axis in "xyz"]
+    in_plane = sizes[0]
+    if not np.isfinite(in_plane) or in_plane < 0:
+        raise FileFormatError(f"{path}: expected a voxel size of 0 Å or more in the header, got {sizes}")
+    return in_plane
+
+
+def _native(stored: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """Turn what torch does not take (foreign byte order, half precision, unsigned integers) into what it does."""
+    if stored.dtype.kind == "c":
+        raise FileFormatError(f"expected real numbers, got complex ones ({stored.dtype})")
+    if stored.dtype.kind == "f":
+        return stored.astype(np.float32, copy=False)
+    if stored.dtype.kind == "u" and stored.dtype.itemsize > 1:
+        return stored.astype(np.int32)
+    return stored.astype(stored.dtype.newbyteorder("="), copy=False)
+
+
+def write_mrc(path: str | Path, data: Tensor, *, voxel_size: float) -> None:
+    """Write an MRC file under a temporary name, flush it and rename it.
+
+    Parameters
+    ----------
+    path
+        The file; an existing one is replaced when the new one is whole.
+    data
+        `(z, y, x)` or `(tilt, y, x)`; floating point becomes float32, integers int8 or int16 as they fit.
+    voxel_size
+        Å.
+    """
+    check_ndim("data", data, "z y x")
+    check_positive("voxel_size", voxel_size)
+    values = data.detach().cpu().numpy()
+    with atomic_path(path) as temporary, mrcfile.new(temporary, overwrite=True) as file:
+        file.set_data(_storable(values))
+        file.voxel_size = voxel_size
+
+
+def _storable(values: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    if values.dtype.kind == "f":
+        return values.astype(np.float32)
+    largest = int(np.abs(values).max(initial=0))
+    if largest > np.iinfo(np.int16).max:
+        raise ValueError(f"expected integers that fit 16 bits in an MRC file, got up to {largest}")
+    return values.astype(np.int8 if largest <= np.iinfo(np.int8).max else np.int16)

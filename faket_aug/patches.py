@@ -1,0 +1,112 @@
+"""Patches cut from volumes: where, how large, and made comparable."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+Size = tuple[int, int, int]
+
+
+def as_size(patch_size: int | Sequence[int]) -> Size:
+    """Return a patch size as `(z, y, x)`; one number is a cube.
+
+    Raises
+    ------
+    ValueError
+        If it is not one or three positive numbers.
+    """
+    sizes = [patch_size] * 3 if isinstance(patch_size, int) else [int(size) for size in patch_size]
+    if len(sizes) != 3 or min(sizes) < 1:
+        raise ValueError(f"expected `patch_size` to be one or three positive numbers (z, y, x), got {patch_size!r}")
+    return sizes[0], sizes[1], sizes[2]
+
+
+def clamp_center(center: npt.ArrayLike, size: Size, shape: Sequence[int]) -> npt.NDArray[np.int64]:
+    """Move a patch's centre, as little as needed, so that the patch lies within the volume.
+
+    Parameters
+    ----------
+    center
+        `(3,)`, (z, y, x), voxels; rounded first.
+    size
+        The patch's size; its centre is voxel `size // 2`.
+    shape
+        The volume's shape (z, y, x).
+
+    Raises
+    ------
+    ValueError
+        If the patch is larger than the volume.
+    """
+    sizes, extent = np.array(size), np.array(shape)
+    if (sizes > extent).any():
+        raise ValueError(
+            f"expected a patch that fits the tomogram of {tuple(int(n) for n in shape)} voxels (z, y, x), got "
+            f"{tuple(size)}; set `patch_size` smaller"
+        )
+    low = sizes // 2
+    clamped: npt.NDArray[np.int64] = np.clip(np.rint(center).astype(np.int64), low, extent - sizes + low)
+    return clamped
+
+
+def cut(volume: Tensor, center: npt.NDArray[np.int64], size: Size) -> Tensor:
+    """Cut a patch of `size` with its voxel `size // 2` at `center` out of `(z, y, x)`; a view, no copy."""
+    z, y, x = (slice(int(c) - s // 2, int(c) - s // 2 + s) for c, s in zip(center, size, strict=True))
+    return volume[z, y, x]
+
+
+def normalize(patch: Tensor) -> Tensor:
+    """Bring a patch to mean 0 and deviation 1; a constant one becomes 0."""
+    mean, std = patch.mean(), patch.std(correction=0)
+    # The bound is what rounding makes of a constant patch.
+    if float(std) <= 1e-6 * float(mean.abs()):
+        return torch.zeros_like(patch)
+    return (patch - mean) / std
+
+
+def sphere_labels(
+    shape: Size,
+    origin: npt.NDArray[np.int64],
+    classes: npt.NDArray[np.int64],
+    positions: npt.NDArray[np.float64],
+    radii: Mapping[int, float],
+) -> Tensor:
+    """Draw a sphere for each particle; where spheres overlap the nearer centre wins.
+
+    Parameters
+    ----------
+    shape
+        Of the patch, (z, y, x).
+    origin
+        The volume's voxel at the patch's first voxel.
+    classes, positions
+        Of the particles, `(n,)` and `(n, 3)` (z, y, x) in voxels of the volume.
+    radii
+        Radius of each class in voxels; classes that are not named are not drawn.
+
+    Returns
+    -------
+    `shape`, int64.
+    """
+    labels = np.zeros(shape, dtype=np.int64)
+    nearest = np.full(shape, np.inf)
+    for number, position in zip(classes, positions - origin, strict=True):
+        radius = radii.get(int(number))
+        if radius is None:
+            continue
+        low = np.maximum(np.ceil(position - radius), 0).astype(int)
+        high = np.minimum(np.floor(position + radius) + 1, shape).astype(int)
+        if (high <= low).any():
+            continue
+        box = tuple(slice(a, b) for a, b in zip(low, high, strict=True))
+        axes = np.ogrid[box]
+        distance = sum((axis - p) ** 2 for axis, p in zip(axes, position, strict=True))
+        inside = (distance <= radius**2) & (distance < nearest[box])
+        labels[box][inside] = number
+        nearest[box][inside] = distance[inside]
+    return torch.from_numpy(labels)

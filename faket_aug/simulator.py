@@ -1,0 +1,310 @@
+"""The FakET simulator: from a specimen to a tilt-series and a tomogram. The only module that knows all stages."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from faket_aug._checks import SimulationError, check_choice, check_fraction, check_positive
+from faket_aug._random import numpy_generator, torch_generator, torch_seed
+from faket_aug._threads import in_forked_process, intra_op_threads
+from faket_aug.features import VGG19Features
+from faket_aug.filters import FILTERS
+from faket_aug.geometry import Angles, as_tilt_angles
+from faket_aug.noise import CONTENT_NOISE, NoiseModel
+from faket_aug.projection import BACKENDS, EXTENDS, project
+from faket_aug.reconstruction import reconstruct
+from faket_aug.resample import BINNINGS
+from faket_aug.specimen import GrandModel
+from faket_aug.statistics import match_mean_std
+from faket_aug.style import (
+    AVERAGE_DECAY,
+    CONTENT_LAYERS,
+    CONTENT_WEIGHT,
+    MEMORY_BUDGET,
+    STEP_SIZE,
+    style_weights_for,
+    stylize,
+)
+from faket_aug.stylebank import StyleBank
+from faket_aug.tomogram import SimulatedTomogram, SimulationRecord
+
+MODALITIES = ("noiseless", "baseline", "noisy", "content", "faket")
+#: Modalities that need a noise model.
+NOISY_MODALITIES = MODALITIES[1:]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class FakETSimulator:
+    """Simulate tilt-series of specimens, and reconstruct them.
+
+    Parameters
+    ----------
+    tilt_angles
+        `(tilt,)`, degrees.
+    modality
+        What the tilts are: `"noiseless"` (negated projections), `"baseline"` (noise that does not depend on the
+        tilt), `"noisy"` (tilt-dependent noise), `"content"` (a quarter of it), `"faket"` (noisy, then one step of
+        style transfer).
+    noise
+        The noise model; not needed for `"noiseless"`.
+    style, features
+        The style bank and the encoder that made it; needed for `"faket"` only.
+    style_weights, content_layers, content_weight, step_size, iterations, average_decay, quantiles
+        Of the style transfer, see `stylize`.
+    filter, binning
+        Of the reconstruction, see `reconstruct`. The tomogram has the binning of the specimen's labels.
+    extend, backend
+        Of the projection, see `project`.
+    memory_budget
+        Bytes that the style transfer's activations may take.
+    device
+        Where it all runs; results stay there.
+    threads
+        Intra-op threads of the simulation. Their number changes the last bits, so it is fixed: the same in the main
+        process and in every worker.
+
+    Raises
+    ------
+    ValueError
+        For unknown choices, or a modality whose noise, style or features are missing.
+    """
+
+    tilt_angles: Angles
+    modality: str = "faket"
+    noise: NoiseModel | None = None
+    style: StyleBank | None = None
+    features: VGG19Features | None = None
+    style_weights: Sequence[float] | None = None
+    content_layers: Sequence[int] = CONTENT_LAYERS
+    content_weight: float = CONTENT_WEIGHT
+    step_size: float = STEP_SIZE
+    iterations: int = 1
+    average_decay: float = AVERAGE_DECAY
+    quantiles: tuple[float, float] = (0.0, 1.0)
+    filter: str = "shrec"
+    binning: str = "spline"
+    extend: str = "zero"
+    backend: str = "torch"
+    memory_budget: int = MEMORY_BUDGET
+    device: str = "cpu"
+    threads: int = 1
+    _on_device: dict[str, VGG19Features] = field(default_factory=dict, init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "tilt_angles", tuple(as_tilt_angles(self.tilt_angles).tolist()))
+        check_choice("modality", self.modality, MODALITIES)
+        check_choice("filter", self.filter, FILTERS)
+        check_choice("binning", self.binning, BINNINGS)
+        check_choice("extend", self.extend, EXTENDS)
+        check_choice("backend", self.backend, BACKENDS)
+        check_positive("iterations", self.iterations)
+        check_positive("step_size", self.step_size, zero=True)
+        check_fraction("average_decay", self.average_decay)
+        check_positive("memory_budget", self.memory_budget)
+        check_positive("threads", self.threads)
+        if self.modality in NOISY_MODALITIES and self.noise is None:
+            raise ValueError(f"expected `noise` for the modality {self.modality!r}, got None; fit a `NoiseModel`")
+        if self.modality == "faket":
+            if self.style is None or self.features is None:
+                raise ValueError(
+                    'expected `style` and `features` for the modality "faket", got None; build a '
+                    "`StyleBank` with `VGG19Features`"
+                )
+            self.features.check_layers([*self.content_layers, *self.style.style_layers])
+            style_weights_for(self.style.style_layers, self.style_weights)
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Copies of the encoder on a device belong to the process that made them.
+        return {**self.__dict__, "_on_device": {}}
+
+    def settings(self) -> dict[str, Any]:
+        """Return all that the result depends on, as JSON types: strings, numbers, lists and dicts."""
+        noisy, styled = self.modality in NOISY_MODALITIES, self.modality == "faket"
+        settings: dict[str, Any] = {
+            "tilt_angles": list(self.tilt_angles),
+            "modality": self.modality,
+            "noise": self.noise.to_json() if noisy and self.noise else None,
+            "style": self.style.key if styled and self.style else None,
+            "features": self.features.fingerprint if styled and self.features else None,
+            "style_weights": None if self.style_weights is None else [float(w) for w in self.style_weights],
+            "content_layers": [int(layer) for layer in self.content_layers],
+            "quantiles": [float(q) for q in self.quantiles],
+        }
+        names = (
+            "content_weight",
+            "step_size",
+            "iterations",
+            "average_decay",
+            "filter",
+            "binning",
+            "extend",
+            "backend",
+            "memory_budget",
+            "device",
+            "threads",
+        )
+        return settings | {name: getattr(self, name) for name in names}
+
+    def draw(self, specimen: GrandModel, *, seed: int, epoch: int = 0, tomogram: int = 0) -> SimulationRecord:
+        """Draw all chance of a simulation from its address, without doing anything.
+
+        Parameters
+        ----------
+        specimen
+            The specimen to be simulated.
+        seed, epoch, tomogram
+            The address.
+        """
+        style_series = -1
+        if self.modality == "faket" and self.style is not None:
+            generator = numpy_generator(seed, "style", epoch=epoch, tomogram=tomogram)
+            style_series = int(generator.integers(len(self.style.series)))
+        return SimulationRecord(
+            seed=seed,
+            epoch=epoch,
+            tomogram=tomogram,
+            specimen=specimen.name,
+            noise_seed=torch_seed(seed, "noise", epoch=epoch, tomogram=tomogram),
+            style_series=style_series,
+            settings=self.settings(),
+            versions={"faket_aug": version("faket_aug"), "torch": str(torch.__version__)},
+        )
+
+    def __call__(self, specimen: GrandModel, *, seed: int, epoch: int = 0, tomogram: int = 0) -> SimulatedTomogram:
+        """Simulate a specimen.
+
+        Parameters
+        ----------
+        specimen
+            The specimen.
+        seed, epoch, tomogram
+            The address of all chance; the same address gives the same tomogram, bit for bit on a CPU.
+
+        Raises
+        ------
+        SimulationError
+            If anything fails; the message names the specimen and the cause.
+        """
+        return self.simulate(specimen, self.draw(specimen, seed=seed, epoch=epoch, tomogram=tomogram))
+
+    def simulate(self, specimen: GrandModel, record: SimulationRecord) -> SimulatedTomogram:
+        """Make the tomogram of a record, or make it again.
+
+        Parameters
+        ----------
+        specimen
+            The specimen that the record names.
+        record
+            From `draw`, or from an earlier tomogram. Its settings must be this simulator's.
+
+        Raises
+        ------
+        ValueError
+            If the record's settings are not this simulator's; the message names those that differ.
+        SimulationError
+            If anything fails; the message names the specimen and the cause.
+        """
+        settings = self.settings()
+        differing = [key for key in settings if dict(record.settings).get(key) != settings[key]]
+        if differing:
+            raise ValueError(f"expected a record with this simulator's settings, got others for {', '.join(differing)}")
+        try:
+            with torch.no_grad(), intra_op_threads(self.threads):
+                return self._simulate(specimen, record)
+        except Exception as error:
+            raise SimulationError(f"{specimen.name}: {type(error).__name__}: {error}") from error
+
+    def _simulate(self, specimen: GrandModel, record: SimulationRecord) -> SimulatedTomogram:
+        device = usable_device(self.device)
+        density = specimen.density.to(device, torch.float32)
+        # A microscope's tilts have dark particles: here, and nowhere else, the contrast is turned.
+        clean = -project(density, self.tilt_angles, extend=self.extend, backend=self.backend)
+        del density
+        tilts = self._tilts(clean, record)
+        labels = specimen.labels.to(device)
+        tomogram = reconstruct(
+            tilts,
+            self.tilt_angles,
+            depth=labels.shape[0],
+            filter=self.filter,
+            bin=specimen.bin,
+            binning=self.binning,
+        )
+        return SimulatedTomogram(
+            tiltseries=tilts,
+            tilt_angles=as_tilt_angles(self.tilt_angles),
+            tomogram=tomogram,
+            labels=labels,
+            instances=None if specimen.instances is None else specimen.instances.to(device),
+            particles=specimen.particles,
+            class_names=specimen.class_names,
+            voxel_size=specimen.label_voxel_size,
+            record=record,
+        )
+
+    def _tilts(self, clean: Tensor, record: SimulationRecord) -> Tensor:
+        if self.modality == "noiseless" or self.noise is None:
+            return clean
+        generator = torch_generator(record.noise_seed, clean.device)
+        noise = torch.randn(clean.shape, generator=generator, device=clean.device)
+        model = self.noise.baseline() if self.modality == "baseline" else self.noise
+        if self.modality == "content":
+            return model.sample(clean, noise, self.tilt_angles, noise_scale=CONTENT_NOISE)
+        noisy = model.sample(clean, noise, self.tilt_angles)
+        if self.modality != "faket" or self.style is None:
+            return noisy
+        content = model.sample(clean, noise, self.tilt_angles, noise_scale=CONTENT_NOISE)
+        del noise
+        style = self.style.select(self.tilt_angles, series=record.style_series).to(clean.device)
+        styled = stylize(
+            content,
+            noisy,
+            style,
+            features=self._encoder(clean.device),
+            style_weights=self.style_weights,
+            content_layers=self.content_layers,
+            content_weight=self.content_weight,
+            step_size=self.step_size,
+            iterations=self.iterations,
+            average_decay=self.average_decay,
+            quantiles=self.quantiles,
+            memory_budget=self.memory_budget,
+        )
+        return match_mean_std(styled, style.mean, style.std)
+
+    def _encoder(self, device: torch.device) -> VGG19Features:
+        assert self.features is not None, "checked when the simulator was made"
+        if device.type == "cpu":
+            return self.features
+        key = str(device)
+        if key not in self._on_device:
+            import copy
+
+            self._on_device[key] = copy.deepcopy(self.features).to(device)
+        return self._on_device[key]
+
+
+def usable_device(name: str) -> torch.device:
+    """Return a device, or say why it cannot be used.
+
+    Raises
+    ------
+    ValueError
+        If CUDA is asked for in a forked process, or where there is none.
+    """
+    device = torch.device(name)
+    if device.type == "cuda":
+        if in_forked_process():
+            raise ValueError(
+                f"expected a simulation on the CPU in a forked worker, got `device` {name!r}: CUDA does not survive a "
+                'fork; give the DataLoader `multiprocessing_context="spawn"`, or `num_workers=0`'
+            )
+        if not torch.cuda.is_available():
+            raise ValueError(f'expected a CUDA device for `device` {name!r}, found none; set `device` to "cpu"')
+    return device
