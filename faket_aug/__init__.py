@@ -1,1 +1,56 @@
+"""Labelled cryo-electron tomograms, simulated while a particle picker trains on them.
+
+>>> specimens = ShrecSpecimens(["model_0", "model_1"])
+>>> style = TiltSeries.read("my_tilts.mrc")                      # (tilt, y, x), unlabelled
+>>> features = VGG19Features("vgg19.pth")
+>>> simulator = FakETSimulator(
+...     tilt_angles=style.tilt_angles,
+...     noise=NoiseModel.assume(style.tilts, style.tilt_angles, snr=0.1),
+...     style=StyleBank.build(style, features),
+...     features=features,
+... )
+>>> dataset = FakETDataset(specimens, simulator, patch_size=56)
+>>> batch = next(iter(DataLoader(dataset, batch_size=25)))       # image (25, 1, 56, 56, 56), label (25, 56, 56, 56)
+"""
+
+from faket_aug._checks import CacheError, FileFormatError, SimulationError, WeightsError
+from faket_aug.augmentation import PatchAugmentation
+from faket_aug.dataset import FakETDataset
+from faket_aug.features import VGG19Features
+from faket_aug.noise import NoiseModel
+from faket_aug.projection import backproject, project
+from faket_aug.reconstruction import reconstruct
+from faket_aug.simulator import MODALITIES, FakETSimulator
+from faket_aug.specimen import GrandModel, ParticleTable, ShrecSpecimens
+from faket_aug.style import StyleTargets, stylize
+from faket_aug.stylebank import StyleBank
+from faket_aug.tiltseries import TiltSeries
+from faket_aug.tomogram import SimulatedTomogram, SimulationRecord
+
 __version__ = "0.1.0"
+
+__all__ = [
+    "MODALITIES",
+    "CacheError",
+    "FakETDataset",
+    "FakETSimulator",
+    "FileFormatError",
+    "GrandModel",
+    "NoiseModel",
+    "ParticleTable",
+    "PatchAugmentation",
+    "ShrecSpecimens",
+    "SimulatedTomogram",
+    "SimulationError",
+    "SimulationRecord",
+    "StyleBank",
+    "StyleTargets",
+    "TiltSeries",
+    "VGG19Features",
+    "WeightsError",
+    "__version__",
+    "backproject",
+    "project",
+    "reconstruct",
+    "stylize",
+]

@@ -1,0 +1,48 @@
+"""Making the next thing while the present ones are used."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Generic, TypeVar
+
+K = TypeVar("K")
+V = TypeVar("V")
+
+
+class MakeAhead(Generic[K, V]):
+    """Make one value ahead, in order, in a background thread.
+
+    Parameters
+    ----------
+    make
+        Makes the value of a key; its errors reach the taker.
+    keys
+        The keys, in the order in which their values will be taken.
+    """
+
+    def __init__(self, make: Callable[[K], V], keys: Iterable[K]) -> None:
+        self._make = make
+        self._keys = iter(keys)
+        # The executor joins its thread when the interpreter ends, whatever becomes of this object.
+        self._executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="faket_aug")
+        self._ahead: Future[V] | None = None
+        self._start_next()
+
+    def take(self) -> V:
+        """Return the next value, waiting for it if need be, and begin with the one after it."""
+        assert self._ahead is not None, "as many values as keys are taken"
+        value = self._ahead.result()
+        self._start_next()
+        return value
+
+    def close(self) -> None:
+        """Drop what is queued and wait for the thread."""
+        self._executor.shutdown(wait=True, cancel_futures=True)
+        self._ahead = None
+
+    def _start_next(self) -> None:
+        self._ahead = None
+        for key in self._keys:
+            self._ahead = self._executor.submit(self._make, key)
+            return

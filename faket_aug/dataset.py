@@ -1,0 +1,390 @@
+"""The dataset: labelled patches of tomograms that are simulated while a network trains."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch.utils.data import IterableDataset, get_worker_info
+
+from faket_aug._background import MakeAhead
+from faket_aug._checks import SimulationError, check_positive
+from faket_aug._progress import MAX_STREAMS, Resume, SharedProgress, StreamPosition, positions_after
+from faket_aug._random import numpy_generator
+from faket_aug._threads import in_forked_process, intra_op_threads
+from faket_aug.augmentation import PatchAugmentation
+from faket_aug.patches import as_size, clamp_center
+from faket_aug.sampling import LiveTomogram, PatchSampler
+from faket_aug.simulator import FakETSimulator, usable_device
+from faket_aug.specimen import GrandModel
+
+_FORMAT = 1
+_STATE_KEYS = {"format", "seed", "world_size", "tomograms", "patches", "epoch", "streams", "first", "delivered"}
+
+
+class FakETDataset(IterableDataset[dict[str, Any]]):
+    """Labelled patches of tomograms that are simulated while they are read.
+
+    An item is a dict of `image` (float32 `(1, z, y, x)`), `label` (int64 `(z, y, x)`), `index` (int, names the item
+    within an epoch), `tomogram` (int), `position` (int64 `(3,)`, the patch's centre, (z, y, x) in voxels of the
+    tomogram) and `particle_class` (int, of the particle it is centred on; 0 for background).
+
+    An item depends on `seed`, `epoch` and `index` only: not on workers, ranks, order or resumption. Workers and ranks
+    take whole tomograms.
+
+    Parameters
+    ----------
+    specimens
+        A sequence of specimens; `ShrecSpecimens` reads them when needed.
+    simulator
+        Makes the tomograms.
+    patch_size
+        Voxels, one number or (z, y, x).
+    patches_per_tomogram
+        Patches cut from each tomogram.
+    tomograms_per_epoch
+        Tomograms of an epoch; one for each specimen by default. Specimens are used in random order, each equally
+        often.
+    live_tomograms
+        Tomograms whose patches are mixed, in each worker; one more is made ahead.
+    shift
+        Largest random shift of a patch's centre from its particle, voxels along each axis.
+    class_balanced
+        Choose the class first, evenly among those in the tomogram, then the particle.
+    background_fraction
+        Share of patches at random places.
+    half_turn
+        Turn half of the patches by 180° about the tilt axis, as published.
+    augmentation
+        More augmentation.
+    normalize
+        Bring each image to mean 0 and deviation 1.
+    target
+        `"shape"`: the specimen's labels; `"sphere"`: a sphere for each particle.
+    radii
+        For `"sphere"`: radius in Å of each class, by number or name; other classes are not drawn.
+    seed
+        Of all chance.
+    rank, world_size
+        Of a distributed job; by default those of `torch.distributed`, or of the environment that `torchrun` makes.
+    item_device
+        Where the items' tensors are put.
+
+    Raises
+    ------
+    ValueError
+        For settings that cannot be, with what was expected.
+    SimulationError
+        While iterating: if a tomogram cannot be made; the message names the specimen and the cause.
+    """
+
+    def __init__(
+        self,
+        specimens: Sequence[GrandModel],
+        simulator: FakETSimulator,
+        *,
+        patch_size: int | Sequence[int] = 56,
+        patches_per_tomogram: int = 64,
+        tomograms_per_epoch: int | None = None,
+        live_tomograms: int = 2,
+        shift: int = 13,
+        class_balanced: bool = False,
+        background_fraction: float = 0.0,
+        half_turn: bool = True,
+        augmentation: PatchAugmentation | None = None,
+        normalize: bool = True,
+        target: str = "shape",
+        radii: Mapping[int | str, float] | None = None,
+        seed: int = 0,
+        rank: int | None = None,
+        world_size: int | None = None,
+        item_device: str = "cpu",
+    ) -> None:
+        super().__init__()
+        if len(specimens) == 0:
+            raise ValueError("expected at least one specimen, got none")
+        check_positive("patches_per_tomogram", patches_per_tomogram)
+        check_positive("live_tomograms", live_tomograms)
+        check_positive("seed", seed, zero=True)
+        if (target == "sphere") != (radii is not None):
+            raise ValueError(f'expected `radii` with `target="sphere"` and only then, got {radii!r} with {target!r}')
+        if (rank is None) != (world_size is None):
+            raise ValueError(f"expected `rank` and `world_size` together, got {rank!r} and {world_size!r}")
+        self.specimens = specimens
+        self.simulator = simulator
+        self.sampler = PatchSampler(
+            patch_size=as_size(patch_size),
+            shift=shift,
+            class_balanced=class_balanced,
+            background_fraction=background_fraction,
+            half_turn=half_turn,
+            augmentation=augmentation,
+            normalize=normalize,
+            target=target,
+        )
+        self.patches_per_tomogram = patches_per_tomogram
+        self.tomograms_per_epoch = len(specimens) if tomograms_per_epoch is None else tomograms_per_epoch
+        check_positive("tomograms_per_epoch", self.tomograms_per_epoch)
+        self.live_tomograms = live_tomograms
+        self.radii = None if radii is None else dict(radii)
+        self.seed = seed
+        self.item_device = item_device
+        self._ranks = None if rank is None or world_size is None else (rank, world_size)
+        self._progress = SharedProgress()
+        self._local: Resume | None = None
+        self._position: StreamPosition | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        # A spawned worker knows nothing of `torch.distributed`: it is told.
+        return {**self.__dict__, "_ranks": self._rank_and_world(), "_position": None}
+
+    def __len__(self) -> int:
+        """Items of an epoch on this rank, over all of its workers."""
+        rank, world = self._rank_and_world()
+        return len(range(rank, self.tomograms_per_epoch, world)) * self.patches_per_tomogram
+
+    @property
+    def epoch(self) -> int:
+        """The epoch of the next pass."""
+        return self._progress.epoch
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch of the next pass, before each pass, as with a `DistributedSampler`.
+
+        It also reaches persistent workers. The epoch of a state that was just loaded goes on where it stopped.
+        """
+        check_positive("epoch", epoch, zero=True)
+        self._progress.set_epoch(epoch)
+
+    # Order -----------------------------------------------------------------------------------------------------------
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        info = get_worker_info()
+        worker, workers = (0, 1) if info is None else (info.id, info.num_workers)
+        if workers > MAX_STREAMS:
+            raise ValueError(f"expected at most {MAX_STREAMS} workers, got {workers}")
+        usable_device(self.simulator.device)
+        if in_forked_process() and self.simulator.threads > 1:
+            raise ValueError(
+                f"expected `threads=1` in a forked worker, got {self.simulator.threads}: OpenMP's threads do not "
+                'survive a fork; give the DataLoader `multiprocessing_context="spawn"`, or the simulator `threads=1`'
+            )
+        position = self._begin_pass(worker, workers)
+        self._position = position
+        return self._items(position)
+
+    def _begin_pass(self, worker: int, workers: int) -> StreamPosition:
+        """Find where this worker's pass begins: at a resume point, or at the start of the epoch."""
+        local, self._local = self._local, None
+        before = self._progress.begin_pass(worker)
+        waiting = self._progress.resume if before == 0 else None
+        if local is not None and (not self._progress.explicit or local.epoch == self._progress.epoch):
+            resume, place = local, 0
+        elif waiting is not None:
+            resume, place = waiting, worker
+        else:
+            if before > 0 and not self._progress.explicit:
+                warnings.warn(
+                    f"epoch {self.epoch} is read again: the same items come again; call `set_epoch` before each epoch",
+                    stacklevel=3,
+                )
+            return StreamPosition(epoch=self.epoch, stream=worker, streams=workers, delivered=0)
+        if resume.streams != workers:
+            raise ValueError(
+                f"expected to resume with as many workers as the state was saved with, {resume.streams} (0 counts as "
+                f"1), got {workers}; set `num_workers` to it"
+            )
+        stream = (resume.first + place) % workers
+        return StreamPosition(epoch=resume.epoch, stream=stream, streams=workers, delivered=resume.delivered[place])
+
+    def _tomograms(self, stream: int, streams: int) -> range:
+        """The tomograms of one stream of this rank; ranks and streams share them out without overlap."""
+        rank, world = self._rank_and_world()
+        return range(rank + world * stream, self.tomograms_per_epoch, world * streams)
+
+    def _order(self, epoch: int, stream: int, streams: int) -> npt.NDArray[np.int64]:
+        """Rows `(tomogram, patch)` in the order of a stream.
+
+        The k-th tomogram's patches get random times in [k, k + live): sorted by time, at most `live` tomograms are in
+        use at once, they end one after the other, and the first patch needs only the first of them.
+        """
+        tomograms = self._tomograms(stream, streams)
+        count = self.patches_per_tomogram
+        if len(tomograms) == 0:
+            return np.zeros((0, 2), dtype=np.int64)
+        times = np.concatenate(
+            [
+                k + self.live_tomograms * numpy_generator(self.seed, "order", epoch=epoch, tomogram=t).random(count)
+                for k, t in enumerate(tomograms)
+            ]
+        )
+        rows = np.stack([np.repeat(tomograms, count), np.tile(np.arange(count), len(tomograms))], axis=1)
+        ordered: npt.NDArray[np.int64] = rows[np.argsort(times, kind="stable")].astype(np.int64)
+        return ordered
+
+    def _items(self, position: StreamPosition) -> Iterator[dict[str, Any]]:
+        order = self._order(position.epoch, position.stream, position.streams)[position.delivered :]
+        left = Counter(order[:, 0].tolist())
+        # A Counter keeps the order of first appearance: the order in which the tomograms are needed.
+        ahead = MakeAhead(lambda tomogram: self._make(position.epoch, tomogram), list(left))
+        live: dict[int, LiveTomogram] = {}
+        try:
+            for tomogram, patch in order.tolist():
+                if tomogram not in live:
+                    live[tomogram] = ahead.take()
+                item = self._item(live[tomogram], position.epoch, tomogram, patch)
+                left[tomogram] -= 1
+                if left[tomogram] == 0:
+                    del live[tomogram]
+                position.delivered += 1
+                yield item
+            # Whoever asks for the state after the end gets the start of the epoch, as a new pass would.
+            position.delivered = 0
+        finally:
+            ahead.close()
+
+    # Content ---------------------------------------------------------------------------------------------------------
+
+    def _make(self, epoch: int, tomogram: int) -> LiveTomogram:
+        number = self._specimen_number(epoch, tomogram)
+        try:
+            specimen = self.specimens[number]
+        except Exception as error:
+            raise SimulationError(f"specimen {number}: {type(error).__name__}: {error}") from error
+        try:
+            clamp_center((0, 0, 0), self.sampler.patch_size, specimen.labels.shape)
+            radii = self._radii_in_voxels(specimen)
+        except ValueError as error:
+            raise SimulationError(f"{specimen.name}: {error}") from error
+        made = self.simulator(specimen, seed=self.seed, epoch=epoch, tomogram=tomogram)
+        return LiveTomogram.of(made, radii=radii)
+
+    def _specimen_number(self, epoch: int, tomogram: int) -> int:
+        """Shuffle the specimens anew each time all of them were used."""
+        round_, place = divmod(tomogram, len(self.specimens))
+        order = numpy_generator(self.seed, "specimen", epoch=epoch, tomogram=round_).permutation(len(self.specimens))
+        return int(order[place])
+
+    def _radii_in_voxels(self, specimen: GrandModel) -> dict[int, float]:
+        numbers = {name: number for number, name in specimen.class_names.items()}
+        radii = {}
+        for key, radius in (self.radii or {}).items():
+            number = numbers.get(key) if isinstance(key, str) else key
+            if number is None:
+                raise ValueError(f"expected `radii` for classes among {', '.join(numbers)}, got {key!r}")
+            radii[number] = radius / specimen.label_voxel_size
+        return radii
+
+    def _item(self, live: LiveTomogram, epoch: int, tomogram: int, patch: int) -> dict[str, Any]:
+        with torch.no_grad(), intra_op_threads(self.simulator.threads):
+            sample = self.sampler.sample(live, seed=self.seed, epoch=epoch, tomogram=tomogram, patch=patch)
+        return {
+            "image": sample.image[None].to(self.item_device),
+            "label": sample.label.to(self.item_device),
+            "index": tomogram * self.patches_per_tomogram + patch,
+            "tomogram": tomogram,
+            "position": torch.from_numpy(sample.position),
+            "particle_class": sample.particle_class,
+        }
+
+    # State -----------------------------------------------------------------------------------------------------------
+
+    def state_dict(
+        self, *, batches: int | None = None, batch_size: int = 1, num_workers: int = 0, drop_last: bool = False
+    ) -> dict[str, Any]:
+        """Return where the dataset stands, small and JSON-serialisable.
+
+        Without arguments: where *this process's* stream stands, which is all for `num_workers=0`, and what
+        `torchdata`'s `StatefulDataLoader` asks each worker for. With a `DataLoader` that has workers, the main process
+        does not see what they delivered: tell it how many batches of the epoch you took since the loader's pass began.
+
+        Parameters
+        ----------
+        batches
+            Batches taken in this pass of the loader.
+        batch_size, num_workers, drop_last
+            The loader's.
+        """
+        if batches is not None:
+            return self._state_of_loader(batches, batch_size, max(num_workers, 1), drop_last)
+        position = self._position
+        if position is None and get_worker_info() is None and self._progress.passes_begun:
+            raise RuntimeError(
+                "expected to be told how far a DataLoader with workers has come; call "
+                "`state_dict(batches=..., batch_size=..., num_workers=...)`"
+            )
+        if position is not None:
+            return self._state(position.epoch, position.streams, position.stream, [position.delivered])
+        waiting = self._local or self._progress.resume
+        if waiting is not None:
+            return self._state(waiting.epoch, waiting.streams, waiting.first, list(waiting.delivered))
+        info = get_worker_info()
+        stream, streams = (0, 1) if info is None else (info.id, info.num_workers)
+        return self._state(self.epoch, streams, stream, [0])
+
+    def _state_of_loader(self, batches: int, batch_size: int, workers: int, drop_last: bool) -> dict[str, Any]:
+        resume = self._progress.current_resume
+        first, start = (0, (0,) * workers) if resume is None else (resume.first, resume.delivered)
+        if len(start) != workers:
+            raise ValueError(f"expected `num_workers` of the state that was loaded, {len(start)}, got {workers}")
+        streams = [(first + worker) % workers for worker in range(workers)]
+        lengths = [len(self._tomograms(stream, workers)) * self.patches_per_tomogram for stream in streams]
+        delivered, turn = positions_after(
+            lengths, start=start, batches=batches, batch_size=batch_size, drop_last=drop_last
+        )
+        return self._state(self.epoch, workers, streams[turn], delivered[turn:] + delivered[:turn])
+
+    def _state(self, epoch: int, streams: int, first: int, delivered: list[int]) -> dict[str, Any]:
+        return {
+            "format": _FORMAT,
+            "seed": self.seed,
+            "world_size": self._rank_and_world()[1],
+            "tomograms": self.tomograms_per_epoch,
+            "patches": self.patches_per_tomogram,
+            "epoch": epoch,
+            "streams": streams,
+            "first": first,
+            "delivered": delivered,
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on where a state was taken, in the next pass.
+
+        Use as many workers as then, and call `set_epoch(state["epoch"])` as before any pass.
+
+        Raises
+        ------
+        ValueError
+            If the state is not one of this dataset: other keys, another seed, another number of tomograms, patches or
+            ranks.
+        """
+        if set(state) != _STATE_KEYS:
+            raise ValueError(f"expected a state with {sorted(_STATE_KEYS)}, got {sorted(state)}")
+        own = self._state(0, 1, 0, [0])
+        for key in ("format", "seed", "world_size", "tomograms", "patches"):
+            if state[key] != own[key]:
+                raise ValueError(f"expected a state of a dataset with {key} {own[key]}, got {state[key]}")
+        resume = Resume.from_state(state)
+        self._position = None
+        if get_worker_info() is not None:
+            self._local = resume
+            return
+        if len(resume.delivered) != resume.streams:
+            raise ValueError(
+                f"expected a state of all {resume.streams} streams, got one of stream {resume.first} alone; take it "
+                "with `state_dict(batches=..., batch_size=..., num_workers=...)`"
+            )
+        self._progress.set_resume(resume)
+
+    def _rank_and_world(self) -> tuple[int, int]:
+        if self._ranks is not None:
+            return self._ranks
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
+            return torch.distributed.get_rank(), torch.distributed.get_world_size()
+        return int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))

@@ -1,0 +1,113 @@
+"""Drawing labelled patches from a tomogram."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Self
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from faket_aug._checks import check_choice, check_fraction, check_positive
+from faket_aug._random import numpy_generator
+from faket_aug.augmentation import PatchAugmentation
+from faket_aug.geometry import half_turn_about_tilt_axis
+from faket_aug.patches import Size, clamp_center, cut, normalize, sphere_labels
+from faket_aug.specimen import ParticleTable
+from faket_aug.tomogram import SimulatedTomogram
+
+TARGETS = ("shape", "sphere")
+
+
+@dataclass(frozen=True, kw_only=True)
+class LiveTomogram:
+    """What patches are cut from: tomogram and labels `(z, y, x)`, the particles within, radii in voxels."""
+
+    tomogram: Tensor
+    labels: Tensor
+    particles: ParticleTable
+    radii: Mapping[int, float]
+
+    @classmethod
+    def of(cls, made: SimulatedTomogram, *, radii: Mapping[int, float]) -> Self:
+        """Keep of a simulated tomogram what patches need; particles whose centre lies outside are left out."""
+        nearest = np.rint(made.particles.positions)
+        keep = ((nearest >= 0) & (nearest < np.array(made.labels.shape))).all(axis=1)
+        particles = ParticleTable(
+            classes=made.particles.classes[keep],
+            positions=made.particles.positions[keep],
+            orientations=made.particles.orientations[keep],
+        )
+        return cls(tomogram=made.tomogram, labels=made.labels, particles=particles, radii=radii)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Patch:
+    """A patch: image float32 and label int64 `(z, y, x)`, its centre `(3,)` (z, y, x), the class it is centred on."""
+
+    image: Tensor
+    label: Tensor
+    position: npt.NDArray[np.int64]
+    particle_class: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class PatchSampler:
+    """How patches are drawn; see `FakETDataset` for what each setting means."""
+
+    patch_size: Size
+    shift: int
+    class_balanced: bool
+    background_fraction: float
+    half_turn: bool
+    augmentation: PatchAugmentation | None
+    normalize: bool
+    target: str
+
+    def __post_init__(self) -> None:
+        check_positive("shift", self.shift, zero=True)
+        check_fraction("background_fraction", self.background_fraction)
+        check_choice("target", self.target, TARGETS)
+
+    def sample(self, live: LiveTomogram, *, seed: int, epoch: int, tomogram: int, patch: int) -> Patch:
+        """Draw the patch of an address."""
+        generator = numpy_generator(seed, "patch", epoch=epoch, tomogram=tomogram, patch=patch)
+        center, particle_class = self._choose_center(live, generator)
+        turned = bool(generator.random() < 0.5) and self.half_turn
+        image, label = cut(live.tomogram, center, self.patch_size).to("cpu", torch.float32), self._label(live, center)
+        if turned:
+            image, label = half_turn_about_tilt_axis(image), half_turn_about_tilt_axis(label)
+        if self.normalize:
+            image = normalize(image)
+        if self.augmentation is not None:
+            drawn = numpy_generator(seed, "augmentation", epoch=epoch, tomogram=tomogram, patch=patch)
+            image, label = self.augmentation.apply(image, label, self.augmentation.draw(drawn))
+        # Copies of their own: views would keep the whole tomogram alive.
+        return Patch(
+            image=image.clone(memory_format=torch.contiguous_format),
+            label=label.clone(memory_format=torch.contiguous_format),
+            position=center,
+            particle_class=particle_class,
+        )
+
+    def _choose_center(self, live: LiveTomogram, generator: np.random.Generator) -> tuple[npt.NDArray[np.int64], int]:
+        shape, particles = live.tomogram.shape, live.particles
+        background = generator.random() < self.background_fraction
+        place, offset = generator.random(3), generator.integers(-self.shift, self.shift + 1, 3)
+        if background or len(particles) == 0:
+            return clamp_center(place * (np.array(shape) - 1), self.patch_size, shape), 0
+        candidates = np.arange(len(particles))
+        if self.class_balanced:
+            candidates = np.flatnonzero(particles.classes == generator.choice(np.unique(particles.classes)))
+        chosen = generator.choice(candidates)
+        center = clamp_center(particles.positions[chosen] + offset, self.patch_size, shape)
+        return center, int(particles.classes[chosen])
+
+    def _label(self, live: LiveTomogram, center: npt.NDArray[np.int64]) -> Tensor:
+        if self.target == "shape":
+            return cut(live.labels, center, self.patch_size).to("cpu", torch.int64)
+        origin = center - np.array(self.patch_size) // 2
+        return sphere_labels(self.patch_size, origin, live.particles.classes, live.particles.positions, live.radii)
