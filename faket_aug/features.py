@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.nn.grad import conv2d_input
 
 from faket_aug._checks import WeightsError, check_choice
 from faket_aug._random import torch_generator, torch_seed
@@ -25,6 +27,16 @@ _MEAN = (0.485, 0.456, 0.406)
 _STD = (0.229, 0.224, 0.225)
 #: Factors that keep the features' scale when max pooling is replaced (as in published style transfer codes).
 _POOLING_SCALE = {"average": 2.0, "l2": 0.78}
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Saved:
+    """What the derivative needs of one layer: a convolution's output after the ReLU, or a pooling's input."""
+
+    index: int
+    activation: Tensor
+    pooled: Tensor | None = None
+    indices: Tensor | None = None
 
 
 class VGG19Features(nn.Module):
@@ -104,11 +116,7 @@ class VGG19Features(nn.Module):
     def fingerprint(self) -> str:
         """Hash of the weights' content, the pooling and the precision."""
         self.load()
-        digest = hashlib.sha256(f"{self.pooling}|{self.precision}".encode())
-        for key in sorted(self.convolutions):
-            digest.update(key.encode())
-            digest.update(self.convolutions[key].detach().cpu().numpy().tobytes())
-        return digest.hexdigest()
+        return hashlib.sha256(f"{self.pooling}|{self.precision}|{self._weights_hash}".encode()).hexdigest()
 
     def check_layers(self, layers: Iterable[int]) -> None:
         """Raise unless every layer is a ReLU of VGG-19 that the weights reach.
@@ -142,20 +150,75 @@ class VGG19Features(nn.Module):
         -------
         For each layer `(n, channels, y', x')`, in the encoder's precision.
         """
+        return self._run(images, layers, [])
+
+    def forward_and_pullback(
+        self, images: Tensor, layers: Iterable[int]
+    ) -> tuple[dict[int, Tensor], Callable[[Mapping[int, Tensor]], Tensor]]:
+        """Compute features and the map that takes gradients by them back to the images.
+
+        The derivative is written out, because autograd's engine does not survive a fork of a process that has trained
+        on a GPU, and because only what is needed is kept: one activation a layer.
+
+        Parameters
+        ----------
+        images, layers
+            As for a call.
+
+        Returns
+        -------
+        The features, and a function from gradients by (some of) them to the gradient by the images,
+        `(n, 3, y, x)` in float32.
+        """
+        tape: list[_Saved] = []
+        features = self._run(images, layers, tape, keep=True)
+
+        def pullback(gradients: Mapping[int, Tensor]) -> Tensor:
+            return self._pull_back(gradients, tape, tuple(images.shape))
+
+        return features, pullback
+
+    def _run(
+        self, images: Tensor, layers: Iterable[int], tape: list[_Saved], *, keep: bool = False
+    ) -> dict[int, Tensor]:
         wanted = set(layers)
         self.check_layers(wanted)
         self.check_size(images.shape[-2], images.shape[-1], wanted)
-        dtype = PRECISIONS[self.precision]
-        result = ((images - self.mean) / self.std).to(dtype)
+        result = ((images - self.mean) / self.std).to(PRECISIONS[self.precision], memory_format=torch.channels_last)
         features = {}
         for index in range(max(wanted, default=-1) + 1):
             if index in CONVOLUTIONS:
                 result = self._convolve(result, index)
+                saved = _Saved(index=index, activation=result)
             elif index in POOLINGS:
-                result = self._pool(result)
-            elif index in wanted:
-                features[index] = result
+                before, (result, indices) = result, self._pool(result)
+                saved = _Saved(index=index, activation=before, pooled=result, indices=indices)
+            else:
+                if index in wanted:
+                    features[index] = result
+                continue
+            if keep:
+                tape.append(saved)
         return features
+
+    def _pull_back(self, gradients: Mapping[int, Tensor], tape: list[_Saved], shape: tuple[int, ...]) -> Tensor:
+        gradient: Tensor | None = None
+        for saved in reversed(tape):
+            if saved.index in POOLINGS:
+                gradient = None if gradient is None else self._unpool(gradient, saved)
+                continue
+            own = gradients.get(saved.index + 1)
+            if own is not None:
+                own = own.to(saved.activation.dtype)
+                gradient = own.clone() if gradient is None else gradient.add_(own)
+            if gradient is None:
+                continue
+            # The ReLU's derivative: what it let through is positive.
+            gradient = torch.ops.aten.threshold_backward(gradient, saved.activation, 0)
+            gradient = self._convolve_backward(gradient, saved.index)
+        if gradient is None:
+            return torch.zeros(shape, device=self.mean.device)
+        return gradient.float() / self.std
 
     def check_size(self, height: int, width: int, layers: Iterable[int]) -> None:
         """Raise a `ValueError` if images of this size vanish in the poolings before the deepest layer."""
@@ -168,27 +231,68 @@ class VGG19Features(nn.Module):
             )
 
     def _convolve(self, images: Tensor, index: int) -> Tensor:
-        weight = self.convolutions[f"weight_{index}"].to(images.dtype)
-        bias = self.convolutions[f"bias_{index}"].to(images.dtype)
+        weight, bias = self.convolutions[f"weight_{index}"], self.convolutions[f"bias_{index}"]
         if index == 0:
             # The first layer repeats the border: zeros would draw a frame of edges around a tilt.
             images = functional.pad(images, (1, 1, 1, 1), mode="replicate")
         result = functional.conv2d(images, weight, bias, padding=0 if index == 0 else 1)
         return functional.relu_(result)
 
-    def _pool(self, images: Tensor) -> Tensor:
+    def _convolve_backward(self, gradient: Tensor, index: int) -> Tensor:
+        weight = self.convolutions[f"weight_{index}"]
+        n, _, height, width = gradient.shape
+        border = 1 if index == 0 else 0
+        shape = (n, weight.shape[1], height + 2 * border, width + 2 * border)
+        pulled: Tensor = conv2d_input(shape, weight, gradient, padding=1 - border)  # type: ignore[no-untyped-call]
+        if border:
+            like = pulled.new_empty((n, weight.shape[1], height, width))
+            pulled = torch.ops.aten.replication_pad2d_backward(pulled, like, (1, 1, 1, 1))
+        result: Tensor = pulled
+        return result
+
+    def _pool(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
         if self.pooling == "max":
-            return functional.max_pool2d(images, 2)
+            pooled, indices = functional.max_pool2d(images, 2, return_indices=True)
+            return pooled, indices
         if self.pooling == "average":
-            return functional.avg_pool2d(images, 2) * _POOLING_SCALE["average"]
-        # sqrt(sum of squares); the derivative at 0 is taken as 0, as lp_pool2d of torch does.
-        return functional.lp_pool2d(images, 2, 2) * _POOLING_SCALE["l2"]
+            return functional.avg_pool2d(images, 2) * _POOLING_SCALE["average"], None
+        return functional.avg_pool2d(images.square(), 2).mul_(4).sqrt_().mul_(_POOLING_SCALE["l2"]), None
+
+    def _unpool(self, gradient: Tensor, saved: _Saved) -> Tensor:
+        before = saved.activation
+        if saved.indices is not None:
+            unpooled: Tensor = torch.ops.aten.max_pool2d_with_indices_backward(
+                gradient, before, [2, 2], [2, 2], [0, 0], [1, 1], False, saved.indices
+            )
+            return unpooled
+        if self.pooling == "average":
+            return _repeat_pixels(gradient * (_POOLING_SCALE["average"] / 4), before.shape)
+        assert saved.pooled is not None, "kept for every pooling"
+        # d/dx sqrt(Σx²) = x / sqrt(Σx²), and 0 where all x are 0, as in lp_pool2d of torch.
+        scale = _POOLING_SCALE["l2"]
+        ratio = torch.where(saved.pooled > 0, gradient * scale**2 / saved.pooled, 0.0)
+        return _repeat_pixels(ratio, before.shape) * before
 
     def _set_weights(self, weights: Mapping[int, tuple[Tensor, Tensor]]) -> None:
-        for index, (weight, bias) in weights.items():
+        digest = hashlib.sha256()
+        for index, (weight, bias) in sorted(weights.items()):
             for name, tensor in ((f"weight_{index}", weight), (f"bias_{index}", bias)):
-                values = tensor.to(self.mean.device, torch.float32).contiguous()
+                exact = tensor.detach().to("cpu", torch.float32).contiguous()
+                digest.update(name.encode())
+                digest.update(exact.numpy().tobytes())
+                values = exact.to(self.mean.device, PRECISIONS[self.precision])
+                if values.ndim == 4:
+                    # Channels last is what convolutions are fastest with, on CPUs and on GPUs.
+                    values = values.contiguous(memory_format=torch.channels_last)
                 self.convolutions[name] = nn.Parameter(values, requires_grad=False)
+        self._weights_hash = digest.hexdigest()
+
+
+def _repeat_pixels(images: Tensor, shape: torch.Size) -> Tensor:
+    """Repeat each pixel twice along both axes; what an odd size leaves over is 0."""
+    repeated = images.repeat_interleave(2, dim=-2).repeat_interleave(2, dim=-1)
+    rest = (0, shape[-1] - repeated.shape[-1], 0, shape[-2] - repeated.shape[-2])
+    return functional.pad(repeated, rest)
 
 
 def _random_weights(seed: int) -> dict[int, tuple[Tensor, Tensor]]:

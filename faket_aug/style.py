@@ -33,6 +33,12 @@ class Encoder(Protocol):
         """Compute features `(n, channels, y', x')` of images `(n, 3, y, x)` in [0, 1] at `layers`."""
         ...
 
+    def forward_and_pullback(
+        self, images: Tensor, layers: Iterable[int]
+    ) -> tuple[dict[int, Tensor], Callable[[Mapping[int, Tensor]], Tensor]]:
+        """Compute the same, and the map from gradients by the features to the gradient by the images."""
+        ...
+
 
 @dataclass(frozen=True, kw_only=True)
 class StyleTargets:
@@ -86,9 +92,9 @@ def gram_matrix(features: Tensor) -> Tensor:
     -------
     `(n, channels, channels)`, accumulated in float32 at least: bfloat16 would lose the small layers.
     """
-    flat = features.flatten(2)
+    flat = _pixels_by_channels(features)
     wide = flat if flat.dtype == torch.float64 else flat.float()
-    return wide @ wide.mT / flat.shape[-1]
+    return wide.mT @ wide / flat.shape[1]
 
 
 def gray_to_rgb(tilts: Tensor) -> Tensor:
@@ -132,6 +138,7 @@ def style_grams(
     return {layer: torch.cat(grams) for layer, grams in parts.items()}
 
 
+@torch.no_grad()
 def stylize(
     content: Tensor,
     init: Tensor,
@@ -193,8 +200,7 @@ def stylize(
     start, kept = to_unit_range(init, quantiles), to_unit_range(content, quantiles)
     result = torch.empty_like(start)
     for chunk in chunks_of_tilts(start.shape[0], start[0].numel(), memory_budget):
-        with torch.no_grad():
-            targets = features(gray_to_rgb(kept[chunk]), content_layers) if content_weight else {}
+        targets = features(gray_to_rgb(kept[chunk]), content_layers) if content_weight else {}
         grams = {layer: gram[chunk] for layer, gram in style.grams.items()}
 
         def gradient(
@@ -216,24 +222,39 @@ def _gradient(
     style_weights: Sequence[float],
 ) -> Tensor:
     """Differentiate the loss by the images; tilts add up, so each gets the gradient of its own loss."""
-    with torch.enable_grad():
-        leaf = images.detach().requires_grad_()
-        found = features(leaf, [*content, *grams])
-        loss = leaf.new_zeros(())
-        for layer, target in content.items():
-            loss = loss + content_weight * _scaled_square_error(found[layer], target)
-        for weight, (layer, gram) in zip(style_weights, grams.items(), strict=True):
-            loss = loss + weight * _scaled_square_error(gram_matrix(found[layer]), gram)
-        (gradient,) = torch.autograd.grad(loss, leaf)
-    return gradient
+    found, pullback = features.forward_and_pullback(images, [*content, *grams])
+    slopes: dict[int, Tensor] = {}
+    for layer, target in content.items():
+        slopes[layer] = _error_slope(found[layer], target).mul_(content_weight)
+    for weight, (layer, gram) in zip(style_weights, grams.items(), strict=True):
+        slope = _gram_slope(found[layer], _error_slope(gram_matrix(found[layer]), gram).mul_(weight))
+        slopes[layer] = slopes[layer].add_(slope) if layer in slopes else slope
+    return pullback(slopes)
 
 
-def _scaled_square_error(found: Tensor, target: Tensor) -> Tensor:
-    """`Σd² / (Σ|d| + 1e-8)` of each tilt, summed over tilts: its gradient does not depend on the layer's scale."""
-    difference = (found - target).flatten(1)
-    if difference.dtype != torch.float64:
-        difference = difference.float()
-    return (difference.square().sum(1) / (difference.abs().sum(1) + _EPS)).sum()
+def _error_slope(found: Tensor, target: Tensor) -> Tensor:
+    """Derivative by `found` of `Σd² / (Σ|d| + 1e-8)` of each tilt, with `d = found - target`.
+
+    The loss is FakET's: its gradient does not depend on the layer's scale.
+    """
+    difference = found.float() - target.float() if found.dtype != torch.float64 else found - target
+    axes = tuple(range(1, found.ndim))
+    total = difference.abs().sum(axes, keepdim=True) + _EPS
+    squares = difference.square().sum(axes, keepdim=True)
+    return difference * (2 / total) - difference.sign() * (squares / total**2)
+
+
+def _gram_slope(features: Tensor, gram_slope: Tensor) -> Tensor:
+    """Derivative by the features `(n, channels, y, x)`, given that by their Gram matrix (symmetric)."""
+    n, channels, height, width = features.shape
+    flat = _pixels_by_channels(features)
+    slope = flat @ (gram_slope * (2 / flat.shape[1])).to(flat.dtype)
+    return slope.reshape(n, height, width, channels).permute(0, 3, 1, 2)
+
+
+def _pixels_by_channels(features: Tensor) -> Tensor:
+    """Reshape `(n, channels, y, x)` to `(n, y·x, channels)`; no copy where channels are last in memory."""
+    return features.permute(0, 2, 3, 1).flatten(1, 2)
 
 
 def _descend(

@@ -1,0 +1,121 @@
+"""DeepFinder's network: a three-dimensional U-Net that labels the voxels of a tomogram."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from faket_aug._checks import check_ndim, check_positive
+
+#: Two poolings by 2: every side of the input is a multiple of this.
+SIZE_MULTIPLE = 4
+
+
+class DeepFinderNet(nn.Module):
+    """Label the voxels of tomograms; the network of DeepFinder.
+
+    Two levels of pooling; up again by repeating voxels and a convolution with kernel 2³. ReLU after each convolution
+    but the last. Weights are drawn as Keras does (Glorot's uniform ones, biases 0), from torch's global generator.
+
+    Parameters
+    ----------
+    classes
+        Classes to tell apart, the background among them.
+    in_channels
+        Channels of the images; 1 for tomograms.
+
+    Raises
+    ------
+    ValueError
+        If there are fewer than two classes, or no channel.
+
+    References
+    ----------
+    Moebel et al., *Deep learning improves macromolecule identification in 3D cellular cryo-electron tomograms*,
+    Nature Methods 18 (2021), 1386-1394.
+    """
+
+    def __init__(self, classes: int, *, in_channels: int = 1) -> None:
+        super().__init__()
+        if classes < 2:
+            raise ValueError(f"expected `classes` to be 2 or more, the background among them, got {classes}")
+        check_positive("in_channels", in_channels)
+        self.classes = classes
+        self.in_channels = in_channels
+        self.down_1 = _convolutions(in_channels, 32, 32)
+        self.down_2 = _convolutions(32, 48, 48)
+        self.bottom = _convolutions(48, 64, 64, 64, 64)
+        self.up_2 = _Upsampling(64, 64)
+        self.merge_2 = _convolutions(64 + 48, 48, 48)
+        self.up_1 = _Upsampling(48, 48)
+        self.merge_1 = _convolutions(48 + 32, 32, 32)
+        self.head = nn.Conv3d(32, classes, 1)
+        self.apply(_reset)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Compute the classes' logits (no softmax).
+
+        Parameters
+        ----------
+        images
+            `(n, channel, z, y, x)`, tomograms or patches of mean 0 and deviation 1; every side a multiple of 4.
+
+        Returns
+        -------
+        `(n, class, z, y, x)`.
+
+        Raises
+        ------
+        ValueError
+            For other numbers of axes or channels, or sides that are no multiples of 4.
+        """
+        self._check(images)
+        high = self.down_1(images)
+        middle = self.down_2(functional.max_pool3d(high, 2))
+        low = self.bottom(functional.max_pool3d(middle, 2))
+        middle = self.merge_2(torch.cat([self.up_2(low), middle], dim=1))
+        high = self.merge_1(torch.cat([self.up_1(middle), high], dim=1))
+        logits: Tensor = self.head(high)
+        return logits
+
+    def _check(self, images: Tensor) -> None:
+        check_ndim("images", images, "n channel z y x")
+        if images.shape[1] != self.in_channels:
+            raise ValueError(f"expected `images` with {self.in_channels} channel(s), got {images.shape[1]}")
+        size = tuple(images.shape[2:])
+        if any(side == 0 or side % SIZE_MULTIPLE for side in size):
+            raise ValueError(
+                f"expected `images` whose sides (z, y, x) are multiples of {SIZE_MULTIPLE}, got {size}; crop or pad "
+                "them, or set `patch_size` to such a number"
+            )
+
+
+class _Upsampling(nn.Module):
+    """Repeat every voxel twice along each axis, then convolve with a kernel of 2³."""
+
+    def __init__(self, in_channels: int, out_channels: int) -> None:
+        super().__init__()
+        self.convolution = nn.Conv3d(in_channels, out_channels, 2)
+
+    def forward(self, images: Tensor) -> Tensor:
+        larger = functional.interpolate(images, scale_factor=2, mode="nearest")
+        # Keras pads an even kernel at the end of each axis.
+        return functional.relu(self.convolution(functional.pad(larger, (0, 1) * 3)))
+
+
+def _convolutions(*channels: int) -> nn.Sequential:
+    """Chain convolutions of 3³, each with its ReLU, through these numbers of channels."""
+    layers: list[nn.Module] = []
+    for before, after in pairwise(channels):
+        layers += [nn.Conv3d(before, after, 3, padding=1), nn.ReLU()]
+    return nn.Sequential(*layers)
+
+
+def _reset(module: nn.Module) -> None:
+    if isinstance(module, nn.Conv3d):
+        nn.init.xavier_uniform_(module.weight)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)

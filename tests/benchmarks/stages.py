@@ -1,0 +1,151 @@
+"""Time each stage against what it replaces; prints ratios of medians, measured in one run."""
+
+from __future__ import annotations
+
+import argparse
+import platform
+import statistics
+import time
+from collections.abc import Callable
+
+import numpy as np
+import radontea
+import torch
+from skimage.transform import radon
+from torch import Tensor, nn
+
+from faket_aug import StyleBank, TiltSeries, VGG19Features, project, reconstruct, stylize
+from faket_aug.features import CONVOLUTIONS, POOLINGS
+from faket_aug.style import STYLE_LAYERS, style_weights_for
+
+CONTENT_LAYER = 8
+
+
+def median_seconds(run: Callable[[], object], repeats: int) -> float:
+    """Run once to warm up, then give the median of `repeats` runs."""
+    run()
+    seconds = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        run()
+        seconds.append(time.perf_counter() - start)
+    return statistics.median(seconds)
+
+
+def report(name: str, other: str, reference: float, own: float, expected: str) -> None:
+    """Print one line of the table."""
+    print(
+        f"{name:32s} {own:9.3f} s   {other:34s} {reference:9.2f} s   {reference / own:7.2f} x   (expected {expected})"
+    )
+
+
+def bench_projection(size: int, depth: int, angles: np.ndarray, repeats: int, slices: int) -> None:
+    volume = torch.randn(depth, size, size)
+    seconds = median_seconds(lambda: project(volume, angles), repeats)
+    some = volume[:, :slices].numpy()
+    reference = median_seconds(lambda: [radon(some[:, y], theta=-angles, circle=False) for y in range(slices)], 1)
+    report("project", "skimage.transform.radon", reference * size / slices, seconds, ">= 60 x")
+
+
+def bench_reconstruction(size: int, angles: np.ndarray, repeats: int, slices: int) -> None:
+    tilts = torch.randn(len(angles), size, size)
+    seconds = median_seconds(lambda: reconstruct(tilts, angles, depth=size, filter="ramp"), repeats)
+    some, radians = tilts[:, :slices].numpy(), np.deg2rad(angles)
+    reference = median_seconds(
+        lambda: [radontea.backproject(some[:, y], radians, weight_angles=False) for y in range(slices)], 1
+    )
+    report("reconstruct", "radontea.backproject", reference * size / slices, seconds, ">= 40 x")
+
+
+class PlainVGG(nn.Module):
+    """VGG-19 as a published style transfer code has it: `nn.Sequential`, every layer kept by autograd."""
+
+    def __init__(self, features: VGG19Features) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList()
+        for index in range(max(STYLE_LAYERS) + 1):
+            if index in CONVOLUTIONS:
+                weight = features.convolutions[f"weight_{index}"]
+                layer = nn.Conv2d(
+                    weight.shape[1], weight.shape[0], 3, padding=1, padding_mode="replicate" if index == 0 else "zeros"
+                )
+                layer.weight, layer.bias = weight, features.convolutions[f"bias_{index}"]
+                self.layers.append(layer)
+            else:
+                self.layers.append(nn.MaxPool2d(2) if index in POOLINGS else nn.ReLU())
+        self.register_buffer("mean", features.mean)
+        self.register_buffer("std", features.std)
+
+    def forward(self, image: Tensor, wanted: tuple[int, ...]) -> dict[int, Tensor]:
+        found, image = {}, (image - self.mean) / self.std
+        for index, layer in enumerate(self.layers[: max(wanted) + 1]):
+            image = layer(image)
+            if index in wanted:
+                found[index] = image
+        return found
+
+
+def plain_style_step(vgg: PlainVGG, content: Tensor, init: Tensor, style: Tensor) -> Tensor:
+    """One iteration for one tilt in [0, 1], with nothing cached."""
+
+    def gram(features: Tensor) -> Tensor:
+        flat = features.flatten(2)
+        return flat @ flat.mT / flat.shape[-1]
+
+    def error(found: Tensor, target: Tensor) -> Tensor:
+        difference = found - target
+        return difference.square().sum() / (difference.abs().sum() + 1e-8)
+
+    with torch.no_grad():
+        kept = vgg(content.expand(1, 3, -1, -1), (CONTENT_LAYER,))[CONTENT_LAYER]
+        targets = {layer: gram(found) for layer, found in vgg(style.expand(1, 3, -1, -1), STYLE_LAYERS).items()}
+    image = nn.Parameter(init.expand(1, 3, -1, -1).clone())
+    optimizer = torch.optim.Adam([image], lr=0.15)
+    found = vgg(image, (CONTENT_LAYER, *STYLE_LAYERS))
+    loss = error(found[CONTENT_LAYER], kept)
+    for weight, layer in zip(style_weights_for(STYLE_LAYERS, None), STYLE_LAYERS, strict=True):
+        loss = loss + weight * error(gram(found[layer]), targets[layer])
+    loss.backward()
+    optimizer.step()
+    with torch.no_grad():
+        return ((0.99 * init + image.clamp(0, 1)) / 1.99).mean(dim=1)
+
+
+def bench_style(size: int, repeats: int) -> None:
+    generator = torch.Generator().manual_seed(0)
+    content, init, style = torch.rand(3, 1, size, size, generator=generator)
+    series = TiltSeries(tilts=style, tilt_angles=np.zeros(1))
+    features = VGG19Features("random")
+    vgg = PlainVGG(features)
+    reference = median_seconds(lambda: plain_style_step(vgg, content[None], init[None], style[None]), repeats)
+    for precision, expected in (("float32", ">= 1.3 x"), ("bfloat16", ">= 4 x with AMX")):
+        encoder = VGG19Features("random", precision=precision)
+        target = StyleBank.build(series, encoder).select([0.0])
+        seconds = median_seconds(
+            lambda encoder=encoder, target=target: stylize(content, init, target, features=encoder), repeats
+        )
+        report(f"stylize, 1 tilt, {precision}", "plain float32 loop, no cache", reference, seconds, expected)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--size", type=int, default=512, help="pixels of a tilt, voxels in x and y")
+    parser.add_argument("--depth", type=int, default=180, help="voxels of the specimen in z")
+    parser.add_argument("--tilts", type=int, default=61)
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--slices", type=int, default=2, help="slices that the per-slice libraries are timed on")
+    options = parser.parse_args()
+    angles = np.linspace(-60.0, 60.0, options.tilts)
+    capability = torch.backends.cpu.get_cpu_capability()
+    print(
+        f"{platform.processor() or platform.machine()}, {capability}, {torch.get_num_threads()} threads, "
+        f"torch {torch.__version__}; {options.tilts} tilts of {options.size}², depth {options.depth}; medians of "
+        f"{options.repeats}"
+    )
+    bench_projection(options.size, options.depth, angles, options.repeats, options.slices)
+    bench_reconstruction(options.size, angles, options.repeats, options.slices)
+    bench_style(options.size, options.repeats)
+
+
+if __name__ == "__main__":
+    main()
