@@ -167,8 +167,8 @@ class VGG19Features(nn.Module):
 
         Returns
         -------
-        The features, and a function from gradients by (some of) them to the gradient by the images,
-        `(n, 3, y, x)` in float32.
+        The features, and a function from gradients by (some of) them, which it may overwrite, to the gradient by the
+        images, `(n, 3, y, x)` in float32.
         """
         tape: list[_Saved] = []
         features = self._run(images, layers, tape, keep=True)
@@ -210,11 +210,11 @@ class VGG19Features(nn.Module):
             own = gradients.get(saved.index + 1)
             if own is not None:
                 own = own.to(saved.activation.dtype)
-                gradient = own.clone() if gradient is None else gradient.add_(own)
+                gradient = own if gradient is None else gradient.add_(own)
             if gradient is None:
                 continue
-            # The ReLU's derivative: what it let through is positive.
-            gradient = torch.ops.aten.threshold_backward(gradient, saved.activation, 0)
+            # The ReLU's derivative, in place: what it let through is positive.
+            torch.ops.aten.threshold_backward.grad_input(gradient, saved.activation, 0, grad_input=gradient)
             gradient = self._convolve_backward(gradient, saved.index)
         if gradient is None:
             return torch.zeros(shape, device=self.mean.device)

@@ -119,7 +119,7 @@ def procedural_specimen(
         instances=torch.from_numpy(instances),
         particles=particles,
         voxel_size=float(voxel_size),
-        class_names={0: "background"} | {number: name for number, name in enumerate(TEMPLATES, start=1)},
+        class_names={0: "background"} | dict(enumerate(TEMPLATES, start=1)),
         name=f"procedural specimen {index} of seed {seed}",
     )
 

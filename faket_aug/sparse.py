@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 #: Rows of y that one product takes on a CPU: the block of the stack stays in the second-level cache.
-_CPU_COLUMNS = 64
+_CPU_COLUMNS = 32
 #: Elements of a block that one product takes on a GPU (1 GiB of float32).
 _GPU_ELEMENTS = 2**28
 

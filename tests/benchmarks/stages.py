@@ -21,40 +21,49 @@ from faket_aug.style import STYLE_LAYERS, style_weights_for
 CONTENT_LAYER = 8
 
 
-def median_seconds(run: Callable[[], object], repeats: int) -> float:
-    """Run once to warm up, then give the median of `repeats` runs."""
+def seconds_of(run: Callable[[], object]) -> float:
+    """Time one run."""
+    start = time.perf_counter()
     run()
-    seconds = []
-    for _ in range(repeats):
-        start = time.perf_counter()
-        run()
-        seconds.append(time.perf_counter() - start)
-    return statistics.median(seconds)
+    return time.perf_counter() - start
 
 
-def report(name: str, other: str, reference: float, own: float, expected: str) -> None:
-    """Print one line of the table."""
-    print(
-        f"{name:32s} {own:9.3f} s   {other:34s} {reference:9.2f} s   {reference / own:7.2f} x   (expected {expected})"
-    )
+def in_turn(own: Callable[[], object], other: Callable[[], object], repeats: int) -> tuple[list[float], list[float]]:
+    """Run both once to warm up, then in turn: a machine whose speed drifts slows both."""
+    own()
+    other()
+    pairs = [(seconds_of(own), seconds_of(other)) for _ in range(repeats)]
+    return [pair[0] for pair in pairs], [pair[1] for pair in pairs]
+
+
+def report(name: str, other: str, times: tuple[list[float], list[float]], expected: str, scale: float = 1.0) -> None:
+    """Print one line of the table: medians, and the median of the pairs' ratios with its range."""
+    own, reference = statistics.median(times[0]), statistics.median(times[1]) * scale
+    ratios = sorted(b * scale / a for a, b in zip(*times, strict=True))
+    ratio = f"{statistics.median(ratios):6.2f} x ({ratios[0]:.2f} to {ratios[-1]:.2f}; expected {expected})"
+    print(f"{name:25s} {own:8.3f} s   {other:29s} {reference:8.2f} s   {ratio}")
 
 
 def bench_projection(size: int, depth: int, angles: np.ndarray, repeats: int, slices: int) -> None:
     volume = torch.randn(depth, size, size)
-    seconds = median_seconds(lambda: project(volume, angles), repeats)
     some = volume[:, :slices].numpy()
-    reference = median_seconds(lambda: [radon(some[:, y], theta=-angles, circle=False) for y in range(slices)], 1)
-    report("project", "skimage.transform.radon", reference * size / slices, seconds, ">= 60 x")
+    times = in_turn(
+        lambda: project(volume, angles),
+        lambda: [radon(some[:, y], theta=-angles, circle=False) for y in range(slices)],
+        repeats,
+    )
+    report("project", "skimage.transform.radon", times, ">= 60 x", size / slices)
 
 
 def bench_reconstruction(size: int, angles: np.ndarray, repeats: int, slices: int) -> None:
     tilts = torch.randn(len(angles), size, size)
-    seconds = median_seconds(lambda: reconstruct(tilts, angles, depth=size, filter="ramp"), repeats)
     some, radians = tilts[:, :slices].numpy(), np.deg2rad(angles)
-    reference = median_seconds(
-        lambda: [radontea.backproject(some[:, y], radians, weight_angles=False) for y in range(slices)], 1
+    times = in_turn(
+        lambda: reconstruct(tilts, angles, depth=size, filter="ramp"),
+        lambda: [radontea.backproject(some[:, y], radians, weight_angles=False) for y in range(slices)],
+        repeats,
     )
-    report("reconstruct", "radontea.backproject", reference * size / slices, seconds, ">= 40 x")
+    report("reconstruct", "radontea.backproject", times, ">= 40 x", size / slices)
 
 
 class PlainVGG(nn.Module):
@@ -117,14 +126,15 @@ def bench_style(size: int, repeats: int) -> None:
     series = TiltSeries(tilts=style, tilt_angles=np.zeros(1))
     features = VGG19Features("random")
     vgg = PlainVGG(features)
-    reference = median_seconds(lambda: plain_style_step(vgg, content[None], init[None], style[None]), repeats)
     for precision, expected in (("float32", ">= 1.3 x"), ("bfloat16", ">= 4 x with AMX")):
         encoder = VGG19Features("random", precision=precision)
         target = StyleBank.build(series, encoder).select([0.0])
-        seconds = median_seconds(
-            lambda encoder=encoder, target=target: stylize(content, init, target, features=encoder), repeats
+        times = in_turn(
+            lambda encoder=encoder, target=target: stylize(content, init, target, features=encoder),
+            lambda: plain_style_step(vgg, content[None], init[None], style[None]),
+            repeats,
         )
-        report(f"stylize, 1 tilt, {precision}", "plain float32 loop, no cache", reference, seconds, expected)
+        report(f"stylize, 1 tilt, {precision}", "plain float32 loop, no cache", times, expected)
 
 
 def main() -> None:

@@ -1,0 +1,48 @@
+"""The command line `faket-aug`: one module a command."""
+
+from __future__ import annotations
+
+import sys
+from importlib.metadata import version
+from typing import Annotated
+
+import typer
+
+from faket_aug._checks import SimulationError
+from faket_aug.cli.demo import demo
+
+app = typer.Typer(
+    name="faket-aug",
+    help="Labelled cryo-electron tomograms, simulated while a particle picker trains on them.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+app.command()(demo)
+
+#: What a user can cause: it is said in one line, without a traceback.
+USER_ERRORS = (OSError, ValueError, ImportError, SimulationError)
+
+
+def _show_version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"faket-aug {version('faket_aug')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
+) -> None:
+    """Labelled cryo-electron tomograms, simulated while a particle picker trains on them."""
+
+
+def main() -> None:
+    """Run the command line; errors that a user can cause become one line, and exit code 1."""
+    try:
+        app()
+    except USER_ERRORS as error:
+        typer.echo(f"faket-aug: error: {' '.join(str(error).split()) or type(error).__name__}", err=True)
+        sys.exit(1)

@@ -1,0 +1,112 @@
+"""`faket-aug demo`: the whole round trip without any data."""
+
+from __future__ import annotations
+
+import re
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from rich.console import Console
+
+    from faket_aug.cli._round_trip import Result
+
+WEIGHTS_URL = "https://download.pytorch.org/models/vgg19-dcbb9e9d.pth"
+RANDOM_NOTE = (
+    "Note: random weights are the weaker variant of the method (FAKET_RANDOM). For the published one add "
+    f"--weights torchvision (downloads 550 MB once), or --weights vgg19-dcbb9e9d.pth, a file fetched from {WEIGHTS_URL}"
+)
+
+
+def demo(
+    output: Annotated[Path, typer.Option(help="Folder of preview.png, made where it is missing.")] = Path("demo"),
+    steps: Annotated[int, typer.Option(min=1, help="Training steps.")] = 200,
+    seed: Annotated[int, typer.Option(min=0, help="Of all chance.")] = 0,
+    weights: Annotated[
+        str | None,
+        typer.Option(
+            help='Encoder weights: a .pth or .safetensors file, "torchvision" (downloaded if need be) or "random"; '
+            'by default torchvision\'s if they are in its cache, else "random".',
+            show_default=False,
+        ),
+    ] = None,
+    style_layers: Annotated[
+        str | None,
+        typer.Option(
+            metavar="1,6,11,...",
+            help="ReLUs of VGG-19 in torchvision's numbering; by default the published ones that the weights reach.",
+            show_default=False,
+        ),
+    ] = None,
+    device: Annotated[str, typer.Option(help='"cpu" or "cuda".')] = "cpu",
+) -> None:
+    """Show the whole round trip on procedural specimens, without any data or network.
+
+    Builds small specimens and records them with a microscope of its own, whose unlabelled tilt-series are the style;
+    fits the noise, builds the style bank, trains a small network on patches that are simulated meanwhile, and writes
+    preview.png.
+    """
+    layers = None if style_layers is None else _parse_layers(style_layers)
+    if not re.fullmatch(r"cpu|cuda(:\d+)?", device):
+        raise typer.BadParameter(f'expected "cpu", "cuda" or "cuda:1", got {device!r}', param_hint="--device")
+    _make_writable(output)
+
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+    from faket_aug.cli._round_trip import RoundTrip, Stages, run
+
+    settings = RoundTrip(output=output, steps=steps, seed=seed, weights=weights, style_layers=layers, device=device)
+    columns = (TextColumn("{task.description:<12}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    console = Console()
+    with Progress(*columns, console=console) as progress:
+        stages = Stages(progress=progress)
+        result = run(settings, stages)
+    _show(console, result, stages.seconds)
+
+
+def _parse_layers(text: str) -> tuple[int, ...]:
+    if not re.fullmatch(r"\s*\d+\s*(,\s*\d+\s*)*", text):
+        raise typer.BadParameter(
+            f"expected numbers with commas between, as 1,6,11, got {text!r}", param_hint="--style-layers"
+        )
+    return tuple(sorted({int(part) for part in text.split(",")}))
+
+
+def _make_writable(folder: Path) -> None:
+    """Make the folder and try to write in it, before anything is computed."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise OSError(
+            f"expected a folder that can be written, got {folder} ({error.strerror or error}); set --output to another"
+        ) from error
+
+
+def _show(console: Console, result: Result, seconds: Mapping[str, float]) -> None:
+    from rich.table import Table
+
+    from faket_aug.cli._round_trip import ends
+
+    table = Table.grid(padding=(0, 2))
+    for name, spent in seconds.items():
+        table.add_row(name, f"{spent:.1f} s")
+    table.add_row("together", f"{sum(seconds.values()):.1f} s")
+    first, last = ends(result.losses)
+    table.add_row("patches", f"{result.patches_per_second:.1f} a second, simulated and trained on")
+    table.add_row("loss", f"{first:.2f} at the start, {last:.2f} at the end")
+    layers = ", ".join(str(layer) for layer in result.style_layers)
+    table.add_row(
+        "encoder", f"VGG-19 weights: {result.features.source} ({result.features.precision}); style layers {layers}"
+    )
+    table.add_row("picture", str(result.preview))
+    console.print(table)
+    if result.features.source == "random":
+        console.print(RANDOM_NOTE)
