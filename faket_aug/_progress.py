@@ -102,9 +102,9 @@ class SharedProgress:
         return self.resume if int(self._passes.max()) <= 1 else None
 
     @property
-    def passes_begun(self) -> bool:
-        """Whether any stream began a pass since the epoch or the resume point was set."""
-        return bool(self._passes.any())
+    def passes_begun(self) -> int:
+        """How many passes all streams began since the epoch or the resume point was set."""
+        return int(self._passes.sum())
 
     def begin_pass(self, worker: int) -> int:
         """Count a pass of a worker; returns how many it made before in this epoch."""

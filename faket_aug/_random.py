@@ -5,6 +5,8 @@ from __future__ import annotations
 import numpy as np
 import torch
 
+from faket_aug._checks import check_choice
+
 #: Streams that must not coincide; the position in this tuple is part of the address, so only append.
 STAGES = ("order", "specimen", "style", "noise", "patch", "augmentation", "demo", "encoder")
 
@@ -13,6 +15,7 @@ def seed_sequence(
     seed: int, stage: str, *, epoch: int = 0, tomogram: int = 0, patch: int = 0
 ) -> np.random.SeedSequence:
     """Mix an address into a seed sequence (all parts are integers of 0 or more)."""
+    check_choice("stage", stage, STAGES)
     address = (STAGES.index(stage), epoch, tomogram, patch)
     if seed < 0 or min(address) < 0:
         raise ValueError(f"expected a seed and an address of 0 or more, got seed {seed} and {address}")

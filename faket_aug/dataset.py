@@ -25,7 +25,7 @@ from faket_aug.simulator import FakETSimulator, usable_device
 from faket_aug.specimen import GrandModel
 
 _FORMAT = 1
-_STATE_KEYS = {"format", "seed", "world_size", "tomograms", "patches", "epoch", "streams", "first", "delivered"}
+_STATE_KEYS = {"format", "seed", "world_size", "tomograms", "patches", "live", "epoch", "streams", "first", "delivered"}
 
 
 class FakETDataset(IterableDataset[dict[str, Any]]):
@@ -116,6 +116,8 @@ class FakETDataset(IterableDataset[dict[str, Any]]):
             raise ValueError(f'expected `radii` with `target="sphere"` and only then, got {radii!r} with {target!r}')
         if (rank is None) != (world_size is None):
             raise ValueError(f"expected `rank` and `world_size` together, got {rank!r} and {world_size!r}")
+        if rank is not None and world_size is not None and not 0 <= rank < world_size:
+            raise ValueError(f"expected `rank` within 0 to `world_size` - 1, got {rank} of {world_size}")
         self.specimens = specimens
         self.simulator = simulator
         self.sampler = PatchSampler(
@@ -139,6 +141,7 @@ class FakETDataset(IterableDataset[dict[str, Any]]):
         self._progress = SharedProgress()
         self._local: Resume | None = None
         self._position: StreamPosition | None = None
+        self._own_passes = 0
 
     def __getstate__(self) -> dict[str, Any]:
         # A spawned worker knows nothing of `torch.distributed`: it is told.
@@ -161,6 +164,7 @@ class FakETDataset(IterableDataset[dict[str, Any]]):
         """
         check_positive("epoch", epoch, zero=True)
         self._progress.set_epoch(epoch)
+        self._position, self._own_passes = None, 0
 
     # Order -----------------------------------------------------------------------------------------------------------
 
@@ -176,7 +180,7 @@ class FakETDataset(IterableDataset[dict[str, Any]]):
                 'survive a fork; give the DataLoader `multiprocessing_context="spawn"`, or the simulator `threads=1`'
             )
         position = self._begin_pass(worker, workers)
-        self._position = position
+        self._position, self._own_passes = position, self._progress.passes_begun
         return self._items(position)
 
     def _begin_pass(self, worker: int, workers: int) -> StreamPosition:
@@ -244,8 +248,6 @@ class FakETDataset(IterableDataset[dict[str, Any]]):
                     del live[tomogram]
                 position.delivered += 1
                 yield item
-            # Whoever asks for the state after the end gets the start of the epoch, as a new pass would.
-            position.delivered = 0
         finally:
             ahead.close()
 
@@ -314,7 +316,7 @@ class FakETDataset(IterableDataset[dict[str, Any]]):
         if batches is not None:
             return self._state_of_loader(batches, batch_size, max(num_workers, 1), drop_last)
         position = self._position
-        if position is None and get_worker_info() is None and self._progress.passes_begun:
+        if get_worker_info() is None and self._progress.passes_begun > self._own_passes:
             raise RuntimeError(
                 "expected to be told how far a DataLoader with workers has come; call "
                 "`state_dict(batches=..., batch_size=..., num_workers=...)`"
@@ -347,6 +349,7 @@ class FakETDataset(IterableDataset[dict[str, Any]]):
             "world_size": self._rank_and_world()[1],
             "tomograms": self.tomograms_per_epoch,
             "patches": self.patches_per_tomogram,
+            "live": self.live_tomograms,
             "epoch": epoch,
             "streams": streams,
             "first": first,
@@ -367,11 +370,11 @@ class FakETDataset(IterableDataset[dict[str, Any]]):
         if set(state) != _STATE_KEYS:
             raise ValueError(f"expected a state with {sorted(_STATE_KEYS)}, got {sorted(state)}")
         own = self._state(0, 1, 0, [0])
-        for key in ("format", "seed", "world_size", "tomograms", "patches"):
+        for key in ("format", "seed", "world_size", "tomograms", "patches", "live"):
             if state[key] != own[key]:
                 raise ValueError(f"expected a state of a dataset with {key} {own[key]}, got {state[key]}")
         resume = Resume.from_state(state)
-        self._position = None
+        self._position, self._own_passes = None, 0
         if get_worker_info() is not None:
             self._local = resume
             return
@@ -380,6 +383,10 @@ class FakETDataset(IterableDataset[dict[str, Any]]):
                 f"expected a state of all {resume.streams} streams, got one of stream {resume.first} alone; take it "
                 "with `state_dict(batches=..., batch_size=..., num_workers=...)`"
             )
+        ended = sum(resume.delivered) >= len(self)
+        if ended and self._progress.explicit and resume.epoch != self.epoch:
+            # StatefulDataLoader loads a state when its pass begins, which is after `set_epoch` chose the next epoch.
+            return
         self._progress.set_resume(resume)
 
     def _rank_and_world(self) -> tuple[int, int]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -256,7 +257,7 @@ class VGG19Features(nn.Module):
             return pooled, indices
         if self.pooling == "average":
             return functional.avg_pool2d(images, 2) * _POOLING_SCALE["average"], None
-        return functional.avg_pool2d(images.square(), 2).mul_(4).sqrt_().mul_(_POOLING_SCALE["l2"]), None
+        return functional.lp_pool2d(images, 2, 2) * _POOLING_SCALE["l2"], None
 
     def _unpool(self, gradient: Tensor, saved: _Saved) -> Tensor:
         before = saved.activation
@@ -330,11 +331,12 @@ def _read_weights(path: Path) -> dict[int, tuple[Tensor, Tensor]]:
 
 def _check_state(state: Mapping[str, Tensor], path: Path) -> dict[int, tuple[Tensor, Tensor]]:
     """Take the convolutions of VGG-19 from a state dict, or say what is wrong with it."""
-    found = {int(key.split(".")[1]) for key in state if key.startswith("features.") and key.endswith(".weight")}
+    names = [str(key) for key in state]
+    found = {int(match[1]) for name in names if (match := re.fullmatch(r"features\.(\d+)\.weight", name))}
     if not found:
         raise WeightsError(
             f"{path}: expected weights of VGG-19 named features.0.weight and so on, got "
-            f"{', '.join(list(state)[:4]) or 'none'}"
+            f"{', '.join(names[:4]) or 'none'}"
         )
     wanted = set(CONVOLUTIONS[: len(found)])
     if found != wanted:
@@ -345,12 +347,13 @@ def _check_state(state: Mapping[str, Tensor], path: Path) -> dict[int, tuple[Ten
     weights, channels = {}, 3
     for index in sorted(found):
         weight, bias = state[f"features.{index}.weight"], state.get(f"features.{index}.bias")
-        expected = (weight.shape[0], channels, 3, 3)
-        if tuple(weight.shape) != expected or bias is None or tuple(bias.shape) != expected[:1]:
-            shape = None if bias is None else tuple(bias.shape)
+        shapes = [tuple(t.shape) if isinstance(t, Tensor) else None for t in (weight, bias)]
+        width = shapes[0][0] if shapes[0] else 0
+        expected = [(width, channels, 3, 3), (width,)]
+        if shapes != expected or bias is None:
             raise WeightsError(
-                f"{path}: expected features.{index} with weight {expected} and bias {expected[:1]}, got "
-                f"{tuple(weight.shape)} and {shape}; these are weights of another network"
+                f"{path}: expected features.{index} with weight {expected[0]} and bias {expected[1]}, got "
+                f"{shapes[0]} and {shapes[1]}; these are weights of another network"
             )
         weights[index] = (weight, bias)
         channels = weight.shape[0]

@@ -12,7 +12,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from faket_aug._checks import check_fraction, check_ndim, check_positive, check_same_shape
+from faket_aug._checks import check_ndim, check_positive, check_same_shape
 from faket_aug.geometry import Angles, as_tilt_angles
 from faket_aug.statistics import clip_images, constant_images, match_mean_std, mean_std, standardize
 
@@ -20,6 +20,7 @@ from faket_aug.statistics import clip_images, constant_images, match_mean_std, m
 CONTENT_NOISE = 0.25
 _FORMAT = 1
 Floats = tuple[float, ...]
+FloatArray = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,6 +45,14 @@ class SeriesNoise:
     mean: Floats
     std: Floats
 
+    def __post_init__(self) -> None:
+        for name in ("tilt_angles", *CURVES):
+            values = getattr(self, name)
+            if len(values) != len(self.tilt_angles) or not np.isfinite(values).all():
+                raise ValueError(
+                    f"expected {len(self.tilt_angles)} finite numbers for `{name}`, one for each tilt, got {values}"
+                )
+
 
 CURVES = ("correlation", "deviation", "mean", "std")
 
@@ -52,10 +61,10 @@ CURVES = ("correlation", "deviation", "mean", "std")
 class NoiseCurves:
     """Noise at given tilts: correlation, deviation, mean and std, each `(tilt,)` in float64."""
 
-    correlation: npt.NDArray[np.float64]
-    deviation: npt.NDArray[np.float64]
-    mean: npt.NDArray[np.float64]
-    std: npt.NDArray[np.float64]
+    correlation: FloatArray
+    deviation: FloatArray
+    mean: FloatArray
+    std: FloatArray
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,8 +95,8 @@ class NoiseModel:
     def __post_init__(self) -> None:
         if not self.series:
             raise ValueError("expected at least one fitted series, got none; make the model with `NoiseModel.fit`")
-        if self.order < 0:
-            raise ValueError(f"expected `order` to be 0 or more, got {self.order}")
+        if not isinstance(self.order, int) or self.order < 0:
+            raise ValueError(f"expected `order` to be a whole number of 0 or more, got {self.order!r}")
         fewest = min(len(set(series.tilt_angles)) for series in self.series)
         if fewest <= self.order:
             raise ValueError(
@@ -168,10 +177,11 @@ class NoiseModel:
         order, quantiles
             As for `fit`.
         """
+        check_ndim("target", target, "tilt y x")
         check_positive("snr", snr)
         angles = as_tilt_angles(tilt_angles, count=target.shape[0])
         ratio = snr * np.cos(np.deg2rad(angles)).clip(0.01)
-        mean, std = _target_statistics(target, quantiles, "target")
+        mean, std = _target_statistics(target, angles, quantiles, "target")
         series = SeriesNoise(
             tilt_angles=_floats(angles),
             correlation=_floats(np.sqrt(ratio / (1 + ratio))),
@@ -198,9 +208,9 @@ class NoiseModel:
         values["std"] = values["std"].clip(min=0.01 * min(min(s.std) for s in self.series))
         return NoiseCurves(**values)
 
-    def _polynomial(self, series: SeriesNoise, name: str, angles: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    def _polynomial(self, series: SeriesNoise, name: str, angles: FloatArray) -> FloatArray:
         polynomial = np.polynomial.Polynomial.fit(series.tilt_angles, getattr(series, name), deg=self.order)
-        result: npt.NDArray[np.float64] = polynomial(angles)
+        result: FloatArray = polynomial(angles)
         return result
 
     def sample(self, clean: Tensor, noise: Tensor, tilt_angles: Angles, *, noise_scale: float = 1.0) -> Tensor:
@@ -246,12 +256,21 @@ class NoiseModel:
         data = json.loads(text)
         if not isinstance(data, dict) or data.get("format") != _FORMAT or set(data) != {"format", "order", "series"}:
             raise ValueError(f"expected a noise model of format {_FORMAT}, got {text[:80]!r}")
-        wanted = {"tilt_angles", *CURVES}
-        for entry in data["series"]:
-            if set(entry) != wanted:
-                raise ValueError(f"expected each series to hold {sorted(wanted)}, got {sorted(entry)}")
-        series = tuple(SeriesNoise(**{key: _floats(entry[key]) for key in entry}) for entry in data["series"])
-        return cls(series=series, order=int(data["order"]))
+        return cls(series=tuple(_series_from_json(data["series"])), order=data["order"])
+
+
+def _series_from_json(entries: Any) -> list[SeriesNoise]:
+    wanted = {"tilt_angles", *CURVES}
+    if not isinstance(entries, list):
+        raise ValueError(f"expected a list of series, got {entries!r}")
+    for entry in entries:
+        if not isinstance(entry, dict) or set(entry) != wanted:
+            found = sorted(entry) if isinstance(entry, dict) else entry
+            raise ValueError(f"expected each series to hold {sorted(wanted)}, got {found!r}")
+        for name, values in entry.items():
+            if not isinstance(values, list) or not all(isinstance(value, int | float) for value in values):
+                raise ValueError(f"expected a list of numbers for `{name}`, got {values!r}")
+    return [SeriesNoise(**{name: _floats(values) for name, values in entry.items()}) for entry in entries]
 
 
 def _fit_series(
@@ -260,7 +279,7 @@ def _fit_series(
     check_ndim("clean", clean, "tilt y x")
     check_same_shape("target", target.shape, "clean", clean.shape)
     angles = as_tilt_angles(tilt_angles, count=clean.shape[0])
-    mean, std = _target_statistics(target, quantiles, f"{name}: target")
+    mean, std = _target_statistics(target, angles, quantiles, f"{name}: target")
     _refuse_constant(clean, angles, f"{name}: clean")
     measured = clip_images(target, quantiles).to(torch.float64)
     product = standardize(clean.to(torch.float64)) * standardize(measured)
@@ -275,24 +294,25 @@ def _fit_series(
 
 
 def _target_statistics(
-    target: Tensor, quantiles: tuple[float, float], name: str
-) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+    target: Tensor, angles: FloatArray, quantiles: tuple[float, float], name: str
+) -> tuple[FloatArray, FloatArray]:
     clipped = clip_images(target, quantiles)
-    _refuse_constant(clipped, None, name)
+    _refuse_constant(clipped, angles, name)
     mean, std = mean_std(clipped)
     return mean.cpu().numpy(), std.cpu().numpy()
 
 
-def _refuse_constant(images: Tensor, angles: npt.NDArray[np.float64] | None, name: str) -> None:
+def _refuse_constant(images: Tensor, angles: FloatArray, name: str) -> None:
     constant = constant_images(images)
     if constant:
-        at = "" if angles is None else f" (at {angles[constant[0]]:g}°)"
+        at = ", ".join(f"{angles[i]:g}°" for i in constant)
         raise ValueError(
-            f"{name}: expected every tilt to vary, got constant tilt(s) {constant}{at}; leave them out of the series"
+            f"{name}: expected every tilt to vary, got constant tilt(s) {constant} (at {at}); leave them out of the "
+            "series"
         )
 
 
-def _column(values: npt.NDArray[np.float64], like: Tensor) -> Tensor:
+def _column(values: FloatArray, like: Tensor) -> Tensor:
     return torch.from_numpy(values).to(like)[:, None, None]
 
 
@@ -302,8 +322,3 @@ def _floats(values: Any) -> Floats:
 
 def _as_list(value: Tensor | Sequence[Tensor]) -> list[Tensor]:
     return [value] if isinstance(value, Tensor) else list(value)
-
-
-def check_content_noise(value: float) -> None:
-    """Raise a `ValueError` unless the content's share of the noise lies in [0, 1]."""
-    check_fraction("content_noise", value)

@@ -30,6 +30,8 @@ LABEL_LEVEL = 0.4
 REFERENCE_COUNTS = {"cage": 5, "barrel": 11, "tripod": 18, "dimer": 34, "fiducial": 3}
 REFERENCE_VOLUME = 48 * 128 * 128 * 10.0**3
 _GOLD_EDGE = 8.0
+#: Particles are drawn so far, Å, beyond the radius that keeps them apart: their last tails may overlap.
+_TAIL = 20.0
 _PLACES_AT_ONCE = 256
 _ROUNDS = 40
 
@@ -44,7 +46,7 @@ class AnalyticTemplate:
         From points `(..., 3)`, (x, y, z) in Å about the particle's centre, to density `(...)`. Smooth on the scale of
         10 Å.
     radius
-        Å from the centre beyond which there is no density to speak of.
+        Å from the centre beyond which there is little density; particles keep this far apart.
     peak
         Largest density.
     oriented
@@ -172,7 +174,7 @@ def _draw(particles: ParticleTable, shape: tuple[int, ...], voxel_size: float) -
     rows = zip(particles.classes, particles.positions, particles.orientations, strict=True)
     for row, (number, position, orientation) in enumerate(rows, start=1):
         template = templates[number - 1]
-        reach = template.radius / voxel_size
+        reach = (template.radius + _TAIL) / voxel_size
         low = np.maximum(np.ceil(position - reach), 0).astype(int)
         high = np.minimum(np.floor(position + reach) + 1, shape).astype(int)
         box = tuple(slice(a, b) for a, b in zip(low, high, strict=True))

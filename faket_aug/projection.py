@@ -187,52 +187,46 @@ def _radon_extend(extend: str) -> None:
         raise ValueError(f'expected `extend="zero"` with `backend="torch_radon"`, got {extend!r}')
 
 
-def _radon_operator(angles: npt.NDArray[np.float64], size: int, width: int) -> Any:
+def _radon_operator(angles: npt.NDArray[np.float64], depth: int, size: int, width: int) -> Any:
     try:
-        import torch_radon
+        from torch_radon import ParallelBeam
     except ImportError as error:
         raise ImportError(
-            'expected the package torch-radon for `backend="torch_radon"`, found none; build it from '
+            'expected the package torch-radon, version 2, for `backend="torch_radon"`, found none; build it from '
             'https://github.com/matteo-ronchetti/torch-radon against your torch, or set `backend` to "torch"'
         ) from error
-    # Its angles are counter-clockwise in an image whose rows run downwards: the sign of skimage.
-    radians = np.deg2rad(0.0 - angles).astype(np.float32)
-    return torch_radon.Radon(size, radians, det_count=width, clip_to_circle=False)
+    # It sees a point of an image, whose rows run downwards, at x cos θ - z sin θ: the sign of skimage.
+    radians = torch.from_numpy(np.deg2rad(0.0 - angles)).float()
+    return ParallelBeam(width, radians, volume=(depth, size))
 
 
 def _radon_forward(volume: Tensor, angles: npt.NDArray[np.float64], width: int) -> Tensor:
-    square, size = _to_square(volume)
-    sinogram = _radon_operator(angles, size, width).forward(square)  # (batch, tilt, x')
-    return _from_slices(sinogram, volume.shape[:-3], volume.shape[-2])
+    slices = volume.movedim(-2, -3).reshape(-1, volume.shape[-3], volume.shape[-1])
+    odd = _pad_to_odd(slices, (-2, -1))
+    operator = _radon_operator(angles, odd.shape[-2], odd.shape[-1], _odd(width))
+    sinogram = operator.forward(odd)  # (batch, tilt, x')
+    return _from_slices(sinogram[..., :width], volume.shape[:-3], volume.shape[-2])
 
 
 def _radon_adjoint(projections: Tensor, angles: npt.NDArray[np.float64], depth: int, width: int) -> Tensor:
-    slices = projections.movedim(-2, -3).reshape(-1, projections.shape[-3], projections.shape[-1]).contiguous()
-    size = _square_size(depth, width)
-    square = _radon_operator(angles, size, projections.shape[-1]).backprojection(slices)  # (batch, z, x)
-    top, left = _square_start(size, depth), _square_start(size, width)
-    return _from_slices(
-        square[:, top : top + depth, left : left + width], projections.shape[:-3], projections.shape[-2]
-    )
+    slices = projections.movedim(-2, -3).reshape(-1, projections.shape[-3], projections.shape[-1])
+    odd = _pad_to_odd(slices, (-1,))
+    operator = _radon_operator(angles, _odd(depth), _odd(width), odd.shape[-1])
+    volume = operator.backprojection(odd)  # (batch, z, x)
+    return _from_slices(volume[:, :depth, :width], projections.shape[:-3], projections.shape[-2])
 
 
-def _square_size(depth: int, width: int) -> int:
-    side = max(depth, width)
-    return side + side % 2
+def _odd(length: int) -> int:
+    """Next odd length: torch-radon turns about `(n - 1) / 2`, which is this package's `n // 2` for odd n only."""
+    return length + 1 - length % 2
 
 
-def _square_start(size: int, length: int) -> int:
-    return axis_index(size) - axis_index(length)
-
-
-def _to_square(volume: Tensor) -> tuple[Tensor, int]:
-    """Make of every slice y a square image with the axis where it was; `(batch, z, x)`."""
-    depth, width = volume.shape[-3], volume.shape[-1]
-    slices = volume.movedim(-2, -3).reshape(-1, depth, width)
-    size = _square_size(depth, width)
-    top, left = _square_start(size, depth), _square_start(size, width)
-    padding = (left, size - width - left, top, size - depth - top)
-    return torch.nn.functional.pad(slices, padding).contiguous(), size
+def _pad_to_odd(slices: Tensor, dims: Sequence[int]) -> Tensor:
+    """Add an empty row or column behind, where a length is even; the axis stays in its voxel."""
+    padding = [0, 0, 0, 0]
+    for dim in dims:
+        padding[-2 * dim - 1] = _odd(slices.shape[dim]) - slices.shape[dim]
+    return torch.nn.functional.pad(slices, padding).contiguous()
 
 
 def _from_slices(slices: Tensor, batch: Sequence[int], rows: int) -> Tensor:

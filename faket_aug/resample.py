@@ -102,7 +102,7 @@ def _crop_spectrum(images: Tensor, factor: int) -> Tensor:
     # Sample j is to lie at factor·(j - size // 2) + axis, not at factor·j: a shift by less than `factor` pixels.
     shift = axis_index(length) - start - factor * axis_index(size)
     if shift:
-        k = torch.arange(size // 2 + 1, device=images.device)
+        k = torch.arange(size // 2 + 1, device=images.device, dtype=images.dtype)
         spectrum = spectrum * torch.exp(2j * math.pi * shift / (size * factor) * k)
     cropped: Tensor = torch.fft.irfft(spectrum, n=size, dim=-1) / factor
     return cropped

@@ -95,7 +95,9 @@ def _product(stack: Tensor, plane_map: PlaneMap, adjoint: bool) -> Tensor:
     p_out, q_out = plane_map.planes_in if adjoint else plane_map.planes_out
     rows, batch = stack.shape[-2], stack.shape[:-3]
     flat = stack.reshape(-1, *stack.shape[-3:])  # (batch, p, y, q)
-    out = flat.new_empty((flat.shape[0], p_out, rows, q_out))
+    # Written through a view: autograd lets the result itself be changed in place, but not a view made in here.
+    result = stack.new_empty((*batch, p_out, rows, q_out))
+    out = result.view(-1, p_out, rows, q_out)
     step = _CPU_COLUMNS if stack.device.type == "cpu" else max(1, _GPU_ELEMENTS // max(matrix.shape))
     for source, target in zip(flat, out, strict=True):
         for start in range(0, rows, step):
@@ -103,7 +105,7 @@ def _product(stack: Tensor, plane_map: PlaneMap, adjoint: bool) -> Tensor:
             columns = block.permute(0, 2, 1).reshape(matrix.shape[1], -1).contiguous()
             product = (matrix @ columns).reshape(p_out, q_out, -1)
             target[:, start : start + step] = product.permute(0, 2, 1)
-    return out.reshape(*batch, p_out, rows, q_out)
+    return result
 
 
 def _to_torch(matrix: Any, device: torch.device, dtype: torch.dtype) -> Tensor:

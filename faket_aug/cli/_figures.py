@@ -108,7 +108,7 @@ def loss_panel(axes: Axes, losses: Sequence[float], *, title: str = "training lo
     """
     steps = np.arange(1, len(losses) + 1)
     width = max(1, len(losses) // 15)
-    axes.plot(steps, losses, color="0.75", linewidth=1.0, label="each step")
+    axes.plot(steps, losses, color="0.75", linewidth=1.0, marker="." if len(losses) < 10 else None, label="each step")
     if len(losses) >= 2 * width:
         mean = np.convolve(losses, np.full(width, 1 / width), mode="valid")
         axes.plot(
@@ -151,8 +151,8 @@ def richest_section(labels: Tensor) -> int:
     numbers = torch.unique(labels)[1:] if bool((labels > 0).any()) else [0]
     areas = torch.stack([(labels == number).flatten(1).sum(dim=1).float() for number in numbers])  # (class, z)
     shares = areas / areas.amax(dim=1, keepdim=True).clamp_min(1.0)
-    # A class that is missing spoils a section, but not wholly: there may be no section with all.
-    return int((areas.sum(dim=0) * (0.1 + shares.amin(dim=0))).argmax())
+    # A class is there when a tenth of its best is; a section without it counts less, however full it is.
+    return int((areas.sum(dim=0) * shares.clamp_max(0.1).mean(dim=0)).argmax())
 
 
 def label_color(number: int) -> str:

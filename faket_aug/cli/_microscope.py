@@ -41,7 +41,7 @@ class Microscope:
     mean_free_path
         Å of ice that scatter all but 1/e of the electrons out of the image.
     ice_deviation
-        Deviation of the ice's own grain, rad of phase at 0°.
+        Deviation of the phase shift by the ice's own grain, rad at 0°; new in each tilt, as ice moves in the beam.
     mtf_width
         Frequency, cycles per pixel, at which the detector's transfer has fallen to a half (Lorentzian).
     gain
@@ -53,10 +53,10 @@ class Microscope:
     voltage_kv: float = 300.0
     cs_mm: float = 2.7
     amplitude_contrast: float = 0.07
-    exposure: float = 100.0
+    exposure: float = 120.0
     mean_free_path: float = 3000.0
-    ice_deviation: float = 0.04
-    mtf_width: float = 0.45
+    ice_deviation: float = 0.03
+    mtf_width: float = 0.4
     gain: float = 0.8
 
     def record(self, specimen: GrandModel, *, seed: int, index: int) -> TiltSeries:
@@ -106,7 +106,10 @@ class Microscope:
         return np.stack(images) * specimen.voxel_size * self._interaction()
 
     def intensity(self, phase: Floats, defocus_um: float, pixel_size: float) -> Floats:
-        """Compute the image `(y, x)`, mean near 1, of a wave with this phase shift after the objective lens."""
+        """Compute the image `(y, x)`, about 1, of a wave with this phase shift `(y, x)` after the objective lens.
+
+        The wave's phase runs forward in dense matter; underfocus turns the scattered part so that it is taken away.
+        """
         q = self.amplitude_contrast / math.sqrt(1 - self.amplitude_contrast**2)
         wave = np.exp((1j - q) * (phase - phase.mean()))
         spread = np.fft.ifft2(np.fft.fft2(wave) * np.exp(1j * self._aberration(phase.shape, defocus_um, pixel_size)))

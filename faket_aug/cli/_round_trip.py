@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import math
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from matplotlib.figure import Figure, SubFigure
 from rich.progress import Progress
@@ -132,15 +135,15 @@ def run(settings: RoundTrip, stages: Stages) -> Result:
     Raises
     ------
     OSError
-        If the output folder cannot be made.
+        If the output folder cannot be written.
     WeightsError
         If the weights are missing, or end before a layer that is asked for.
     """
     usable_device(settings.device)
-    settings.output.mkdir(parents=True, exist_ok=True)
     features = choose_encoder(settings.weights, settings.device)
     layers = settings.style_layers or tuple(layer for layer in STYLE_LAYERS if layer <= features.deepest)
     features.check_layers([*layers, *CONTENT_LAYERS])
+    _make_writable(settings.output)
     with stages.stage("specimens", total=settings.specimens) as done:
         specimens = []
         for index in range(settings.specimens):
@@ -173,6 +176,19 @@ def run(settings: RoundTrip, stages: Stages) -> Result:
         path = settings.output / PREVIEW
         save_figure(draw_preview(made, style[0], losses), path)
     return Result(features=features, style_layers=layers, losses=losses, patches_per_second=rate, preview=path)
+
+
+def _make_writable(folder: Path) -> None:
+    """Make the folder and try to write in it, before anything is computed."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise OSError(
+            f"expected an output folder that can be written, got {folder} ({error.strerror or error}); set --output "
+            "to another"
+        ) from error
 
 
 def choose_encoder(weights: str | None, device: str) -> VGG19Features:
@@ -272,9 +288,9 @@ def draw_preview(made: dict[str, SimulatedTomogram], style: TiltSeries, losses: 
     """Draw a tilt in all its forms beside the style's, a section with its labels, and the loss."""
     figure = Figure(figsize=(14.0, 8.2), layout="constrained")
     # Subfigures, so that the curve's labels do not push the tilts apart.
-    upper, lower = figure.subfigures(2, 1, height_ratios=[1.0, 1.1])
-    _draw_tilts(upper, made, style)
-    _draw_training(lower, made["faket"], losses)
+    parts: npt.NDArray[Any] = figure.subfigures(2, 1, squeeze=False, height_ratios=[1.0, 1.1])
+    _draw_tilts(parts[0, 0], made, style)
+    _draw_training(parts[1, 0], made["faket"], losses)
     return figure
 
 
@@ -283,20 +299,25 @@ def _draw_tilts(figure: SubFigure, made: dict[str, SimulatedTomogram], style: Ti
     angle = f"{style.tilt_angles[middle]:.0f}°"
     titles = [f"{name}, {angle}" for name in made] + [f"style, {angle} (microscope, another specimen)"]
     tilts = [tomogram.tiltseries[middle] for tomogram in made.values()] + [style.tilts[middle]]
-    for axes, tilt, title in zip(figure.subplots(1, len(tilts)), tilts, titles, strict=True):
+    row: npt.NDArray[Any] = figure.subplots(1, len(tilts), squeeze=False)[0]
+    for axes, tilt, title in zip(row, tilts, titles, strict=True):
         tilt_panel(axes, tilt, title=title, pixel_size=style.pixel_size)
 
 
-def _draw_training(figure: SubFigure, tomogram: SimulatedTomogram, losses: tuple[float, ...]) -> None:
-    z, size = richest_section(tomogram.labels), tomogram.voxel_size
+def _draw_training(figure: SubFigure, made: SimulatedTomogram, losses: tuple[float, ...]) -> None:
+    z, size = richest_section(made.labels), made.voxel_size
+    # A slab of three sections, as one looks at tomograms: a single one is noisier.
+    section = made.tomogram[max(z - 1, 0) : z + 2].mean(dim=0)
     left, middle, right = figure.subplots(1, 3, width_ratios=[1.0, 1.0, 1.75])
-    tilt_panel(left, tomogram.tomogram[z], title=f"tomogram of the faket tilts, section {z}", pixel_size=size)
+    tilt_panel(
+        left, section, title=f"tomogram of the faket tilts, {size * 3 / 10:g} nm slab at z = {z}", pixel_size=size
+    )
     slice_with_labels(
         middle,
-        tomogram.tomogram[z],
-        tomogram.labels[z],
-        class_names=tomogram.class_names,
-        title="the same section with its labels",
+        section,
+        made.labels[z],
+        class_names=made.class_names,
+        title="the same with its labels",
         pixel_size=size,
     )
     loss_panel(right, losses, title="training a 3-D U-Net on patches that are simulated meanwhile")

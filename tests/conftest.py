@@ -1,0 +1,100 @@
+"""What all tests share: the reference data, a phantom, and a guard on the state that the package must not touch."""
+
+from __future__ import annotations
+
+import os
+import random
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import NoReturn
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+FOLDER_VARIABLE = "FAKET_AUG_REFERENCE"
+REQUIRE_VARIABLE = "FAKET_AUG_REQUIRE_REFERENCE"
+PROJECT = Path(__file__).resolve().parents[1]
+
+
+def _absent(path: Path) -> NoReturn:
+    """Fail where the reference data are required, skip elsewhere; say what to set."""
+    reason = f"no reference data at {path}; set {FOLDER_VARIABLE} to the folder that holds golden/ and data/"
+    if os.environ.get(REQUIRE_VARIABLE) == "1":
+        pytest.fail(f"{reason} ({REQUIRE_VARIABLE}=1 forbids to skip)", pytrace=False)
+    pytest.skip(reason)
+
+
+@pytest.fixture(scope="session")
+def reference() -> Path:
+    """The folder of the reference data."""
+    folder = Path(os.environ.get(FOLDER_VARIABLE) or PROJECT.parent / "shared")
+    if not (folder / "golden").is_dir():
+        _absent(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def reference_file() -> Callable[[Path, str], Path]:
+    """A function `(reference, "golden/x.npz") -> path` under the same rule for single files."""
+
+    def find(reference: Path, name: str) -> Path:
+        path = reference / name
+        if not path.exists():
+            _absent(path)
+        return path
+
+    return find
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark what needs the reference data, before `-m` selects."""
+    for item in items:
+        if "reference" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.reference)
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Skip what needs a GPU where there is none."""
+    if item.get_closest_marker("gpu") and not torch.cuda.is_available():
+        pytest.skip("needs a CUDA device")
+
+
+@pytest.fixture(autouse=True)
+def global_state_stays(request: pytest.FixtureRequest) -> Iterator[None]:
+    """The global generators of torch, NumPy and Python, and torch's threads, are the user's: nobody touches them."""
+    if request.node.get_closest_marker("touches_global_rng"):
+        yield
+        return
+    torch_state, numpy_state, python_state = torch.get_rng_state(), _numpy_state(), random.getstate()
+    threads = torch.get_num_threads()
+    yield
+    assert torch.equal(torch_state, torch.get_rng_state()), "torch's global generator was used"
+    assert numpy_state == _numpy_state(), "NumPy's global generator was used"
+    assert python_state == random.getstate(), "Python's global generator was used"
+    assert threads == torch.get_num_threads(), "the number of intra-op threads was changed"
+
+
+def _numpy_state() -> tuple[bytes, int]:
+    state = np.random.get_state(legacy=False)  # noqa: NPY002 - it is only looked at
+    return state["state"]["key"].tobytes(), int(state["state"]["pos"])
+
+
+@pytest.fixture
+def phantom() -> Tensor:
+    """An asymmetric volume (z, y, x) of three unequal sizes, float64; flipped, it correlates by 0.35 at most."""
+    shape = (14, 10, 22)
+    z, y, x = np.meshgrid(*(np.arange(n, dtype=np.float64) for n in shape), indexing="ij")
+    blobs = [  # (z, y, x), deviation in voxels, height
+        ((4.0, 3.0, 6.0), 1.6, 1.0),
+        ((10.0, 3.0, 12.0), 1.3, 0.8),
+        ((5.0, 7.0, 14.0), 1.5, 0.6),
+        ((8.0, 5.0, 17.0), 1.2, 0.9),
+    ]
+    volume = sum(
+        height * np.exp(-((z - cz) ** 2 + (y - cy) ** 2 + (x - cx) ** 2) / (2 * spread**2))
+        for (cz, cy, cx), spread, height in blobs
+    )
+    return torch.from_numpy(np.asarray(volume))

@@ -1,0 +1,146 @@
+"""The conventions: signs, the axis of rotation, orientations; values, not only shapes."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.spatial.transform import Rotation
+from torch import Tensor
+
+from faket_aug.geometry import (
+    as_tilt_angles,
+    axis_index,
+    from_skimage_sign,
+    half_turn_about_tilt_axis,
+    nearest_tilts,
+    zxz_matrices,
+)
+from faket_aug.projection import project
+from faket_aug.reconstruction import reconstruct
+
+
+@pytest.mark.parametrize(("size", "index"), [(1, 0), (2, 1), (3, 1), (8, 4), (9, 4)])
+def test_axis_index(size: int, index: int) -> None:
+    """The axis goes through voxel `n // 2`, where an FFT has its centre."""
+    assert axis_index(size) == index
+    assert int(np.argmin(np.abs(np.fft.fftshift(np.fft.fftfreq(size))))) == index
+
+
+# --- tilt angles ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "angles",
+    [
+        [-3.0, 0.0, 3.0],
+        (-3, 0, 3),
+        range(-3, 4, 3),
+        np.array([-3, 0, 3], dtype=np.int16),
+        np.array([-3, 0, 3], dtype=np.float32),
+        torch.tensor([-3.0, 0.0, 3.0]),
+        torch.tensor([-3.0, 0.0, 3.0], dtype=torch.float64, requires_grad=True),
+    ],
+)
+def test_angles_of_any_kind(angles: object) -> None:
+    """Lists, tuples, arrays and tensors become an array of float64, degrees unchanged."""
+    found = as_tilt_angles(angles)  # type: ignore[arg-type]
+    assert found.dtype == np.float64
+    assert found.tolist() == [-3.0, 0.0, 3.0]
+
+
+def test_bad_angles() -> None:
+    """Angles are one-dimensional, finite, one at least, and as many as tilts."""
+    with pytest.raises(ValueError, match=r"`tilt_angles` of shape \(tilt,\) with at least one tilt, got shape \(0,\)"):
+        as_tilt_angles([])
+    with pytest.raises(ValueError, match=r"got shape \(1, 2\)"):
+        as_tilt_angles([[1.0, 2.0]])  # type: ignore[list-item]
+    with pytest.raises(ValueError, match=r"finite `tilt_angles` in degrees, got \[0.0, nan\]"):
+        as_tilt_angles([0.0, math.nan])
+    with pytest.raises(ValueError, match="one tilt angle for each of 5 tilts, got 2; set `tilt_angles`"):
+        as_tilt_angles([0.0, 1.0], count=5)
+
+
+def test_skimage_sign() -> None:
+    """skimage's θ is our -θ, there and back, without a negative zero."""
+    found = from_skimage_sign([-60.0, 0.0, 12.5])
+    assert found.tolist() == [60.0, 0.0, -12.5]
+    assert not np.signbit(found[1])
+    assert from_skimage_sign(found).tolist() == [-60.0, 0.0, 12.5]
+
+
+def test_nearest_tilts() -> None:
+    """Each tilt finds the nearest in angle, in any order of the others; of equals the first."""
+    assert nearest_tilts([-60, -1, 1.4, 70], [3.0, 0.0, -57.0, 60.0, -63.0]).tolist() == [2, 1, 1, 3]
+    assert nearest_tilts([1.0], [0.0, 2.0]).tolist() == [0]
+    assert nearest_tilts([1.0], [2.0, 0.0]).tolist() == [0]
+    assert nearest_tilts([5.0, -5.0], [0.0]).dtype == np.int64
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    tilts=st.lists(st.floats(-90, 90), min_size=1, max_size=6),
+    others=st.lists(st.floats(-90, 90), min_size=1, max_size=6),
+)
+def test_no_other_tilt_is_nearer(tilts: list[float], others: list[float]) -> None:
+    """Whatever the angles, none of the others is nearer than the one found."""
+    for angle, found in zip(tilts, nearest_tilts(tilts, others), strict=True):
+        assert abs(others[found] - angle) == min(abs(other - angle) for other in others)
+
+
+# --- orientations -----------------------------------------------------------------------------------------------------
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.lists(st.tuples(*[st.floats(-360, 360)] * 3), min_size=1, max_size=5))
+def test_zxz_is_scipys(angles: list[tuple[float, float, float]]) -> None:
+    """The matrices are those of SciPy's intrinsic `"ZXZ"`, and rotations."""
+    found = zxz_matrices(angles)
+    np.testing.assert_allclose(found, Rotation.from_euler("ZXZ", angles, degrees=True).as_matrix(), atol=1e-12)
+    np.testing.assert_allclose(found @ found.transpose(0, 2, 1), np.broadcast_to(np.eye(3), found.shape), atol=1e-12)
+
+
+def test_zxz_by_hand() -> None:
+    """Matrices act on columns (x, y, z): a quarter turn about z takes x to y; order is `Rz(Z1) · Rx(X) · Rz(Z2)`."""
+    quarter_z, quarter_x, both = zxz_matrices([[90.0, 0, 0], [0, 90, 0], [90, 90, 0]])
+    np.testing.assert_allclose(quarter_z @ [1, 0, 0], [0, 1, 0], atol=1e-12)
+    np.testing.assert_allclose(quarter_x @ [0, 1, 0], [0, 0, 1], atol=1e-12)
+    np.testing.assert_allclose(both, quarter_z @ quarter_x, atol=1e-12)
+
+
+def test_zxz_shapes() -> None:
+    """None, one and many; a row with NaN (no orientation) is NaN and leaves the others alone."""
+    assert zxz_matrices(np.zeros((0, 3))).shape == (0, 3, 3)
+    assert zxz_matrices([1.0, 2.0, 3.0]).shape == (1, 3, 3)
+    found = zxz_matrices([[math.nan] * 3, [10.0, 20.0, 30.0]])
+    assert np.isnan(found[0]).any()
+    np.testing.assert_allclose(found[1], Rotation.from_euler("ZXZ", [10, 20, 30], degrees=True).as_matrix(), atol=1e-12)
+
+
+# --- the half turn ----------------------------------------------------------------------------------------------------
+
+
+def test_half_turn() -> None:
+    """Half a turn about y runs z and x backwards and leaves y; twice it is nothing; leading axes pass through."""
+    volume = torch.arange(2 * 3 * 4.0).reshape(2, 3, 4)
+    found = half_turn_about_tilt_axis(volume)
+    for z, y, x in np.ndindex(2, 3, 4):
+        assert found[z, y, x] == volume[1 - z, y, 3 - x]
+    assert torch.equal(half_turn_about_tilt_axis(found), volume)
+    assert torch.equal(half_turn_about_tilt_axis(torch.stack([volume, found])), torch.stack([found, volume]))
+
+
+def test_half_turn_is_what_180_degrees_do(phantom: Tensor) -> None:
+    """Turned by half a turn (odd sizes: about the axis itself) the specimen is seen as if tilted 180° more."""
+    volume = phantom[:13, :, :21]
+    angles = np.array([-40.0, 0.0, 25.0])
+    seen = project(half_turn_about_tilt_axis(volume), angles)
+    torch.testing.assert_close(seen, project(volume, angles + 180), rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(seen, project(volume, angles).flip(-1), rtol=1e-9, atol=1e-9)
+    back = reconstruct(project(volume, angles), angles, depth=13, filter="ramp")
+    turned = reconstruct(seen, angles, depth=13, filter="ramp")
+    torch.testing.assert_close(turned, half_turn_about_tilt_axis(back), rtol=1e-9, atol=1e-9)
