@@ -33,6 +33,13 @@ def check_choice(name: str, value: Any, choices: Iterable[Any]) -> None:
         raise ValueError(f"expected `{name}` to be one of {listed}, got {value!r}")
 
 
+def check_count(name: str, value: int, *, zero: bool = False) -> None:
+    """Raise a `ValueError` unless `value` is a whole number of 1 or more (or 0, where `zero` allows it)."""
+    least = 0 if zero else 1
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise ValueError(f"expected `{name}` to be a whole number of {least} or more, got {value!r}")
+
+
 def check_positive(name: str, value: float, *, zero: bool = False) -> None:
     """Raise a `ValueError` unless `value` is positive (or zero, where `zero` allows it)."""
     if not (value >= 0 if zero else value > 0):

@@ -1,4 +1,4 @@
-"""Where each stream of a dataset stands, shared by the main process and its workers."""
+"""The order of a dataset's streams, and where each stands, shared by the main process and its workers."""
 
 from __future__ import annotations
 
@@ -6,8 +6,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
+
+from faket_aug._random import numpy_generator
 
 #: Workers (streams) that one dataset can have.
 MAX_STREAMS = 1024
@@ -115,6 +119,27 @@ class SharedProgress:
     @property
     def _passes(self) -> Tensor:
         return self._cell[_HEADER + MAX_STREAMS :]
+
+
+def stream_order(tomograms: range, *, patches: int, live: int, seed: int, epoch: int) -> npt.NDArray[np.int64]:
+    """Order the patches of a stream's tomograms.
+
+    The k-th tomogram's patches get random times in [k, k + live). Sorted by time, at most `live` tomograms are in use
+    at once, they end one after the other, and the first patch needs only the first of them.
+
+    Returns
+    -------
+    `(items, 2)`, rows (tomogram, patch).
+    """
+    if len(tomograms) == 0:
+        return np.zeros((0, 2), dtype=np.int64)
+    times = [
+        k + live * numpy_generator(seed, "order", epoch=epoch, tomogram=t).random(patches)
+        for k, t in enumerate(tomograms)
+    ]
+    rows = np.stack([np.repeat(tomograms, patches), np.tile(np.arange(patches), len(tomograms))], axis=1)
+    ordered: npt.NDArray[np.int64] = rows[np.argsort(np.concatenate(times), kind="stable")].astype(np.int64)
+    return ordered
 
 
 def positions_after(

@@ -8,14 +8,12 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 import torch
 from torch.utils.data import IterableDataset, get_worker_info
 
 from faket_aug._background import MakeAhead
-from faket_aug._checks import SimulationError, check_positive
-from faket_aug._progress import MAX_STREAMS, Resume, SharedProgress, StreamPosition, positions_after
+from faket_aug._checks import SimulationError, check_count
+from faket_aug._progress import MAX_STREAMS, Resume, SharedProgress, StreamPosition, positions_after, stream_order
 from faket_aug._random import numpy_generator
 from faket_aug._threads import in_forked_process, intra_op_threads
 from faket_aug.augmentation import PatchAugmentation
@@ -58,7 +56,7 @@ class FakETDataset(IterableDataset[dict[str, Any]]):
     class_balanced
         Choose the class first, evenly among those in the tomogram, then the particle.
     background_fraction
-        Share of patches at random places.
+        Share of patches at random places. A specimen without a particle table gives such patches only.
     half_turn
         Turn half of the patches by 180° about the tilt axis, as published.
     augmentation
@@ -109,9 +107,9 @@ class FakETDataset(IterableDataset[dict[str, Any]]):
         super().__init__()
         if len(specimens) == 0:
             raise ValueError("expected at least one specimen, got none")
-        check_positive("patches_per_tomogram", patches_per_tomogram)
-        check_positive("live_tomograms", live_tomograms)
-        check_positive("seed", seed, zero=True)
+        check_count("patches_per_tomogram", patches_per_tomogram)
+        check_count("live_tomograms", live_tomograms)
+        check_count("seed", seed, zero=True)
         if (target == "sphere") != (radii is not None):
             raise ValueError(f'expected `radii` with `target="sphere"` and only then, got {radii!r} with {target!r}')
         if (rank is None) != (world_size is None):
@@ -132,7 +130,7 @@ class FakETDataset(IterableDataset[dict[str, Any]]):
         )
         self.patches_per_tomogram = patches_per_tomogram
         self.tomograms_per_epoch = len(specimens) if tomograms_per_epoch is None else tomograms_per_epoch
-        check_positive("tomograms_per_epoch", self.tomograms_per_epoch)
+        check_count("tomograms_per_epoch", self.tomograms_per_epoch)
         self.live_tomograms = live_tomograms
         self.radii = None if radii is None else dict(radii)
         self.seed = seed
@@ -162,7 +160,7 @@ class FakETDataset(IterableDataset[dict[str, Any]]):
 
         It also reaches persistent workers. The epoch of a state that was just loaded goes on where it stopped.
         """
-        check_positive("epoch", epoch, zero=True)
+        check_count("epoch", epoch, zero=True)
         self._progress.set_epoch(epoch)
         self._position, self._own_passes = None, 0
 
@@ -212,28 +210,14 @@ class FakETDataset(IterableDataset[dict[str, Any]]):
         rank, world = self._rank_and_world()
         return range(rank + world * stream, self.tomograms_per_epoch, world * streams)
 
-    def _order(self, epoch: int, stream: int, streams: int) -> npt.NDArray[np.int64]:
-        """Rows `(tomogram, patch)` in the order of a stream.
-
-        The k-th tomogram's patches get random times in [k, k + live): sorted by time, at most `live` tomograms are in
-        use at once, they end one after the other, and the first patch needs only the first of them.
-        """
-        tomograms = self._tomograms(stream, streams)
-        count = self.patches_per_tomogram
-        if len(tomograms) == 0:
-            return np.zeros((0, 2), dtype=np.int64)
-        times = np.concatenate(
-            [
-                k + self.live_tomograms * numpy_generator(self.seed, "order", epoch=epoch, tomogram=t).random(count)
-                for k, t in enumerate(tomograms)
-            ]
-        )
-        rows = np.stack([np.repeat(tomograms, count), np.tile(np.arange(count), len(tomograms))], axis=1)
-        ordered: npt.NDArray[np.int64] = rows[np.argsort(times, kind="stable")].astype(np.int64)
-        return ordered
-
     def _items(self, position: StreamPosition) -> Iterator[dict[str, Any]]:
-        order = self._order(position.epoch, position.stream, position.streams)[position.delivered :]
+        order = stream_order(
+            self._tomograms(position.stream, position.streams),
+            patches=self.patches_per_tomogram,
+            live=self.live_tomograms,
+            seed=self.seed,
+            epoch=position.epoch,
+        )[position.delivered :]
         left = Counter(order[:, 0].tolist())
         # A Counter keeps the order of first appearance: the order in which the tomograms are needed.
         ahead = MakeAhead(lambda tomogram: self._make(position.epoch, tomogram), list(left))
@@ -298,7 +282,12 @@ class FakETDataset(IterableDataset[dict[str, Any]]):
     # State -----------------------------------------------------------------------------------------------------------
 
     def state_dict(
-        self, *, batches: int | None = None, batch_size: int = 1, num_workers: int = 0, drop_last: bool = False
+        self,
+        *,
+        batches: int | None = None,
+        batch_size: int | None = None,
+        num_workers: int | None = None,
+        drop_last: bool = False,
     ) -> dict[str, Any]:
         """Return where the dataset stands, small and JSON-serialisable.
 
@@ -312,8 +301,25 @@ class FakETDataset(IterableDataset[dict[str, Any]]):
             Batches taken in this pass of the loader.
         batch_size, num_workers, drop_last
             The loader's.
+
+        Returns
+        -------
+        `format`, `seed`, `world_size`, `tomograms`, `patches`, `live` (which must be this dataset's to load it),
+        `epoch`, `streams`, `first` and `delivered` (how far each worker's stream is).
+
+        Raises
+        ------
+        RuntimeError
+            If a loader with workers is running and `batches` is not given.
+        ValueError
+            If the loader's settings are missing or cannot be.
         """
         if batches is not None:
+            if batch_size is None or num_workers is None:
+                raise ValueError("expected `batch_size` and `num_workers` of the loader with `batches`, got None")
+            check_count("batches", batches, zero=True)
+            check_count("batch_size", batch_size)
+            check_count("num_workers", num_workers, zero=True)
             return self._state_of_loader(batches, batch_size, max(num_workers, 1), drop_last)
         position = self._position
         if get_worker_info() is None and self._progress.passes_begun > self._own_passes:

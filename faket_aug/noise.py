@@ -136,7 +136,7 @@ class NoiseModel:
         Raises
         ------
         ValueError
-            If shapes differ, or a tilt is constant (the message says which).
+            If shapes differ, a tilt is constant (the message says which), or no tilt correlates with its clean one.
         """
         cleans, targets = _as_list(clean), _as_list(target)
         angles = [tilt_angles] if isinstance(clean, Tensor) else list(tilt_angles)
@@ -163,8 +163,8 @@ class NoiseModel:
     ) -> Self:
         """Take means and deviations from measured tilts, and an assumed signal-to-noise ratio.
 
-        For a microscope of whose specimens no truth is known. The ratio falls with the path through the specimen,
-        `snr · cos θ`.
+        For a microscope of whose specimens no truth is known; not part of the published method. The electrons' path
+        through a slab, and with it the background, grows as `1 / cos θ`, so the ratio falls as `snr · cos θ`.
 
         Parameters
         ----------
@@ -176,6 +176,11 @@ class NoiseModel:
             Signal power over noise power at 0°.
         order, quantiles
             As for `fit`.
+
+        Raises
+        ------
+        ValueError
+            If `snr` is not positive, angles and tilts differ in number, or a tilt is constant.
         """
         check_ndim("target", target, "tilt y x")
         check_positive("snr", snr)
@@ -283,7 +288,14 @@ def _fit_series(
     _refuse_constant(clean, angles, f"{name}: clean")
     measured = clip_images(target, quantiles).to(torch.float64)
     product = standardize(clean.to(torch.float64)) * standardize(measured)
-    r = product.mean(dim=(-2, -1)).clamp(0.0, 1.0).cpu().numpy()
+    # Differs from FakET: in closed form, not by bisection.
+    found = product.mean(dim=(-2, -1))
+    if bool((found <= 0).all()):
+        raise ValueError(
+            f"{name}: expected clean tilts that correlate with the measured ones, got none that does; negate the "
+            "projections (dark particles), or check the sign of `tilt_angles`"
+        )
+    r = found.clamp(0.0, 1.0).cpu().numpy()
     return SeriesNoise(
         tilt_angles=_floats(angles),
         correlation=_floats(r),

@@ -31,7 +31,7 @@ REFERENCE_COUNTS = {"cage": 5, "barrel": 11, "tripod": 18, "dimer": 34, "fiducia
 REFERENCE_VOLUME = 48 * 128 * 128 * 10.0**3
 _GOLD_EDGE = 8.0
 #: Particles are drawn so far, Å, beyond the radius that keeps them apart: their last tails may overlap.
-_TAIL = 20.0
+_TAIL = 30.0
 _PLACES_AT_ONCE = 256
 _ROUNDS = 40
 
@@ -46,7 +46,7 @@ class AnalyticTemplate:
         From points `(..., 3)`, (x, y, z) in Å about the particle's centre, to density `(...)`. Smooth on the scale of
         10 Å.
     radius
-        Å from the centre beyond which there is little density; particles keep this far apart.
+        Å from the centre beyond which there is little density; the spheres of two particles do not meet.
     peak
         Largest density.
     oriented
@@ -69,8 +69,8 @@ def procedural_specimen(
 ) -> GrandModel:
     """Make a specimen of procedural particles and gold fiducials, at random places, none touching another.
 
-    The classes are cages (hollow, 210 Å across), barrels (hollow, 190 Å long), tripods (three unequal arms), dimers
-    (90 Å long) and fiducials (gold, radius 50 Å), all whole within the specimen, uniformly turned.
+    The classes are cages (hollow, about 180 Å across), barrels (hollow, 150 Å long), tripods (three unequal arms of up
+    to 80 Å), dimers (75 Å long) and fiducials (gold, 100 Å across), all whole within the specimen, uniformly turned.
 
     Parameters
     ----------
@@ -79,7 +79,7 @@ def procedural_specimen(
     voxel_size
         Å, at most 20.
     counts
-        Particles of each class, by name; by default as many for a volume as in an ordinary crowded tomogram.
+        Particles of each class, by name; by default as crowded as an ordinary tomogram, less what finds no room.
     seed, index
         The address of all chance; each `index` is another specimen.
 
@@ -90,7 +90,7 @@ def procedural_specimen(
     Raises
     ------
     ValueError
-        For unknown class names, voxels that are too coarse, or more particles than find room.
+        For unknown class names, voxels that are too coarse, or `counts` that find no room.
 
     Examples
     --------
@@ -105,10 +105,9 @@ def procedural_specimen(
     if voxel_size > MAX_VOXEL_SIZE:
         raise ValueError(f"expected `voxel_size` of at most {MAX_VOXEL_SIZE} Å, got {voxel_size}")
     extent = np.array(sizes) * voxel_size
-    numbers = _numbers_of_classes(counts, float(extent.prod()))
+    wanted = _wanted(counts, float(extent.prod()))
     generator = numpy_generator(seed, "demo", tomogram=index)
-    names = [name for name, number in numbers.items() for _ in range(number)]
-    positions = _place(names, extent, voxel_size, generator)
+    names, positions = _place(wanted, extent, voxel_size, generator, must=counts is not None)
     particles = ParticleTable(
         classes=np.array([list(TEMPLATES).index(name) + 1 for name in names], dtype=np.int64),
         positions=positions,
@@ -126,36 +125,50 @@ def procedural_specimen(
     )
 
 
-def _numbers_of_classes(counts: Mapping[str, int] | None, volume: float) -> dict[str, int]:
+def _wanted(counts: Mapping[str, int] | None, volume: float) -> list[str]:
+    """List the name of each particle that is wanted, in the templates' order."""
     if counts is None:
-        share = volume / REFERENCE_VOLUME
-        return {name: max(1, round(number * share)) for name, number in REFERENCE_COUNTS.items()}
-    unknown = [name for name in counts if name not in TEMPLATES]
-    if unknown or any(number < 0 for number in counts.values()):
+        counts = {name: max(1, round(n * volume / REFERENCE_VOLUME)) for name, n in REFERENCE_COUNTS.items()}
+    if any(name not in TEMPLATES or number < 0 for name, number in counts.items()):
         raise ValueError(f"expected `counts` of 0 or more for {', '.join(TEMPLATES)}, got {dict(counts)}")
-    return {name: int(counts.get(name, 0)) for name in TEMPLATES}
+    return [name for name in TEMPLATES for _ in range(counts.get(name, 0))]
 
 
-def _place(names: Sequence[str], extent: Floats, voxel_size: float, generator: np.random.Generator) -> Floats:
+def _place(
+    wanted: Sequence[str], extent: Floats, voxel_size: float, generator: np.random.Generator, *, must: bool
+) -> tuple[list[str], Floats]:
     """Draw places `(n, 3)` (z, y, x) in voxels, particle by particle, so that no two bounding spheres meet."""
-    placed, radii = np.zeros((0, 3)), np.zeros(0)
-    for name in names:
+    names: list[str] = []
+    places, radii = np.zeros((0, 3)), np.zeros(0)
+    for name in wanted:
         radius = TEMPLATES[name].radius
-        # Positions are centres of voxels, so the specimen reaches half a voxel beyond the first and the last.
-        room = extent - 2 * radius - voxel_size
-        for _ in range(_ROUNDS if (room >= 0).all() else 0):
-            places = radius + generator.random((_PLACES_AT_ONCE, 3)) * room
-            distance = np.linalg.norm(places[:, None] - placed[None], axis=-1)
-            free = np.flatnonzero((distance > radii + radius).all(axis=1))
-            if free.size:
-                placed, radii = np.vstack([placed, places[free[0]]]), np.append(radii, radius)
-                break
-        else:
+        place = _free_place(radius, places, radii, extent - voxel_size, generator)
+        if place is not None:
+            names.append(name)
+            places, radii = np.vstack([places, place]), np.append(radii, radius)
+        elif must:
             raise ValueError(
-                f"expected room for {len(names)} particles in {extent[0]:g} x {extent[1]:g} x {extent[2]:g} Å, found "
-                f"none for a {name} after {len(placed)}; set `counts` smaller or `shape` larger"
+                f"expected room for {len(wanted)} particles in {extent[0]:g} x {extent[1]:g} x {extent[2]:g} Å, found "
+                f"none for a {name} after {len(names)}; set `counts` smaller or `shape` larger"
             )
-    return placed / voxel_size
+    return names, places / voxel_size
+
+
+def _free_place(
+    radius: float, places: Floats, radii: Floats, reach: Floats, generator: np.random.Generator
+) -> Floats | None:
+    """Draw a place (z, y, x) in Å between 0 and `reach`, the middles of the outermost voxels; none if all are taken."""
+    room = reach - 2 * radius
+    if (room < 0).any():
+        return None
+    for _ in range(_ROUNDS):
+        drawn = radius + generator.random((_PLACES_AT_ONCE, 3)) * room
+        distance = np.linalg.norm(drawn[:, None] - places[None], axis=-1)
+        free = np.flatnonzero((distance > radii + radius).all(axis=1))
+        if free.size:
+            chosen: Floats = drawn[free[0]]
+            return chosen
+    return None
 
 
 def _orientations(names: Sequence[str], generator: np.random.Generator) -> Floats:
@@ -223,7 +236,7 @@ def _blobs(centers: Floats, *, spread: float) -> AnalyticTemplate:
     def density(points: Floats) -> Floats:
         return raw(points) * (PARTICLE_DENSITY / highest)
 
-    radius = float(np.linalg.norm(centers, axis=1).max()) + 2.6 * spread
+    radius = float(np.linalg.norm(centers, axis=1).max()) + 2 * spread
     return AnalyticTemplate(density=density, radius=radius, peak=PARTICLE_DENSITY)
 
 
@@ -253,7 +266,7 @@ def _tripod() -> AnalyticTemplate:
     centers = [np.zeros(3)]
     for azimuth, length, rise in arms:
         direction = np.array([math.cos(azimuth), math.sin(azimuth), rise])
-        centers += [24.0 * step * direction for step in range(1, length + 1)]
+        centers += [22.0 * step * direction for step in range(1, length + 1)]
     points = np.array(centers)
     return _blobs(points - points.mean(axis=0), spread=12.0)
 
@@ -267,7 +280,7 @@ def _fiducial() -> AnalyticTemplate:
         depth = np.linalg.norm(points, axis=-1) - GOLD_RADIUS
         return np.asarray(GOLD_DENSITY * 0.5 * erfc(depth / (math.sqrt(2) * _GOLD_EDGE)))
 
-    return AnalyticTemplate(density=density, radius=GOLD_RADIUS + 3 * _GOLD_EDGE, peak=GOLD_DENSITY, oriented=False)
+    return AnalyticTemplate(density=density, radius=GOLD_RADIUS + 2 * _GOLD_EDGE, peak=GOLD_DENSITY, oriented=False)
 
 
 #: Particle classes by name, largest first so that they find room; their place counted from 1 is the class number.

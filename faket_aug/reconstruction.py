@@ -77,6 +77,7 @@ def reconstruct(
     size = tilts.shape[-1] if width is None else width
     check_positive("width", size)
     plane_map = _voxel_map(angles, depth, size, tilts.shape[-1], tilts.device, tilts.dtype)
+    # Differs from FakET: nothing is flipped along z, since projection and reconstruction have the same sign.
     return (plane_map(tilts).mul_(math.pi / len(angles))).to(dtype)
 
 

@@ -111,6 +111,7 @@ def _crop_spectrum(images: Tensor, factor: int) -> Tensor:
 @lru_cache(maxsize=16)
 def _spline_matrix(length: int, factor: int, grid: str) -> npt.NDArray[np.float64]:
     """The matrix `(m, n)` that reads the cubic spline through n samples at m places."""
+    # Differs from FakET: the grid begins at the axis, not at the corners, so the axis stays in its pixel.
     if grid == "corners":
         size = round(length / factor)
         places = np.arange(size) * ((length - 1) / (size - 1))

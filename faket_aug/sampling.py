@@ -11,7 +11,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from faket_aug._checks import check_choice, check_fraction, check_positive
+from faket_aug._checks import check_choice, check_count, check_fraction
 from faket_aug._random import numpy_generator
 from faket_aug.augmentation import PatchAugmentation
 from faket_aug.geometry import half_turn_about_tilt_axis
@@ -68,7 +68,7 @@ class PatchSampler:
     target: str
 
     def __post_init__(self) -> None:
-        check_positive("shift", self.shift, zero=True)
+        check_count("shift", self.shift, zero=True)
         check_fraction("background_fraction", self.background_fraction)
         check_choice("target", self.target, TARGETS)
 
@@ -84,7 +84,9 @@ class PatchSampler:
             image = normalize(image)
         if self.augmentation is not None:
             drawn = numpy_generator(seed, "augmentation", epoch=epoch, tomogram=tomogram, patch=patch)
+            # Normalised before, so that what comes in from outside is the mean, and again after.
             image, label = self.augmentation.apply(image, label, self.augmentation.draw(drawn))
+            image = normalize(image) if self.normalize else image
         # Copies of their own: views would keep the whole tomogram alive.
         return Patch(
             image=image.clone(memory_format=torch.contiguous_format),

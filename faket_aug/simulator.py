@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from faket_aug._checks import SimulationError, check_choice, check_fraction, check_positive
+from faket_aug._checks import (
+    SimulationError,
+    check_choice,
+    check_count,
+    check_fraction,
+    check_positive,
+    check_quantiles,
+)
 from faket_aug._random import numpy_generator, torch_generator, torch_seed
 from faket_aug._threads import in_forked_process, intra_op_threads
 from faket_aug.features import VGG19Features
@@ -55,8 +64,10 @@ class FakETSimulator:
         The noise model; not needed for `"noiseless"`.
     style, features
         The style bank and the encoder that made it; needed for `"faket"` only.
-    style_weights, content_layers, content_weight, step_size, iterations, average_decay, quantiles
+    style_weights, content_layers, content_weight, step_size, iterations, average_decay
         Of the style transfer, see `stylize`.
+    quantiles
+        That content and noisy stacks are brought to [0, 1] by; those of the style bank by default.
     filter, binning
         Of the reconstruction, see `reconstruct`. The tomogram has the binning of the specimen's labels.
     extend, backend
@@ -86,7 +97,7 @@ class FakETSimulator:
     step_size: float = STEP_SIZE
     iterations: int = 1
     average_decay: float = AVERAGE_DECAY
-    quantiles: tuple[float, float] = (0.0, 1.0)
+    quantiles: tuple[float, float] | None = None
     filter: str = "shrec"
     binning: str = "spline"
     extend: str = "zero"
@@ -103,11 +114,12 @@ class FakETSimulator:
         check_choice("binning", self.binning, BINNINGS)
         check_choice("extend", self.extend, EXTENDS)
         check_choice("backend", self.backend, BACKENDS)
-        check_positive("iterations", self.iterations)
+        check_count("iterations", self.iterations)
         check_positive("step_size", self.step_size, zero=True)
         check_fraction("average_decay", self.average_decay)
-        check_positive("memory_budget", self.memory_budget)
-        check_positive("threads", self.threads)
+        check_count("memory_budget", self.memory_budget)
+        check_count("threads", self.threads)
+        check_quantiles("quantiles", self.range_quantiles)
         if self.modality in NOISY_MODALITIES and self.noise is None:
             raise ValueError(f"expected `noise` for the modality {self.modality!r}, got None; fit a `NoiseModel`")
         if self.modality == "faket":
@@ -116,8 +128,20 @@ class FakETSimulator:
                     'expected `style` and `features` for the modality "faket", got None; build a '
                     "`StyleBank` with `VGG19Features`"
                 )
+            if self.features.fingerprint != self.style.encoder:
+                raise ValueError(
+                    "expected the `features` that `style` was built with, got others (weights, pooling or precision "
+                    "differ); build the bank again with these"
+                )
             self.features.check_layers([*self.content_layers, *self.style.style_layers])
             style_weights_for(self.style.style_layers, self.style_weights)
+
+    @property
+    def range_quantiles(self) -> tuple[float, float]:
+        """The quantiles in use: the simulator's own, else the style bank's, else minimum and maximum."""
+        if self.quantiles is not None:
+            return self.quantiles
+        return (0.0, 1.0) if self.style is None else self.style.quantiles
 
     def __getstate__(self) -> dict[str, Any]:
         # Copies of the encoder on a device belong to the process that made them.
@@ -134,7 +158,7 @@ class FakETSimulator:
             "features": self.features.fingerprint if styled and self.features else None,
             "style_weights": None if self.style_weights is None else [float(w) for w in self.style_weights],
             "content_layers": [int(layer) for layer in self.content_layers],
-            "quantiles": [float(q) for q in self.quantiles],
+            "quantiles": [float(q) for q in self.range_quantiles],
         }
         names = (
             "content_weight",
@@ -206,7 +230,8 @@ class FakETSimulator:
         Raises
         ------
         ValueError
-            If the record's settings are not this simulator's; the message names those that differ.
+            If the record's settings are not this simulator's (the message names those that differ), or it is of another
+            specimen.
         SimulationError
             If anything fails; the message names the specimen and the cause.
         """
@@ -214,6 +239,9 @@ class FakETSimulator:
         differing = [key for key in settings if dict(record.settings).get(key) != settings[key]]
         if differing:
             raise ValueError(f"expected a record with this simulator's settings, got others for {', '.join(differing)}")
+        # Names are paths as they were given; the folder may have been reached by another way.
+        if Path(record.specimen).name != Path(specimen.name).name:
+            raise ValueError(f"expected the specimen of the record, {record.specimen}, got {specimen.name}")
         try:
             with torch.no_grad(), intra_op_threads(self.threads):
                 return self._simulate(specimen, record)
@@ -273,7 +301,7 @@ class FakETSimulator:
             step_size=self.step_size,
             iterations=self.iterations,
             average_decay=self.average_decay,
-            quantiles=self.quantiles,
+            quantiles=self.range_quantiles,
             memory_budget=self.memory_budget,
         )
         return match_mean_std(styled, style.mean, style.std)
@@ -284,8 +312,6 @@ class FakETSimulator:
             return self.features
         key = str(device)
         if key not in self._on_device:
-            import copy
-
             self._on_device[key] = copy.deepcopy(self.features).to(device)
         return self._on_device[key]
 

@@ -97,8 +97,9 @@ class GrandModel:
         if not self.density.is_floating_point():
             raise ValueError(f"{self.name}: expected a floating-point density, got {self.density.dtype}")
         check_finite(self.density, f"{self.name}: density")
+        check_ndim("labels", self.labels, "z y x")
         bins = [a / b for a, b in zip(self.density.shape, self.labels.shape, strict=True)]
-        if self.labels.ndim != 3 or len(set(bins)) != 1 or not bins[0].is_integer():
+        if len(set(bins)) != 1 or not bins[0].is_integer():
             raise FileFormatError(
                 f"{self.name}: expected labels of the density's shape {tuple(self.density.shape)}, or smaller by one "
                 f"whole factor, got {tuple(self.labels.shape)}"
@@ -147,6 +148,8 @@ class GrandModel:
         FileNotFoundError, FileFormatError
             If a file is missing or damaged, or shapes do not go together; the message names the file.
         """
+        if voxel_size is not None:
+            check_positive("voxel_size", voxel_size)
         folder = Path(folder)
         labels_path = folder / "class_mask.mrc"
         density_path = _first_file(folder, _DENSITIES)

@@ -63,10 +63,16 @@ class StyleBank:
         The style series.
     key
         Hash of the styles' content, the weights' content, every parameter and the format's version.
+    encoder
+        Fingerprint of the encoder that it was built with.
+    quantiles
+        That the stacks were brought to [0, 1] by.
     """
 
     series: tuple[StyleSeries, ...]
     key: str
+    encoder: str
+    quantiles: tuple[float, float] = (0.0, 1.0)
 
     @classmethod
     def build(
@@ -121,14 +127,19 @@ class StyleBank:
         for stack in stacks:
             key = _series_key(stack, features, layers, quantiles)
             file = None if folder is None else folder / f"style-{key[:32]}.safetensors"
-            found = None if file is None else _read(file, key)
+            found = None if file is None else _read(file, key, stack.name)
             if found is None:
                 found = _encode(stack, features, layers, quantiles, memory_budget, torch.device(device))
                 if file is not None:
                     _write(file, key, found)
             series.append(found)
             keys.append(key)
-        return cls(series=tuple(series), key=hashlib.sha256("".join(keys).encode()).hexdigest())
+        return cls(
+            series=tuple(series),
+            key=hashlib.sha256("".join(keys).encode()).hexdigest(),
+            encoder=features.fingerprint,
+            quantiles=quantiles,
+        )
 
     @property
     def style_layers(self) -> tuple[int, ...]:
@@ -144,8 +155,13 @@ class StyleBank:
             `(tilt,)`, degrees, of the content.
         series
             Which style series.
+
+        Returns
+        -------
+        Targets with one entry for each of `tilt_angles`.
         """
         chosen = self.series[series]
+        # Differs from FakET: the nearest in angle, so that a style may have other tilts than the content.
         index = torch.from_numpy(nearest_tilts(tilt_angles, chosen.tilt_angles))
         return StyleTargets(
             grams={layer: gram[index] for layer, gram in chosen.grams.items()},
@@ -227,7 +243,7 @@ def _write(file: Path, key: str, series: StyleSeries) -> None:
         ) from error
 
 
-def _read(file: Path, key: str) -> StyleSeries | None:
+def _read(file: Path, key: str, name: str) -> StyleSeries | None:
     """Read a series from the cache; nothing where there is none, or where it is damaged (with a warning)."""
     if not file.is_file():
         return None
@@ -241,7 +257,8 @@ def _read(file: Path, key: str) -> StyleSeries | None:
         return None
     layers = sorted(int(name.removeprefix("gram_")) for name in tensors if name.startswith("gram_"))
     return StyleSeries(
-        name=metadata["name"],
+        # The same tilts may be read by another name than when they were cached.
+        name=name,
         tilt_angles=tensors["tilt_angles"].numpy(),
         grams={layer: tensors[f"gram_{layer}"] for layer in layers},
         mean=tensors["mean"],

@@ -32,6 +32,7 @@ ROWS = (
 #: Within a row: who may import whom. Cycles are never allowed.
 BESIDE = (
     (("_random",), ("_checks",)),
+    (("_progress",), ("_random",)),
     (("statistics", "augmentation", "filters", "patches", "resample"), ("geometry", "sparse")),
     (("filters", "patches", "resample"), ("statistics",)),
     (("formats", "formats.*"), ("formats.mrc", "formats._atomic")),

@@ -61,7 +61,7 @@ def test_round_trip_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     write_tlt(tmp_path / "microscope" / "series_1.tlt", ANGLES)
     widths = dict.fromkeys([0, 2], 4) | dict.fromkeys([5, 7, 10, 12, 14, 16, 19, 21, 23, 25, 28], 6)
     torch.save(narrow_state(widths=widths), tmp_path / "vgg19-dcbb9e9d.pth")
-    first, second = code_blocks("python")
+    first, second, third = code_blocks("python")
     names: dict[str, Any] = {}
     exec(compile(first.replace("range(70)", "range(1)"), "README.md", "exec"), names)
     assert names["batch"]["image"].shape[1:] == (1, 56, 56, 56)
@@ -72,6 +72,8 @@ def test_round_trip_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     assert names["made"].tomogram.shape == names["made"].labels.shape == (SIZE, SIZE, SIZE)
     again = names["simulator"].simulate(names["specimens"][0], names["made"].record)
     assert torch.equal(again.tomogram, names["made"].tomogram)
+    exec(compile(third, "README.md", "exec"), names)
+    assert names["noise"].series[0].correlation[2] > 0.5
 
 
 def test_ci_runs_the_readme_test_command() -> None:

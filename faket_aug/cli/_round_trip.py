@@ -140,7 +140,8 @@ def run(settings: RoundTrip, stages: Stages) -> Result:
         If the weights are missing, or end before a layer that is asked for.
     """
     usable_device(settings.device)
-    features = choose_encoder(settings.weights, settings.device)
+    with stages.stage("encoder"):
+        features = choose_encoder(settings.weights, settings.device)
     layers = settings.style_layers or tuple(layer for layer in STYLE_LAYERS if layer <= features.deepest)
     features.check_layers([*layers, *CONTENT_LAYERS])
     _make_writable(settings.output)

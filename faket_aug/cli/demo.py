@@ -75,22 +75,20 @@ def _parse_layers(text: str) -> tuple[int, ...]:
 
 
 def _show(console: Console, result: Result, seconds: Mapping[str, float]) -> None:
-    from rich.table import Table
-
     from faket_aug.cli._round_trip import ends
 
-    table = Table.grid(padding=(0, 2))
-    for name, spent in seconds.items():
-        table.add_row(name, f"{spent:.1f} s")
-    table.add_row("together", f"{sum(seconds.values()):.1f} s")
     first, last = ends(result.losses)
-    table.add_row("patches", f"{result.patches_per_second:.1f} a second, simulated and trained on")
-    table.add_row("loss", f"{first:.2f} at the start, {last:.2f} at the end")
+    encoder = result.features
     layers = ", ".join(str(layer) for layer in result.style_layers)
-    table.add_row(
-        "encoder", f"VGG-19 weights: {result.features.source} ({result.features.precision}); style layers {layers}"
-    )
-    table.add_row("picture", str(result.preview))
-    console.print(table)
-    if result.features.source == "random":
+    rows = {name: f"{spent:.1f} s" for name, spent in seconds.items()} | {
+        "together": f"{sum(seconds.values()):.1f} s",
+        "patches": f"{result.patches_per_second:.1f} a second, simulated and trained on",
+        "loss": f"{first:.2f} at the start, {last:.2f} at the end",
+        "weights": f"{encoder.source} (VGG-19 in {encoder.precision}, style layers {layers})",
+        "picture": str(result.preview),
+    }
+    for name, value in rows.items():
+        # A path that is broken into lines could not be copied.
+        console.print(f"{name:<12} {value}", soft_wrap=True)
+    if encoder.source == "random":
         console.print(RANDOM_NOTE, soft_wrap=True)
