@@ -37,14 +37,22 @@ class Resume:
     first: int
     delivered: tuple[int, ...]
 
+    def __post_init__(self) -> None:
+        numbers = (self.epoch, self.streams, self.first, *self.delivered)
+        if not all(isinstance(n, int) and n >= 0 for n in numbers) or not self.first < self.streams <= MAX_STREAMS:
+            raise ValueError(
+                "expected a state whose `epoch`, `first` and `delivered` are whole numbers of 0 or more, with `first` below "
+                f"`streams`, got {numbers}"
+            )
+
     @classmethod
     def from_state(cls, state: Mapping[str, Any]) -> Resume:
         """Take what concerns the position from a state dict."""
         return cls(
-            epoch=int(state["epoch"]),
-            streams=int(state["streams"]),
-            first=int(state["first"]),
-            delivered=tuple(int(n) for n in state["delivered"]),
+            epoch=state["epoch"],
+            streams=state["streams"],
+            first=state["first"],
+            delivered=tuple(state["delivered"]),
         )
 
 

@@ -71,6 +71,11 @@ class PatchAugmentation:
                 "turn the missing wedge; set `keep_missing_wedge` to False, or use `half_turns`"
             )
 
+    @property
+    def interpolates(self) -> bool:
+        """Whether values change: flips and half turns only move them."""
+        return any(self.rotation_deg) or self.scale != (1.0, 1.0)
+
     def draw(self, generator: np.random.Generator) -> AugmentationParameters:
         """Draw the parameters of one patch; the same number of draws, whatever the settings."""
         coins, turns = generator.random(6) < 0.5, generator.uniform(-1.0, 1.0, 3)

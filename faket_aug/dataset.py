@@ -210,6 +210,9 @@ class FakETDataset(IterableDataset[dict[str, Any]]):
         rank, world = self._rank_and_world()
         return range(rank + world * stream, self.tomograms_per_epoch, world * streams)
 
+    def _stream_length(self, stream: int, streams: int) -> int:
+        return len(self._tomograms(stream, streams)) * self.patches_per_tomogram
+
     def _items(self, position: StreamPosition) -> Iterator[dict[str, Any]]:
         order = stream_order(
             self._tomograms(position.stream, position.streams),
@@ -342,7 +345,7 @@ class FakETDataset(IterableDataset[dict[str, Any]]):
         if len(start) != workers:
             raise ValueError(f"expected `num_workers` of the state that was loaded, {len(start)}, got {workers}")
         streams = [(first + worker) % workers for worker in range(workers)]
-        lengths = [len(self._tomograms(stream, workers)) * self.patches_per_tomogram for stream in streams]
+        lengths = [self._stream_length(stream, workers) for stream in streams]
         delivered, turn = positions_after(
             lengths, start=start, batches=batches, batch_size=batch_size, drop_last=drop_last
         )
@@ -380,6 +383,10 @@ class FakETDataset(IterableDataset[dict[str, Any]]):
             if state[key] != own[key]:
                 raise ValueError(f"expected a state of a dataset with {key} {own[key]}, got {state[key]}")
         resume = Resume.from_state(state)
+        for place, delivered in enumerate(resume.delivered):
+            length = self._stream_length((resume.first + place) % resume.streams, resume.streams)
+            if delivered > length:
+                raise ValueError(f"expected a state with at most {length} items delivered of a stream, got {delivered}")
         self._position, self._own_passes = None, 0
         if get_worker_info() is not None:
             self._local = resume

@@ -84,9 +84,10 @@ class PatchSampler:
             image = normalize(image)
         if self.augmentation is not None:
             drawn = numpy_generator(seed, "augmentation", epoch=epoch, tomogram=tomogram, patch=patch)
-            # Normalised before, so that what comes in from outside is the mean, and again after.
             image, label = self.augmentation.apply(image, label, self.augmentation.draw(drawn))
-            image = normalize(image) if self.normalize else image
+            if self.normalize and self.augmentation.interpolates:
+                # It was normalised before, too, so that what came in from outside is the mean.
+                image = normalize(image)
         # Copies of their own: views would keep the whole tomogram alive.
         return Patch(
             image=image.clone(memory_format=torch.contiguous_format),

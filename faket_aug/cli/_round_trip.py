@@ -155,19 +155,7 @@ def run(settings: RoundTrip, stages: Stages) -> Result:
         noise = _fit_noise(*paired)
     with stages.stage("style bank"):
         bank = StyleBank.build(style, features, style_layers=layers, device=settings.device)
-    simulators = {
-        modality: FakETSimulator(
-            tilt_angles=settings.tilt_angles,
-            modality=modality,
-            noise=noise,
-            style=bank,
-            features=features,
-            extend=EXTEND,
-            device=settings.device,
-            threads=_threads(),
-        )
-        for modality in ("noiseless", "noisy", "faket")
-    }
+    simulators = {name: _simulator(settings, name, noise, bank, features) for name in ("noiseless", "noisy", "faket")}
     losses, rate = _train(settings, specimens, simulators["faket"], stages)
     with stages.stage("preview", total=len(simulators)) as done:
         made = {}
@@ -175,7 +163,7 @@ def run(settings: RoundTrip, stages: Stages) -> Result:
             made[modality] = simulator(specimens[0], seed=settings.seed)
             done()
         path = settings.output / PREVIEW
-        save_figure(draw_preview(made, style[0], losses), path)
+        save_figure(draw_preview(made, style[0], losses, random=features.source == "random"), path)
     return Result(features=features, style_layers=layers, losses=losses, patches_per_second=rate, preview=path)
 
 
@@ -210,7 +198,7 @@ def cpu_has_bfloat16() -> bool:
     return any(bool(getattr(torch.cpu, name, bool)()) for name in names)
 
 
-def _threads() -> int:
+def _half_the_threads() -> int:
     """Share the cores between the simulation and the training beside it."""
     return min(max(1, torch.get_num_threads() // 2), _MOST_THREADS)
 
@@ -230,6 +218,21 @@ def _measure(settings: RoundTrip, stages: Stages) -> tuple[list[TiltSeries], tup
 def _fit_noise(specimen: GrandModel, measured: TiltSeries) -> NoiseModel:
     clean = -project(specimen.density, measured.tilt_angles, extend=EXTEND)
     return NoiseModel.fit(clean, measured.tilts, measured.tilt_angles)
+
+
+def _simulator(
+    settings: RoundTrip, modality: str, noise: NoiseModel, bank: StyleBank, features: VGG19Features
+) -> FakETSimulator:
+    return FakETSimulator(
+        tilt_angles=settings.tilt_angles,
+        modality=modality,
+        noise=noise,
+        style=bank,
+        features=features,
+        extend=EXTEND,
+        device=settings.device,
+        threads=_half_the_threads(),
+    )
 
 
 def _train(
@@ -256,7 +259,7 @@ def _train(
     optimizer = torch.optim.Adam(network.parameters(), lr=LEARNING_RATE)
     losses: list[float] = []
     start = time.perf_counter()
-    with stages.stage("training", total=settings.steps) as done, intra_op_threads(_threads()):
+    with stages.stage("training", total=settings.steps) as done, intra_op_threads(_half_the_threads()):
         for _, batch in zip(range(settings.steps), loader, strict=False):
             losses.append(_step(network, optimizer, batch["image"], batch["label"], weights))
             done()
@@ -285,20 +288,35 @@ def ends(losses: tuple[float, ...]) -> tuple[float, float]:
     return float(np.mean(losses[:tenth])), float(np.mean(losses[-tenth:]))
 
 
-def draw_preview(made: dict[str, SimulatedTomogram], style: TiltSeries, losses: tuple[float, ...]) -> Figure:
-    """Draw a tilt in all its forms beside the style's, a section with its labels, and the loss."""
+def draw_preview(
+    made: dict[str, SimulatedTomogram], style: TiltSeries, losses: tuple[float, ...], *, random: bool
+) -> Figure:
+    """Draw a tilt in all its forms beside the style's, a section with its labels, and the loss.
+
+    Parameters
+    ----------
+    made
+        Tomograms of the same specimen and noise, by modality.
+    style
+        A tilt-series with the same angles.
+    losses
+        One a step.
+    random
+        Whether the encoder's weights are random; the picture says so.
+    """
     figure = Figure(figsize=(14.0, 8.2), layout="constrained")
     # Subfigures, so that the curve's labels do not push the tilts apart.
     parts: npt.NDArray[Any] = figure.subfigures(2, 1, squeeze=False, height_ratios=[1.0, 1.1])
-    _draw_tilts(parts[0, 0], made, style)
+    _draw_tilts(parts[0, 0], made, style, note=" (random weights)" if random else "")
     _draw_training(parts[1, 0], made["faket"], losses)
     return figure
 
 
-def _draw_tilts(figure: SubFigure, made: dict[str, SimulatedTomogram], style: TiltSeries) -> None:
+def _draw_tilts(figure: SubFigure, made: dict[str, SimulatedTomogram], style: TiltSeries, *, note: str) -> None:
     middle = style.tilts.shape[0] // 2
     angle = f"{style.tilt_angles[middle]:.0f}°"
-    titles = [f"{name}, {angle}" for name in made] + [f"style, {angle} (microscope, another specimen)"]
+    titles = [f"{name}, {angle}{note if name == 'faket' else ''}" for name in made]
+    titles.append(f"style, {angle} (microscope, another specimen)")
     tilts = [tomogram.tiltseries[middle] for tomogram in made.values()] + [style.tilts[middle]]
     row: npt.NDArray[Any] = figure.subplots(1, len(tilts), squeeze=False)[0]
     for axes, tilt, title in zip(row, tilts, titles, strict=True):
