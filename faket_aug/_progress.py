@@ -41,8 +41,8 @@ class Resume:
         numbers = (self.epoch, self.streams, self.first, *self.delivered)
         if not all(isinstance(n, int) and n >= 0 for n in numbers) or not self.first < self.streams <= MAX_STREAMS:
             raise ValueError(
-                "expected a state whose `epoch`, `first` and `delivered` are whole numbers of 0 or more, with `first` below "
-                f"`streams`, got {numbers}"
+                "expected a state whose `epoch`, `first` and `delivered` are whole numbers of 0 or more, with `first` "
+                f"below `streams`, got {numbers}"
             )
 
     @classmethod

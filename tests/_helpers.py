@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -170,6 +170,19 @@ def loader(data: Any, *, workers: int = 0, start: str = "fork", cls: Any = DataL
     if workers:
         settings["multiprocessing_context"] = start
     return cls(data, num_workers=workers, generator=generator(), **settings)
+
+
+def error_of(read: Callable[[], object]) -> Exception:
+    """The error that reading raises, without its traceback.
+
+    The traceback of an error in a DataLoader holds its iterator. If the next loader forks before that is collected,
+    torch waits for some seconds for workers that are not its own.
+    """
+    try:
+        read()
+    except Exception as error:
+        return error.with_traceback(None)
+    raise AssertionError("expected an error, got none")
 
 
 def unbatched(batches: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:

@@ -24,7 +24,7 @@ RANDOM_NOTE = (
 
 def demo(
     output: Annotated[Path, typer.Option(help="Folder of preview.png, made where it is missing.")] = Path("demo"),
-    steps: Annotated[int, typer.Option(min=1, help="Training steps.")] = 200,
+    steps: Annotated[int, typer.Option(min=1, help="Training steps.")] = 150,
     seed: Annotated[int, typer.Option(min=0, help="Of all chance.")] = 0,
     weights: Annotated[
         str | None,
