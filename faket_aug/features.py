@@ -297,13 +297,20 @@ def _repeat_pixels(images: Tensor, shape: torch.Size) -> Tensor:
 
 
 def _random_weights(seed: int) -> dict[int, tuple[Tensor, Tensor]]:
-    """He's normal weights, drawn on the CPU so that they are the same on every machine."""
+    """He's normal weights, drawn on the CPU so that they are the same on every machine.
+
+    The filters of the first layer have mean 0.
+    """
     generator = torch_generator(torch_seed(seed, "encoder"))
     weights, channels = {}, 3
     for index, width in zip(CONVOLUTIONS, WIDTHS, strict=True):
         if index > RELUS[12]:
             break
         weight = torch.randn(width, channels, 3, 3, generator=generator) * math.sqrt(2 / (9 * channels))
+        if index == 0:
+            # Differs from FakET: filters that see the mean brightness dominate the Gram matrices, and the style step
+            # then does nothing but shift the brightness; 9/8 restores the variance.
+            weight = (weight - weight.mean(dim=(2, 3), keepdim=True)) * math.sqrt(9 / 8)
         weights[index] = (weight, torch.zeros(width))
         channels = width
     return weights

@@ -19,7 +19,7 @@ from faket_aug.features import CONVOLUTIONS, POOLINGS, RELUS, VGG19Features
 State = dict[str, Tensor]
 
 #: Of the random encoder of seed 0.
-PINNED_FIRST = [-0.16843, 0.267382, -0.330816, -0.058473]
+PINNED_FIRST = (-0.133788, 0.328460, -0.306025, -0.017160)
 PINNED_LAST = [0.03353, -0.0291]
 PINNED_SUM = -1.2316
 

@@ -7,8 +7,9 @@ from torch import Tensor
 
 from faket_aug._checks import check_ndim, check_positive, check_same_shape
 
-#: Keeps the index of a class that neither occurs nor is predicted defined: it is 1.
-EPSILON = 1e-8
+#: Keeps the index defined where a class neither occurs nor has any probability: it is 1. So small that nothing else
+#: sees it: with 1e-8 a network gains by being certain that absent classes are absent, and stays blind to all.
+EPSILON = 1e-30
 
 
 def tversky_loss(logits: Tensor, labels: Tensor, *, alpha: float = 0.5, beta: float = 0.5) -> Tensor:
