@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from numbers import Integral
 from typing import Any
 
 import torch
@@ -36,7 +37,7 @@ def check_choice(name: str, value: Any, choices: Iterable[Any]) -> None:
 def check_count(name: str, value: int, *, zero: bool = False) -> None:
     """Raise a `ValueError` unless `value` is a whole number of 1 or more (or 0, where `zero` allows it)."""
     least = 0 if zero else 1
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+    if isinstance(value, bool) or not isinstance(value, Integral) or value < least:
         raise ValueError(f"expected `{name}` to be a whole number of {least} or more, got {value!r}")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -10,12 +11,13 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
+from torch.utils.data import get_worker_info
 
 from faket_aug._random import numpy_generator
 
 #: Workers (streams) that one dataset can have.
 MAX_STREAMS = 1024
-_EPOCH, _EXPLICIT, _STREAMS, _FIRST, _HEADER = range(5)
+_EPOCH, _EXPLICIT, _GENERATION, _STREAMS, _FIRST, _HEADER = range(6)
 
 
 @dataclass(kw_only=True)
@@ -56,77 +58,119 @@ class Resume:
         )
 
 
-class SharedProgress:
-    """Epoch and resume point in shared memory, so that they also reach persistent workers.
+@dataclass(frozen=True, kw_only=True)
+class NextPass:
+    """What the next pass of a loader is: its epoch, and where it begins.
 
-    Every slot has one writer: the main process writes the header and the resume point, worker w its own count of
-    passes. No lock is needed, and nothing is left behind: the memory has no name.
+    `generation` counts the settings, so that a resume point is used once by each stream; `explicit` tells whether the
+    epoch was set by `set_epoch`.
+    """
+
+    epoch: int = 0
+    explicit: bool = False
+    generation: int = 0
+    resume: Resume | None = None
+
+
+class SharedProgress:
+    """The next pass, for this process and its workers.
+
+    A worker's first pass takes what was set when its process was made (a copy comes with the fork or the pickle: what
+    is set meanwhile is for the next pass). Persistent workers read later passes from shared memory. There every slot
+    has one writer, the main process for what it sets, worker w for what it used, so no lock is needed; the memory has
+    no name, so nothing is left behind.
     """
 
     def __init__(self) -> None:
-        self._cell: Tensor = torch.zeros(_HEADER + 2 * MAX_STREAMS, dtype=torch.int64)
-        self._cell.share_memory_()  # type: ignore[no-untyped-call]
+        self._next = NextPass()
+        self._process = os.getpid()
+        self._cell: Tensor = torch.zeros(_HEADER + 3 * MAX_STREAMS, dtype=torch.int64)
+        self._share()
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._share()
+
+    def _share(self) -> None:
+        if not self._cell.is_shared():  # type: ignore[no-untyped-call]
+            self._cell.share_memory_()  # type: ignore[no-untyped-call]
 
     @property
-    def epoch(self) -> int:
-        """The epoch of the next pass."""
-        return int(self._cell[_EPOCH])
-
-    @property
-    def explicit(self) -> bool:
-        """Whether the epoch was set by `set_epoch`."""
-        return bool(self._cell[_EXPLICIT])
+    def next(self) -> NextPass:
+        """The next pass."""
+        return self._next
 
     def set_epoch(self, epoch: int) -> None:
         """Set the epoch; a resume point that waits for this epoch stays."""
-        waiting = self.resume is not None and not self._passes.any()
-        if not (waiting and epoch == self.epoch):
-            self._cell[_STREAMS] = 0
-            self._passes.zero_()
-        self._cell[_EPOCH] = epoch
-        self._cell[_EXPLICIT] = 1
+        waiting = self._next.resume is not None and self.passes_begun == 0 and epoch == self._next.epoch
+        self._set(epoch, explicit=True, resume=self._next.resume if waiting else None)
 
     def set_resume(self, resume: Resume) -> None:
         """Let the next pass begin at a resume point."""
-        self._passes.zero_()
-        self._cell[_EPOCH] = resume.epoch
-        self._cell[_EXPLICIT] = 0
-        self._cell[_FIRST] = resume.first
-        self._cell[_HEADER : _HEADER + len(resume.delivered)] = torch.tensor(resume.delivered, dtype=torch.int64)
-        self._cell[_STREAMS] = resume.streams
+        self._set(resume.epoch, explicit=False, resume=resume)
 
-    @property
-    def resume(self) -> Resume | None:
-        """The resume point, where there is one."""
-        streams = int(self._cell[_STREAMS])
-        if streams == 0:
-            return None
-        return Resume(
-            epoch=self.epoch,
-            streams=streams,
-            first=int(self._cell[_FIRST]),
-            delivered=tuple(self._cell[_HEADER : _HEADER + streams].tolist()),
+    def _set(self, epoch: int, *, explicit: bool, resume: Resume | None) -> None:
+        if self._process != os.getpid():
+            # A rank that was given a copy of the dataset: what it sets is not for the other ranks' workers.
+            self._process, self._cell = os.getpid(), self._cell.clone()
+            self._share()
+        generation = self._next.generation + 1
+        self._next = NextPass(epoch=epoch, explicit=explicit, generation=generation, resume=resume)
+        delivered = () if resume is None else resume.delivered
+        self._passes.zero_()
+        self._cell[_HEADER : _HEADER + len(delivered)] = torch.tensor(delivered, dtype=torch.int64)
+        self._cell[_FIRST] = 0 if resume is None else resume.first
+        self._cell[_STREAMS] = len(delivered)
+        self._cell[_EXPLICIT] = explicit
+        self._cell[_EPOCH] = epoch
+        self._cell[_GENERATION] = generation
+
+    def _read(self) -> NextPass:
+        streams, epoch = int(self._cell[_STREAMS]), int(self._cell[_EPOCH])
+        delivered = tuple(self._cell[_HEADER : _HEADER + streams].tolist())
+        resume = Resume(epoch=epoch, streams=streams, first=int(self._cell[_FIRST]), delivered=delivered)
+        return NextPass(
+            epoch=epoch,
+            explicit=bool(self._cell[_EXPLICIT]),
+            generation=int(self._cell[_GENERATION]),
+            resume=resume if streams else None,
         )
 
     @property
     def current_resume(self) -> Resume | None:
-        """The resume point, as long as no stream has passed it twice."""
-        return self.resume if int(self._passes.max()) <= 1 else None
+        """The resume point, as long as no stream has begun a second pass after it."""
+        return self._next.resume if int(self._passes.max()) <= 1 else None
 
     @property
     def passes_begun(self) -> int:
         """How many passes all streams began since the epoch or the resume point was set."""
         return int(self._passes.sum())
 
-    def begin_pass(self, worker: int) -> int:
-        """Count a pass of a worker; returns how many it made before in this epoch."""
-        before = int(self._passes[worker])
-        self._passes[worker] = before + 1
-        return before
+    def begin_pass(self, slot: int) -> tuple[NextPass, bool]:
+        """Begin a pass of a worker, or of the main process, which has the slot of worker 0.
+
+        Returns
+        -------
+        What the pass is, and whether the worker made it before.
+        """
+        new_process = self._process != os.getpid()
+        is_main = get_worker_info() is None
+        begun = self._next if new_process or is_main else self._read()
+        self._process, self._next = os.getpid(), begun
+        again = int(self._used[slot]) == begun.generation + 1
+        self._used[slot] = begun.generation + 1
+        self._passes[slot] += 1
+        return begun, again
 
     @property
     def _passes(self) -> Tensor:
-        return self._cell[_HEADER + MAX_STREAMS :]
+        """Passes that each worker began since something was set."""
+        return self._cell[_HEADER + MAX_STREAMS : _HEADER + 2 * MAX_STREAMS]
+
+    @property
+    def _used(self) -> Tensor:
+        """The generation, plus one, that each worker last began a pass of."""
+        return self._cell[_HEADER + 2 * MAX_STREAMS :]
 
 
 def stream_order(tomograms: range, *, patches: int, live: int, seed: int, epoch: int) -> npt.NDArray[np.int64]:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import os
 import warnings
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -13,6 +13,7 @@ from torch.utils.data import IterableDataset, get_worker_info
 
 from faket_aug._background import MakeAhead
 from faket_aug._checks import SimulationError, check_count
+from faket_aug._distributed import current_gpu, known_ranks
 from faket_aug._progress import MAX_STREAMS, Resume, SharedProgress, StreamPosition, positions_after, stream_order
 from faket_aug._random import numpy_generator
 from faket_aug._threads import in_forked_process, intra_op_threads
@@ -128,22 +129,26 @@ class FakETDataset(IterableDataset[dict[str, Any]]):
             normalize=normalize,
             target=target,
         )
-        self.patches_per_tomogram = patches_per_tomogram
-        self.tomograms_per_epoch = len(specimens) if tomograms_per_epoch is None else tomograms_per_epoch
+        # Whole numbers of NumPy would not fit JSON.
+        self.patches_per_tomogram = int(patches_per_tomogram)
+        self.tomograms_per_epoch = len(specimens) if tomograms_per_epoch is None else int(tomograms_per_epoch)
         check_count("tomograms_per_epoch", self.tomograms_per_epoch)
-        self.live_tomograms = live_tomograms
+        self.live_tomograms = int(live_tomograms)
         self.radii = None if radii is None else dict(radii)
-        self.seed = seed
+        self.seed = int(seed)
         self.item_device = item_device
         self._ranks = None if rank is None or world_size is None else (rank, world_size)
         self._progress = SharedProgress()
         self._local: Resume | None = None
         self._position: StreamPosition | None = None
         self._own_passes = 0
+        self._cuda_index: int | None = None
 
     def __getstate__(self) -> dict[str, Any]:
-        # A spawned worker knows nothing of `torch.distributed`: it is told.
-        return {**self.__dict__, "_ranks": self._rank_and_world(), "_position": None}
+        # A spawned worker knows neither `torch.distributed` nor which GPU is this rank's: it is told what is known.
+        gpu = current_gpu()
+        told = {"_ranks": self._ranks or known_ranks(), "_cuda_index": self._cuda_index if gpu is None else gpu}
+        return {**self.__dict__, **told, "_position": None}
 
     def __len__(self) -> int:
         """Items of an epoch on this rank, over all of its workers."""
@@ -153,7 +158,7 @@ class FakETDataset(IterableDataset[dict[str, Any]]):
     @property
     def epoch(self) -> int:
         """The epoch of the next pass."""
-        return self._progress.epoch
+        return self._progress.next.epoch
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the epoch of the next pass, before each pass, as with a `DistributedSampler`.
@@ -171,7 +176,11 @@ class FakETDataset(IterableDataset[dict[str, Any]]):
         worker, workers = (0, 1) if info is None else (info.id, info.num_workers)
         if workers > MAX_STREAMS:
             raise ValueError(f"expected at most {MAX_STREAMS} workers, got {workers}")
-        usable_device(self.simulator.device)
+        usable_device(self.item_device)
+        device = usable_device(self.simulator.device)
+        if device.type == "cuda" and device.index is None:
+            # Which GPU is current belongs to a thread; the thread that simulates is another one.
+            self._cuda_index = torch.cuda.current_device() if self._cuda_index is None else self._cuda_index
         if in_forked_process() and self.simulator.threads > 1:
             raise ValueError(
                 f"expected `threads=1` in a forked worker, got {self.simulator.threads}: OpenMP's threads do not "
@@ -184,19 +193,19 @@ class FakETDataset(IterableDataset[dict[str, Any]]):
     def _begin_pass(self, worker: int, workers: int) -> StreamPosition:
         """Find where this worker's pass begins: at a resume point, or at the start of the epoch."""
         local, self._local = self._local, None
-        before = self._progress.begin_pass(worker)
-        waiting = self._progress.resume if before == 0 else None
-        if local is not None and (not self._progress.explicit or local.epoch == self._progress.epoch):
+        slot = (self._rank_and_world()[0] * workers + worker) % MAX_STREAMS
+        begun, again = self._progress.begin_pass(slot)
+        if local is not None and (not begun.explicit or local.epoch == begun.epoch):
             resume, place = local, 0
-        elif waiting is not None:
-            resume, place = waiting, worker
+        elif begun.resume is not None and not again:
+            resume, place = begun.resume, worker
         else:
-            if before > 0 and not self._progress.explicit:
+            if again and not begun.explicit:
                 warnings.warn(
-                    f"epoch {self.epoch} is read again: the same items come again; call `set_epoch` before each epoch",
+                    f"epoch {begun.epoch} is read again: the same items come again; call `set_epoch` before each epoch",
                     stacklevel=3,
                 )
-            return StreamPosition(epoch=self.epoch, stream=worker, streams=workers, delivered=0)
+            return StreamPosition(epoch=begun.epoch, stream=worker, streams=workers, delivered=0)
         if resume.streams != workers:
             raise ValueError(
                 f"expected to resume with as many workers as the state was saved with, {resume.streams} (0 counts as "
@@ -251,7 +260,11 @@ class FakETDataset(IterableDataset[dict[str, Any]]):
             radii = self._radii_in_voxels(specimen)
         except ValueError as error:
             raise SimulationError(f"{specimen.name}: {error}") from error
-        made = self.simulator(specimen, seed=self.seed, epoch=epoch, tomogram=tomogram)
+        with nullcontext() if self._cuda_index is None else torch.cuda.device(self._cuda_index):
+            made = self.simulator(specimen, seed=self.seed, epoch=epoch, tomogram=tomogram)
+            if made.tomogram.is_cuda:
+                # The reader may use another stream.
+                torch.cuda.current_stream().synchronize()
         return LiveTomogram.of(made, radii=radii)
 
     def _specimen_number(self, epoch: int, tomogram: int) -> int:
@@ -332,7 +345,7 @@ class FakETDataset(IterableDataset[dict[str, Any]]):
             )
         if position is not None:
             return self._state(position.epoch, position.streams, position.stream, [position.delivered])
-        waiting = self._local or self._progress.resume
+        waiting = self._local or self._progress.next.resume
         if waiting is not None:
             return self._state(waiting.epoch, waiting.streams, waiting.first, list(waiting.delivered))
         info = get_worker_info()
@@ -397,14 +410,10 @@ class FakETDataset(IterableDataset[dict[str, Any]]):
                 "with `state_dict(batches=..., batch_size=..., num_workers=...)`"
             )
         ended = sum(resume.delivered) >= len(self)
-        if ended and self._progress.explicit and resume.epoch != self.epoch:
+        if ended and self._progress.next.explicit and resume.epoch < self.epoch:
             # StatefulDataLoader loads a state when its pass begins, which is after `set_epoch` chose the next epoch.
             return
         self._progress.set_resume(resume)
 
     def _rank_and_world(self) -> tuple[int, int]:
-        if self._ranks is not None:
-            return self._ranks
-        if torch.distributed.is_available() and torch.distributed.is_initialized():
-            return torch.distributed.get_rank(), torch.distributed.get_world_size()
-        return int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+        return self._ranks or known_ranks() or (0, 1)

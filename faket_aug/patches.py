@@ -20,7 +20,8 @@ def as_size(patch_size: int | Sequence[int]) -> Size:
     ValueError
         If it is not one or three positive numbers.
     """
-    sizes = [patch_size] * 3 if isinstance(patch_size, int) else [int(size) for size in patch_size]
+    sizes = np.ravel(patch_size).astype(int).tolist()
+    sizes = sizes * 3 if np.ndim(patch_size) == 0 else sizes
     if len(sizes) != 3 or min(sizes) < 1:
         raise ValueError(f"expected `patch_size` to be one or three positive numbers (z, y, x), got {patch_size!r}")
     return sizes[0], sizes[1], sizes[2]

@@ -24,24 +24,29 @@ TARGETS = ("shape", "sphere")
 
 @dataclass(frozen=True, kw_only=True)
 class LiveTomogram:
-    """What patches are cut from: tomogram and labels `(z, y, x)`, the particles within, radii in voxels."""
+    """What patches are cut from: tomogram and labels `(z, y, x)`, particles, radii in voxels.
+
+    `centers` are the rows of the particles whose centre lies in the volume: patches are centred on these.
+    """
 
     tomogram: Tensor
     labels: Tensor
     particles: ParticleTable
+    centers: npt.NDArray[np.int64]
     radii: Mapping[int, float]
 
     @classmethod
     def of(cls, made: SimulatedTomogram, *, radii: Mapping[int, float]) -> Self:
-        """Keep of a simulated tomogram what patches need; particles whose centre lies outside are left out."""
+        """Keep of a simulated tomogram what patches need."""
         nearest = np.rint(made.particles.positions)
-        keep = ((nearest >= 0) & (nearest < np.array(made.labels.shape))).all(axis=1)
-        particles = ParticleTable(
-            classes=made.particles.classes[keep],
-            positions=made.particles.positions[keep],
-            orientations=made.particles.orientations[keep],
+        inside = ((nearest >= 0) & (nearest < np.array(made.labels.shape))).all(axis=1)
+        return cls(
+            tomogram=made.tomogram,
+            labels=made.labels,
+            particles=made.particles,
+            centers=np.flatnonzero(inside),
+            radii=radii,
         )
-        return cls(tomogram=made.tomogram, labels=made.labels, particles=particles, radii=radii)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,11 +105,15 @@ class PatchSampler:
         shape, particles = live.tomogram.shape, live.particles
         background = generator.random() < self.background_fraction
         place, offset = generator.random(3), generator.integers(-self.shift, self.shift + 1, 3)
-        if background or len(particles) == 0:
-            return clamp_center(place * (np.array(shape) - 1), self.patch_size, shape), 0
-        candidates = np.arange(len(particles))
+        if background or len(live.centers) == 0:
+            # Evenly over the centres that a patch can have: no heap at the edges.
+            size = np.array(self.patch_size)
+            anywhere = size // 2 + np.floor(place * (np.array(shape) - size + 1))
+            return clamp_center(anywhere, self.patch_size, shape), 0
+        candidates = live.centers
         if self.class_balanced:
-            candidates = np.flatnonzero(particles.classes == generator.choice(np.unique(particles.classes)))
+            classes = particles.classes[candidates]
+            candidates = candidates[classes == generator.choice(np.unique(classes))]
         chosen = generator.choice(candidates)
         center = clamp_center(particles.positions[chosen] + offset, self.patch_size, shape)
         return center, int(particles.classes[chosen])

@@ -49,8 +49,9 @@ class PlaneMap:
 
     @property
     def nbytes(self) -> int:
-        """Bytes that the map holds, the adjoint counted from the start."""
-        return 2 * self._forward.values().numel() * (self._forward.values().element_size() + 4)
+        """Bytes that the map holds."""
+        held = self._forward.values().numel() * (self._forward.values().element_size() + 4)
+        return held if self._adjoint is None else 2 * held
 
     def matrix(self, *, adjoint: bool) -> Tensor:
         """Return the CSR matrix of the map or of its adjoint (made when first asked for)."""

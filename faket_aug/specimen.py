@@ -98,6 +98,11 @@ class GrandModel:
             raise ValueError(f"{self.name}: expected a floating-point density, got {self.density.dtype}")
         check_finite(self.density, f"{self.name}: density")
         check_ndim("labels", self.labels, "z y x")
+        if 0 in (*self.density.shape, *self.labels.shape):
+            raise ValueError(
+                f"{self.name}: expected voxels, got a density of {tuple(self.density.shape)} and labels of "
+                f"{tuple(self.labels.shape)}"
+            )
         bins = [a / b for a, b in zip(self.density.shape, self.labels.shape, strict=True)]
         if len(set(bins)) != 1 or not bins[0].is_integer():
             raise FileFormatError(
@@ -139,7 +144,8 @@ class GrandModel:
         z_range
             Which voxels of the *labels* to keep along z, `(first, last + 1)`; `None` keeps all; `"shrec2021"` keeps
             the part that SHREC 2021's ground truth fills, relative 0.322 to 0.674; `"auto"` does so for labels of
-            512³ only. Positions are moved along, and the beam's axis goes through the middle of what is kept.
+            512³ only. Positions are moved along, and the axis of rotation goes through the middle of what is kept: keep
+            all where projections are to be compared with measured ones.
         voxel_size
             Å, of the density; by default the header's.
 

@@ -122,13 +122,15 @@ class StyleBank:
         layers = tuple(sorted(set(style_layers)))
         features.check_layers(layers)
         check_quantiles("quantiles", quantiles)
-        folder = None if cache is None else _writable_folder(Path(cache))
+        folder = None if cache is None else Path(cache)
         series, keys = [], []
         for stack in stacks:
             key = _series_key(stack, features, layers, quantiles)
             file = None if folder is None else folder / f"style-{key[:32]}.safetensors"
             found = None if file is None else _read(file, key, stack.name)
             if found is None:
+                if folder is not None:
+                    _check_writable(folder)
                 found = _encode(stack, features, layers, quantiles, memory_budget, torch.device(device))
                 if file is not None:
                     _write(file, key, found)
@@ -216,7 +218,7 @@ def _series_key(
     return digest.hexdigest()
 
 
-def _writable_folder(folder: Path) -> Path:
+def _check_writable(folder: Path) -> None:
     """Make the folder and try to write in it, before anything is computed."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -227,7 +229,6 @@ def _writable_folder(folder: Path) -> Path:
             f"expected a style cache folder that can be written, got {folder} ({error.strerror or error}); set `cache` "
             "to another folder, or to None to keep the bank in memory only"
         ) from error
-    return folder
 
 
 def _write(file: Path, key: str, series: StyleSeries) -> None:

@@ -11,7 +11,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from faket_aug._checks import FileFormatError, check_ndim, check_positive
+from faket_aug._checks import FileFormatError, check_finite, check_ndim, check_positive
 from faket_aug.formats.angles import find_tilt_angles, read_tilt_angles
 from faket_aug.formats.mrc import read_mrc
 from faket_aug.geometry import Angles, as_tilt_angles
@@ -51,6 +51,7 @@ class TiltSeries:
     def __post_init__(self) -> None:
         check_ndim("tilts", self.tilts, "tilt y x")
         check_positive("pixel_size", self.pixel_size, zero=True)
+        check_finite(self.tilts, self.name)
         angles = as_tilt_angles(self.tilt_angles, count=self.tilts.shape[0])
         order = np.argsort(angles, kind="stable")
         if (order != np.arange(len(order))).any():

@@ -17,7 +17,7 @@ PACKAGE = Path(faket_aug.__file__).parent
 
 #: The rows of the design's layout (section 2), from the ground up; a module that is in none of them fails the test.
 ROWS = (
-    ("_background", "_checks", "_progress", "_random", "_threads"),
+    ("_background", "_checks", "_distributed", "_progress", "_random", "_threads"),
     ("geometry", "sparse", "statistics", "augmentation", "filters", "patches", "resample"),
     ("formats", "formats.*"),
     ("ctf", "features", "noise", "projection", "reconstruction", "style"),

@@ -107,6 +107,7 @@ def find_tilt_angles(stack: Path) -> Path:
     FileNotFoundError
         If there are none; the message lists the names looked for.
     """
+    stack = stack.with_suffix("") if stack.suffix in (".gz", ".bz2") else stack
     candidates = [
         stack.with_suffix(".tlt"),
         stack.with_suffix(".rawtlt"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -45,19 +46,25 @@ def read_mrc(path: str | Path, *, rows: slice | None = None) -> tuple[Tensor, fl
     stored, voxel_size = _open(path, rows)
     if stored.ndim != 3:
         raise FileFormatError(f"{path}: expected an MRC file of three axes, got shape {stored.shape}")
-    data = torch.from_numpy(_native(stored))
+    data = torch.from_numpy(_native(stored, path))
     check_finite(data, str(path))
     return data, voxel_size
+
+
+#: What mrcfile and mmap say of a file that is shorter than its header says.
+_TRUNCATED = ("data block", "mmap length is greater")
 
 
 def _open(path: Path, rows: slice | None) -> tuple[npt.NDArray[Any], float]:
     opener: Any = mrcfile.open if path.suffix in (".gz", ".bz2") else mrcfile.mmap
     try:
         with opener(path, mode="r") as file:
-            return np.array(file.data[rows or slice(None)]), _voxel_size(path, file)
+            return np.array(file.data[rows or slice(None)]), _voxel_size(file)
+    except (EOFError, zlib.error) as error:
+        raise FileFormatError(f"{path}: expected a whole compressed file, got a truncated one ({error})") from error
     except (ValueError, OSError) as error:
         strict_error = error
-    if "Expected" in str(strict_error) and "data block" in str(strict_error):
+    if any(words in str(strict_error) for words in _TRUNCATED):
         # Less data than the header says: even the permissive mode could only make something up.
         raise FileFormatError(f"{path}: expected a whole MRC file, got a truncated one ({strict_error})")
     with warnings.catch_warnings(record=True) as caught:
@@ -65,7 +72,7 @@ def _open(path: Path, rows: slice | None) -> tuple[npt.NDArray[Any], float]:
         try:
             with mrcfile.open(path, mode="r", permissive=True) as file:
                 data = None if file.data is None else np.array(file.data[rows or slice(None)])
-                voxel_size = 0.0 if data is None else _voxel_size(path, file)
+                voxel_size = 0.0 if data is None else _voxel_size(file)
         except Exception as error:
             raise FileFormatError(f"{path}: expected an MRC file, got one that cannot be read ({error})") from error
     found = "; ".join(dict.fromkeys([str(strict_error), *(str(w.message) for w in caught)]))
@@ -75,18 +82,16 @@ def _open(path: Path, rows: slice | None) -> tuple[npt.NDArray[Any], float]:
     return data, voxel_size
 
 
-def _voxel_size(path: Path, file: Any) -> float:
-    sizes = [float(file.voxel_size[axis]) for axis in "xyz"]
-    in_plane = sizes[0]
-    if not np.isfinite(in_plane) or in_plane < 0:
-        raise FileFormatError(f"{path}: expected a voxel size of 0 Å or more in the header, got {sizes}")
-    return in_plane
+def _voxel_size(file: Any) -> float:
+    """Return the size along x; 0, which asks for one, where the header holds no number that can be one."""
+    size = float(file.voxel_size.x)
+    return size if np.isfinite(size) and size > 0 else 0.0
 
 
-def _native(stored: npt.NDArray[Any]) -> npt.NDArray[Any]:
+def _native(stored: npt.NDArray[Any], path: Path) -> npt.NDArray[Any]:
     """Turn what torch does not take (foreign byte order, half precision, unsigned integers) into what it does."""
     if stored.dtype.kind == "c":
-        raise FileFormatError(f"expected real numbers, got complex ones ({stored.dtype})")
+        raise FileFormatError(f"{path}: expected real numbers, got complex ones ({stored.dtype})")
     if stored.dtype.kind == "f":
         return stored.astype(np.float32, copy=False)
     if stored.dtype.kind == "u" and stored.dtype.itemsize > 1:

@@ -56,7 +56,7 @@ def read_particle_locations(path: str | Path) -> ParticleLocations:
 
 
 def read_class_conversion_table(path: str | Path) -> dict[int, str]:
-    """Read SHREC's `class_conversion_table.txt`: a number and a name a line; 0 is the background.
+    """Read SHREC's `class_conversion_table.txt`: a number and a name a line, in either order; 0 is the background.
 
     Returns
     -------
@@ -75,6 +75,8 @@ def read_class_conversion_table(path: str | Path) -> dict[int, str]:
         words = line.split("#")[0].replace(":", " ").replace(",", " ").split()
         if not words:
             continue
+        if len(words) == 2 and words[1].isdigit() and (not words[0].isdigit() or words[0] in classes.values()):
+            words = words[::-1]
         if len(words) != 2 or not words[0].isdigit():
             raise FileFormatError(f"{path}, line {number}: expected `number name`, got {line.strip()!r}")
         if int(words[0]) in classes:
