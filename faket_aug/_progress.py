@@ -127,13 +127,15 @@ class SharedProgress:
 
     def _read(self) -> NextPass:
         streams, epoch = int(self._cell[_STREAMS]), int(self._cell[_EPOCH])
-        delivered = tuple(self._cell[_HEADER : _HEADER + streams].tolist())
-        resume = Resume(epoch=epoch, streams=streams, first=int(self._cell[_FIRST]), delivered=delivered)
+        resume = None
+        if streams:
+            delivered = tuple(self._cell[_HEADER : _HEADER + streams].tolist())
+            resume = Resume(epoch=epoch, streams=streams, first=int(self._cell[_FIRST]), delivered=delivered)
         return NextPass(
             epoch=epoch,
             explicit=bool(self._cell[_EXPLICIT]),
             generation=int(self._cell[_GENERATION]),
-            resume=resume if streams else None,
+            resume=resume,
         )
 
     @property

@@ -31,8 +31,8 @@ class PatchAugmentation:
     """Random flips, half turns, rotations and scalings of patches, by kornia.
 
     The missing wedge lies about the beam (z) in the plane across the tilt axis (y). Flips and half turns about the
-    axes leave it where it is, if the tilts go equally far to both sides; any other rotation turns it, so that is refused
-    unless asked for.
+    axes leave it where it is, if the tilts go equally far to both sides; any other rotation turns it, so that is
+    refused unless asked for.
 
     Parameters
     ----------

@@ -23,6 +23,7 @@ from faket_aug import (
     TiltSeries,
     VGG19Features,
 )
+from faket_aug.formats.mrc import write_mrc
 
 SHAPE = (16, 24, 32)
 ANGLES = (-50.0, -25.0, 0.0, 25.0, 50.0)
@@ -219,6 +220,26 @@ def assert_same_item(found: Mapping[str, Any], expected: Mapping[str, Any]) -> N
             assert torch.equal(found[key], value), f"{key} of item {expected['index']} differs"
         else:
             assert found[key] == value, key
+
+
+def write_shrec(
+    folder: Path, thing: GrandModel, *, density: str = "grandmodel.mrc", table: str | None = "here", **left_out: bool
+) -> Path:
+    """Write a specimen in SHREC's layout: the class table `"here"`, `"above"` or not at all."""
+    folder.mkdir(parents=True, exist_ok=True)
+    write_mrc(folder / density, thing.density, voxel_size=thing.voxel_size)
+    write_mrc(folder / "class_mask.mrc", thing.labels, voxel_size=thing.label_voxel_size)
+    if thing.instances is not None and left_out.get("instances", True):
+        write_mrc(folder / "occupancy_mask.mrc", thing.instances, voxel_size=thing.label_voxel_size)
+    if left_out.get("particles", True):
+        rows = zip(thing.particles.classes, thing.particles.positions, strict=True)
+        lines = [f"{thing.class_names[int(c)]} {x} {y} {z} NaN NaN NaN" for c, (z, y, x) in rows]
+        (folder / "particle_locations.txt").write_text("\n".join(lines) + "\n")
+    if table:
+        names = "".join(f"{number} {name}\n" for number, name in thing.class_names.items())
+        where = folder if table == "here" else folder.parent
+        (where / "class_conversion_table.txt").write_text("0 background\n" + names)
+    return folder
 
 
 class WatchedSimulator:
