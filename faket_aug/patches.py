@@ -20,9 +20,9 @@ def as_size(patch_size: int | Sequence[int]) -> Size:
     ValueError
         If it is not one or three positive numbers.
     """
-    sizes = np.ravel(patch_size).astype(int).tolist()
+    sizes = np.ravel(patch_size).tolist()
     sizes = sizes * 3 if np.ndim(patch_size) == 0 else sizes
-    if len(sizes) != 3 or min(sizes) < 1:
+    if len(sizes) != 3 or not all(isinstance(size, int) and size > 0 for size in sizes):
         raise ValueError(f"expected `patch_size` to be one or three positive numbers (z, y, x), got {patch_size!r}")
     return sizes[0], sizes[1], sizes[2]
 
@@ -63,11 +63,12 @@ def cut(volume: Tensor, center: npt.NDArray[np.int64], size: Size) -> Tensor:
 
 def normalize(patch: Tensor) -> Tensor:
     """Bring a patch to mean 0 and deviation 1; a constant one becomes 0."""
-    mean, std = patch.mean(), patch.std(correction=0)
-    # The bound is what rounding makes of a constant patch.
-    if float(std) <= 1e-6 * float(mean.abs()):
+    wide = patch.double()
+    mean, std = wide.mean(), wide.std(correction=0)
+    # The bound is what float32's rounding makes of a constant patch.
+    if float(std) <= 1e-7 * float(mean.abs()):
         return torch.zeros_like(patch)
-    return (patch - mean) / std
+    return ((wide - mean) / std).to(patch.dtype)
 
 
 def sphere_labels(

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from faket_aug._checks import FileFormatError, check_finite, check_ndim, check_positive
-from faket_aug.formats.mrc import read_mrc
+from faket_aug.formats.mrc import read_mrc, read_mrc_shape
 from faket_aug.formats.shrec import read_class_conversion_table, read_particle_locations
 
 #: The part of z that SHREC 2021's ground truth fills (165 to 345 of 512).
@@ -161,7 +161,7 @@ class GrandModel:
         density_path = _first_file(folder, _DENSITIES)
         labels, _ = read_mrc(labels_path)
         keep = _label_range(tuple(labels.shape), z_range, labels_path)
-        depth = _sections(density_path)
+        depth = read_mrc_shape(density_path)[0]
         bin_z, rest = divmod(depth, labels.shape[0])
         if rest or bin_z == 0:
             raise FileFormatError(
@@ -232,17 +232,6 @@ def _first_file(folder: Path, names: Sequence[str]) -> Path:
     raise FileNotFoundError(f"{folder}: expected a specimen in SHREC's layout with {' or '.join(names)}, found none")
 
 
-def _sections(path: Path) -> int:
-    """Read how many sections an MRC file has, without its data."""
-    import mrcfile
-
-    try:
-        with mrcfile.open(path, mode="r", permissive=True, header_only=True) as file:
-            return int(file.header.nz)
-    except Exception as error:
-        raise FileFormatError(f"{path}: expected an MRC file, got one that cannot be read ({error})") from error
-
-
 def _label_range(shape: tuple[int, ...], z_range: str | tuple[int, int] | None, path: Path) -> slice:
     depth = shape[0]
     if z_range == "auto":
@@ -270,13 +259,10 @@ def _instances(folder: Path, shape: tuple[int, ...], keep: slice) -> Tensor | No
     path = folder / "occupancy_mask.mrc"
     if not path.is_file():
         return None
+    found = read_mrc_shape(path)
+    if found != shape:
+        raise FileFormatError(f"{path}: expected an occupancy mask of the labels' shape {shape}, got {found}")
     instances, _ = read_mrc(path, rows=keep)
-    expected = (keep.stop - keep.start, *shape[1:])
-    if tuple(instances.shape) != expected:
-        raise FileFormatError(
-            f"{path}: expected an occupancy mask of the labels' shape {shape}, got another: "
-            f"{tuple(instances.shape)} where {expected} was cut out"
-        )
     return instances.to(torch.int32)
 
 

@@ -59,14 +59,21 @@ def _open(path: Path, rows: slice | None) -> tuple[npt.NDArray[Any], float]:
     opener: Any = mrcfile.open if path.suffix in (".gz", ".bz2") else mrcfile.mmap
     try:
         with opener(path, mode="r") as file:
+            _check_axes(path, file)
             return np.array(file.data[rows or slice(None)]), _voxel_size(file)
+    except FileFormatError:
+        raise
     except (EOFError, zlib.error) as error:
         raise FileFormatError(f"{path}: expected a whole compressed file, got a truncated one ({error})") from error
     except (ValueError, OSError) as error:
         strict_error = error
     if any(words in str(strict_error) for words in _TRUNCATED):
         # Less data than the header says: even the permissive mode could only make something up.
-        raise FileFormatError(f"{path}: expected a whole MRC file, got a truncated one ({strict_error})")
+        found = max(path.stat().st_size - 1024, 0)
+        raise FileFormatError(
+            f"{path}: expected a whole MRC file of {read_mrc_shape(path)} values, got a truncated one of {found} bytes of "
+            f"data ({strict_error}); copy it again"
+        )
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         try:
@@ -80,6 +87,29 @@ def _open(path: Path, rows: slice | None) -> tuple[npt.NDArray[Any], float]:
         raise FileFormatError(f"{path}: expected a whole MRC file with a valid header, got: {found}")
     warnings.warn(f"{path}: not quite an MRC file, read all the same: {found}", stacklevel=3)
     return data, voxel_size
+
+
+def read_mrc_shape(path: str | Path) -> tuple[int, int, int]:
+    """Read the shape `(z, y, x)` of an MRC file from its header alone."""
+    try:
+        with warnings.catch_warnings():
+            # `read_mrc` says what is wrong with a header.
+            warnings.simplefilter("ignore")
+            with mrcfile.open(path, mode="r", permissive=True, header_only=True) as file:
+                header = file.header
+                return int(header.nz), int(header.ny), int(header.nx)
+    except Exception as error:
+        raise FileFormatError(f"{path}: expected an MRC file, got one that cannot be read ({error})") from error
+
+
+def _check_axes(path: Path, file: Any) -> None:
+    order = (int(file.header.mapc), int(file.header.mapr), int(file.header.maps))
+    # Old programs leave zeros.
+    if order not in ((1, 2, 3), (0, 0, 0)):
+        raise FileFormatError(
+            f"{path}: expected columns, rows and sections along x, y and z (MAPC, MAPR, MAPS 1, 2, 3), got {order}; "
+            "rewrite it in that order"
+        )
 
 
 def _voxel_size(file: Any) -> float:
@@ -122,7 +152,8 @@ def write_mrc(path: str | Path, data: Tensor, *, voxel_size: float) -> None:
 def _storable(values: npt.NDArray[Any]) -> npt.NDArray[Any]:
     if values.dtype.kind == "f":
         return values.astype(np.float32)
-    largest = int(np.abs(values).max(initial=0))
-    if largest > np.iinfo(np.int16).max:
-        raise ValueError(f"expected integers that fit 16 bits in an MRC file, got up to {largest}")
-    return values.astype(np.int8 if largest <= np.iinfo(np.int8).max else np.int16)
+    low, high = int(values.min(initial=0)), int(values.max(initial=0))
+    for dtype in (np.int8, np.int16):
+        if np.iinfo(dtype).min <= low and high <= np.iinfo(dtype).max:
+            return values.astype(dtype)
+    raise ValueError(f"expected integers that fit 16 bits in an MRC file, got {low} to {high}")
