@@ -148,7 +148,8 @@ def test_truncated(tmp_path: Path, missing: int, damaged_header: bool) -> None:
     if damaged_header:
         _changed(path, 208, "4s", b"\0\0\0\0")
     path.write_bytes(path.read_bytes()[:-missing])
-    with pytest.raises(FileFormatError, match=r"cut.mrc: expected a whole MRC file (of \(3, 4, 5\) values|.*240 bytes)") as caught:
+    size = r"(of \(3, 4, 5\) values|.*240 bytes)"
+    with pytest.raises(FileFormatError, match=f"cut.mrc: expected a whole MRC file {size}") as caught:
         read_mrc(path)
     assert str(240 - missing) in str(caught.value)
 

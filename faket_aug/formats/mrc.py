@@ -69,10 +69,10 @@ def _open(path: Path, rows: slice | None) -> tuple[npt.NDArray[Any], float]:
         strict_error = error
     if any(words in str(strict_error) for words in _TRUNCATED):
         # Less data than the header says: even the permissive mode could only make something up.
-        found = max(path.stat().st_size - 1024, 0)
+        there = max(path.stat().st_size - 1024, 0)
         raise FileFormatError(
-            f"{path}: expected a whole MRC file of {read_mrc_shape(path)} values, got a truncated one of {found} bytes of "
-            f"data ({strict_error}); copy it again"
+            f"{path}: expected a whole MRC file of {read_mrc_shape(path)} values, got a truncated one of {there} bytes "
+            f"of data ({strict_error}); copy it again"
         )
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
