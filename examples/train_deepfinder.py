@@ -33,7 +33,10 @@ from faket_aug.picking import DeepFinderNet, tversky_loss
 
 
 class HelpFormatter(argparse.RawDescriptionHelpFormatter, argparse.ArgumentDefaultsHelpFormatter):
-    """Keep the lines of the description, and add each default."""
+    """Keep the lines of the description, and add each default that says something."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        return action.help if action.default is None else super()._get_help_string(action)
 
 
 def arguments() -> argparse.Namespace:
@@ -57,12 +60,12 @@ def arguments() -> argparse.Namespace:
     add("--precision", choices=["auto", "float32", "bfloat16"], default="auto", help=text)
     add("--cache", type=Path, metavar="FOLDER", help="keeps the encoded style for other runs")
     add("--patch-size", type=int, default=56, metavar="N", help="voxels, a multiple of 4")
-    add("--batch-size", type=int, default=25, metavar="N", help="patches of a step; 25 of 56³ take some 10 GB")
-    add("--patches-per-tomogram", type=int, default=64, metavar="N", help="then the next one is used")
+    add("--batch-size", type=int, default=25, metavar="N", help="patches a step; 25 of 56³ take 10 GB in float32")
+    add("--patches-per-tomogram", type=int, default=64, metavar="N", help="cut from each")
     add("--steps", type=int, default=10000, metavar="N", help="in all, with those before a resume")
     add("--lr", type=float, default=1e-4, help="learning rate of Adam")
     text = "weight of the cross-entropy added to the Tversky loss; 0 as published, but then the network may call all"
-    text += " background for hundreds of steps, and for ever at a high learning rate"
+    text += " background for hundreds of steps, or for good at a high learning rate"
     add("--cross-entropy", type=float, default=1.0, metavar="W", help=text)
     add("--checkpoint-every", type=int, default=100, metavar="N", help="steps")
     text = "go on from the checkpoint; without either, where there is one"
@@ -194,19 +197,19 @@ def draw_preview(
 ) -> Figure:
     """Draw simulated above measured tilts, a tomogram with its labels and with the prediction, and the losses."""
     figure = Figure(figsize=(11, 15.5), layout="constrained")
-    axes = figure.subplot_mosaic([["s0", "s1", "s2"], ["m0", "m1", "m2"], ["slice", "labels", "network"], ["loss"] * 3])
-    simulated = fa.TiltSeries(tilts=made.tiltseries, tilt_angles=made.tilt_angles)
-    for column, angle in enumerate((min(made.tilt_angles), 0.0, max(made.tilt_angles))):
-        for row, name, series in (("s", "simulated", simulated), ("m", "measured", real)):
+    rows: list[Any] = [["s0", "s1", "s2"], ["m0", "m1", "m2"], ["slice", "labels", "network"], ["loss"] * 3]
+    axes = figure.subplot_mosaic(rows, height_ratios=[3, 3, 3, 2])
+    bin, size = made.tiltseries.shape[-1] // made.tomogram.shape[-1], made.voxel_size
+    simulated = fa.TiltSeries(tilts=made.tiltseries, tilt_angles=made.tilt_angles, pixel_size=size / bin)
+    for row, name, series in (("s", "simulated", simulated), ("m", "measured", real)):
+        for column, angle in enumerate((min(made.tilt_angles), 0.0, max(made.tilt_angles))):
             nearest = int(abs(series.tilt_angles - angle).argmin())
-            tilt_panel(
-                axes[f"{row}{column}"], series.tilts[nearest], title=f"{name}, {series.tilt_angles[nearest]:.0f}°"
-            )
+            title = f"{name}, {round(series.tilt_angles[nearest])}°"
+            tilt_panel(axes[f"{row}{column}"], series.tilts[nearest], title=title, pixel_size=series.pixel_size)
     # The eye sees more with this filter than with the network's.
-    bin = made.tiltseries.shape[-1] // made.tomogram.shape[-1]
     visible = fa.reconstruct(made.tiltseries, made.tilt_angles, depth=len(made.tomogram), bin=bin, filter="hann")
     grey, labels = central(visible), central(made.labels)
-    z, size = len(grey) // 2, made.voxel_size
+    z = len(grey) // 2
     names = {n: made.class_names.get(n, str(n)) for n in sorted({*labels[z].flatten().tolist()} - {0})}
     tilt_panel(axes["slice"], grey[z], title="simulated, central slice", pixel_size=size)
     for name, title, numbers in (("labels", "its labels", labels), ("network", "the network's prediction", predicted)):

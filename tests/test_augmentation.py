@@ -16,9 +16,7 @@ from faket_aug import PatchAugmentation
 from faket_aug.augmentation import AugmentationParameters
 
 SHAPE = (12, 14, 16)
-PLAIN = AugmentationParameters(
-    flips=(False,) * 3, half_turns=(False,) * 3, rotation_deg=(0.0, 0.0, 0.0), scale=1.0
-)
+PLAIN = AugmentationParameters(flips=(False,) * 3, half_turns=(False,) * 3, rotation_deg=(0.0, 0.0, 0.0), scale=1.0)
 EVERYTHING = PatchAugmentation(
     flips="zyx", half_turns="zyx", rotation_deg=(10.0, 20.0, 30.0), scale=(0.8, 1.25), keep_missing_wedge=False
 )

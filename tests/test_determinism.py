@@ -229,9 +229,7 @@ def test_an_epoch_read_again_warns_in_workers(
 
 def _rank_process(rank: int, folder: Path, queue: Any) -> None:
     """One rank of two: join the group, read an epoch alone and with two workers, write the items down."""
-    torch.distributed.init_process_group(
-        "gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2
-    )
+    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)
     try:
         data = _faket(folder)
         lengths = [len(data)]

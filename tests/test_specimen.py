@@ -293,7 +293,7 @@ def test_z_range_outside(tmp_path: Path, z_range: tuple[int, int]) -> None:
 def test_unknown_z_range(tmp_path: Path) -> None:
     """An unknown name of a range is refused with those that are known."""
     folder = write_shrec(tmp_path, specimen(0))
-    message = "expected `z_range` to be \"auto\", \"shrec2021\", a pair or None, got 'shrec2020'"
+    message = 'expected `z_range` to be "auto", "shrec2021", a pair or None, got \'shrec2020\''
     with pytest.raises(ValueError, match=message):
         GrandModel.from_shrec(folder, z_range="shrec2020")
 
