@@ -244,6 +244,7 @@ def _rank_process(rank: int, folder: Path, queue: Any) -> None:
         torch.distributed.destroy_process_group()
 
 
+@pytest.mark.slow
 def test_two_ranks(folder: Path, expected: Items, monkeypatch: pytest.MonkeyPatch) -> None:
     """Two ranks of a gloo group share out the single rank's items without overlap, also with two workers each."""
     monkeypatch.setenv("GLOO_SOCKET_IFNAME", "lo")
@@ -271,3 +272,47 @@ def test_ranks_by_argument(folder: Path, expected: Items) -> None:
             for rank in range(world)
         ]
         assert_same_items(chain.from_iterable(shards), expected)
+
+
+def _given_rank(rank: int, data: FakETDataset, barrier: Any, queue: Any) -> None:
+    """One of two ranks that were started with the same dataset object, with persistent workers, out of step."""
+    os.environ |= {"RANK": str(rank), "WORLD_SIZE": "2"}
+    torch.set_num_threads(1)
+    reader = loader(data, workers=2, batch_size=None, persistent_workers=True)
+    found = []
+    for epoch in (rank, 5 - rank, 2):
+        data.set_epoch(epoch)
+        barrier.wait(60)
+        found.append((epoch, [(item["index"], float(item["image"].sum())) for item in reader]))
+        barrier.wait(60)
+    queue.put((rank, found))
+
+
+def test_ranks_that_were_given_one_dataset() -> None:
+    """Ranks that were started with one dataset do not see each other's `set_epoch`."""
+    context = multiprocessing.get_context("fork")
+    barrier, queue = context.Barrier(2), context.SimpleQueue()
+    data = dataset(simulator("noisy"), count=2, tomograms_per_epoch=5)
+    ranks = [context.Process(target=_given_rank, args=(rank, data, barrier, queue)) for rank in range(2)]
+    for process in ranks:
+        process.start()
+    results = dict(queue.get() for _ in ranks)
+    for process in ranks:
+        process.join(60)
+        assert process.exitcode == 0
+    for rank, found in results.items():
+        for epoch, items in found:
+            fresh = dataset(simulator("noisy"), count=2, tomograms_per_epoch=5, rank=rank, world_size=2)
+            fresh.set_epoch(epoch)
+            assert sorted(items) == sorted((item["index"], float(item["image"].sum())) for item in fresh)
+
+
+@pytest.mark.parametrize("start", ["fork", pytest.param("spawn", marks=pytest.mark.slow)])
+def test_set_epoch_during_a_pass_is_for_the_next(start: str) -> None:
+    """`set_epoch` right after a pass began, before its workers are there, does not change that pass."""
+    data, fresh = dataset(count=2), dataset(count=2)
+    iterator = iter(loader(data, workers=2, start=start, batch_size=None))
+    data.set_epoch(1)
+    assert_same_items(iterator, list(fresh))
+    fresh.set_epoch(1)
+    assert_same_items(list(data), list(fresh))

@@ -156,10 +156,10 @@ def test_writes_checkpoint_and_preview_only(run: Run, data: Path, tmp_path: Path
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("workers", [0, 2])
-def test_resumed_run_equals_uninterrupted_one(run: Run, tmp_path: Path, workers: int) -> None:
+@pytest.mark.parametrize(("workers", "precision"), [(0, "bfloat16"), (2, "float32")])
+def test_resumed_run_equals_uninterrupted_one(run: Run, tmp_path: Path, workers: int, precision: str) -> None:
     """Stopped within an epoch and resumed, a run gives the weights of one never stopped, bit for bit."""
-    options = ["--workers", str(workers), "--precision", "float32"]
+    options = ["--workers", str(workers), "--precision", precision]
     # An epoch has four batches: the run stops in the first epoch and ends in the second.
     _finished(run(tmp_path / "whole", "--steps", "6", *options))
     _finished(run(tmp_path / "parts", "--steps", "3", *options))

@@ -24,8 +24,12 @@ from faket_aug.tiltseries import TiltSeries
 
 #: Every image is shown from black to white between its own values at these quantiles: one rule for all.
 DISPLAY_QUANTILES = (0.02, 0.98)
-#: Colours of the classes from 1 on, told apart by the colour-blind, too (Okabe and Ito).
-LABEL_COLORS = ("#56B4E9", "#F0E442", "#009E73", "#CC79A7", "#D55E00", "#E69F00", "#0072B2")
+#: Colours of the classes from 1 on, which the colour-blind can tell apart (Okabe and Ito, then Tol's muted ones).
+LABEL_COLORS = (
+    *("#56B4E9", "#F0E442", "#009E73", "#CC79A7", "#D55E00", "#E69F00", "#0072B2"),
+    *("#882255", "#44AA99", "#999933", "#332288", "#DDCC77", "#AA4499", "#117733", "#88CCEE"),
+)
+_LINE_COLOR = "#0072B2"
 LABEL_OPACITY = 0.65
 _DPI = 150
 
@@ -114,7 +118,7 @@ def loss_panel(axes: Axes, losses: Sequence[float], *, title: str = "training lo
         axes.plot(
             steps[: len(mean)] + (width - 1) / 2,
             mean,
-            color=LABEL_COLORS[-1],
+            color=_LINE_COLOR,
             linewidth=2.0,
             label=f"mean of {width} steps",
         )
