@@ -101,11 +101,20 @@ def test_closed_form_recovers_the_correlation() -> None:
 
 
 def test_opposite_contrast_is_no_signal() -> None:
-    """A negative correlation is clamped to 0: nothing of the clean tilt is seen, all is noise."""
+    """A negative correlation is clamped to 0: nothing of that clean tilt is seen, all is noise."""
     clean, target = _pairs(np.full(7, 0.5), np.zeros(7), np.ones(7))
-    (series,) = NoiseModel.fit(-clean, target, ANGLES).series
-    assert series.correlation == (0.0,) * 7
-    assert series.deviation == (1.0,) * 7
+    clean[2] = -clean[2]
+    (series,) = NoiseModel.fit(clean, target, ANGLES).series
+    assert series.correlation[2] == 0.0
+    assert series.deviation[2] == 1.0
+    assert min(series.correlation[:2] + series.correlation[3:]) > 0.4
+
+
+def test_opposite_contrast_of_all_tilts_is_a_mistake() -> None:
+    """Where no tilt correlates, the minus before the projections was forgotten, or the angles' sign is wrong."""
+    clean, target = _pairs(np.full(7, 0.5), np.zeros(7), np.ones(7))
+    with pytest.raises(ValueError, match="series 0: expected clean tilts that correlate .* negate the projections"):
+        NoiseModel.fit(-clean, target, ANGLES)
 
 
 @pytest.mark.parametrize("angles", [ANGLES, IRREGULAR, IRREGULAR[[3, 2, 4, 1, 5, 0, 6]]])
