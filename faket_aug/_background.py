@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Generic, TypeVar
 
 K = TypeVar("K")
 V = TypeVar("V")
+_THREAD_NAME = "faket_aug"
 
 
 class MakeAhead(Generic[K, V]):
@@ -25,7 +27,7 @@ class MakeAhead(Generic[K, V]):
         self._make = make
         self._keys = iter(keys)
         # The executor joins its thread when the interpreter ends, whatever becomes of this object.
-        self._executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="faket_aug")
+        self._executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix=_THREAD_NAME)
         self._ahead: Future[V] | None = None
         self._start_next()
 
@@ -38,7 +40,9 @@ class MakeAhead(Generic[K, V]):
 
     def close(self) -> None:
         """Drop what is queued and wait for the thread."""
-        self._executor.shutdown(wait=True, cancel_futures=True)
+        # The garbage of a forgotten pass may be collected in the very thread that is to be waited for.
+        inside = threading.current_thread().name.startswith(_THREAD_NAME)
+        self._executor.shutdown(wait=not inside, cancel_futures=True)
         self._ahead = None
 
     def _start_next(self) -> None:

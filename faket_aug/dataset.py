@@ -19,7 +19,7 @@ from faket_aug._random import numpy_generator
 from faket_aug._threads import in_forked_process, intra_op_threads
 from faket_aug.augmentation import PatchAugmentation
 from faket_aug.patches import as_size, clamp_center
-from faket_aug.sampling import LiveTomogram, PatchSampler
+from faket_aug.sampling import LiveTomogram, PatchSampler, check_radii
 from faket_aug.simulator import FakETSimulator, usable_device
 from faket_aug.specimen import GrandModel
 
@@ -111,8 +111,7 @@ class FakETDataset(IterableDataset[dict[str, Any]]):
         check_count("patches_per_tomogram", patches_per_tomogram)
         check_count("live_tomograms", live_tomograms)
         check_count("seed", seed, zero=True)
-        if (target == "sphere") != (radii is not None):
-            raise ValueError(f'expected `radii` with `target="sphere"` and only then, got {radii!r} with {target!r}')
+        check_radii(radii, target)
         if (rank is None) != (world_size is None):
             raise ValueError(f"expected `rank` and `world_size` together, got {rank!r} and {world_size!r}")
         if rank is not None and world_size is not None and not 0 <= rank < world_size:

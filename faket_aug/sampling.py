@@ -22,6 +22,15 @@ from faket_aug.tomogram import SimulatedTomogram
 TARGETS = ("shape", "sphere")
 
 
+def check_radii(radii: Mapping[int | str, float] | None, target: str) -> None:
+    """Raise a `ValueError` unless there are radii exactly for the target that needs them, each of more than 0 Å."""
+    if (target == "sphere") != (radii is not None):
+        raise ValueError(f'expected `radii` with `target="sphere"` and only then, got {radii!r} with {target!r}')
+    for key, radius in (radii or {}).items():
+        if key == 0 or not 0 < radius < float("inf"):
+            raise ValueError(f"expected `radii` of more than 0 Å for classes other than 0, got {radius!r} for {key!r}")
+
+
 @dataclass(frozen=True, kw_only=True)
 class LiveTomogram:
     """What patches are cut from: tomogram and labels `(z, y, x)`, particles, radii in voxels.

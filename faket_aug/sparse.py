@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import warnings
 from collections import OrderedDict
@@ -133,6 +134,11 @@ class PlaneMapCache:
     def __init__(self, max_bytes: int) -> None:
         self._max_bytes = max_bytes
         self._maps: OrderedDict[Hashable, PlaneMap] = OrderedDict()
+        self._lock = threading.Lock()
+        # A fork while another thread holds the lock would leave it locked in the child for ever.
+        os.register_at_fork(after_in_child=self._unlock)
+
+    def _unlock(self) -> None:
         self._lock = threading.Lock()
 
     def get(self, key: Hashable, build: Callable[[], PlaneMap]) -> PlaneMap:

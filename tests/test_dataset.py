@@ -476,7 +476,6 @@ def test_rank_within_world(rank: int, world: int) -> None:
         dataset(rank=rank, world_size=world)
 
 
-@pytest.mark.xfail(strict=True, reason="defect: radii are not checked; such classes are not drawn, in silence")
 @pytest.mark.parametrize("radii", [{1: -30.0}, {1: 0.0}, {1: float("nan")}, {"small": -1.0}, {0: 30.0}])
 def test_bad_radii(radii: dict[int | str, float]) -> None:
     """A radius that is none, or one of the background, is refused when the dataset is made."""

@@ -188,7 +188,6 @@ class _CollectingSimulator(WatchedSimulator):
         return made
 
 
-@pytest.mark.xfail(strict=True, reason="defect: a pass that is collected in its maker's thread tries to join itself")
 def test_a_pass_collected_in_its_makers_thread(monkeypatch: pytest.MonkeyPatch) -> None:
     """A forgotten pass may be collected in the thread that makes its tomograms: it ends in silence."""
     complaints: list[Any] = []
