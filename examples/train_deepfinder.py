@@ -27,6 +27,7 @@ from torch.utils.data import DataLoader
 
 import faket_aug as fa
 from faket_aug.cli._figures import loss_panel, save_figure, slice_with_labels, tilt_panel
+from faket_aug.features import cpu_has_bfloat16
 from faket_aug.filters import FILTERS
 from faket_aug.patches import normalize
 from faket_aug.picking import DeepFinderNet, tversky_loss
@@ -77,8 +78,7 @@ def arguments() -> argparse.Namespace:
     if args.patch_size % 4 or min(args.patch_size, args.batch_size, args.steps, args.checkpoint_every) < 1:
         parser.error("--patch-size has to be a multiple of 4; it, --batch-size, --steps, --checkpoint-every 1 or more")
     if args.precision == "auto":
-        fast = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
-        args.precision = "bfloat16" if fast and args.device == "cpu" else "float32"
+        args.precision = "bfloat16" if args.device == "cpu" and cpu_has_bfloat16() else "float32"
     return args
 
 

@@ -18,13 +18,14 @@ from faket_aug._progress import MAX_STREAMS, Resume, SharedProgress, StreamPosit
 from faket_aug._random import numpy_generator
 from faket_aug._threads import in_forked_process, intra_op_threads
 from faket_aug.augmentation import PatchAugmentation
-from faket_aug.patches import as_size, clamp_center
+from faket_aug.patches import as_size, check_fits
 from faket_aug.sampling import LiveTomogram, PatchSampler, check_radii
 from faket_aug.simulator import FakETSimulator, usable_device
 from faket_aug.specimen import GrandModel
 
 _FORMAT = 1
-_STATE_KEYS = {"format", "seed", "world_size", "tomograms", "patches", "live", "epoch", "streams", "first", "delivered"}
+#: What of a state says where a dataset stands; all else must be the dataset's own.
+_POSITION_KEYS = {"epoch", "streams", "first", "delivered"}
 
 
 class FakETDataset(IterableDataset[dict[str, Any]]):
@@ -255,7 +256,7 @@ class FakETDataset(IterableDataset[dict[str, Any]]):
         except Exception as error:
             raise SimulationError(f"specimen {number}: {type(error).__name__}: {error}") from error
         try:
-            clamp_center((0, 0, 0), self.sampler.patch_size, specimen.labels.shape)
+            check_fits(self.sampler.patch_size, specimen.labels.shape)
             radii = self._radii_in_voxels(specimen)
         except ValueError as error:
             raise SimulationError(f"{specimen.name}: {error}") from error
@@ -388,10 +389,10 @@ class FakETDataset(IterableDataset[dict[str, Any]]):
             If the state is not one of this dataset: other keys, another seed, another number of tomograms, patches or
             ranks.
         """
-        if set(state) != _STATE_KEYS:
-            raise ValueError(f"expected a state with {sorted(_STATE_KEYS)}, got {sorted(state)}")
         own = self._state(0, 1, 0, [0])
-        for key in ("format", "seed", "world_size", "tomograms", "patches", "live"):
+        if set(state) != set(own):
+            raise ValueError(f"expected a state with {sorted(own)}, got {sorted(state)}")
+        for key in sorted(own.keys() - _POSITION_KEYS):
             if state[key] != own[key]:
                 raise ValueError(f"expected a state of a dataset with {key} {own[key]}, got {state[key]}")
         resume = Resume.from_state(state)

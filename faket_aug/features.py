@@ -151,7 +151,7 @@ class VGG19Features(nn.Module):
         -------
         For each layer `(n, channels, y', x')`, in the encoder's precision.
         """
-        return self._run(images, layers, [])
+        return self._run(images, layers)
 
     def forward_and_pullback(
         self, images: Tensor, layers: Iterable[int]
@@ -172,16 +172,14 @@ class VGG19Features(nn.Module):
         images, `(n, 3, y, x)` in float32.
         """
         tape: list[_Saved] = []
-        features = self._run(images, layers, tape, keep=True)
+        features = self._run(images, layers, tape)
 
         def pullback(gradients: Mapping[int, Tensor]) -> Tensor:
             return self._pull_back(gradients, tape, tuple(images.shape))
 
         return features, pullback
 
-    def _run(
-        self, images: Tensor, layers: Iterable[int], tape: list[_Saved], *, keep: bool = False
-    ) -> dict[int, Tensor]:
+    def _run(self, images: Tensor, layers: Iterable[int], tape: list[_Saved] | None = None) -> dict[int, Tensor]:
         wanted = set(layers)
         self.check_layers(wanted)
         self.check_size(images.shape[-2], images.shape[-1], wanted)
@@ -198,7 +196,7 @@ class VGG19Features(nn.Module):
                 if index in wanted:
                     features[index] = result
                 continue
-            if keep:
+            if tape is not None:
                 tape.append(saved)
         return features
 
@@ -248,8 +246,7 @@ class VGG19Features(nn.Module):
         if border:
             like = pulled.new_empty((n, weight.shape[1], height, width))
             pulled = torch.ops.aten.replication_pad2d_backward(pulled, like, (1, 1, 1, 1))
-        result: Tensor = pulled
-        return result
+        return pulled
 
     def _pool(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
         if self.pooling == "max":
@@ -287,6 +284,12 @@ class VGG19Features(nn.Module):
                     values = values.contiguous(memory_format=torch.channels_last)
                 self.convolutions[name] = nn.Parameter(values, requires_grad=False)
         self._weights_hash = digest.hexdigest()
+
+
+def cpu_has_bfloat16() -> bool:
+    """Tell whether the CPU multiplies in bfloat16 itself (AMX or AVX512-BF16); elsewhere it is slower than float32."""
+    names = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
+    return any(bool(getattr(torch.cpu, name, bool)()) for name in names)
 
 
 def _repeat_pixels(images: Tensor, shape: torch.Size) -> Tensor:

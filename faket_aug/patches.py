@@ -27,6 +27,15 @@ def as_size(patch_size: int | Sequence[int]) -> Size:
     return sizes[0], sizes[1], sizes[2]
 
 
+def check_fits(size: Size, shape: Sequence[int]) -> None:
+    """Raise a `ValueError` unless a patch of `size` fits a volume of `shape`, both (z, y, x)."""
+    if any(patch > volume for patch, volume in zip(size, shape, strict=True)):
+        raise ValueError(
+            f"expected a patch that fits the tomogram of {tuple(int(n) for n in shape)} voxels (z, y, x), got "
+            f"{tuple(size)}; set `patch_size` smaller"
+        )
+
+
 def clamp_center(center: npt.ArrayLike, size: Size, shape: Sequence[int]) -> npt.NDArray[np.int64]:
     """Move a patch's centre, as little as needed, so that the patch lies within the volume.
 
@@ -44,12 +53,8 @@ def clamp_center(center: npt.ArrayLike, size: Size, shape: Sequence[int]) -> npt
     ValueError
         If the patch is larger than the volume.
     """
+    check_fits(size, shape)
     sizes, extent = np.array(size), np.array(shape)
-    if (sizes > extent).any():
-        raise ValueError(
-            f"expected a patch that fits the tomogram of {tuple(int(n) for n in shape)} voxels (z, y, x), got "
-            f"{tuple(size)}; set `patch_size` smaller"
-        )
     low = sizes // 2
     clamped: npt.NDArray[np.int64] = np.clip(np.rint(center).astype(np.int64), low, extent - sizes + low)
     return clamped

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import struct
-import tempfile
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -20,7 +19,7 @@ from torch import Tensor
 
 from faket_aug._checks import CacheError, check_ndim, check_quantiles
 from faket_aug.features import VGG19Features
-from faket_aug.formats._atomic import write_bytes
+from faket_aug.formats._atomic import make_writable_folder, write_bytes
 from faket_aug.geometry import Angles, nearest_tilts
 from faket_aug.statistics import clip_images, constant_images, mean_std, to_unit_range, value_range
 from faket_aug.style import MEMORY_BUDGET, STYLE_LAYERS, StyleTargets, style_grams
@@ -221,9 +220,7 @@ def _series_key(
 def _check_writable(folder: Path) -> None:
     """Make the folder and try to write in it, before anything is computed."""
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            pass
+        make_writable_folder(folder)
     except OSError as error:
         raise CacheError(
             f"expected a style cache folder that can be written, got {folder} ({error.strerror or error}); set `cache` "

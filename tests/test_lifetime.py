@@ -410,7 +410,7 @@ def test_training_writes_nothing(program: Any, tmp_path: Path) -> None:
     """No file is opened for writing while specimens are read and simulated, but in the style cache's own folder."""
     process = program(
         """
-        import os, sys
+        import os, sys, tempfile
         from pathlib import Path
 
         import kornia.augmentation, torchvision  # what they do when imported is their own affair
@@ -431,6 +431,7 @@ def test_training_writes_nothing(program: Any, tmp_path: Path) -> None:
         if __name__ == "__main__":
             folder = Path(sys.argv[1])
             features = narrow_vgg(folder)
+            tempfile.gettempdir()  # tries to write once in a process, when multiprocessing first asks for it
             sys.addaudithook(watch)
             style = StyleBank.build(style_series(), features, style_layers=STYLE_LAYERS, cache=folder / "cache")
             made = FakETSimulator(tilt_angles=ANGLES, noise=noise_model(), style=style, features=features)

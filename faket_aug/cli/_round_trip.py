@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -27,7 +26,8 @@ from faket_aug.cli._figures import loss_panel, richest_section, save_figure, sli
 from faket_aug.cli._microscope import Microscope
 from faket_aug.cli._unet import SmallUNet, seeded_network
 from faket_aug.dataset import FakETDataset
-from faket_aug.features import VGG19Features
+from faket_aug.features import VGG19Features, cpu_has_bfloat16
+from faket_aug.formats._atomic import make_writable_folder
 from faket_aug.noise import NoiseModel
 from faket_aug.procedural import procedural_specimen
 from faket_aug.projection import project
@@ -170,9 +170,7 @@ def run(settings: RoundTrip, stages: Stages) -> Result:
 def _make_writable(folder: Path) -> None:
     """Make the folder and try to write in it, before anything is computed."""
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            pass
+        make_writable_folder(folder)
     except OSError as error:
         raise OSError(
             f"expected an output folder that can be written, got {folder} ({error.strerror or error}); set --output "
@@ -190,12 +188,6 @@ def choose_encoder(weights: str | None, device: str) -> VGG19Features:
     cached = VGG19Features("torchvision", precision=precision)
     # A constructor does not download: without the cached file there are no convolutions yet.
     return cached if cached.convolutions else VGG19Features("random", precision=precision)
-
-
-def cpu_has_bfloat16() -> bool:
-    """Tell whether the CPU multiplies in bfloat16 itself (AMX or AVX512-BF16); elsewhere it is slower than float32."""
-    names = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
-    return any(bool(getattr(torch.cpu, name, bool)()) for name in names)
 
 
 def _half_the_threads() -> int:

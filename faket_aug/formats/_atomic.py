@@ -35,6 +35,13 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
+def make_writable_folder(folder: Path) -> None:
+    """Make a folder where it is missing and try to write in it; raise an `OSError` where that fails."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryFile(dir=folder):
+        pass
+
+
 def write_bytes(path: str | Path, content: bytes) -> None:
     """Write bytes to a file so that it is either whole or not there."""
     with atomic_path(path) as temporary:
