@@ -20,8 +20,11 @@ ROWS = (
     ("_background", "_checks", "_distributed", "_progress", "_random", "_threads"),
     ("geometry", "sparse", "statistics", "augmentation", "filters", "patches", "resample"),
     ("formats", "formats.*"),
-    ("ctf", "features", "noise", "projection", "reconstruction", "style"),
-    ("generation", "procedural", "specimen", "stylebank", "templates", "tiltseries", "tomogram"),
+    ("ctf", "features", "noise", "potential", "projection", "reconstruction", "style"),
+    (
+        *("filaments", "generation", "membranes", "placement", "procedural", "specimen", "specimens", "stylebank"),
+        *("templates", "tiltseries", "tomogram"),
+    ),
     # The simulator is the only module that knows stages and things; sampling cuts patches from things.
     ("sampling", "simulator"),
     ("dataset", "mixing"),
@@ -35,8 +38,14 @@ BESIDE = (
     (("_progress",), ("_random",)),
     (("statistics", "augmentation", "filters", "patches", "resample"), ("geometry", "sparse")),
     (("filters", "patches", "resample"), ("statistics",)),
-    (("formats", "formats.*"), ("formats.mrc", "formats._atomic")),
-    (("procedural", "specimen", "stylebank", "tiltseries", "tomogram"),) * 2,
+    (("formats", "formats.*"), ("formats.mrc", "formats._atomic", "formats.particles", "formats.tilts")),
+    (
+        (
+            *("filaments", "generation", "membranes", "placement", "procedural", "specimen", "specimens"),
+            *("stylebank", "templates", "tiltseries", "tomogram"),
+        ),
+    )
+    * 2,
     (("picking", "picking.*"),) * 2,
     (("cli", "cli.*"),) * 2,
 )

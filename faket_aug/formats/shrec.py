@@ -3,27 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 
 from faket_aug._checks import FileFormatError
+from faket_aug.formats.particles import ParticleList
 from faket_aug.geometry import zxz_matrices
 
 
-class ParticleLocations(NamedTuple):
-    """Rows of `particle_locations.txt`, in the order of the file (the occupancy mask counts them from 1)."""
-
-    #: Class name of each row.
-    names: tuple[str, ...]
-    #: `(n, 3)`, voxels, **(z, y, x)**, 0-based.
-    positions: npt.NDArray[np.float64]
-    #: `(n, 3, 3)`, acting on (x, y, z), template to specimen; NaN without orientation.
-    orientations: npt.NDArray[np.float64]
-
-
-def read_particle_locations(path: str | Path) -> ParticleLocations:
+def read_particle_locations(path: str | Path) -> ParticleList:
     """Read SHREC 2020's and 2021's `particle_locations.txt`: `name x y z Z1 X Z2`, degrees, intrinsic ZXZ.
 
     `NaN NaN NaN` stands for no orientation (fiducials, vesicles); angles left out read the same.
@@ -52,7 +40,7 @@ def read_particle_locations(path: str | Path) -> ParticleLocations:
     table = np.array(rows, dtype=np.float64).reshape(-1, 6)
     if not np.isfinite(table[:, :3]).all():
         raise FileFormatError(f"{path}: expected finite positions, got NaN or infinite ones")
-    return ParticleLocations(tuple(names), table[:, 2::-1].copy(), zxz_matrices(table[:, 3:]))
+    return ParticleList(tuple(names), table[:, 2::-1].copy(), zxz_matrices(table[:, 3:]))
 
 
 def read_class_conversion_table(path: str | Path) -> dict[int, str]:
