@@ -73,12 +73,13 @@ def reconstruct(
     tilts = projections.to(working_dtype(dtype))
     if bin > 1:
         tilts = bin_images(tilts, bin, method=binning)
-    tilts = filter_projections(tilts, filter)
+    # The scale goes to the tilts, which are many times smaller than the tomogram.
+    tilts = filter_projections(tilts, filter) * (math.pi / len(angles))
     size = tilts.shape[-1] if width is None else width
     check_positive("width", size)
     plane_map = _voxel_map(angles, depth, size, tilts.shape[-1], tilts.device, tilts.dtype)
     # Differs from FakET: nothing is flipped along z, since projection and reconstruction have the same sign.
-    return (plane_map(tilts).mul_(math.pi / len(angles))).to(dtype)
+    return plane_map(tilts).to(dtype)
 
 
 def _voxel_map(
