@@ -64,7 +64,7 @@ class ParticleTemplate:
 
     @property
     def radius(self) -> float:
-        """Å from the centre to the farthest corner of the mask: a sphere that holds the particle however it is turned."""
+        """Å from the centre to the farthest corner of the mask; this sphere holds the particle however it is turned."""
         inside = np.argwhere(self.mask.cpu().numpy())
         offsets = np.abs(inside - np.array(self.center)) + 0.5
         return float(np.linalg.norm(offsets, axis=1).max()) * self.voxel_size
