@@ -453,7 +453,7 @@ def test_read_only_folder(features: VGG19Features, tmp_path: Path, monkeypatch: 
         raise OSError(30, "Read-only file system")
 
     # The administrator may write anywhere.
-    monkeypatch.setattr(module.tempfile, "TemporaryFile", read_only)
+    monkeypatch.setattr("faket_aug.formats._atomic.tempfile.TemporaryFile", read_only)
     try:
         _assert_equal(_build(features, style_series(0), cache=folder), expected)
         with pytest.raises(CacheError, match=r"read_only \(Read-only file system\)"):

@@ -1,0 +1,193 @@
+"""Whole tomograms through a network that sees tiles: every voxel gets its class, in bounded memory."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from itertools import pairwise, product
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from faket_aug._checks import check_choice, check_count, check_finite, check_ndim
+from faket_aug.patches import as_size, normalize
+from faket_aug.picking.network import SIZE_MULTIPLE
+
+BLENDS = ("crop", "linear")
+PRECISIONS = ("float32", "bfloat16")
+TILE_SIZE = 96
+#: Voxels that neighbouring tiles share; DeepFinder's network sees about 32 voxels to each side.
+OVERLAP = 32
+
+
+class _Span(NamedTuple):
+    """A tile along one axis: where it lies, and which part of it is nearer to its middle than any other tile's."""
+
+    start: int
+    stop: int
+    first: int
+    last: int
+
+
+def segment(
+    network: nn.Module,
+    tomogram: Tensor,
+    *,
+    tile_size: int | Sequence[int] = TILE_SIZE,
+    overlap: int = OVERLAP,
+    blend: str = "crop",
+    precision: str = "float32",
+    device: torch.device | str | None = None,
+    normalized: bool = False,
+) -> Tensor:
+    """Give every voxel of a tomogram its class, tile by tile.
+
+    Parameters
+    ----------
+    network
+        From `(n, 1, z, y, x)` to logits `(n, class, z, y, x)`; sides that are multiples of 4. It is put into
+        evaluation mode for the time of the call.
+    tomogram
+        `(z, y, x)`, any floating point type, of any size.
+    tile_size
+        Voxels of a tile, one number or (z, y, x); multiples of 4. As many multiply-and-adds as voxels are seen twice
+        are lost: take it large.
+    overlap
+        Voxels that neighbouring tiles share, a multiple of 8, less than a tile. With twice what the network sees to
+        each side, tiles make no difference.
+    blend
+        `"crop"`: a voxel's class comes from the tile in whose middle it lies nearest; memory holds one tile beside
+        tomogram and labels. `"linear"`: probabilities of all tiles that see a voxel are averaged, weighted by the
+        distance from the tile's border; memory holds the probabilities of a slab as thick as a tile.
+    precision
+        `"float32"`, or `"bfloat16"` (autocast).
+    device
+        Where the tiles are computed; the network's own by default.
+    normalized
+        Whether the tomogram has mean 0 and deviation 1 already; otherwise it is brought there as a whole.
+
+    Returns
+    -------
+    `(z, y, x)`, uint8, class numbers, on the tomogram's device.
+
+    Raises
+    ------
+    ValueError
+        For settings that cannot be, or more than 256 classes.
+
+    References
+    ----------
+    Moebel et al., Nature Methods 18 (2021), Methods: overlapping patches; only their middles are kept.
+    """
+    check_ndim("tomogram", tomogram, "z y x")
+    check_finite(tomogram, "tomogram")
+    check_choice("blend", blend, BLENDS)
+    check_choice("precision", precision, PRECISIONS)
+    check_count("overlap", overlap, zero=True)
+    size = as_size(tile_size)
+    tiled = [side for side, n in zip(size, tomogram.shape, strict=True) if side < n]
+    if (
+        any(side % SIZE_MULTIPLE for side in size)
+        or overlap % (2 * SIZE_MULTIPLE)
+        or overlap >= min(tiled, default=2**31)
+    ):
+        raise ValueError(
+            f"expected `tile_size` in multiples of {SIZE_MULTIPLE} and a smaller `overlap` in multiples of "
+            f"{2 * SIZE_MULTIPLE}, got {size} and {overlap}"
+        )
+    own = next((parameter.device for parameter in network.parameters()), torch.device("cpu"))
+    place = own if device is None else torch.device(device)
+    image = tomogram.to(torch.float32)
+    image = image if normalized else normalize(image)
+    padded = _padded(image)
+    spans = [_spans(n, side, overlap) for n, side in zip(padded.shape, size, strict=True)]
+    run = _crop if blend == "crop" else _linear
+    training = network.training
+    network.eval().to(place)
+    try:
+        with torch.no_grad(), _autocast(place, precision):
+            labels = run(network, padded, spans, place)
+    finally:
+        network.train(training).to(own)
+    z, y, x = tomogram.shape
+    return labels[:z, :y, :x].contiguous()
+
+
+def _padded(image: Tensor) -> Tensor:
+    """Repeat the border up to the next multiple of 4 along each axis."""
+    extra = [(-n) % SIZE_MULTIPLE for n in image.shape]
+    if not any(extra):
+        return image
+    return functional.pad(image[None, None], (0, extra[2], 0, extra[1], 0, extra[0]), mode="replicate")[0, 0]
+
+
+def _spans(length: int, tile: int, overlap: int) -> list[_Span]:
+    """Cover an axis by tiles; the last one is moved back so that it ends with the axis."""
+    if tile >= length:
+        return [_Span(0, length, 0, length)]
+    step = tile - overlap
+    starts = [*range(0, length - tile, step), length - tile]
+    # Two neighbours share [next start, this stop); each keeps its half.
+    seams = [0, *((a + tile + b) // 2 for a, b in pairwise(starts)), length]
+    return [_Span(s, s + tile, a, b) for s, a, b in zip(starts, seams[:-1], seams[1:], strict=True)]
+
+
+def _autocast(device: torch.device, precision: str) -> AbstractContextManager[object]:
+    if precision == "float32":
+        return nullcontext()
+    return torch.autocast(device.type, dtype=torch.bfloat16)
+
+
+def _logits(network: nn.Module, padded: Tensor, spans: Sequence[_Span], device: torch.device) -> Tensor:
+    box = tuple(slice(span.start, span.stop) for span in spans)
+    logits: Tensor = network(padded[box][None, None].to(device))[0]  # (class, z, y, x)
+    if logits.shape[0] > 256:
+        raise ValueError(f"expected a network of at most 256 classes, got {logits.shape[0]}")
+    return logits
+
+
+def _crop(network: nn.Module, padded: Tensor, spans: Sequence[list[_Span]], device: torch.device) -> Tensor:
+    labels = torch.zeros(padded.shape, dtype=torch.uint8, device=padded.device)
+    for tile in product(*spans):
+        inner = tuple(slice(span.first - span.start, span.last - span.start) for span in tile)
+        logits = _logits(network, padded, tile, device)[(slice(None), *inner)]
+        target = tuple(slice(span.first, span.last) for span in tile)
+        labels[target] = logits.argmax(dim=0).to(labels)
+    return labels
+
+
+def _linear(network: nn.Module, padded: Tensor, spans: Sequence[list[_Span]], device: torch.device) -> Tensor:
+    """Sum up weighted probabilities over a slab, along z; what no later tile sees is decided and dropped."""
+    labels = torch.zeros(padded.shape, dtype=torch.uint8, device=padded.device)
+    slab: Tensor | None = None
+    for span, done in _with_next(spans[0]):
+        for across in product(*spans[1:]):
+            tile = (span, *across)
+            probability = _logits(network, padded, tile, device).float().softmax(dim=0)
+            weighted = (probability * _weights(probability.shape[1:], device)).to(padded.device)
+            if slab is None:
+                slab = weighted.new_zeros((len(weighted), span.stop - span.start, *padded.shape[1:]))
+            slab[:, :, across[0].start : across[0].stop, across[1].start : across[1].stop] += weighted
+        assert slab is not None, "there is at least one tile"
+        # The weights need no division: their sum is the same for all classes of a voxel.
+        labels[span.start : done] = slab[:, : done - span.start].argmax(dim=0).to(labels)
+        slab = functional.pad(slab[:, done - span.start :], (0, 0, 0, 0, 0, done - span.start))
+    return labels
+
+
+def _with_next(spans: Sequence[_Span]) -> Iterator[tuple[_Span, int]]:
+    """Each tile, and where the next one begins (its own end for the last)."""
+    starts = [span.start for span in spans[1:]] + [spans[-1].stop]
+    return zip(spans, starts, strict=True)
+
+
+def _weights(shape: Sequence[int], device: torch.device) -> Tensor:
+    """Weights `(z, y, x)` that fall linearly to the borders, never to 0."""
+    weights = torch.ones(tuple(shape), device=device)
+    for axis, n in enumerate(shape):
+        index = torch.arange(n, device=device, dtype=torch.float32)
+        ramp = torch.minimum(index + 1, n - index) / n
+        weights *= ramp.reshape([-1 if a == axis else 1 for a in range(3)])
+    return weights

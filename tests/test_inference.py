@@ -1,0 +1,114 @@
+"""Segmentation by tiles: the same as one pass where the network's view allows it, in bounded memory."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from faket_aug.picking import DeepFinderNet
+from faket_aug.picking.inference import _spans, segment
+from tests._helpers import generator
+
+SHAPE = (20, 44, 53)
+
+
+def _small_net(classes: int = 3) -> nn.Module:
+    """A network that sees 2 voxels to each side."""
+    with torch.random.fork_rng():
+        net = nn.Sequential(nn.Conv3d(1, 4, 3, padding=1), nn.ReLU(), nn.Conv3d(4, classes, 3, padding=1))
+    for index, parameter in enumerate(net.parameters()):
+        parameter.data = torch.randn(parameter.shape, generator=generator(index)) * 0.5
+    return net
+
+
+def _tomogram(shape: tuple[int, ...] = SHAPE) -> Tensor:
+    return torch.randn(shape, generator=generator(7))
+
+
+@pytest.mark.parametrize("blend", ["crop", "linear"])
+def test_equals_one_pass(blend: str) -> None:
+    """With an overlap of twice the view, tiles give what one pass gives (crop: everywhere)."""
+    net, image = _small_net(), _tomogram()
+    padded = torch.nn.functional.pad(image[None, None], (0, 3, 0, 0, 0, 0), mode="replicate")
+    with torch.no_grad():
+        expected = net(padded)[0, :, :, :, : SHAPE[2]].argmax(dim=0)
+    found = segment(net, image, tile_size=(16, 16, 24), overlap=8, blend=blend, normalized=True)
+    assert found.dtype == torch.uint8
+    assert found.shape == SHAPE
+    agreement = (found == expected).float().mean()
+    assert agreement == 1.0 if blend == "crop" else agreement > 0.97
+
+
+def test_logits_equal_one_pass_for_deepfinder() -> None:
+    """DeepFinder's network, an overlap of twice its view: the logits agree to 1e-4."""
+    with torch.random.fork_rng():
+        net = _Recorder(DeepFinderNet(2))
+    for index, parameter in enumerate(net.parameters()):
+        parameter.data = torch.randn(parameter.shape, generator=generator(index)) * (2 / parameter[0].numel()) ** 0.5
+    image = _tomogram((8, 8, 176))
+    with torch.no_grad():
+        whole = net.inner(image[None, None])[0]
+    segment(net, image, tile_size=(8, 8, 120), overlap=64, normalized=True)
+    spans = _spans(176, 120, 64)
+    assert len(net.seen) == len(spans) == 2
+    for span, logits in zip(spans, net.seen, strict=True):
+        inner = logits[..., span.first - span.start : span.last - span.start]
+        expected = whole[..., span.first : span.last]
+        assert (inner - expected).abs().max() <= 1e-4 * expected.abs().max()
+        # Nearer than its view to a border, the network sees something else: the test can fail.
+    assert (net.seen[0][..., -1] - whole[..., 119]).abs().max() > 1e-3 * whole.abs().max()
+
+
+class _Recorder(nn.Module):
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+        self.seen: list[Tensor] = []
+
+    def forward(self, images: Tensor) -> Tensor:
+        logits: Tensor = self.inner(images)
+        self.seen.append(logits[0])
+        return logits
+
+
+def test_spans_cover_and_keep_alignment() -> None:
+    """Every voxel is kept once; tiles begin at multiples of 4, where pooling has the same phase."""
+    for length in (8, 20, 100, 104, 252):
+        spans = _spans(length, 40, 16)
+        assert [n for span in spans for n in range(span.first, span.last)] == list(range(length))
+        assert all(span.start % 4 == 0 for span in spans)
+        assert all(span.start <= span.first < span.last <= span.stop for span in spans)
+
+
+def test_memory_is_the_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No tile the network sees is larger than asked for, however large the tomogram."""
+    net = _Recorder(_small_net())
+    segment(net, _tomogram((40, 40, 80)), tile_size=16, overlap=8)
+    assert {tuple(seen.shape[1:]) for seen in net.seen} == {(16, 16, 16)}
+
+
+def test_normalizes_the_whole_and_keeps_the_mode() -> None:
+    net, image = _small_net().train(), _tomogram()
+    expected = segment(net, image * 7 + 100, tile_size=16, overlap=8)
+    found = segment(net, (image - image.mean()) / image.std(correction=0), tile_size=16, overlap=8, normalized=True)
+    assert (expected == found).float().mean() > 0.999
+    assert net.training
+
+
+def test_bfloat16_agrees_mostly() -> None:
+    net, image = _small_net(), _tomogram()
+    low = segment(net, image, tile_size=16, overlap=8, precision="bfloat16")
+    assert (low == segment(net, image, tile_size=16, overlap=8)).float().mean() > 0.97
+
+
+def test_bad_settings() -> None:
+    net, image = _small_net(), _tomogram()
+    with pytest.raises(ValueError, match="`tile_size` in multiples of 4 .* got \\(18, 18, 18\\) and 8"):
+        segment(net, image, tile_size=18, overlap=8)
+    with pytest.raises(ValueError, match="a smaller `overlap`"):
+        segment(net, image, tile_size=16, overlap=16)
+    with pytest.raises(ValueError, match="'crop', 'linear', got 'mean'"):
+        segment(net, image, blend="mean")
+    with pytest.raises(ValueError, match="at most 256 classes, got 300"):
+        segment(_small_net(300), image, tile_size=16, overlap=8)
