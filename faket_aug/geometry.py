@@ -87,6 +87,114 @@ def zxz_matrices(angles_deg: npt.ArrayLike) -> npt.NDArray[np.float64]:
     return _turns(z1, axis=2) @ _turns(x, axis=0) @ _turns(z2, axis=2)
 
 
+def zxz_angles(matrices: npt.ArrayLike) -> npt.NDArray[np.float64]:
+    """Turn rotation matrices into intrinsic ZXZ angles, the inverse of `zxz_matrices`.
+
+    Parameters
+    ----------
+    matrices
+        `(n, 3, 3)`, acting on column vectors `(x, y, z)`; NaN without orientation.
+
+    Returns
+    -------
+    `(n, 3)`: Z1, X, Z2 in degrees, X from 0 to 180, the others from -180 to 180; NaN where the matrix holds NaN. Where
+    X is 0 or 180 only the sum or the difference of the others is known: Z1 is 0 then.
+    """
+    return _euler_angles(matrices, axis=0)
+
+
+def zyz_matrices(angles_deg: npt.ArrayLike) -> npt.NDArray[np.float64]:
+    """Turn intrinsic ZYZ angles `(n, 3)`, in degrees, into rotation matrices `Rz(Z1) · Ry(Y) · Rz(Z2)`, `(n, 3, 3)`.
+
+    NaN gives NaN, as in `zxz_matrices`.
+    """
+    z1, y, z2 = np.deg2rad(np.asarray(angles_deg, dtype=np.float64).reshape(-1, 3)).T
+    return _turns(z1, axis=2) @ _turns(y, axis=1) @ _turns(z2, axis=2)
+
+
+def zyz_angles(matrices: npt.ArrayLike) -> npt.NDArray[np.float64]:
+    """Turn rotation matrices `(n, 3, 3)` into intrinsic ZYZ angles `(n, 3)` in degrees, the inverse of `zyz_matrices`.
+
+    Y lies from 0 to 180; where it is 0 or 180, Z1 is 0.
+    """
+    return _euler_angles(matrices, axis=1)
+
+
+def relion_matrices(angles_deg: npt.ArrayLike) -> npt.NDArray[np.float64]:
+    """Turn RELION's rot, tilt and psi into rotation matrices that turn the reference into the specimen.
+
+    RELION's angles are intrinsic ZYZ angles of the *coordinate system*, so they turn the specimen into the reference:
+    the matrix wanted here, on column vectors `(x, y, z)`, is the transpose, `Rz(-psi) · Ry(-tilt) · Rz(-rot)`.
+
+    Parameters
+    ----------
+    angles_deg
+        `(n, 3)`: rot, tilt, psi in degrees.
+
+    Returns
+    -------
+    `(n, 3, 3)`, template to specimen; NaN where the row holds NaN.
+
+    References
+    ----------
+    Heymann, Chagoyen, Belnap, J. Struct. Biol. 151 (2005) 196; RELION's `Euler::anglesToMatrix3` and
+    `ParticleSet::getMatrix4x4`, which "maps coordinates from particle space to tomogram space".
+    """
+    return zyz_matrices(angles_deg).transpose(0, 2, 1)
+
+
+def relion_angles(matrices: npt.ArrayLike) -> npt.NDArray[np.float64]:
+    """Turn rotation matrices `(n, 3, 3)`, template to specimen, into RELION's rot, tilt and psi `(n, 3)` in degrees.
+
+    Tilt lies from 0 to 180; where it is 0 or 180, rot is 0.
+    """
+    return zyz_angles(np.asarray(matrices, dtype=np.float64).reshape(-1, 3, 3).transpose(0, 2, 1))
+
+
+def quaternion_matrices(quaternions: npt.ArrayLike) -> npt.NDArray[np.float64]:
+    """Turn quaternions **(w, x, y, z)** into rotation matrices on column vectors `(x, y, z)`.
+
+    Parameters
+    ----------
+    quaternions
+        `(n, 4)`, scalar first, of any length but 0; they are scaled to 1.
+
+    Returns
+    -------
+    `(n, 3, 3)`; NaN where the row holds NaN or only zeros.
+    """
+    values = np.asarray(quaternions, dtype=np.float64).reshape(-1, 4)
+    length = np.linalg.norm(values, axis=1, keepdims=True)
+    w, x, y, z = (values / np.where(length > 0, length, np.nan)).T
+    rows = [
+        [1 - 2 * (y * y + z * z), 2 * (x * y - w * z), 2 * (x * z + w * y)],
+        [2 * (x * y + w * z), 1 - 2 * (x * x + z * z), 2 * (y * z - w * x)],
+        [2 * (x * z - w * y), 2 * (y * z + w * x), 1 - 2 * (x * x + y * y)],
+    ]
+    matrices: npt.NDArray[np.float64] = np.moveaxis(np.array(rows), -1, 0)
+    return matrices
+
+
+def _euler_angles(matrices: npt.ArrayLike, *, axis: int) -> npt.NDArray[np.float64]:
+    """Find a, b, c in degrees with `R = Rz(a) · R_axis(b) · Rz(c)`, `axis` being x (0) or y (1)."""
+    values = np.asarray(matrices, dtype=np.float64).reshape(-1, 3, 3)
+    # The last column says where z goes: up to the sign, (sin a, -cos a) · sin b for x and (cos a, sin a) · sin b for y.
+    along, across = (0.0 - values[:, 1, 2], values[:, 0, 2]) if axis == 0 else (values[:, 0, 2], values[:, 1, 2])
+    # Where z stays (or is turned over), a could be anything. b and c are measured after a is undone, so whatever it is,
+    # nothing is lost there.
+    lock = np.hypot(along, across) < 1e-12
+    a = np.where(lock, 0.0, np.arctan2(across, along))
+    rest = _turns(-a, axis=2) @ values
+    if axis == 0:
+        b, c = np.arctan2(-rest[:, 1, 2], rest[:, 2, 2]), np.arctan2(-rest[:, 0, 1], rest[:, 0, 0])
+    else:
+        b, c = np.arctan2(rest[:, 0, 2], rest[:, 2, 2]), np.arctan2(rest[:, 1, 0], rest[:, 1, 1])
+    # 0 + x rather than x: no negative zero.
+    angles: npt.NDArray[np.float64] = 0.0 + np.rad2deg(np.stack([a, b, c], axis=1))
+    angles[np.isnan(values).any(axis=(1, 2))] = np.nan
+    return angles
+
+
 def _turns(angles_rad: npt.NDArray[np.float64], *, axis: int) -> npt.NDArray[np.float64]:
     """Make right-handed rotation matrices `(n, 3, 3)` about a coordinate axis of `(x, y, z)`."""
     first, second = (axis + 1) % 3, (axis + 2) % 3

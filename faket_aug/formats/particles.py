@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -40,3 +41,40 @@ class ParticleList:
 
     def __len__(self) -> int:
         return len(self.names)
+
+    @property
+    def oriented(self) -> npt.NDArray[np.bool_]:
+        """`(n,)`, whether a particle's orientation is known."""
+        return np.asarray(np.isfinite(self.orientations).all(axis=(1, 2)))
+
+
+def check_words(names: Iterable[str], what: str) -> None:
+    """Raise a `ValueError` unless each of `names` can stand as one word in a text file."""
+    for name in names:
+        if not name or name.split() != [name] or any(mark in name for mark in "#'\""):
+            raise ValueError(f"expected {what} without spaces, quotes and #, got {name!r}; rename it")
+
+
+def check_writable(particles: ParticleList) -> None:
+    """Raise a `ValueError` unless all places are finite and all names are words."""
+    check_words(particles.names, "class names")
+    if not np.isfinite(particles.positions).all():
+        row = int(np.argmin(np.isfinite(particles.positions).all(axis=1)))
+        raise ValueError(f"expected finite places, got {particles.positions[row].tolist()} for particle {row + 1}")
+
+
+def numbers_of(names: Iterable[str], class_numbers: Mapping[str, int]) -> list[int]:
+    """Look up the class numbers of class names.
+
+    Raises
+    ------
+    ValueError
+        If a name has no number.
+    """
+    names = list(names)
+    unknown = sorted(set(names) - set(class_numbers))
+    if unknown:
+        raise ValueError(
+            f"expected class names of `class_numbers` ({', '.join(class_numbers) or 'none'}), got {', '.join(unknown)}"
+        )
+    return [int(class_numbers[name]) for name in names]

@@ -2,25 +2,49 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 
-from faket_aug._checks import FileFormatError
-from faket_aug.formats.particles import ParticleList
-from faket_aug.geometry import zxz_matrices
+from faket_aug._checks import FileFormatError, check_choice
+from faket_aug.formats._atomic import write_text
+from faket_aug.formats.particles import ParticleList, check_words, check_writable
+from faket_aug.geometry import zxz_angles, zxz_matrices
+
+#: What the six numbers of a row mean, by the year of the data set. SHREC 2020 has 2021's rows.
+LAYOUTS = {"2021": "name x y z Z1 X Z2", "2019": "name z y x r1 r2 r3"}
+
+#: The class numbers of SHREC 2019, whose folders hold no table of them; from the challenge's evaluation script.
+_SHREC_2019 = ("1bxn", "1qvr", "1s3x", "1u6g", "2cg9", "3cf3", "3d2f", "3gl1", "3h84", "3qm1", "4b4t", "4d8q")
+SHREC_2019_CLASSES = dict(enumerate(_SHREC_2019, start=1))
 
 
-def read_particle_locations(path: str | Path) -> ParticleList:
-    """Read SHREC 2020's and 2021's `particle_locations.txt`: `name x y z Z1 X Z2`, degrees, intrinsic ZXZ.
+def read_particle_locations(path: str | Path, *, layout: str = "2021") -> ParticleList:
+    """Read SHREC's `particle_locations.txt`.
 
-    `NaN NaN NaN` stands for no orientation (fiducials, vesicles); angles left out read the same.
+    Parameters
+    ----------
+    path
+        The file.
+    layout
+        `"2021"`, also for SHREC 2020: `name x y z Z1 X Z2`, degrees, intrinsic ZXZ. `NaN NaN NaN` stands for no
+        orientation (fiducials, vesicles); angles left out read the same. `"2019"`: `name z y x r1 r2 r3`, where the
+        order of the coordinates is the only thing told by the challenge's own scripts: what the three angles, rounded
+        to whole degrees, turn about is not known, so particles of 2019 are read without orientation. The rows alone
+        do not tell the two apart; `GrandModel.from_shrec` sees it by the other files of the folder.
 
     Raises
     ------
     FileFormatError
         If a row has another number of columns or no numbers; the message names file and line.
+
+    References
+    ----------
+    SHREC 2019's example and evaluation scripts read `pdb_id, Z, Y, X, rot_1, rot_2, rot_3`, z counted within the 200
+    sections of the ground truth.
     """
+    check_choice("layout", layout, LAYOUTS)
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"expected SHREC's particle locations, found none at {path}")
@@ -34,13 +58,44 @@ def read_particle_locations(path: str | Path) -> ParticleList:
         except ValueError:
             values = []
         if len(values) not in (3, 6):
-            raise FileFormatError(f"{path}, line {number}: expected `name x y z Z1 X Z2`, got {line.strip()!r}")
+            raise FileFormatError(f"{path}, line {number}: expected `{LAYOUTS[layout]}`, got {line.strip()!r}")
         names.append(words[0])
         rows.append(values if len(values) == 6 else [*values, np.nan, np.nan, np.nan])
     table = np.array(rows, dtype=np.float64).reshape(-1, 6)
     if not np.isfinite(table[:, :3]).all():
         raise FileFormatError(f"{path}: expected finite positions, got NaN or infinite ones")
+    if layout == "2019":
+        return ParticleList(tuple(names), table[:, :3].copy(), np.full((len(names), 3, 3), np.nan))
     return ParticleList(tuple(names), table[:, 2::-1].copy(), zxz_matrices(table[:, 3:]))
+
+
+def write_particle_locations(path: str | Path, particles: ParticleList) -> None:
+    """Write SHREC 2021's `particle_locations.txt`: `name x y z Z1 X Z2`, degrees, intrinsic ZXZ, or `NaN NaN NaN`.
+
+    Whole coordinates are written as whole numbers, as SHREC's are (many scripts read them so), others with four
+    decimals.
+
+    Raises
+    ------
+    ValueError
+        If a name is not one word or a place not finite.
+    """
+    check_writable(particles)
+    angles = zxz_angles(particles.orientations)
+    rows = zip(particles.names, particles.positions, angles, strict=True)
+    lines = [
+        " ".join([name, *(_short(number) for number in (x, y, z)), *(_angle(angle) for angle in turns)])
+        for name, (z, y, x), turns in rows
+    ]
+    write_text(path, "".join(line + "\n" for line in lines))
+
+
+def _short(number: float) -> str:
+    return f"{number:.0f}" if number == round(number) else f"{number:.4f}"
+
+
+def _angle(angle: float) -> str:
+    return f"{angle:.4f}" if np.isfinite(angle) else "NaN"
 
 
 def read_class_conversion_table(path: str | Path) -> dict[int, str]:
@@ -71,3 +126,30 @@ def read_class_conversion_table(path: str | Path) -> dict[int, str]:
             raise FileFormatError(f"{path}, line {number}: expected each class once, got {words[0]} again")
         classes[int(words[0])] = words[1]
     return {number: name for number, name in classes.items() if number != 0}
+
+
+def write_class_conversion_table(path: str | Path, class_names: Mapping[int, str]) -> None:
+    """Write SHREC's `class_conversion_table.txt`: the background as 0, then a number and a name a line.
+
+    Parameters
+    ----------
+    path
+        The file.
+    class_names
+        Names of the class numbers, which are 1 or more.
+
+    Raises
+    ------
+    ValueError
+        If a number is below 1, or a name comes twice, is not one word, or is itself a number.
+    """
+    check_words(class_names.values(), "class names")
+    for number, name in class_names.items():
+        if number < 1:
+            raise ValueError(f"expected class numbers of 1 or more, got {number} for {name}")
+        if name.isdigit():
+            raise ValueError(f"expected class names that are not numbers themselves, got {name!r}; rename it")
+    if len(set(class_names.values())) < len(class_names):
+        raise ValueError(f"expected each class name once, got {', '.join(class_names.values())}")
+    rows = {0: "background"} | dict(sorted(class_names.items()))
+    write_text(path, "".join(f"{number} {name}\n" for number, name in rows.items()))
