@@ -3,15 +3,28 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
+import torch
 from torch import Tensor
 
-from faket_aug.specimen import ParticleTable
+from faket_aug._checks import FileFormatError, check_same_shape
+from faket_aug.formats.particles import ParticleList
+from faket_aug.saving import (
+    NOISELESS_FILE,
+    RECORD_FILE,
+    TOMOGRAM_FILE,
+    SavedParticles,
+    check_formats,
+    read_record_file,
+    rewritten_folder,
+)
+from faket_aug.specimen import GrandModel, ParticleTable
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,6 +69,29 @@ class SimulationRecord:
             raise ValueError(f"expected a simulation record with {sorted(wanted)}, got {text[:80]!r}")
         return cls(**data)
 
+    @classmethod
+    def read(cls, path: str | Path) -> Self:
+        """Read the record of a saved tomogram.
+
+        Parameters
+        ----------
+        path
+            The folder that `SimulatedTomogram.save` wrote, or the `record.json` in it.
+
+        Raises
+        ------
+        FileNotFoundError, FileFormatError
+            If there is none, or it is no such file.
+        """
+        path = Path(path)
+        file = path / RECORD_FILE if path.is_dir() else path
+        try:
+            return cls.from_json(json.dumps(read_record_file(file)["record"]))
+        except FileFormatError:
+            raise
+        except ValueError as error:
+            raise FileFormatError(f"{file}: {error}") from error
+
 
 @dataclass(frozen=True, kw_only=True)
 class SimulatedTomogram:
@@ -92,3 +128,93 @@ class SimulatedTomogram:
     class_names: Mapping[int, str]
     voxel_size: float
     record: SimulationRecord
+
+    @property
+    def bin(self) -> int:
+        """Pixels of a tilt, along each axis, to one voxel of the tomogram."""
+        return self.tiltseries.shape[-2] // self.tomogram.shape[-2]
+
+    def save(
+        self,
+        folder: str | Path,
+        *,
+        formats: Sequence[str] = ("shrec",),
+        specimen: GrandModel | None = None,
+        noiseless: Tensor | None = None,
+        origin: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Write the tomogram and all that is known about it into a folder, under SHREC's names where there are any.
+
+        `projections.mrc`, `.tlt`, `.rawtlt` (`projections_unbinned` where the tilts are finer than the tomogram),
+        `reconstruction.mrc`, `class_mask.mrc`, `occupancy_mask.mrc`, `class_conversion_table.txt`, the particles, and
+        `record.json`, which makes it again. Each file is whole or not there, and the record comes last: a folder
+        without one was not finished. `TiltSeries.read` reads the folder, and so does `GrandModel.from_shrec` if it
+        was given the specimen.
+
+        Parameters
+        ----------
+        folder
+            Made where it is missing. What this method wrote there before is replaced; a folder with other files in it
+            is refused.
+        formats
+            Of the particles: `"shrec"` (`particle_locations.txt`), `"star3"`, `"star4"`, `"star5"` (RELION, for its
+            version), `"deepfinder"` (`object_list.xml`), `"copick"` (a project with picks and segmentation).
+        specimen
+            What it was made from: its density is written, too, as `grandmodel.mrc`.
+        noiseless
+            `(z, y, x)`, the tomogram without noise, written as `reconstruction_noiseless.mrc`.
+        origin
+            Where the specimen came from, as JSON types, for the record.
+
+        Raises
+        ------
+        ValueError
+            For an unknown format, or a specimen or noiseless tomogram of another shape.
+        FileExistsError
+            If the folder holds other files.
+        OSError
+            If it cannot be written, or the disk is full.
+        """
+        check_formats(formats)
+        if noiseless is not None:
+            check_same_shape("noiseless", noiseless.shape, "tomogram", self.tomogram.shape)
+        if specimen is not None:
+            check_same_shape("specimen.labels", specimen.labels.shape, "labels", self.labels.shape)
+        unbinned = "_unbinned" if self.bin > 1 else ""
+        fine, coarse = self.voxel_size / self.bin, self.voxel_size
+        volumes = {
+            f"projections{unbinned}.mrc": (self.tiltseries, fine),
+            TOMOGRAM_FILE: (self.tomogram, coarse),
+            NOISELESS_FILE: (noiseless, coarse),
+            f"grandmodel{unbinned}.mrc": (None if specimen is None else specimen.density, fine),
+            "class_mask.mrc": (self.labels, coarse),
+            "occupancy_mask.mrc": (self.instances, coarse),
+        }
+        with rewritten_folder(folder) as files:
+            # What is small comes first: a name that a format cannot hold is known before the volumes are written.
+            files.class_names(self._all_class_names())
+            files.particles(self._saved_particles(files.path.name), formats)
+            files.angles(f"projections{unbinned}", self.tilt_angles)
+            for name, (data, voxel_size) in volumes.items():
+                if data is not None:
+                    files.volume(name, data, voxel_size=voxel_size)
+            files.finish(asdict(self.record), origin or {})
+
+    def _all_class_names(self) -> dict[int, str]:
+        """Name each class but the background, those without a name after their number."""
+        numbers = np.union1d(torch.unique(self.labels).cpu().numpy(), self.particles.classes)
+        unnamed = [int(number) for number in numbers if number not in self.class_names]
+        names = {int(n): name for n, name in self.class_names.items()} | {n: f"class_{n}" for n in unnamed}
+        return {number: name for number, name in names.items() if number > 0}
+
+    def _saved_particles(self, name: str) -> SavedParticles:
+        class_names, table = self._all_class_names(), self.particles
+        names = tuple(class_names[int(number)] for number in table.classes)
+        return SavedParticles(
+            particles=ParticleList(names, table.positions, table.orientations),
+            class_names=class_names,
+            labels=self.labels,
+            tomogram=self.tomogram,
+            voxel_size=self.voxel_size,
+            name=name,
+        )

@@ -23,7 +23,7 @@ ROWS = (
     ("ctf", "features", "noise", "potential", "projection", "reconstruction", "style"),
     (
         *("filaments", "generation", "membranes", "placement", "procedural", "specimen", "specimens", "stylebank"),
-        *("templates", "tiltseries", "tomogram"),
+        *("saving", "templates", "tiltseries", "tomogram"),
     ),
     # The simulator is the only module that knows stages and things; sampling cuts patches from things.
     ("sampling", "simulator"),
@@ -42,7 +42,7 @@ BESIDE = (
     (
         (
             *("filaments", "generation", "membranes", "placement", "procedural", "specimen", "specimens"),
-            *("stylebank", "templates", "tiltseries", "tomogram"),
+            *("saving", "stylebank", "templates", "tiltseries", "tomogram"),
         ),
     )
     * 2,

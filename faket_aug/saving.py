@@ -1,0 +1,272 @@
+"""Folders of simulated tomograms: a stop at any moment leaves nothing half-written under its final name."""
+
+from __future__ import annotations
+
+import errno
+import json
+import shutil
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy.typing as npt
+from torch import Tensor
+
+from faket_aug._checks import FileFormatError, check_choice
+from faket_aug.formats._atomic import make_writable_folder, write_text
+from faket_aug.formats.angles import write_tlt
+from faket_aug.formats.mrc import write_mrc
+from faket_aug.formats.particles import ParticleList
+
+#: The file that makes a folder whole: it is written last, and lists the others.
+RECORD_FILE = "record.json"
+#: Lies in a folder while it is written, and tells it from a folder with somebody's own files.
+UNFINISHED_FILE = "unfinished"
+TOMOGRAM_FILE = "reconstruction.mrc"
+NOISELESS_FILE = "reconstruction_noiseless.mrc"
+_FORMAT = 1
+_RECORD_KEYS = {"format", "record", "origin", "files"}
+#: The largest number that an MRC file of integers holds; float32 holds whole numbers a thousand times as large.
+_MAX_MRC_INTEGER = 32767
+
+
+@dataclass(frozen=True, kw_only=True)
+class SavedParticles:
+    """What the writers of particles need to know.
+
+    Parameters
+    ----------
+    particles
+        The particles of one tomogram.
+    class_names
+        Names of the class numbers.
+    labels
+        `(z, y, x)`, uint8, class numbers.
+    tomogram
+        `(z, y, x)`.
+    voxel_size
+        Å, of the tomogram.
+    name
+        Of the tomogram.
+    """
+
+    particles: ParticleList
+    class_names: Mapping[int, str]
+    labels: Tensor
+    tomogram: Tensor
+    voxel_size: float
+    name: str
+
+    @property
+    def class_numbers(self) -> dict[str, int]:
+        """Class numbers by name."""
+        return {name: number for number, name in self.class_names.items()}
+
+
+@dataclass(frozen=True, kw_only=True)
+class TomogramFolder:
+    """A folder that is being written: each file is whole or not there, and the record comes last.
+
+    Parameters
+    ----------
+    path
+        The folder.
+    """
+
+    path: Path
+    _written: list[str] = field(default_factory=list)
+    _before: Sequence[str] = ()
+
+    def volume(self, name: str, data: Tensor, *, voxel_size: float) -> None:
+        """Write an MRC file: `(z, y, x)` or `(tilt, y, x)`, voxel size in Å."""
+        if not data.is_floating_point() and data.numel() and int(data.max()) > _MAX_MRC_INTEGER:
+            data = data.float()
+        write_mrc(self.path / name, data, voxel_size=voxel_size)
+        self._written.append(name)
+
+    def angles(self, stem: str, tilt_angles: npt.ArrayLike) -> None:
+        """Write `.tlt` and `.rawtlt`; a simulated series is aligned, so both hold the same angles in degrees."""
+        for suffix in (".tlt", ".rawtlt"):
+            write_tlt(self.path / (stem + suffix), tilt_angles)
+            self._written.append(stem + suffix)
+
+    def class_names(self, names: Mapping[int, str]) -> None:
+        """Write the table of class numbers and names."""
+        from faket_aug.formats.shrec import write_class_conversion_table
+
+        write_class_conversion_table(self.path / "class_conversion_table.txt", names)
+        self._written.append("class_conversion_table.txt")
+
+    def particles(self, saved: SavedParticles, formats: Sequence[str]) -> None:
+        """Write the particles in each of `formats`."""
+        for name in formats:
+            self._written.extend(PARTICLE_WRITERS[name](self.path, saved))
+
+    def finish(self, record: Mapping[str, Any], origin: Mapping[str, Any]) -> None:
+        """Write the record, with the sizes of all files in bytes; from now on the folder is whole."""
+        content = {
+            "format": _FORMAT,
+            "record": dict(record),
+            "origin": dict(origin),
+            "files": {name: (self.path / name).stat().st_size for name in sorted(self._written)},
+        }
+        for name in set(self._before) - set(self._written):
+            (self.path / name).unlink(missing_ok=True)
+        write_text(self.path / RECORD_FILE, json.dumps(content, indent=1) + "\n")
+        (self.path / UNFINISHED_FILE).unlink(missing_ok=True)
+
+
+@contextmanager
+def rewritten_folder(folder: str | Path) -> Iterator[TomogramFolder]:
+    """Give a folder to write a tomogram into: a new one, an empty one, or one that a tomogram was written into before.
+
+    Its record goes first, so that a folder whose files are being replaced is not taken for a whole one.
+
+    Raises
+    ------
+    FileExistsError
+        If the folder holds somebody's own files.
+    OSError
+        If it cannot be written, or the disk is full; the message names the folder and says what to do.
+    """
+    path = Path(folder)
+    try:
+        make_writable_folder(path)
+        before = _written_before(path)
+        write_text(path / UNFINISHED_FILE, "This folder is being written, or its writing was stopped.\n")
+        (path / RECORD_FILE).unlink(missing_ok=True)
+        remove_parts(path)
+        yield TomogramFolder(path=path, _before=before)
+    except OSError as error:
+        raise _explained(error, path) from error
+
+
+def _written_before(folder: Path) -> list[str]:
+    """List the files of the tomogram that a folder holds; refuse a folder with other things."""
+    if (folder / RECORD_FILE).is_file():
+        # A name that leads out of the folder is none of ours.
+        return [name for name in read_record_file(folder / RECORD_FILE)["files"] if ".." not in Path(name).parts]
+    found = sorted(path.name for path in folder.iterdir() if not path.name.startswith("."))
+    if found and UNFINISHED_FILE not in found:
+        raise FileExistsError(
+            errno.EEXIST, f"it holds other files, {', '.join(found[:3])}{', ...' if len(found) > 3 else ''}"
+        )
+    return []
+
+
+def _explained(error: OSError, folder: Path) -> OSError:
+    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        advice = "make room and do the same again: what is whole stays, and nothing half-written was left"
+    else:
+        advice = "choose another folder"
+    reason = error.strerror or str(error)
+    return type(error)(error.errno, f"expected to write a tomogram into {folder}, got: {reason}; {advice}")
+
+
+def remove_parts(folder: Path, *, older_than: float = 0.0) -> None:
+    """Remove what a killed run left under temporary names in a folder (not in those below it).
+
+    Parameters
+    ----------
+    folder
+        Where.
+    older_than
+        Seconds; younger ones may be another run's, and stay.
+    """
+    for left in folder.glob(".*.part"):
+        try:
+            if time.time() - left.lstat().st_mtime < older_than:
+                continue
+            shutil.rmtree(left) if left.is_dir() and not left.is_symlink() else left.unlink()
+        except FileNotFoundError:
+            # Another run has just renamed or removed it.
+            continue
+
+
+def is_whole(folder: str | Path) -> bool:
+    """Tell whether a tomogram was written into a folder to its end, and all its files are still there."""
+    folder = Path(folder)
+    try:
+        files = read_record_file(folder / RECORD_FILE)["files"]
+        return all((folder / name).stat().st_size == size for name, size in files.items())
+    except (OSError, FileFormatError):
+        return False
+
+
+def read_record_file(path: str | Path) -> dict[str, Any]:
+    """Read the record file of a saved tomogram: `record` (what makes it again), `origin`, and `files` with their sizes.
+
+    Raises
+    ------
+    FileNotFoundError, FileFormatError
+        If there is none, or it is no such file.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"expected the record of a saved tomogram, found none at {path}")
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise FileFormatError(f"{path}: expected JSON, got {error}") from error
+    if not isinstance(content, dict) or set(content) != _RECORD_KEYS or content["format"] != _FORMAT:
+        raise FileFormatError(
+            f"{path}: expected the record of a saved tomogram with {', '.join(sorted(_RECORD_KEYS))} and format "
+            f"{_FORMAT}"
+        )
+    return content
+
+
+def check_formats(formats: Sequence[str]) -> None:
+    """Raise a `ValueError` unless each of `formats` is one that particles are written in, and none comes twice."""
+    if isinstance(formats, str):
+        raise ValueError(f"expected `formats` to be several names, as ({formats!r},), got {formats!r}")
+    for name in formats:
+        check_choice("formats", name, PARTICLE_WRITERS)
+    if len(set(formats)) != len(formats):
+        raise ValueError(f"expected each of `formats` once, got {', '.join(formats)}")
+
+
+def _write_shrec(folder: Path, saved: SavedParticles) -> list[str]:
+    from faket_aug.formats.shrec import write_particle_locations
+
+    write_particle_locations(folder / "particle_locations.txt", saved.particles)
+    return ["particle_locations.txt"]
+
+
+def _write_star(version: int) -> Callable[[Path, SavedParticles], list[str]]:
+    def write(folder: Path, saved: SavedParticles) -> list[str]:
+        from faket_aug.formats.star import write_particles_star
+
+        name = f"particles_relion{version}.star"
+        depth, height, width = saved.tomogram.shape
+        write_particles_star(
+            folder / name,
+            {saved.name: saved.particles},
+            voxel_size=saved.voxel_size,
+            shape=(depth, height, width),
+            version=version,
+            class_numbers=saved.class_numbers,
+        )
+        return [name]
+
+    return write
+
+
+def _write_deepfinder(folder: Path, saved: SavedParticles) -> list[str]:
+    from faket_aug.formats.deepfinder import write_object_list
+
+    write_object_list(folder / "object_list.xml", saved.particles, class_numbers=saved.class_numbers)
+    return ["object_list.xml"]
+
+
+#: The formats of particles, and what writes them: from a folder to the names of the files written in it.
+PARTICLE_WRITERS: dict[str, Callable[[Path, SavedParticles], list[str]]] = {
+    "shrec": _write_shrec,
+    "star3": _write_star(3),
+    "star4": _write_star(4),
+    "star5": _write_star(5),
+    "deepfinder": _write_deepfinder,
+}
