@@ -27,7 +27,7 @@ def write_object_list(
 
     Each `object` has `tomo_idx`, `obj_id` (the 1-based row of its list, as in an instance volume), `class_label`, `x`,
     `y` and `z` (voxels, 0-based, as DeepFinder's own clustering writes them) and, where the orientation is known,
-    `psi`, `phi` and `the` in degrees: the template is turned by `Rz(psi) · Rx(the) · Rz(phi)` on column vectors (x, y, z),
+    `psi`, `phi` and `the` in degrees: the template is turned by `Rz(psi) · Rx(the) · Rz(phi)` on columns (x, y, z),
     which is what DeepFinder's target generation does. That generation rounds down to whole voxels and then adds 1, so
     its targets lie up to a voxel beside the positions; nothing else in DeepFinder does so, and nothing here.
 
