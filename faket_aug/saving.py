@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import os
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy.typing as npt
+import torch
 from torch import Tensor
 
 from faket_aug._checks import FileFormatError, check_choice
@@ -35,7 +37,7 @@ _MAX_MRC_INTEGER = 32767
 
 @dataclass(frozen=True, kw_only=True)
 class SavedParticles:
-    """What the writers of particles need to know.
+    """What the writers of particles, and of what belongs to them, need to know.
 
     Parameters
     ----------
@@ -49,8 +51,10 @@ class SavedParticles:
         `(z, y, x)`.
     voxel_size
         Å, of the tomogram.
-    name
+    name, modality
         Of the tomogram.
+    copick_project
+        The copick project that the tomogram is added to.
     """
 
     particles: ParticleList
@@ -59,6 +63,8 @@ class SavedParticles:
     tomogram: Tensor
     voxel_size: float
     name: str
+    modality: str
+    copick_project: Path
 
     @property
     def class_numbers(self) -> dict[str, int]:
@@ -114,9 +120,19 @@ class TomogramFolder:
             "files": {name: (self.path / name).stat().st_size for name in sorted(self._written)},
         }
         for name in set(self._before) - set(self._written):
-            (self.path / name).unlink(missing_ok=True)
+            _remove(self.path / name, up_to=self.path)
         write_text(self.path / RECORD_FILE, json.dumps(content, indent=1) + "\n")
         (self.path / UNFINISHED_FILE).unlink(missing_ok=True)
+
+
+def _remove(file: Path, *, up_to: Path) -> None:
+    """Remove a file, and the folders above it that are empty then."""
+    file.unlink(missing_ok=True)
+    for above in file.parents:
+        if above == up_to or (above.is_dir() and any(above.iterdir())):
+            return
+        if above.is_dir():
+            above.rmdir()
 
 
 @contextmanager
@@ -166,17 +182,19 @@ def _explained(error: OSError, folder: Path) -> OSError:
     return type(error)(error.errno, f"expected to write a tomogram into {folder}, got: {reason}; {advice}")
 
 
-def remove_parts(folder: Path, *, older_than: float = 0.0) -> None:
+def remove_parts(folder: Path, *, pattern: str = ".*.part", older_than: float = 0.0) -> None:
     """Remove what a killed run left under temporary names in a folder (not in those below it).
 
     Parameters
     ----------
     folder
         Where.
+    pattern
+        Of the temporary names.
     older_than
         Seconds; younger ones may be another run's, and stay.
     """
-    for left in folder.glob(".*.part"):
+    for left in folder.glob(pattern):
         try:
             if time.time() - left.lstat().st_mtime < older_than:
                 continue
@@ -262,6 +280,29 @@ def _write_deepfinder(folder: Path, saved: SavedParticles) -> list[str]:
     return ["object_list.xml"]
 
 
+def _write_copick(folder: Path, saved: SavedParticles) -> list[str]:
+    from faket_aug.formats.copick import write_copick
+
+    project = saved.copick_project
+    if project.is_dir():
+        remove_parts(project, pattern=f".{saved.name}.*.part")
+    labelled = {saved.class_names[int(number)] for number in torch.unique(saved.labels) if number > 0}
+    files = write_copick(
+        project,
+        run=saved.name,
+        particles=saved.particles,
+        class_numbers=saved.class_numbers,
+        voxel_size=saved.voxel_size,
+        labels=saved.labels,
+        tomograms={saved.modality: saved.tomogram},
+        # Membranes are labelled, but are no particles.
+        segmented=sorted(labelled - set(saved.particles.names)),
+    )
+    # Where the configuration is shared with other tomograms, it grows with them.
+    own = project.parent == folder
+    return [os.path.relpath(file, folder) for file in files if own or file.parent != project]
+
+
 #: The formats of particles, and what writes them: from a folder to the names of the files written in it.
 PARTICLE_WRITERS: dict[str, Callable[[Path, SavedParticles], list[str]]] = {
     "shrec": _write_shrec,
@@ -269,4 +310,5 @@ PARTICLE_WRITERS: dict[str, Callable[[Path, SavedParticles], list[str]]] = {
     "star4": _write_star(4),
     "star5": _write_star(5),
     "deepfinder": _write_deepfinder,
+    "copick": _write_copick,
 }

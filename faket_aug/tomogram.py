@@ -141,6 +141,7 @@ class SimulatedTomogram:
         formats: Sequence[str] = ("shrec",),
         specimen: GrandModel | None = None,
         noiseless: Tensor | None = None,
+        copick_project: str | Path | None = None,
         origin: Mapping[str, Any] | None = None,
     ) -> None:
         """Write the tomogram and all that is known about it into a folder, under SHREC's names where there are any.
@@ -158,11 +159,14 @@ class SimulatedTomogram:
             is refused.
         formats
             Of the particles: `"shrec"` (`particle_locations.txt`), `"star3"`, `"star4"`, `"star5"` (RELION, for its
-            version), `"deepfinder"` (`object_list.xml`), `"copick"` (a project with picks and segmentation).
+            version), `"deepfinder"` (`object_list.xml`), `"copick"` (picks, segmentation and the tomogram, in a run
+            with the folder's name).
         specimen
             What it was made from: its density is written, too, as `grandmodel.mrc`.
         noiseless
             `(z, y, x)`, the tomogram without noise, written as `reconstruction_noiseless.mrc`.
+        copick_project
+            Folder of the copick project, which several tomograms may share; by default `copick` within the folder.
         origin
             Where the specimen came from, as JSON types, for the record.
 
@@ -193,7 +197,8 @@ class SimulatedTomogram:
         with rewritten_folder(folder) as files:
             # What is small comes first: a name that a format cannot hold is known before the volumes are written.
             files.class_names(self._all_class_names())
-            files.particles(self._saved_particles(files.path.name), formats)
+            project = files.path / "copick" if copick_project is None else Path(copick_project)
+            files.particles(self._saved_particles(files.path.resolve().name, project), formats)
             files.angles(f"projections{unbinned}", self.tilt_angles)
             for name, (data, voxel_size) in volumes.items():
                 if data is not None:
@@ -207,7 +212,7 @@ class SimulatedTomogram:
         names = {int(n): name for n, name in self.class_names.items()} | {n: f"class_{n}" for n in unnamed}
         return {number: name for number, name in names.items() if number > 0}
 
-    def _saved_particles(self, name: str) -> SavedParticles:
+    def _saved_particles(self, name: str, copick_project: Path) -> SavedParticles:
         class_names, table = self._all_class_names(), self.particles
         names = tuple(class_names[int(number)] for number in table.classes)
         return SavedParticles(
@@ -217,4 +222,6 @@ class SimulatedTomogram:
             tomogram=self.tomogram,
             voxel_size=self.voxel_size,
             name=name,
+            modality=str(self.record.settings["modality"]),
+            copick_project=copick_project,
         )

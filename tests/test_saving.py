@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import pickle
+import shutil
 import signal
 import subprocess
 import sys
@@ -30,7 +31,16 @@ from faket_aug import (
     TiltSeries,
     saving,
 )
+from faket_aug.formats.copick import (
+    read_copick_picks,
+    read_copick_runs,
+    read_copick_segmentation,
+    read_copick_tomogram,
+)
+from faket_aug.formats.deepfinder import read_object_list
+from faket_aug.formats.particles import ParticleList
 from faket_aug.formats.shrec import read_class_conversion_table, read_particle_locations
+from faket_aug.formats.star import read_particles_star
 from faket_aug.saving import RECORD_FILE, UNFINISHED_FILE, is_whole, remove_parts
 
 TESTS = Path(__file__).resolve().parent
@@ -391,3 +401,73 @@ def test_classes_without_labels(tmp_path: Path) -> None:
     found = read_particle_locations(tmp_path / "one" / "particle_locations.txt")
     assert found.names == ("large",)
     np.testing.assert_allclose(found.positions, [[1.0, 2.0, 3.0]])
+
+
+# --- particles in each format -----------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def all_oriented() -> GrandModel:
+    """A specimen of three unequal sizes whose particles all have an orientation."""
+    thing = specimen(4, name="thing")
+    matrices = Rotation.random(len(thing.particles), random_state=2).as_matrix()
+    return replace(thing, particles=replace(thing.particles, orientations=matrices))
+
+
+def assert_particles(found: ParticleList, thing: GrandModel) -> None:
+    """The particles of the specimen, in order."""
+    assert found.names == tuple(CLASS_NAMES[int(number)] for number in thing.particles.classes)
+    np.testing.assert_allclose(found.positions, thing.particles.positions, atol=1e-3)
+    np.testing.assert_allclose(found.orientations, thing.particles.orientations, atol=1e-4)
+
+
+@pytest.mark.parametrize("version", [3, 4, 5])
+def test_star(all_oriented: GrandModel, tmp_path: Path, version: int) -> None:
+    """RELION's particles come back, for each of its versions, under the folder's name."""
+    simulator()(all_oriented, seed=0).save(tmp_path / "model", formats=(f"star{version}",))
+    path = tmp_path / "model" / f"particles_relion{version}.star"
+    found = read_particles_star(path, voxel_size=10.0, shape=SHAPE)
+    assert list(found) == ["model"]
+    assert_particles(found["model"], all_oriented)
+
+
+def test_deepfinder(all_oriented: GrandModel, tmp_path: Path) -> None:
+    """DeepFinder's object list comes back."""
+    simulator()(all_oriented, seed=0).save(tmp_path / "model", formats=("deepfinder",))
+    found = read_object_list(tmp_path / "model" / "object_list.xml", class_names=CLASS_NAMES)
+    assert_particles(found[0], all_oriented)
+
+
+@pytest.mark.touches_global_rng  # copick does
+def test_copick(all_oriented: GrandModel, tmp_path: Path) -> None:
+    """Tomograms share a copick project; one whose run was lost is not whole, and saving it again mends it."""
+    pytest.importorskip("copick")
+    made, project = simulator()(all_oriented, seed=0), tmp_path / "copick"
+    for name in ("one", "two"):
+        made.save(tmp_path / name, formats=("copick", "shrec"), copick_project=project)
+    assert read_copick_runs(project) == ["one", "two"]
+    assert_particles(read_copick_picks(project, run="two", voxel_size=10.0), all_oriented)
+    labels, voxel_size = read_copick_segmentation(project, run="two")
+    assert voxel_size == 10.0
+    assert torch.equal(labels, made.labels)
+    tomogram, _ = read_copick_tomogram(project, run="two", tomogram_type="noiseless")
+    assert torch.equal(tomogram, made.tomogram)
+    shutil.rmtree(project / "ExperimentRuns" / "one")
+    (project / ".one.x.part").mkdir()
+    (project / ".two.x.part").mkdir()
+    assert (is_whole(tmp_path / "one"), is_whole(tmp_path / "two")) == (False, True)
+    made.save(tmp_path / "one", formats=("copick", "shrec"), copick_project=project)
+    assert is_whole(tmp_path / "one")
+    assert [path.name for path in project.glob(".*")] == [".two.x.part"]
+
+
+@pytest.mark.touches_global_rng
+def test_a_copick_project_of_its_own(all_oriented: GrandModel, tmp_path: Path) -> None:
+    """Without a project that is shared, it lies within the folder, and saving without it takes its files away."""
+    pytest.importorskip("copick")
+    made = simulator()(all_oriented, seed=0)
+    made.save(tmp_path / "one", formats=("copick",))
+    assert_particles(read_copick_picks(tmp_path / "one" / "copick", run="one", voxel_size=10.0), all_oriented)
+    made.save(tmp_path / "one")
+    assert is_whole(tmp_path / "one")
+    assert names(tmp_path / "one") == FILES
