@@ -13,6 +13,7 @@ from faket_aug._checks import FileFormatError, check_positive
 from faket_aug.formats.mrc import read_mrc
 from faket_aug.formats.particles import ParticleList
 from faket_aug.formats.shrec import read_class_conversion_table, read_particle_locations
+from faket_aug.picking.clustering import Picks
 
 BACKGROUND = "background"
 #: Classes that SHREC's evaluation takes out of the number of particles to be found when they are skipped. Vesicles stay
@@ -164,6 +165,59 @@ def evaluate_shrec(picks: str | Path | ParticleList, folder: str | Path, skip: C
         confusion=confusion,
         labels=names,
     )
+
+
+def choose_min_sizes(
+    picks: Picks, folder: str | Path, *, class_names: Mapping[int, str], skip: Collection[str] = ()
+) -> dict[int, int]:
+    """Find, for each class, the size that picks need to have for the best F1 on a validation tomogram.
+
+    Parameters
+    ----------
+    picks
+        Of the validation tomogram, without any bound on their size.
+    folder
+        Its model's folder, as for `evaluate_shrec`.
+    class_names
+        Names of the picks' class numbers.
+    skip
+        Classes without a bound.
+
+    Returns
+    -------
+    Voxels by class number, for `Picks.larger_than`; of equally good sizes the smallest. A class whose picks hit
+    nothing keeps none but those larger than all of these.
+
+    Raises
+    ------
+    FileNotFoundError, FileFormatError, ValueError
+        As `evaluate_shrec`; or if a class of the picks has no name.
+    """
+    folder = Path(folder)
+    truth = read_particle_locations(folder / "particle_locations.txt")
+    mask = _dilated_occupancy(folder / "occupancy_mask.mrc", len(truth))
+    hit = mask[tuple(_voxels(picks.positions, mask.shape)[0].T)]
+    names = [name.lower() for name in picks.particles(class_names).names]
+    actual = ["", *(name.lower() for name in truth.names)]
+    left_out = {name.lower() for name in skip}
+    best = {}
+    for number, name in class_names.items():
+        rows = [row for row, other in enumerate(names) if other == name.lower()]
+        if rows and name.lower() not in left_out:
+            right = [int(hit[row]) if actual[hit[row]] == name.lower() else 0 for row in rows]
+            best[number] = _best_size([int(picks.sizes[row]) for row in rows], right, actual.count(name.lower()))
+    return best
+
+
+def _best_size(sizes: Sequence[int], hits: Sequence[int], particles: int) -> int:
+    """The least size with the best F1, of picks with these sizes that hit these particles (0 for none)."""
+    best, best_f1 = max(sizes) + 1, 0.0
+    for least in sorted(set(sizes), reverse=True):
+        kept = [hit for size, hit in zip(sizes, hits, strict=True) if size >= least]
+        f1 = _ratio(2 * len(set(kept) - {0}), len(kept) + particles)
+        if f1 >= best_f1 and f1 > 0:
+            best, best_f1 = least, f1
+    return best
 
 
 def f_beta_score(

@@ -1,0 +1,172 @@
+"""From labelled voxels to particles: mean shift as DeepFinder does it, or connected components."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Self
+
+import numpy as np
+import numpy.typing as npt
+from torch import Tensor
+
+from faket_aug._checks import check_choice, check_count, check_ndim, check_positive
+from faket_aug.formats.particles import ParticleList
+
+METHODS = ("components", "mean-shift")
+#: DeepFinder's radius of a cluster at 10 Å, voxels.
+BANDWIDTH = 5.0
+Integers = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Picks:
+    """Particles found in a tomogram, the largest first.
+
+    Parameters
+    ----------
+    classes
+        `(n,)`, class numbers.
+    positions
+        `(n, 3)`, (z, y, x) in voxels: the mean of the particle's voxels.
+    sizes
+        `(n,)`, voxels: how sure a pick is.
+    """
+
+    classes: Integers
+    positions: npt.NDArray[np.float64]
+    sizes: Integers
+
+    def __post_init__(self) -> None:
+        count = len(self.classes)
+        shapes = (self.classes.shape, self.positions.shape, self.sizes.shape)
+        if shapes != ((count,), (count, 3), (count,)):
+            raise ValueError(f"expected picks of shapes (n,), (n, 3) and (n,), got {shapes}")
+
+    def __len__(self) -> int:
+        return len(self.classes)
+
+    def larger_than(self, min_sizes: int | Mapping[int, int]) -> Self:
+        """Return the picks of at least so many voxels; with a mapping, by class (classes not named keep all)."""
+        if isinstance(min_sizes, Mapping):
+            least = np.array([min_sizes.get(int(number), 0) for number in self.classes], dtype=np.int64)
+        else:
+            least = np.full(len(self), min_sizes)
+        keep = self.sizes >= least
+        return type(self)(classes=self.classes[keep], positions=self.positions[keep], sizes=self.sizes[keep])
+
+    def particles(self, class_names: Mapping[int, str]) -> ParticleList:
+        """Name the classes; what every format of particle lists is written from.
+
+        Raises
+        ------
+        ValueError
+            If a class has no name.
+        """
+        unknown = sorted({int(number) for number in self.classes} - set(class_names))
+        if unknown:
+            raise ValueError(f"expected names of all classes in `class_names`, got none for {unknown}")
+        names = tuple(class_names[int(number)] for number in self.classes)
+        return ParticleList(names, self.positions, np.full((len(self), 3, 3), np.nan))
+
+
+def pick(
+    labels: Tensor,
+    *,
+    method: str = "components",
+    bandwidth: float = BANDWIDTH,
+    min_sizes: int | Mapping[int, int] = 1,
+    ignore: tuple[int, ...] = (),
+) -> Picks:
+    """Find the particles in a labelled tomogram.
+
+    Parameters
+    ----------
+    labels
+        `(z, y, x)`, whole numbers, 0 is background; from `segment`.
+    method
+        `"components"`: voxels of one class that touch (also by edges and corners) are a particle; fast, and neighbours
+        of one class that touch become one. `"mean-shift"`: DeepFinder's. Voxels of all classes together flow to the
+        modes of their density, each mode is a particle, and most of its voxels give its class; it parts neighbours
+        that touch, and heals particles labelled in patches of several classes. Pieces that do not touch do not see
+        each other, which makes it fast.
+    bandwidth
+        Of the mean shift, voxels; about the radius of the smallest particles. Particles whose centres are nearer than
+        that become one; much larger ones may be parted.
+    min_sizes
+        Voxels that a pick has at least; one number, or one for each class (`choose_min_sizes` finds them).
+    ignore
+        Classes that are no particles (membranes, fiducials).
+
+    Returns
+    -------
+    The picks, the largest first; none for labels without particles.
+
+    Raises
+    ------
+    ValueError
+        For settings that cannot be.
+
+    References
+    ----------
+    Moebel et al., Nature Methods 18 (2021), Methods; Comaniciu and Meer, IEEE TPAMI 24 (2002), 603-619.
+    """
+    check_ndim("labels", labels, "z y x")
+    check_choice("method", method, METHODS)
+    check_positive("bandwidth", bandwidth)
+    for least in min_sizes.values() if isinstance(min_sizes, Mapping) else (min_sizes,):
+        check_count("min_sizes", least, zero=True)
+    numbers = labels.detach().cpu().numpy()
+    if ignore:
+        numbers = np.where(np.isin(numbers, ignore), 0, numbers)
+    found = list(_components(numbers) if method == "components" else _mean_shift(numbers, bandwidth))
+    order = sorted(range(len(found)), key=lambda i: (-found[i][2], found[i][1]))
+    picks = Picks(
+        classes=np.array([found[i][0] for i in order], dtype=np.int64),
+        positions=np.array([found[i][1] for i in order], dtype=np.float64).reshape(-1, 3),
+        sizes=np.array([found[i][2] for i in order], dtype=np.int64),
+    )
+    return picks.larger_than(min_sizes)
+
+
+#: A class number, a place (z, y, x), a number of voxels.
+_Found = tuple[int, tuple[float, ...], int]
+
+
+def _pieces(mask: npt.NDArray[Any]) -> Iterator[Integers]:
+    """The voxels `(n, 3)` of each connected piece of a mask."""
+    from scipy import ndimage
+
+    pieces, count = ndimage.label(mask, structure=np.ones((3, 3, 3), dtype=int))
+    voxels = np.argwhere(mask)
+    rows = pieces[mask]
+    ends = np.cumsum(np.bincount(rows, minlength=count + 1)[1:])
+    yield from np.split(voxels[np.argsort(rows, kind="stable")], ends[:-1]) if count else ()
+
+
+def _components(numbers: npt.NDArray[Any]) -> Iterator[_Found]:
+    for number in np.unique(numbers[numbers > 0]).tolist():
+        for voxels in _pieces(numbers == number):
+            yield int(number), tuple(voxels.mean(axis=0).tolist()), len(voxels)
+
+
+def _mean_shift(numbers: npt.NDArray[Any], bandwidth: float) -> Iterator[_Found]:
+    for voxels in _pieces(numbers > 0):
+        classes = numbers[tuple(voxels.T)]
+        members = _modes(voxels, bandwidth)
+        for index in np.unique(members):
+            own = members == index
+            # The mode itself wanders where a particle is larger than the window; the mean of its voxels does not.
+            place = tuple(voxels[own].mean(axis=0).tolist())
+            yield int(np.bincount(classes[own]).argmax()), place, int(own.sum())
+
+
+def _modes(voxels: Integers, bandwidth: float) -> Integers:
+    """For each voxel of a piece, to which mode of their density it belongs."""
+    from sklearn.cluster import MeanShift
+
+    if 2 * np.linalg.norm(voxels - voxels.mean(axis=0), axis=1).max() <= bandwidth:
+        # Every voxel sees all the others: the first step ends in their mean.
+        return np.zeros(len(voxels), dtype=np.int64)
+    # Seeds on a grid of the bandwidth, as DeepFinder: a seed for each voxel gives the same modes, much later.
+    return np.asarray(MeanShift(bandwidth=bandwidth, bin_seeding=True).fit(voxels).labels_, dtype=np.int64)
