@@ -14,7 +14,8 @@ from torch import Tensor
 
 from faket_aug._checks import FileFormatError, check_finite, check_ndim, check_positive
 from faket_aug.formats.mrc import read_mrc, read_mrc_shape
-from faket_aug.formats.shrec import read_class_conversion_table, read_particle_locations
+from faket_aug.formats.particles import ParticleList
+from faket_aug.formats.shrec import SHREC_2019_CLASSES, read_class_conversion_table, read_particle_locations
 
 #: The part of z that SHREC 2021's ground truth fills (165 to 345 of 512).
 SHREC_Z_RANGE = (165 / 512, 345 / 512)
@@ -133,9 +134,11 @@ class GrandModel:
     ) -> Self:
         """Read a specimen in SHREC's layout.
 
-        The folder holds `grandmodel_unbinned.mrc` or `grandmodel.mrc` (the first that is there), `class_mask.mrc`,
-        and, where known, `occupancy_mask.mrc`, `particle_locations.txt` and `class_conversion_table.txt` (there or in
-        the folder above).
+        2020 and 2021: the folder holds `grandmodel_unbinned.mrc` or `grandmodel.mrc` (the first that is there),
+        `class_mask.mrc`, and, where known, `occupancy_mask.mrc`, `particle_locations.txt` and
+        `class_conversion_table.txt` (there or in the folder above). 2019, told by its file names: `grandmodel_0.mrc`,
+        `hitbox_0.mrc` (1-based rows of the table) and `particle_locations_model_0.txt`; labels are those of the hitbox,
+        particles have no orientation.
 
         Parameters
         ----------
@@ -156,30 +159,25 @@ class GrandModel:
         """
         if voxel_size is not None:
             check_positive("voxel_size", voxel_size)
-        folder = Path(folder)
-        labels_path = folder / "class_mask.mrc"
-        density_path = _first_file(folder, _DENSITIES)
-        labels, _ = read_mrc(labels_path)
-        keep = _label_range(tuple(labels.shape), z_range, labels_path)
-        depth = read_mrc_shape(density_path)[0]
-        bin_z, rest = divmod(depth, labels.shape[0])
+        files = _ShrecFiles.find(Path(folder))
+        shape = read_mrc_shape(files.labels)
+        keep = _label_range(shape, z_range, files.labels)
+        depth = read_mrc_shape(files.density)[0]
+        bin_z, rest = divmod(depth, shape[0])
         if rest or bin_z == 0:
             raise FileFormatError(
-                f"{labels_path}: expected labels of the depth of {density_path}, {depth}, or smaller by a whole "
-                f"factor, got {labels.shape[0]}"
+                f"{files.labels}: expected labels of the depth of {files.density}, {depth}, or smaller by a whole "
+                f"factor, got {shape[0]}"
             )
-        density, header_size = read_mrc(density_path, rows=slice(keep.start * bin_z, keep.stop * bin_z))
-        size = header_size if voxel_size is None else voxel_size
-        if size <= 0:
-            raise FileFormatError(f"{density_path}: expected a voxel size in the header, got 0; set `voxel_size` in Å")
-        class_names = _class_names(folder)
+        density, header_size = read_mrc(files.density, rows=slice(keep.start * bin_z, keep.stop * bin_z))
+        particles = _particles(files, keep)
         return cls(
             density=density.to(torch.float32),
-            labels=_as_labels(labels[keep], labels_path),
-            instances=_instances(folder, tuple(labels.shape), keep),
-            particles=_particles(folder, class_names, keep),
-            voxel_size=size,
-            class_names=class_names,
+            labels=_labels(files, particles, keep),
+            instances=_instances(files.instances, shape, keep),
+            particles=particles,
+            voxel_size=choose_voxel_size(voxel_size, header_size, files.density),
+            class_names=files.class_names,
             name=str(folder),
         )
 
@@ -206,8 +204,7 @@ class ShrecSpecimens(Sequence[GrandModel]):
         self._z_range = z_range
         self._voxel_size = voxel_size
         for folder in self.folders:
-            _first_file(folder, _DENSITIES)
-            _first_file(folder, ("class_mask.mrc",))
+            _ShrecFiles.find(folder)
 
     def __len__(self) -> int:
         return len(self.folders)
@@ -248,16 +245,70 @@ def _label_range(shape: tuple[int, ...], z_range: str | tuple[int, int] | None, 
     return slice(first, stop)
 
 
-def _as_labels(labels: Tensor, path: Path) -> Tensor:
+def choose_voxel_size(given: float | None, header: float, path: Path) -> float:
+    """Take the voxel size that is given, else the header's; ask for one where there is none."""
+    size = header if given is None else given
+    if size <= 0:
+        raise FileFormatError(f"{path}: expected a voxel size in the header, got 0; set `voxel_size` in Å")
+    return size
+
+
+def as_labels(labels: Tensor, path: Path, class_names: Mapping[int, str]) -> Tensor:
+    """Turn what a file holds into labels, uint8; each has to be in the table of class names, if there is one."""
     low, high = (float(value) for value in torch.aminmax(labels))
     if low < 0 or high > 255 or (labels.is_floating_point() and bool((labels != labels.round()).any())):
         raise FileFormatError(f"{path}: expected whole class numbers from 0 to 255, got values from {low} to {high}")
-    return labels.to(torch.uint8)
+    found = labels.to(torch.uint8)
+    unknown = set(torch.bincount(found.flatten()).nonzero()[:, 0].tolist()) - {0, *class_names}
+    if class_names and unknown:
+        table = ", ".join(f"{number} {name}" for number, name in class_names.items())
+        raise FileFormatError(f"{path}: expected labels of the class table ({table}), got {sorted(unknown)}")
+    return found
 
 
-def _instances(folder: Path, shape: tuple[int, ...], keep: slice) -> Tensor | None:
-    path = folder / "occupancy_mask.mrc"
-    if not path.is_file():
+@dataclass(frozen=True)
+class _ShrecFiles:
+    """The files of a specimen; what may be missing is nothing then. `labels` are the instances in SHREC 2019."""
+
+    density: Path
+    labels: Path
+    instances: Path | None
+    locations: Path | None
+    layout: str
+    class_names: Mapping[int, str]
+
+    @classmethod
+    def find(cls, folder: Path) -> Self:
+        for hitbox in sorted(folder.glob("hitbox_*.mrc")):
+            number = hitbox.stem.removeprefix("hitbox_")
+            density = _first_file(folder, (f"grandmodel_{number}.mrc",))
+            locations = _first_file(folder, (f"particle_locations_model_{number}.txt",))
+            return cls(density, hitbox, hitbox, locations, "2019", SHREC_2019_CLASSES)
+        density, labels = _first_file(folder, _DENSITIES), _first_file(folder, ("class_mask.mrc",))
+        instances, locations = folder / "occupancy_mask.mrc", folder / "particle_locations.txt"
+        return cls(
+            density,
+            labels,
+            instances if instances.is_file() else None,
+            locations if locations.is_file() else None,
+            "2021",
+            _class_names(folder),
+        )
+
+
+def _labels(files: _ShrecFiles, particles: ParticleTable, keep: slice) -> Tensor:
+    stored, _ = read_mrc(files.labels, rows=keep)
+    if files.layout != "2019":
+        return as_labels(stored, files.labels, files.class_names)
+    if not 0 <= int(stored.min()) <= int(stored.max()) <= len(particles):
+        raise FileFormatError(
+            f"{files.labels}: expected rows of {files.locations}, 1 to {len(particles)}, got {int(stored.max())}"
+        )
+    return torch.from_numpy(np.concatenate([[0], particles.classes])).to(torch.uint8)[stored.long()]
+
+
+def _instances(path: Path | None, shape: tuple[int, ...], keep: slice) -> Tensor | None:
+    if path is None:
         return None
     found = read_mrc_shape(path)
     if found != shape:
@@ -273,22 +324,31 @@ def _class_names(folder: Path) -> dict[int, str]:
     return {}
 
 
-def _particles(folder: Path, class_names: Mapping[int, str], keep: slice) -> ParticleTable:
-    path = folder / "particle_locations.txt"
-    if not path.is_file():
+def _particles(files: _ShrecFiles, keep: slice) -> ParticleTable:
+    if files.locations is None:
         return ParticleTable.empty()
-    found = read_particle_locations(path)
-    if not found.names:
-        return ParticleTable.empty()
+    found = read_particle_locations(files.locations, layout=files.layout)
+    return particle_table(found, files.class_names, files.locations, first=keep.start)
+
+
+def particle_table(
+    particles: ParticleList, class_names: Mapping[int, str], path: Path, *, first: int = 0
+) -> ParticleTable:
+    """Turn the class names of a list into their numbers, whatever their case; `first` voxels of z were left out.
+
+    Where there is no table of names, names that are numbers stand for themselves.
+    """
     numbers = {name.lower(): number for number, name in class_names.items()}
-    unknown = sorted({name for name in found.names if name.lower() not in numbers})
+    if not class_names:
+        numbers = {name: int(name) for name in particles.names if name.isdigit() and int(name) > 0}
+    unknown = sorted({name for name in particles.names if name.lower() not in numbers})
     if unknown:
         raise FileFormatError(
             f"{path}: expected class names of class_conversion_table.txt ({', '.join(class_names.values()) or 'none'})"
             f", got {', '.join(unknown)}"
         )
     return ParticleTable(
-        classes=np.array([numbers[name.lower()] for name in found.names], dtype=np.int64),
-        positions=found.positions - np.array([keep.start, 0, 0]),
-        orientations=found.orientations,
+        classes=np.array([numbers[name.lower()] for name in particles.names], dtype=np.int64),
+        positions=particles.positions - np.array([first, 0, 0]),
+        orientations=particles.orientations,
     )
