@@ -15,6 +15,7 @@ from faket_aug.picking.scoring import (
     evaluate_shrec,
     f_beta_score,
 )
+from faket_aug.picking.training import TrainingHistory, TrainingSettings, fit, load_weights
 
 __all__ = [
     "SHREC_CHALLENGE_SKIP",
@@ -22,9 +23,13 @@ __all__ = [
     "DeepFinderNet",
     "Picks",
     "ShrecScore",
+    "TrainingHistory",
+    "TrainingSettings",
     "choose_min_sizes",
     "evaluate_shrec",
     "f_beta_score",
+    "fit",
+    "load_weights",
     "pick",
     "segment",
     "tversky_loss",

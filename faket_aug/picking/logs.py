@@ -1,0 +1,98 @@
+"""Logs of a training: a CSV file, or TensorBoard's."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from faket_aug.formats._atomic import write_text
+
+LOGS = ("csv", "tensorboard", "none")
+COLUMNS = ("step", "loss", "validation")
+
+
+class TrainingLog:
+    """Numbers of a training by step; what an interrupted run logged beyond its checkpoint is cut off.
+
+    Parameters
+    ----------
+    folder
+        Where the log lies.
+    kind
+        `"csv"`, `"tensorboard"` or `"none"`.
+    steps
+        Steps that were taken before.
+
+    Raises
+    ------
+    ImportError
+        If TensorBoard is asked for and not installed.
+    """
+
+    def __init__(self, folder: Path, *, kind: str, steps: int) -> None:
+        self.path = folder / "log.csv"
+        self._rows: dict[int, dict[str, float]] = {}
+        self._board: Any = None
+        self._kind = kind
+        if kind == "csv" and steps:
+            self._rows = {step: row for step, row in read_log(self.path).items() if step <= steps}
+        if kind == "tensorboard":
+            self._board = _tensorboard(folder, steps)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.flush()
+        if self._board is not None:
+            self._board.close()
+
+    def add(self, step: int, numbers: Mapping[str, float]) -> None:
+        """Add numbers to a step."""
+        if self._board is not None:
+            for name, value in numbers.items():
+                self._board.add_scalar(name, value, step)
+        elif self._kind == "csv":
+            self._rows.setdefault(step, {}).update(numbers)
+
+    def flush(self) -> None:
+        """Write what was added."""
+        if self._board is not None:
+            self._board.flush()
+        elif self._kind == "csv":
+            lines = [",".join(COLUMNS)]
+            for step, row in sorted(self._rows.items()):
+                lines.append(",".join([str(step), *(f"{row[n]:.9g}" if n in row else "" for n in COLUMNS[1:])]))
+            write_text(self.path, "\n".join(lines) + "\n")
+
+
+def read_log(path: str | Path) -> dict[int, dict[str, float]]:
+    """Read a `log.csv`: the numbers of each step, by column; nothing where there is no such file.
+
+    Parameters
+    ----------
+    path
+        The file.
+    """
+    path = Path(path)
+    if not path.is_file():
+        return {}
+    with path.open(newline="") as stream:
+        rows = list(csv.DictReader(stream))
+    return {int(row["step"]): {n: float(row[n]) for n in COLUMNS[1:] if row.get(n)} for row in rows}
+
+
+def _tensorboard(folder: Path, steps: int) -> Any:
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError as error:
+        raise ImportError(
+            'expected TensorBoard for `log="tensorboard"`, found none; pip install "faket_aug[tensorboard]", or set '
+            '`log="csv"`'
+        ) from error
+    return SummaryWriter(folder, purge_step=steps + 1)
