@@ -47,6 +47,7 @@ BESIDE = (
     )
     * 2,
     (("picking", "picking.*"),) * 2,
+    (("mixing",), ("dataset",)),
     (("cli", "cli.*"),) * 2,
 )
 
