@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from faket_aug._checks import SimulationError
+from faket_aug.cli.compare import compare
 from faket_aug.cli.demo import demo
 
 app = typer.Typer(
@@ -20,6 +21,7 @@ app = typer.Typer(
     rich_markup_mode="markdown",
 )
 app.command()(demo)
+app.command()(compare)
 
 #: What a user can cause: it is said in one line, without a traceback.
 USER_ERRORS = (OSError, ValueError, ImportError, SimulationError)

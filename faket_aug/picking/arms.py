@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import platform
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -350,4 +351,6 @@ def _weights_of(folder: Path) -> Path:
 
 
 def _as_json(score: ShrecScore) -> dict[str, Any]:
-    return asdict(replace(score, confusion=score.confusion.tolist()))
+    data = asdict(score) | {"confusion": score.confusion.tolist(), "labels": list(score.labels)}
+    # JSON knows no NaN.
+    return data | {"mean_distance": None if math.isnan(score.mean_distance) else score.mean_distance}
