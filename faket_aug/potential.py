@@ -366,7 +366,7 @@ def _frequencies(length: int, limit: float) -> Tensor:
 
 def _series(band: Tensor, length: int, size: int, ratio: float) -> Tensor:
     """The matrix `(new place, frequency)` that sums a Fourier series at every `ratio`-th place from voxel `n // 2`."""
-    reach = max(math.floor(((size - 1) / 2 + 1) / ratio), 0)
+    reach = math.floor(size / 2 / ratio)
     places = torch.arange(-reach, reach + 1, dtype=torch.float64) * ratio + size // 2
     phase = 2 * math.pi / length * places[:, None] * band.to(torch.float64)
     return (torch.polar(torch.ones_like(phase), phase) / length).to(torch.complex64)
