@@ -331,6 +331,7 @@ def resample_density(
     coarser = ratio > 1 + _SAME
     if resolution is None:
         resolution = 2 * new_voxel_size if coarser else 0.0
+    check_positive("resolution", resolution, zero=True)
     result = density.to(torch.float32)
     if resolution == 0 and abs(ratio - 1) <= _SAME:
         return result
