@@ -192,7 +192,9 @@ class Experiment:
         with torch.random.fork_rng():
             torch.manual_seed(seed)
             classes = 1 + max(self.class_names)
-            return DeepFinderNet(classes, widths=self.comparison.widths).to(self.comparison.device)
+            return DeepFinderNet(classes, widths=self.comparison.widths, voxel_size=self.validation.voxel_size).to(
+                self.comparison.device
+            )
 
     def dataset(self, arm: Arm, seed: int) -> FakETDataset:
         """The patches that an arm is trained on."""

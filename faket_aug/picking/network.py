@@ -31,6 +31,8 @@ class DeepFinderNet(nn.Module):
         Channels of the images; 1 for tomograms.
     widths
         Channels at full, half and quarter size; DeepFinder's by default. Half of them take a quarter of the time.
+    voxel_size
+        Å, of the tomograms that it is trained on; kept with the weights, so that `segment` can warn of others.
 
     Raises
     ------
@@ -43,7 +45,9 @@ class DeepFinderNet(nn.Module):
     Nature Methods 18 (2021), 1386-1394.
     """
 
-    def __init__(self, classes: int, *, in_channels: int = 1, widths: Sequence[int] = WIDTHS) -> None:
+    def __init__(
+        self, classes: int, *, in_channels: int = 1, widths: Sequence[int] = WIDTHS, voxel_size: float = 0.0
+    ) -> None:
         super().__init__()
         if classes < 2:
             raise ValueError(f"expected `classes` to be 2 or more, the background among them, got {classes}")
@@ -61,7 +65,15 @@ class DeepFinderNet(nn.Module):
         self.up_1 = _Upsampling(middle, middle)
         self.merge_1 = _convolutions(middle + high, high, high)
         self.head = nn.Conv3d(high, classes, 1)
+        check_positive("voxel_size", voxel_size, zero=True)
+        self.register_buffer("_voxel_size", torch.tensor(float(voxel_size), dtype=torch.float64))
         self.apply(_reset)
+
+    @property
+    def voxel_size(self) -> float:
+        """Å, of the tomograms that it was trained on; 0 where it is not known."""
+        size: Tensor = self.get_buffer("_voxel_size")
+        return float(size)
 
     def forward(self, images: Tensor) -> Tensor:
         """Compute the classes' logits (no softmax).
