@@ -440,6 +440,15 @@ def test_aln_numbering(tmp_path: Path, darks: str, rows: list[tuple[int, float]]
     assert metadata.image_size == (30, 40)
 
 
+def test_aln_of_version_3(tmp_path: Path) -> None:
+    """A greeting before the header, offsets in it, and a local alignment behind the rows are passed over."""
+    head = "Hello\n" + ALN_HEAD.format(count=2) + "# AlphaOffset = 1.50\n# BetaOffset = 0.00\n# Thickness = 1200\n"
+    local = "# Local Alignment\n   0   0  -558.42   -802.00   -100.07     24.43   1.0\n"
+    metadata = read_aln(_write(tmp_path, "a.aln", head + _rows((1, -3), (2, 0)) + local))
+    assert metadata.sections.tolist() == [0, 1]
+    assert metadata.tilt_angles.tolist() == [-3, 0]
+
+
 def test_aretomo_ctf(tmp_path: Path) -> None:
     """Å become µm, radians degrees; the eighth column is the handedness."""
     row = "{} 20000 18000 30 1.5707963 0.1 9.0{}\n"
