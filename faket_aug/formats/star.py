@@ -198,7 +198,8 @@ def read_particles_star(
         return read_particles_star(particles, voxel_size=voxel_size, shape=shape, class_names=class_names)
     table = _particle_table(blocks, path)
     found: dict[str, ParticleList] = {}
-    for name, part in table.groupby(_tomogram_names(table, path), sort=False):
+    # As an array: a list of one name would be taken for that of a column.
+    for name, part in table.groupby(np.array(_tomogram_names(table, path), dtype=object), sort=False):
         found[str(name)] = _particle_list(part, path, str(name), voxel_size, shape, class_names)
     return found
 
