@@ -7,7 +7,7 @@ by the subtomogram's orientation.
 
 Coordinates: `rlnCoordinateX/Y/Z` of versions 3 and 4 count voxels from 0 (version 4 adds 1 to them, and its geometry
 from IMOD takes 1 off again). `rlnCenteredCoordinateX/Y/ZAngst` of version 5 are Å from the tomogram's centre, which is
-size / 2 in voxels counted from 0, also where the size is odd: in voxels of any size, coordinate / voxel_size + size / 2.
+size / 2 in voxels counted from 0, also where the size is odd: a voxel index is coordinate / voxel_size + size / 2.
 RELION's own Python picker takes size / 2 - 1 in unbinned pixels; its C++ programs, which project and extract, do not.
 
 References
