@@ -150,7 +150,7 @@ class SimulatedTomogram:
         `reconstruction.mrc`, `class_mask.mrc`, `occupancy_mask.mrc`, `class_conversion_table.txt`, the particles, and
         `record.json`, which makes it again. Each file is whole or not there, and the record comes last: a folder
         without one was not finished. `TiltSeries.read` reads the folder, and so does `GrandModel.from_shrec` if it
-        was given the specimen.
+        was given the specimen (with `z_range=None` for tomograms of 512³, which it would take for SHREC 2021's).
 
         Parameters
         ----------

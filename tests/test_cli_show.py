@@ -142,14 +142,15 @@ def test_sections(saved: Path) -> None:
     assert look.labels is not None
     figure = draw_look(look)
     panels = {axes.get_title(): axes for axes in figure.axes if axes.images}
+    assert figure.get_suptitle().endswith("32 × 24 × 16 voxels (x, y, z) of 10 Å, mean of 5 sections")
     first, *rest = panels
     assert first == "tilt at 0°, one of 5"
     places = {title[0]: int(title.split(" = ")[1].split(",")[0]) for title in rest}
     z, y, x = places["z"], places["y"], places["x"]
     slabs = {
-        f"z = {z}": look.volume[max(z - 1, 0) : z + 2].mean(0),
-        f"y = {y}": look.volume[:, max(y - 1, 0) : y + 2].mean(1),
-        f"x = {x}": look.volume[:, :, max(x - 1, 0) : x + 2].mean(2).T,
+        f"z = {z}": look.volume[max(z - 2, 0) : z + 3].mean(0),
+        f"y = {y}": look.volume[:, max(y - 2, 0) : y + 3].mean(1),
+        f"x = {x}": look.volume[:, :, max(x - 2, 0) : x + 3].mean(2).T,
     }
     for title, slab in slabs.items():
         np.testing.assert_allclose(panels[title].images[0].get_array(), slab, rtol=1e-5, atol=1e-5)

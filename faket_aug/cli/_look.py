@@ -22,8 +22,10 @@ from faket_aug.saving import TOMOGRAM_FILE
 from faket_aug.specimen import GrandModel
 from faket_aug.tiltseries import SHREC_STACKS, STACK_SUFFIXES, TiltSeries
 
-#: Sections that are averaged where a noisy tomogram is shown.
-SLAB = 3
+#: Å of a tomogram that are averaged where it is shown: single sections are noisier. 3 sections, where the voxel size is
+#: not known.
+SLAB = 50.0
+_SECTIONS = 3
 AXES = ("z", "y", "x")
 
 
@@ -209,7 +211,8 @@ def _middle(series: TiltSeries) -> int:
 def _describe(look: Look) -> str:
     assert look.volume is not None
     size = " × ".join(str(n) for n in reversed(look.volume.shape))
-    return f"{look.what}, {size} voxels (x, y, z)" + (f" of {look.voxel_size:g} Å" if look.voxel_size > 0 else "")
+    size += " voxels (x, y, z)" + (f" of {look.voxel_size:g} Å" if look.voxel_size > 0 else "")
+    return f"{look.what}, {size}" + (f", mean of {_sections(look)} sections" if _sections(look) > 1 else "")
 
 
 def _draw_beside(figure: SubFigure, look: Look) -> None:
@@ -255,14 +258,21 @@ def _draw_sections(figure: SubFigure, look: Look, places: tuple[int, int, int], 
     grid[1, 1].set_axis_off()
     for axis, axes in enumerate((grid[0, 0], grid[1, 0], grid[0, 1])):
         title = f"{AXES[axis]} = {places[axis]}" + (", with labels" if labels is not None and axis == 0 else "")
-        image = _section(look.volume, axis, places[axis], SLAB if look.what == "tomogram" else 1)
+        image = _section(look.volume, axis, places[axis], _sections(look))
         tilt_panel(axes, image, title=title, pixel_size=look.voxel_size if axis == 0 else 0.0)
         if labels is not None:
             label_overlay(axes, _section(labels, axis, places[axis], 1))
 
 
+def _sections(look: Look) -> int:
+    """Tell how many sections, an odd number, are averaged."""
+    if look.what != "tomogram":
+        return 1
+    return 2 * round((SLAB / look.voxel_size - 1) / 2) + 1 if look.voxel_size > 0 else _SECTIONS
+
+
 def _section(volume: Tensor, axis: int, place: int, slab: int) -> Tensor:
-    """Cut a section and its neighbours out of a volume, averaged: a single one of a tomogram is noisier."""
+    """Cut a section and its neighbours, `slab` in all, out of a volume and average them."""
     first = max(place - slab // 2, 0)
     section = volume.movedim(axis, 0)[first : place + slab // 2 + 1].float().mean(dim=0)
     # Across x there is (z, y) left; y stays vertical, as in the section beside it.

@@ -14,7 +14,7 @@ import torch
 from faket_aug.cli._figures import save_figure
 from faket_aug.cli._look import draw_look, look_at
 from faket_aug.cli._options import TILT_ANGLES, Options, parse_angles
-from faket_aug.cli._sets import PREVIEW_FILE, Shard, missing, open_set, tomogram_folder
+from faket_aug.cli._sets import ABANDONED, PREVIEW_FILE, Shard, missing, open_set, tomogram_folder
 from faket_aug.cli._source import Source, make_source
 from faket_aug.features import VGG19Features
 from faket_aug.formats.angles import read_tilt_angles
@@ -178,6 +178,7 @@ def run(work: Work, progress: Callable[[int, int], None]) -> Done:
     source, parts = make_source(options), make_parts(options)
     count = work.count or source.count or 1
     open_set(folder, _settings(options, source, parts), options.to_json())
+    remove_parts(folder / STYLE_CACHE, older_than=ABANDONED)
     mine = work.shard.indices(count)
     left = missing(folder, count=count, shard=work.shard)
     progress(len(mine) - len(left), len(mine))
