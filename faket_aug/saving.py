@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -238,13 +239,24 @@ def read_record_file(path: str | Path) -> dict[str, Any]:
 
 
 def check_formats(formats: Sequence[str]) -> None:
-    """Raise a `ValueError` unless each of `formats` is one that particles are written in, and none comes twice."""
+    """Raise a `ValueError` unless each of `formats` is one that particles are written in, and none comes twice.
+
+    Raises
+    ------
+    ImportError
+        If a format needs a package that is not installed.
+    """
     if isinstance(formats, str):
         raise ValueError(f"expected `formats` to be several names, as ({formats!r},), got {formats!r}")
     for name in formats:
         check_choice("formats", name, PARTICLE_WRITERS)
     if len(set(formats)) != len(formats):
         raise ValueError(f"expected each of `formats` once, got {', '.join(formats)}")
+    if "copick" in formats and find_spec("copick") is None:
+        raise ImportError(
+            'expected the optional package copick for the format "copick", found none; install it: pip install '
+            '"faket_aug[copick]"'
+        )
 
 
 def _write_shrec(folder: Path, saved: SavedParticles) -> list[str]:

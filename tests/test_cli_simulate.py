@@ -127,6 +127,24 @@ def test_a_generated_set(command: Command, templates: Path, tmp_path: Path) -> N
         assert min(image.size) > 800
 
 
+def test_distractors_and_bound_particles(command: Command, templates: Path, tmp_path: Path) -> None:
+    """Distractors are in the density only; bound particles stand on membranes; concentrations are per µm³."""
+    shutil.copy(templates / "long.mrc", tmp_path / "bound.mrc")
+    options = ["--templates", templates / "small.mrc", "--templates", tmp_path / "bound.mrc", "--membranes", "sheet=1"]
+    options += ["--distractors", templates / "long.mrc", "--membrane-bound", "bound", "--tilt-angles=-40:40:40"]
+    # Of 64 x 64 x 64 voxels of 10 Å, 0.26 µm³ · 1e-3.
+    options += ["--concentrations", "small=19074,bound=11444,long=7629", "--shape", "64,64,64"]
+    command("simulate", tmp_path / "set", *options)
+    found = GrandModel.from_shrec(tmp_path / "set" / "tomogram_0000")
+    assert list(found.class_names.values()) == ["small", "bound", "membrane"]
+    assert np.bincount(found.particles.classes).tolist() == [0, 5, 3, 1]
+    origin = read_record_file(tmp_path / "set" / "tomogram_0000" / "record.json")["origin"]
+    assert (set(origin["templates"]), set(origin["distractors"])) == ({"small", "bound"}, {"long"})
+    # Two dense voxels or more of the two distractors lie outside of all labels.
+    dense = found.density > 0.9 * found.density[found.labels == 1].max()
+    assert int((dense & (found.labels == 0)).sum()) >= 2
+
+
 def test_the_record_makes_it_again(command: Command, templates: Path, tmp_path: Path) -> None:
     """From a folder's own record and density comes the same tomogram, bit for bit; the matched clean one, too."""
     command("simulate", tmp_path / "set", *generated(templates), "--count", 2, "--noiseless")
@@ -378,10 +396,11 @@ def test_settings_of_a_file(command: Command, refused: Command, templates: Path,
     assert list(found.class_names.values()) == ["long", "small", "bilayer", "rod"]
     assert np.bincount(found.particles.classes)[[1, 2]].tolist() == [2, 3]
     assert SimulationRecord.read(tmp_path / "set" / "tomogram_0000").seed == 2
-    # The settings of a set are such a file, too.
-    arguments = ["--config", tmp_path / "set" / "simulation.json"]
-    command("simulate", tmp_path / "again", *arguments)
-    assert content(tmp_path / "again") == content(tmp_path / "set")
+    # The settings of a set are such a file, too, and so is the record of a tomogram.
+    for name in ("simulation.json", "tomogram_0000/record.json"):
+        again = tmp_path / Path(name).stem
+        command("simulate", again, "--config", tmp_path / "set" / name)
+        assert content(again) == content(tmp_path / "set")
     write_mrc(tmp_path / "maps" / "rod.mrc", blobs((9, 9, 9), [(4, 4, 4)], 1.4), voxel_size=10.0)
     settings["filaments"][0]["subunit"] = "maps/rod.mrc"
     (tmp_path / "config.json").write_text(json.dumps(settings))

@@ -461,6 +461,14 @@ def test_copick(all_oriented: GrandModel, tmp_path: Path) -> None:
     assert [path.name for path in project.glob(".*")] == [".two.x.part"]
 
 
+def test_without_copick(made: SimulatedTomogram, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where copick is not installed the message says how, before anything is written."""
+    monkeypatch.setattr(saving, "find_spec", lambda name: None)
+    with pytest.raises(ImportError, match=r'found none; install it: pip install "faket_aug\[copick\]"'):
+        made.save(tmp_path / "model", formats=("shrec", "copick"))
+    assert names(tmp_path) == set()
+
+
 @pytest.mark.touches_global_rng
 def test_a_copick_project_of_its_own(all_oriented: GrandModel, tmp_path: Path) -> None:
     """Without a project that is shared, it lies within the folder, and saving without it takes its files away."""

@@ -288,7 +288,8 @@ class Options:
         Parameters
         ----------
         config
-            A JSON file, or the `simulation.json` of a set. Paths in it count from its folder.
+            A JSON file, or the `simulation.json` of a set, or the `record.json` of a tomogram in one. Paths in it count
+            from its folder.
         given
             By name, from the command line.
 
@@ -312,9 +313,9 @@ def _from_file(path: Path) -> dict[str, Any]:
         content = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise FileFormatError(f"{path}: expected JSON, got {error}") from error
-    if isinstance(content, dict) and "options" in content:
-        # What a set was made with.
-        content = content["options"]
+    # What a set was made with, or one of its tomograms.
+    origin = content.get("origin", content) if isinstance(content, dict) else {}
+    content = origin.get("options", content) if isinstance(origin, dict) else content
     if not isinstance(content, dict):
         raise FileFormatError(f"{path}: expected settings by name, got {str(content)[:80]!r}")
     unknown = sorted(set(content) - set(RULES))

@@ -41,7 +41,7 @@ def simulate(
     ] = "1/1",
     config: Annotated[
         Path | None,
-        _option("JSON file with any of the options below; the command line wins. Also simulation.json of a set.", _SET),
+        _option("JSON file of the options below, or the simulation.json of a set; the command line wins.", _SET),
     ] = None,
     specimens: Annotated[
         list[str] | None, _option("Folder in any format read: SHREC's, PolNet's, plain, copick; repeatable.", _FILES)
