@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import warnings
 import zlib
 from pathlib import Path
@@ -144,9 +145,16 @@ def write_mrc(path: str | Path, data: Tensor, *, voxel_size: float) -> None:
     check_ndim("data", data, "z y x")
     check_positive("voxel_size", voxel_size)
     values = data.detach().cpu().numpy()
-    with atomic_path(path) as temporary, mrcfile.new(temporary, overwrite=True) as file:
-        file.set_data(_storable(values))
-        file.voxel_size = voxel_size
+    with atomic_path(path) as temporary:
+        file = mrcfile.new(temporary, overwrite=True)
+        try:
+            file.set_data(_storable(values))
+            file.voxel_size = voxel_size
+            file.flush()
+        finally:
+            # On a full disk closing fails once more; the first error is the one to be seen.
+            with contextlib.suppress(OSError):
+                file.close()
 
 
 def _storable(values: npt.NDArray[Any]) -> npt.NDArray[Any]:
