@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from faket_aug.filaments import FilamentSpecies, draw_filament, draw_poses
-from faket_aug.membranes import HEAD_SPREAD, Membrane, MembraneSpecies, bilayer_profile, draw_membrane
+from faket_aug.membranes import Membrane, MembraneSpecies, draw_membrane
 from faket_aug.placement import (
     MEMBRANE,
     Canvas,
@@ -22,7 +22,7 @@ from faket_aug.placement import (
     frames_along,
     uniform_rotations,
 )
-from faket_aug.species import FiducialSpecies, Floats, Ints, ParticleSpecies, Slab
+from faket_aug.species import FiducialSpecies, Floats, Ints, ParticleSpecies, Slab, turned_by
 
 #: Forms and places tried for one membrane, curves for one filament, and handfuls of places for bound particles.
 _TRIES = 60
@@ -33,6 +33,8 @@ _MEMBRANE_PROBES = 2000
 #: After so many particles of a species in a row have found no room, no more are tried.
 _GIVE_UP = 12
 _ORIENTATION_ROUNDS = 100
+#: Volts; what fills a voxel of a template whose threshold is 0.
+_LEAST = 1e-3
 #: Where a cluster has no room for one more, it grows by this factor, so often.
 _GROWTH, _LARGER_BALLS = 1.3, 6
 
@@ -72,7 +74,7 @@ class Assembly:
     voxel_size
         Å.
     gap
-        Voxels that stay free between masks.
+        Voxels, see `Room`.
     device
         Where the volumes are.
     """
@@ -115,22 +117,14 @@ class Assembly:
         points = points[((points >= 0) & (points < self.shape)).all(axis=1)]
         if self.room.taken.reshape(self.shape)[tuple(points.T)].any():
             return False
-        spread = np.hypot(HEAD_SPREAD / self.voxel_size, 0.5)
-        voxels, distance = membrane.shell(self.shape, max(membrane.half_label, membrane.thickness / 2 + 3 * spread))
+        voxels, distance = membrane.shell(self.shape, membrane.reach)
         iced = np.abs(self.slab.height(voxels.T)) <= self.slab.half
         voxels, distance = voxels[:, iced], distance[iced]
         mask = voxels[:, np.abs(distance) <= membrane.half_label]
         if mask.shape[1] == 0 or not self.room.is_free(mask):
             return False
         self.room.take(mask, MEMBRANE + len(self.membranes))
-        profile = bilayer_profile(
-            distance * self.voxel_size,
-            thickness=membrane.thickness * self.voxel_size,
-            head_density=species.head_density,
-            tail_density=species.tail_density,
-            voxel_size=self.voxel_size,
-        )
-        self.canvas.add_voxels(voxels, profile)
+        self.canvas.add_voxels(voxels, membrane.density(distance))
         if task.number:
             self.canvas.add_label(mask, task.number, self.canvas.add_row(task.number, membrane.center))
         self.membranes.append(membrane)
@@ -214,7 +208,7 @@ class Assembly:
         for _ in range(_ORIENTATION_ROUNDS):
             drawn = uniform_rotations(count, task.generator)
             turned = np.einsum("nij,mj->nmi", drawn, stamp.hull)
-            across = np.ptp(turned @ self.slab.normal[::-1], axis=1) <= 2 * self.slab.half
+            across = np.ptp(turned_by(turned, self.slab.normal[::-1, None])[..., 0], axis=1) <= 2 * self.slab.half
             sides = (np.ptp(turned, axis=1) <= np.array(self.shape[::-1]) - 1).all(axis=1)
             kept = np.concatenate([kept, drawn[across & sides]])
             if len(kept) >= count:
@@ -234,13 +228,24 @@ class Assembly:
                     mask = centers[i][:, None] + voxels[number].offsets.take(chosen, axis=1)
                     if placed == task.count or not chosen.size or not self.room.is_free(mask, also=codes[i]):
                         continue
-                    own = torch.from_numpy(self.room.cube(centers[i], cube.shape[0]) == codes[i]).to(cube.device)
-                    clear = (cube / stamp.threshold).clamp(0, 1) * own
-                    self._add(task, centers[i], places[i] - centers[i], orientations[i], mask, cube, clear)
+                    cube = cube - self._making_way(stamp, cube, centers[i], self.membranes[codes[i] - MEMBRANE])
+                    self._add(task, centers[i], places[i] - centers[i], orientations[i], mask, cube)
                     placed += 1
             if placed == task.count:
                 break
         return placed
+
+    def _making_way(self, stamp: Stamp, cube: Tensor, center: Ints, membrane: Membrane) -> Tensor:
+        """Compute how much of a membrane's density goes where a particle's density is: all of it within its mask."""
+        # A soft edge, that ends where the particle has half of its threshold.
+        filled = (2 * cube / max(stamp.threshold, _LEAST) - 1).clamp(0, 1)
+        places = filled.nonzero().cpu().numpy()
+        voxels = center + places - cube.shape[0] // 2
+        distance = membrane.distance(voxels)
+        there = (np.abs(distance) <= membrane.reach) & (np.abs(self.slab.height(voxels)) <= self.slab.half)
+        gone = torch.zeros_like(cube)
+        gone[tuple(places.T)] = torch.from_numpy(np.where(there, membrane.density(distance), 0.0)).to(cube)
+        return gone * filled
 
     def _stands(self, task: Task, species: ParticleSpecies, count: int) -> dict[int, tuple[list[int], Floats, Floats]]:
         """Draw stands on membranes: for each template the membranes' codes, and places and orientations on them."""
@@ -289,10 +294,9 @@ class Assembly:
         orientation: Floats,
         mask: Ints,
         cube: Tensor,
-        clear: Tensor | None = None,
     ) -> None:
         self.room.take(mask)
-        self.canvas.add_cube(center, cube, clear=clear)
+        self.canvas.add_cube(center, cube)
         if task.number:
             row = self.canvas.add_row(
                 task.number, center + fraction, None if isinstance(task.species, FiducialSpecies) else orientation

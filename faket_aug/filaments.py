@@ -289,12 +289,15 @@ def draw_poses(
         directions=_directions(slab, steepest, generator),
         generator=generator,
     )
-    # Each is moved so that one of its nodes comes to a random place, and turned about itself.
-    node, place = generator.integers(nodes, size=_CURVES_AT_ONCE), generator.random((_CURVES_AT_ONCE, 3)) * (size - 1)
-    places = nodes_xyz[..., ::-1] - nodes_xyz[np.arange(_CURVES_AT_ONCE), node][:, None, ::-1] + place[:, None]
+    # Each is moved so that one of its nodes comes to a random place of the ice, and turned about itself.
+    node, through = generator.integers(nodes, size=_CURVES_AT_ONCE), generator.random((_CURVES_AT_ONCE, 3))
+    bottom, top = slab.column(shape, through[:, 1:] * (size[1:] - 1))
+    through[:, 0] = bottom + margin + through[:, 0] * np.maximum(top - bottom - 2 * margin, 0)
+    through[:, 1:] *= size[1:] - 1
+    places = nodes_xyz[..., ::-1] - nodes_xyz[np.arange(_CURVES_AT_ONCE), node][:, None, ::-1] + through[:, None]
     spins = np.deg2rad(form.twist * np.arange(nodes) + generator.uniform(0, 360, (_CURVES_AT_ONCE, 1)))
     turned = frames @ _about_z(spins)
-    beside = ((places < 0) | (places > size - 1))[..., 1:].any(axis=-1)
+    beside = np.asarray(((places < 0) | (places > size - 1))[..., 1:].any(axis=-1))
     iced = (np.abs(slab.height(places)) <= slab.half - margin) & (np.abs(places[..., 0] - (shape[0] - 1) / 2) <= half)
     kept = np.flatnonzero((iced | beside).all(axis=1) & ~beside.all(axis=1))
     return [(places[i][~beside[i]], turned[i][~beside[i]]) for i in kept]

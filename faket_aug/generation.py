@@ -60,7 +60,7 @@ class GrandModelGenerator:
         Share of the ice that the particles' masks fill, up to about 0.3. Counts and concentrations of `particles` then
         only say in which ratio they do (1 each, where neither is given); those of membrane-bound ones stay as they are.
     gap
-        Å that stay free between masks, at least.
+        Å; voxels of two masks are farther apart than this, from centre to centre. Without it masks may touch.
     device
         Where templates are turned and the volumes are made.
     threads
@@ -226,7 +226,14 @@ class GrandModelGenerator:
         Returns
         -------
         A specimen with labels, instances and particle table, on `device`.
+
+        Raises
+        ------
+        ValueError
+            If `device` is not there.
         """
+        if torch.device(self.device).type == "cuda" and not torch.cuda.is_available():
+            raise ValueError(f'expected a CUDA device for `device` {self.device!r}, found none; set `device` to "cpu"')
         with torch.no_grad(), intra_op_threads(self.threads):
             return self._generate(seed, epoch, tomogram)
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from faket_aug._checks import check_choice
 from faket_aug.placement import uniform_rotations
-from faket_aug.species import Floats, Ints, Range, Slab, as_count, as_range
+from faket_aug.species import Floats, Ints, Range, Slab, as_count, as_range, turned_by
 from faket_aug.templates import ParticleTemplate
 
 MEMBRANE_KINDS = ("sphere", "ellipsoid", "toroid", "sheet")
@@ -245,6 +245,8 @@ class Membrane:
         Between the head groups, voxels.
     voxel_size
         Å.
+    head_density, tail_density
+        As its species'.
     """
 
     surface: Surface
@@ -252,6 +254,13 @@ class Membrane:
     orientation: Floats
     thickness: float
     voxel_size: float
+    head_density: float = MembraneSpecies.head_density
+    tail_density: float = MembraneSpecies.tail_density
+
+    @property
+    def reach(self) -> float:
+        """Voxels from the middle of the bilayer to where its density ends."""
+        return max(self.half_label, self.thickness / 2 + 3 * math.hypot(HEAD_SPREAD / self.voxel_size, 0.5))
 
     @property
     def half_label(self) -> float:
@@ -260,12 +269,23 @@ class Membrane:
 
     def distance(self, places: Floats | Ints) -> Floats:
         """Compute the signed distance of places `(..., 3)` (z, y, x), voxels."""
-        return self.surface.distance((places - self.center)[..., ::-1] @ self.orientation)
+        return self.surface.distance(turned_by((places - self.center)[..., ::-1], self.orientation))
+
+    def density(self, distance: Floats) -> Floats:
+        """Compute its density from the distance to its middle, voxels."""
+        return bilayer_profile(
+            distance * self.voxel_size,
+            thickness=self.thickness * self.voxel_size,
+            head_density=self.head_density,
+            tail_density=self.tail_density,
+            voxel_size=self.voxel_size,
+        )
 
     def draw(self, count: int, generator: np.random.Generator) -> tuple[Floats, Floats]:
         """Draw points of its middle, evenly over the area: places (z, y, x) and outward normals (x, y, z)."""
         points, normals = self.surface.draw(count, generator)
-        return self.center + (points @ self.orientation.T)[:, ::-1], normals @ self.orientation.T
+        turned = turned_by(points, self.orientation.T)
+        return self.center + turned[:, ::-1], turned_by(normals, self.orientation.T)
 
     def shell(self, shape: tuple[int, ...], reach: float) -> tuple[Ints, Floats]:
         """Find all voxels of a volume within `reach` of the middle: `(3, n)`, and their signed distances `(n,)`."""
@@ -330,7 +350,15 @@ def draw_membrane(
         surface = Ellipsoid(sizes if species.kind == "ellipsoid" else np.full(3, sizes[0]))
     margin = thickness / 2 + HEAD_HALF_THICKNESS / voxel_size
     center = _draw_center(surface, orientation, margin, shape, slab, generator)
-    return Membrane(surface=surface, center=center, orientation=orientation, thickness=thickness, voxel_size=voxel_size)
+    return Membrane(
+        surface=surface,
+        center=center,
+        orientation=orientation,
+        thickness=thickness,
+        voxel_size=voxel_size,
+        head_density=species.head_density,
+        tail_density=species.tail_density,
+    )
 
 
 def _draw_center(

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from faket_aug.species import Floats, Ints, Slab
+from faket_aug.species import Floats, Ints, Slab, turned_by
 from faket_aug.specimen import ParticleTable
 from faket_aug.templates import ParticleTemplate
 
@@ -223,7 +223,7 @@ class Room:
     slab
         Where particles may be.
     gap
-        Voxels that stay free around each.
+        No two masks have voxels as near as this many voxels, or nearer.
     """
 
     def __init__(self, shape: Sequence[int], slab: Slab, *, gap: float = 0.0) -> None:
@@ -238,7 +238,7 @@ class Room:
         """Find a free centre `(3,)` for a mask among many that are drawn; nothing where none of them is free."""
         low, high = -mask.offsets.min(axis=1), np.array(self.shape) - 1 - mask.offsets.max(axis=1)
         low[0], high[0] = max(low[0], self._z_range[0]), min(high[0], self._z_range[1])
-        heights = self.slab.normal @ mask.offsets
+        heights = turned_by(mask.offsets.T, self.slab.normal[:, None])
         floor, ceiling = -self.slab.half - heights.min(), self.slab.half - heights.max()
         if (low > high).any() or floor > ceiling:
             return None
@@ -250,16 +250,6 @@ class Room:
             if found is not None:
                 return np.array(np.unravel_index(found, self.shape))
         return None
-
-    def cube(self, center: Ints, side: int) -> npt.NDArray[np.int16]:
-        """Return what the voxels of a cube about a voxel hold; outside of the specimen nothing is taken."""
-        first = center - side // 2
-        low, high = np.maximum(first, 0), np.minimum(first + side, self.shape)
-        cube = np.zeros((side,) * 3, np.int16)
-        of = tuple(slice(a, b) for a, b in zip(low - first, high - first, strict=True))
-        into = tuple(slice(a, b) for a, b in zip(low, high, strict=True))
-        cube[of] = self.taken.reshape(self.shape)[into]
-        return cube
 
     def _first_free(self, bases: Ints, steps: Ints) -> int | None:
         """Find the first of several centres about which nothing is taken: look at a few voxels, at more, at all."""
@@ -310,24 +300,12 @@ class Canvas:
         self._rows.append((number, position, np.full((3, 3), np.nan) if orientation is None else orientation))
         return len(self._rows)
 
-    def add_cube(self, center: Ints, cube: Tensor, *, clear: Tensor | None = None) -> None:
-        """Add a cube of density about a voxel; what reaches out of the volume is left out.
-
-        Parameters
-        ----------
-        center
-            `(3,)`.
-        cube
-            `(d, d, d)`, with odd d.
-        clear
-            `(d, d, d)`, from 0 to 1: how much of what is there makes way.
-        """
+    def add_cube(self, center: Ints, cube: Tensor) -> None:
+        """Add a cube of density `(d, d, d)`, d odd, about a voxel; what reaches out of the volume is left out."""
         first = center - cube.shape[0] // 2
         low, high = np.maximum(first, 0), np.minimum(first + cube.shape[0], self.shape)
         into = tuple(slice(a, b) for a, b in zip(low.tolist(), high.tolist(), strict=True))
         of = tuple(slice(a, b) for a, b in zip((low - first).tolist(), (high - first).tolist(), strict=True))
-        if clear is not None:
-            self.density[into] *= 1 - clear[of]
         self.density[into] += cube[of]
 
     def add_voxels(self, voxels: Ints, values: Floats) -> None:
