@@ -331,6 +331,7 @@ def resample_density(
     coarser = ratio > 1 + _SAME
     if resolution is None:
         resolution = 2 * new_voxel_size if coarser else 0.0
+    check_positive("resolution", resolution, zero=True)
     result = density.to(torch.float32)
     if resolution == 0 and abs(ratio - 1) <= _SAME:
         return result
@@ -366,7 +367,7 @@ def _frequencies(length: int, limit: float) -> Tensor:
 
 def _series(band: Tensor, length: int, size: int, ratio: float) -> Tensor:
     """The matrix `(new place, frequency)` that sums a Fourier series at every `ratio`-th place from voxel `n // 2`."""
-    reach = max(math.floor(((size - 1) / 2 + 1) / ratio), 0)
+    reach = math.floor(size / 2 / ratio)
     places = torch.arange(-reach, reach + 1, dtype=torch.float64) * ratio + size // 2
     phase = 2 * math.pi / length * places[:, None] * band.to(torch.float64)
     return (torch.polar(torch.ones_like(phase), phase) / length).to(torch.complex64)

@@ -1,8 +1,9 @@
-"""Binning of tilts that knows where the axis of rotation goes."""
+"""Binning and turning of tilts that know where the axis of rotation goes."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from functools import lru_cache
 
 import numpy as np
@@ -17,6 +18,9 @@ from faket_aug.sparse import result_dtype, working_dtype
 
 BINNINGS = ("spline", "fourier")
 GRIDS = ("axis", "corners")
+FILLS = ("mean", "edge")
+#: Places of an image that are read at a time (some 200 bytes each).
+_PLACES = 2**20
 
 
 def bin_images(images: Tensor, factor: int, *, method: str = "spline") -> Tensor:
@@ -122,3 +126,124 @@ def _spline_matrix(length: int, factor: int, grid: str) -> npt.NDArray[np.float6
     return np.stack(
         [scipy.ndimage.map_coordinates(sample, [places], order=3, mode="mirror") for sample in unit], axis=1
     )
+
+
+def transform_images(
+    images: Tensor,
+    matrices: npt.ArrayLike,
+    shifts: npt.ArrayLike,
+    *,
+    shape: Sequence[int] | None = None,
+    fill: str = "mean",
+) -> Tensor:
+    """Shift, turn and stretch images, by cubic splines.
+
+    Pixel (x, y) of a result is read at `matrix @ (x, y) + shift` of its image, both counted from pixel `n // 2`, which
+    the axis of rotation goes through. Linear in the images, and differentiable.
+
+    Parameters
+    ----------
+    images
+        `(image, y, x)`.
+    matrices
+        `(image, 2, 2)` on column vectors (x, y).
+    shifts
+        `(image, 2)`, **(y, x)** in pixels of the images.
+    shape
+        (y, x) of the results; by default the images' own.
+    fill
+        What is read beyond an image's outermost pixels: `"mean"`, its mean, or `"edge"`, the pixel nearest to the
+        place.
+
+    Returns
+    -------
+    `(image, y, x)` on the images' device, in their dtype (float32 for integers).
+
+    Raises
+    ------
+    ValueError
+        If the numbers of images, matrices and shifts differ, or an image has fewer than two pixels a side.
+
+    References
+    ----------
+    Unser, Splines: a perfect fit for signal and image processing, IEEE Signal Processing Magazine 16 (6), 1999.
+    """
+    check_ndim("images", images, "image y x")
+    check_choice("fill", fill, FILLS)
+    matrix, shift = (np.asarray(values, dtype=np.float64) for values in (matrices, shifts))
+    count = len(images)
+    if matrix.shape != (count, 2, 2) or shift.shape != (count, 2):
+        raise ValueError(
+            f"expected `matrices` and `shifts` of shapes {(count, 2, 2)} and {(count, 2)}, one for each image, got "
+            f"{matrix.shape} and {shift.shape}"
+        )
+    if min(images.shape[1:]) < 2:
+        raise ValueError(f"expected `images` of at least 2 pixels a side, got {tuple(images.shape[1:])}")
+    dtype = result_dtype(images.dtype)
+    height, width = images.shape[1:] if shape is None else shape
+    size = (int(height), int(width))
+    turned = [
+        _transform(*each, size, fill) for each in zip(images.to(working_dtype(dtype)), matrix, shift, strict=True)
+    ]
+    return torch.stack(turned).to(dtype)
+
+
+def _transform(
+    image: Tensor,
+    matrix: npt.NDArray[np.float64],
+    shift: npt.NDArray[np.float64],
+    size: tuple[int, int],
+    fill: str,
+) -> Tensor:
+    """Read one image, some rows of the result at a time: what a place needs is much more than its value."""
+    weights, mean = _spline_coefficients(image), image.mean()
+    y, x = (torch.arange(n, device=image.device, dtype=torch.float64) - axis_index(n) for n in size)
+    (xx, xy), (yx, yy) = matrix.tolist()
+    height, width = image.shape
+    parts, step = [], max(1, _PLACES // len(x))
+    for start in range(0, len(y), step):
+        rows = y[start : start + step]
+        v = yx * x[None, :] + yy * rows[:, None] + float(shift[0]) + axis_index(height)  # (y, x)
+        u = xx * x[None, :] + xy * rows[:, None] + float(shift[1]) + axis_index(width)
+        read = _read_spline(weights, v.clamp(0, height - 1), u.clamp(0, width - 1))
+        if fill == "mean":
+            # A pixel reaches half a pixel beyond its centre.
+            covered = (v >= -0.5) & (v <= height - 0.5) & (u >= -0.5) & (u <= width - 0.5)
+            read = torch.where(covered, read, mean)
+        parts.append(read)
+    return torch.cat(parts)
+
+
+def _spline_coefficients(image: Tensor) -> Tensor:
+    """Turn pixels into weights of cubic B-splines, mirrored at the outermost pixels: a division in Fourier space."""
+    for dim in (0, 1):
+        n = image.shape[dim]
+        mirrored = torch.cat([image, image.narrow(dim, 1, n - 2).flip(dim)], dim) if n > 2 else image
+        period = mirrored.shape[dim]
+        k = torch.arange(period // 2 + 1, device=image.device, dtype=image.dtype)
+        # The spectrum of the B-spline's samples 1/6, 4/6, 1/6.
+        response = (2 + torch.cos(2 * math.pi / period * k)) / 3
+        spectrum = torch.fft.rfft(mirrored, dim=dim) / (response[:, None] if dim == 0 else response)
+        image = torch.fft.irfft(spectrum, n=period, dim=dim).narrow(dim, 0, n)
+    return image
+
+
+def _read_spline(weights: Tensor, v: Tensor, u: Tensor) -> Tensor:
+    """Sum the four by four B-splines about each place."""
+    rows, columns = _taps(v, weights.shape[0], weights.dtype), _taps(u, weights.shape[1], weights.dtype)
+    flat, width = weights.reshape(-1), weights.shape[1]
+    read = torch.zeros(v.shape, device=weights.device, dtype=weights.dtype)
+    for row, row_weight in rows:
+        line = sum(column_weight * flat[row * width + column] for column, column_weight in columns)
+        read = read + row_weight * line
+    return read
+
+
+def _taps(place: Tensor, size: int, dtype: torch.dtype) -> list[tuple[Tensor, Tensor]]:
+    """Give the pixels on both sides of each place, mirrored at the ends, and the B-splines' values there."""
+    low = place.floor()
+    t = (place - low).to(dtype)
+    values = ((1 - t) ** 3 / 6, (4 - 6 * t**2 + 3 * t**3) / 6, (1 + 3 * t + 3 * t**2 - 3 * t**3) / 6, t**3 / 6)
+    period = 2 * (size - 1)
+    index = [(low.long() + k).remainder(period) for k in (-1, 0, 1, 2)]
+    return [(torch.minimum(i, period - i), value) for i, value in zip(index, values, strict=True)]

@@ -181,6 +181,49 @@ class GrandModel:
             name=str(folder),
         )
 
+    @classmethod
+    def from_files(
+        cls,
+        density: str | Path,
+        labels: str | Path,
+        *,
+        instances: str | Path | None = None,
+        particles: ParticleList | None = None,
+        class_names: Mapping[int, str] | None = None,
+        voxel_size: float | None = None,
+    ) -> Self:
+        """Read a specimen from single MRC files, `(z, y, x)`.
+
+        Parameters
+        ----------
+        density, labels, instances
+            The files, with the content of the parameters of the same name.
+        particles
+            Particles in voxels of the labels.
+        class_names
+            Names of the class numbers, which labels and particles then have to be among; without, particles are named
+            by numbers.
+        voxel_size
+            Å, of the density; by default the header's.
+
+        Raises
+        ------
+        FileNotFoundError, FileFormatError
+            If a file is missing or wrong, or labels or particles are not in the table of names.
+        """
+        names = dict(class_names or {})
+        values, header = read_mrc(density)
+        stored, _ = read_mrc(labels)
+        return cls(
+            density=values.to(torch.float32),
+            labels=as_labels(stored, Path(labels), names),
+            instances=None if instances is None else read_mrc(instances)[0].to(torch.int32),
+            particles=ParticleTable.empty() if particles is None else particle_table(particles, names, Path(labels)),
+            voxel_size=choose_voxel_size(voxel_size, header, Path(density)),
+            class_names=names,
+            name=str(density),
+        )
+
 
 class ShrecSpecimens(Sequence[GrandModel]):
     """Specimens in SHREC's layout, read when they are asked for; none is kept in memory.

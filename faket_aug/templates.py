@@ -382,7 +382,8 @@ def _level(path: str | Path, density: Tensor, voxel_size: float, molecular_weigh
     else:
         level = volume_threshold(density, voxel_size, 1e3 * molecular_weight * PROTEIN_VOLUME)
         advice = "check `molecular_weight` (kDa) and the map's voxel size"
-    if level <= 0 or float(density.sum()) <= 0:
+    # A particle this large reaches into what is as good as empty, or there is none.
+    if level <= 0.01 * max(float(density.max()), 0) or float(density.sum()) <= 0:
         raise FileFormatError(f"{path}: expected a particle above the background, got none at {level:g}; {advice}")
     return level
 

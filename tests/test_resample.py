@@ -1,4 +1,4 @@
-"""Binning: the published zoom, SciPy on the spot, and the axis of rotation that stays in pixel n // 2."""
+"""Binning: the published zoom, SciPy on the spot, and the axis that stays in pixel n // 2; turning: SciPy again."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ import scipy.ndimage
 import torch
 from torch import Tensor
 
-from faket_aug.resample import BINNINGS, GRIDS, bin_fourier, bin_images, bin_spline
+from faket_aug import resample
+from faket_aug.resample import BINNINGS, GRIDS, bin_fourier, bin_images, bin_spline, transform_images
 
 
 def _random(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> Tensor:
@@ -148,3 +149,106 @@ def test_errors() -> None:
     with pytest.raises(ValueError, match=r"`images` of shape \(\.\.\., y, x\)"):
         bin_spline(torch.zeros(8), 2)
     assert GRIDS == ("axis", "corners")
+
+
+# --- shifting and turning ---------------------------------------------------------------------------------------------
+
+
+def _turn(angle_deg: float, magnification: float = 1.0) -> np.ndarray:
+    """A matrix on (x, y)."""
+    angle = math.radians(angle_deg)
+    return magnification * np.array([[math.cos(angle), -math.sin(angle)], [math.sin(angle), math.cos(angle)]])
+
+
+MATRICES = np.stack([_turn(20), _turn(-75, 1.1), np.array([[0.9, 0.3], [-0.1, 1.2]])])
+SHIFTS = np.array([[1.3, -2.2], [0.0, 3.5], [-4.25, 0.75]])
+
+
+@pytest.mark.parametrize("shape", [None, (41, 44), (30, 57)])
+def test_transform_equals_scipy(shape: tuple[int, int] | None) -> None:
+    """Within the image the result is SciPy's mirrored cubic spline, read about pixel n // 2 of both images."""
+    images = _random(3, 37, 50)
+    found = transform_images(images, MATRICES, SHIFTS, shape=shape, fill="edge").numpy()
+    size = np.array(shape or (37, 50))
+    assert found.shape == (3, *size)
+    for image, matrix, shift, result in zip(images.numpy(), MATRICES, SHIFTS, found, strict=True):
+        on_yx = matrix[::-1, ::-1]
+        offset = np.array([37 // 2, 50 // 2]) + shift - on_yx @ (size // 2)
+        expected = scipy.ndimage.affine_transform(image, on_yx, offset, tuple(size), order=3, mode="mirror")
+        places = np.einsum("ij,jyx->iyx", on_yx, np.indices(size)) + offset[:, None, None]
+        inside = ((places >= 0) & (places <= np.array([36, 49])[:, None, None])).all(axis=0)
+        assert inside.mean() > 0.3
+        np.testing.assert_allclose(result[inside], expected[inside], atol=1e-9)
+
+
+@pytest.mark.parametrize("size", [(2, 2), (2, 5), (7, 8), (16, 33)])
+def test_transform_by_nothing(size: tuple[int, int]) -> None:
+    """Without a turn and a shift the images stay, for any size."""
+    images = _random(2, *size)
+    same = transform_images(images, np.stack([np.eye(2)] * 2), np.zeros((2, 2)))
+    torch.testing.assert_close(same, images, rtol=1e-12, atol=1e-12)
+
+
+def test_transform_by_whole_pixels() -> None:
+    """A shift (2, -3) reads two rows below and three columns to the left; the rest is the mean or the edge."""
+    image = _random(1, 9, 12)
+    one, shift = np.eye(2)[None], np.array([[2.0, -3.0]])
+    found = transform_images(image, one, shift)[0]
+    torch.testing.assert_close(found[:7, 3:], image[0, 2:, :9], rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(found[7:], torch.full((2, 12), float(image.mean()), dtype=torch.float64))
+    torch.testing.assert_close(found[:, :3], torch.full((9, 3), float(image.mean()), dtype=torch.float64))
+    edge = transform_images(image, one, shift, fill="edge")[0]
+    torch.testing.assert_close(edge[7:, 3:], image[0, -1:, :9].expand(2, -1), rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(edge[:7, :3], image[0, 2:, :1].expand(-1, 3), rtol=1e-9, atol=1e-9)
+
+
+def test_transform_turns_about_the_axis() -> None:
+    """A quarter turn takes +x of the result to +y of the image, about pixel n // 2 of either size."""
+    image = torch.zeros(1, 9, 14)
+    image[0, 9 // 2 + 3, 14 // 2] = 1  # at +3 along y
+    found = transform_images(image, _turn(90)[None], np.zeros((1, 2)), shape=(14, 9), fill="edge")[0]
+    assert np.unravel_index(int(found.argmax()), (14, 9)) == (14 // 2, 9 // 2 + 3)
+    assert float(found.max()) == pytest.approx(1, abs=1e-5)
+
+
+def test_transform_is_linear_batched_and_differentiable() -> None:
+    """A stack equals its images; sums are kept; gradients flow; chunks of rows make no difference."""
+    a, b = _random(3, 8, 11), _random(3, 8, 11, seed=1)
+    found = transform_images(a, MATRICES, SHIFTS)
+    torch.testing.assert_close(
+        transform_images(2 * a - b, MATRICES, SHIFTS), 2 * found - transform_images(b, MATRICES, SHIFTS)
+    )
+    torch.testing.assert_close(found[1:2], transform_images(a[1:2], MATRICES[1:2], SHIFTS[1:2]), rtol=0, atol=0)
+    with torch.random.fork_rng(devices=[]):  # gradcheck draws from the global generator
+        images = _random(1, 5, 4).requires_grad_()
+        assert torch.autograd.gradcheck(lambda x: transform_images(x, MATRICES[:1], 0.1 * SHIFTS[:1]), images)
+
+
+def test_transform_in_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """How many rows are made at a time changes nothing."""
+    images = _random(3, 8, 11)
+    expected = transform_images(images, MATRICES, SHIFTS)
+    monkeypatch.setattr(resample, "_PLACES", 25)
+    assert torch.equal(transform_images(images, MATRICES, SHIFTS), expected)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "result"),
+    [(torch.float16, torch.float16), (torch.float32, torch.float32), (torch.int8, torch.float32)],
+)
+def test_transform_keeps_the_dtype(dtype: torch.dtype, result: torch.dtype) -> None:
+    """A floating dtype is kept; integers give float32."""
+    assert transform_images((5 * _random(3, 6, 8)).to(dtype), MATRICES, SHIFTS).dtype == result
+
+
+def test_transform_errors() -> None:
+    """Matrices and shifts for other images, unknown fills and single rows say what was expected."""
+    images = torch.zeros(3, 6, 8)
+    with pytest.raises(ValueError, match=r"shapes \(3, 2, 2\) and \(3, 2\), one for each image, got \(2, 2, 2\) and"):
+        transform_images(images, MATRICES[:2], SHIFTS)
+    with pytest.raises(ValueError, match="`fill` to be one of 'mean', 'edge', got 'zero'"):
+        transform_images(images, MATRICES, SHIFTS, fill="zero")
+    with pytest.raises(ValueError, match=r"`images` of at least 2 pixels a side, got \(1, 8\)"):
+        transform_images(images[:, :1], MATRICES, SHIFTS)
+    with pytest.raises(ValueError, match=r"`images` of shape \(image, y, x\)"):
+        transform_images(images[0], MATRICES, SHIFTS)

@@ -1,12 +1,21 @@
-"""What every format of particle lists is read into and written from."""
+"""What every format of particle lists is read into and written from, and plain tables of particles."""
 
 from __future__ import annotations
 
+import csv
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
+
+from faket_aug._checks import FileFormatError
+from faket_aug.geometry import relion_matrices
+
+#: Columns of a plain table of particles: what each needs, and what a row may have besides.
+CSV_COLUMNS = ("class", "x", "y", "z")
+CSV_ANGLES = ("rot", "tilt", "psi")
 
 
 @dataclass(frozen=True)
@@ -78,3 +87,46 @@ def numbers_of(names: Iterable[str], class_numbers: Mapping[str, int]) -> list[i
             f"expected class names of `class_numbers` ({', '.join(class_numbers) or 'none'}), got {', '.join(unknown)}"
         )
     return [int(class_numbers[name]) for name in names]
+
+
+def read_particles_csv(path: str | Path) -> ParticleList:
+    """Read a plain table of particles, separated by commas, semicolons or tabs.
+
+    The first line names the columns, in any order and case: `class` (a name or number), `x`, `y`, `z` (voxels, 0-based)
+    and, where orientations are known, RELION's `rot`, `tilt`, `psi` in degrees, empty for particles without.
+
+    Raises
+    ------
+    FileFormatError
+        If a column is missing or unknown, or a row holds what is no number; the message names file and line.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"expected a table of particles, found none at {path}")
+    lines = path.read_text(errors="replace").splitlines()
+    separator = next((mark for mark in "\t;," if lines and mark in lines[0]), ",")
+    table = csv.reader(lines, delimiter=separator)
+    header = [name.strip().lower() for name in next(table, [])]
+    if set(header) not in (set(CSV_COLUMNS), {*CSV_COLUMNS, *CSV_ANGLES}):
+        raise FileFormatError(
+            f"{path}: expected the columns {', '.join(CSV_COLUMNS)} and, for orientations, {', '.join(CSV_ANGLES)}, "
+            f"got {', '.join(header) or 'none'}"
+        )
+    names, numbers = [], []
+    for words in table:
+        if not any(words):
+            continue
+        row = {name: word.strip() for name, word in zip(header, words, strict=False)}
+        try:
+            place = [float(row[name]) for name in ("z", "y", "x")]
+            turn = [float(row.get(name) or "nan") for name in CSV_ANGLES]
+            if not np.isfinite(place).all() or len(words) != len(header) or np.isnan(turn).sum() in (1, 2):
+                raise ValueError("not a row")
+        except (KeyError, ValueError):
+            raise FileFormatError(
+                f"{path}, line {table.line_num}: expected {', '.join(header)}, got {separator.join(words)!r}"
+            ) from None
+        names.append(row["class"])
+        numbers.append([*place, *turn])
+    values = np.array(numbers, dtype=np.float64).reshape(-1, 6)
+    return ParticleList(tuple(names), values[:, :3].copy(), relion_matrices(values[:, 3:]))

@@ -70,7 +70,8 @@ class MotifList:
     numbers
         `(n,)`, the particles' numbers in the label volume.
     class_names
-        Codes of all numbers, membranes too; several that share a number are joined by `+`.
+        Codes of all numbers, membranes too; several that share a number are joined by `+`. Of version 1.0, whose
+        membranes share a number, they are called `membrane`.
     """
 
     particles: ParticleList
@@ -164,10 +165,9 @@ def read_motif_list(
     check_positive("voxel_size", voxel_size)
     path = Path(path)
     rows = [row for row in _read_rows(path) if density is None or row.density == density]
-    class_names: dict[int, list[str]] = {}
+    codes: dict[int, dict[str, None]] = {}
     for row in rows:
-        codes = class_names.setdefault(row.label, [])
-        codes += [row.code] if row.code not in codes else []
+        codes.setdefault(row.label, {})[MEMBRANE if row.density and row.type == MEMBRANE else row.code] = None
         _check_inside(row, path, voxel_size, shape)
     kept = [row for row in rows if row.type != MEMBRANE]
     places = np.array([row.place[::-1] for row in kept]).reshape(-1, 3) / voxel_size
@@ -178,7 +178,7 @@ def read_motif_list(
     return MotifList(
         particles=ParticleList(tuple(row.code for row in kept), places, _orientations(kept)),
         numbers=np.array([row.label for row in kept], dtype=np.int64),
-        class_names={number: "+".join(codes) for number, codes in sorted(class_names.items())},
+        class_names={number: "+".join(names) for number, names in sorted(codes.items())},
     )
 
 

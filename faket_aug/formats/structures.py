@@ -8,6 +8,7 @@ import warnings
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
+from http.client import HTTPException
 from pathlib import Path
 from typing import Any
 from urllib.error import HTTPError
@@ -217,7 +218,12 @@ def _model(path: Path, structure: Any, assembly: str | int | None) -> Any:
     if str(assembly) not in found:
         listed = ", ".join(repr(name) for name in found) or "none"
         raise ValueError(f"{path}: expected `assembly` to be one of those in the file ({listed}), got {assembly!r}")
-    return gemmi.make_assembly(found[str(assembly)], structure[0], gemmi.HowToNameCopiedChain.Dup)
+    try:
+        return gemmi.make_assembly(found[str(assembly)], structure[0], gemmi.HowToNameCopiedChain.Dup)
+    except RuntimeError as error:
+        raise FileFormatError(
+            f"{path}: expected chains for assembly {str(assembly)!r}, got none ({error}); leave out `assembly`"
+        ) from error
 
 
 def _residues(model: Any, waters: bool) -> Iterator[Any]:
@@ -320,8 +326,8 @@ def _download(name: str, path: Path, timeout: float) -> bytes:
             raise ValueError(
                 f"expected `pdb_id` to be an entry of the Protein Data Bank, got {name!r}; {url} has none"
             ) from None
-        reason: object = error
-    except OSError as error:
+        reason: object = f"{error.code} {error.reason}"
+    except (OSError, HTTPException) as error:
         reason = getattr(error, "reason", error)
     raise ConnectionError(
         f"{name}: expected an answer from {url}, got none ({reason}); download it elsewhere to {path}, or give any PDB "
