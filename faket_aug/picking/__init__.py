@@ -7,6 +7,7 @@ from faket_aug.picking.clustering import Picks, pick
 from faket_aug.picking.inference import segment
 from faket_aug.picking.losses import tversky_loss
 from faket_aug.picking.network import DeepFinderNet
+from faket_aug.picking.ranks import RankError, distributed_job
 from faket_aug.picking.scoring import (
     SHREC_CHALLENGE_SKIP,
     ClassScore,
@@ -22,10 +23,12 @@ __all__ = [
     "ClassScore",
     "DeepFinderNet",
     "Picks",
+    "RankError",
     "ShrecScore",
     "TrainingHistory",
     "TrainingSettings",
     "choose_min_sizes",
+    "distributed_job",
     "evaluate_shrec",
     "f_beta_score",
     "fit",
