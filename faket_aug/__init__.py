@@ -17,13 +17,22 @@ from faket_aug._checks import CacheError, FileFormatError, SimulationError, Weig
 from faket_aug.augmentation import PatchAugmentation
 from faket_aug.dataset import FakETDataset
 from faket_aug.features import VGG19Features
+from faket_aug.filaments import FilamentSpecies
+from faket_aug.formats.structures import fetch_structure
+from faket_aug.formats.tilts import TiltMetadata
+from faket_aug.generation import GrandModelGenerator
+from faket_aug.membranes import MembraneSpecies
+from faket_aug.mixing import LabelledPatches, LabelledTomogram, MixedPatches
 from faket_aug.noise import NoiseModel
 from faket_aug.projection import backproject, project
 from faket_aug.reconstruction import reconstruct
 from faket_aug.simulator import MODALITIES, FakETSimulator
+from faket_aug.species import FiducialSpecies, IceSlab, ParticleSpecies
 from faket_aug.specimen import GrandModel, ParticleTable, ShrecSpecimens
+from faket_aug.specimens import CopickSpecimens, FolderSpecimens, PolnetSpecimens, read_specimens
 from faket_aug.style import StyleTargets, stylize
 from faket_aug.stylebank import StyleBank
+from faket_aug.templates import ParticleTemplate, read_templates
 from faket_aug.tiltseries import TiltSeries
 from faket_aug.tomogram import SimulatedTomogram, SimulationRecord
 
@@ -32,25 +41,42 @@ __version__ = "0.1.0"
 __all__ = [
     "MODALITIES",
     "CacheError",
+    "CopickSpecimens",
     "FakETDataset",
     "FakETSimulator",
+    "FiducialSpecies",
+    "FilamentSpecies",
     "FileFormatError",
+    "FolderSpecimens",
     "GrandModel",
+    "GrandModelGenerator",
+    "IceSlab",
+    "LabelledPatches",
+    "LabelledTomogram",
+    "MembraneSpecies",
+    "MixedPatches",
     "NoiseModel",
+    "ParticleSpecies",
     "ParticleTable",
+    "ParticleTemplate",
     "PatchAugmentation",
+    "PolnetSpecimens",
     "ShrecSpecimens",
     "SimulatedTomogram",
     "SimulationError",
     "SimulationRecord",
     "StyleBank",
     "StyleTargets",
+    "TiltMetadata",
     "TiltSeries",
     "VGG19Features",
     "WeightsError",
     "__version__",
     "backproject",
+    "fetch_structure",
     "project",
+    "read_specimens",
+    "read_templates",
     "reconstruct",
     "stylize",
 ]

@@ -15,9 +15,9 @@ from faket_aug._background import MakeAhead
 from faket_aug._checks import SimulationError, check_count
 from faket_aug._distributed import current_gpu, known_ranks
 from faket_aug._progress import MAX_STREAMS, Resume, SharedProgress, StreamPosition, positions_after, stream_order
-from faket_aug._random import numpy_generator
 from faket_aug._threads import in_forked_process, intra_op_threads
 from faket_aug.augmentation import PatchAugmentation
+from faket_aug.generation import GrandModelGenerator, specimen_of, tomograms_of_epoch
 from faket_aug.patches import as_size, check_fits
 from faket_aug.sampling import LiveTomogram, PatchSampler, check_radii
 from faket_aug.simulator import FakETSimulator, usable_device
@@ -41,7 +41,8 @@ class FakETDataset(IterableDataset[dict[str, Any]]):
     Parameters
     ----------
     specimens
-        A sequence of specimens; `ShrecSpecimens` reads them when needed.
+        A sequence of specimens (`ShrecSpecimens` reads them when needed), or a `GrandModelGenerator`, which makes a new
+        one for every tomogram of every epoch.
     simulator
         Makes the tomograms.
     patch_size
@@ -49,8 +50,8 @@ class FakETDataset(IterableDataset[dict[str, Any]]):
     patches_per_tomogram
         Patches cut from each tomogram.
     tomograms_per_epoch
-        Tomograms of an epoch; one for each specimen by default. Specimens are used in random order, each equally
-        often.
+        Tomograms of an epoch; one for each specimen of a sequence by default. Those are used in random order, each
+        equally often.
     live_tomograms
         Tomograms whose patches are mixed, in each worker; one more is made ahead.
     shift
@@ -86,7 +87,7 @@ class FakETDataset(IterableDataset[dict[str, Any]]):
 
     def __init__(
         self,
-        specimens: Sequence[GrandModel],
+        specimens: Sequence[GrandModel] | GrandModelGenerator,
         simulator: FakETSimulator,
         *,
         patch_size: int | Sequence[int] = 56,
@@ -107,8 +108,7 @@ class FakETDataset(IterableDataset[dict[str, Any]]):
         item_device: str = "cpu",
     ) -> None:
         super().__init__()
-        if len(specimens) == 0:
-            raise ValueError("expected at least one specimen, got none")
+        tomograms = tomograms_of_epoch(specimens, tomograms_per_epoch)
         check_count("patches_per_tomogram", patches_per_tomogram)
         check_count("live_tomograms", live_tomograms)
         check_count("seed", seed, zero=True)
@@ -131,8 +131,7 @@ class FakETDataset(IterableDataset[dict[str, Any]]):
         )
         # Whole numbers of NumPy would not fit JSON.
         self.patches_per_tomogram = int(patches_per_tomogram)
-        self.tomograms_per_epoch = len(specimens) if tomograms_per_epoch is None else int(tomograms_per_epoch)
-        check_count("tomograms_per_epoch", self.tomograms_per_epoch)
+        self.tomograms_per_epoch = tomograms
         self.live_tomograms = int(live_tomograms)
         self.radii = None if radii is None else dict(radii)
         self.seed = int(seed)
@@ -177,18 +176,24 @@ class FakETDataset(IterableDataset[dict[str, Any]]):
         if workers > MAX_STREAMS:
             raise ValueError(f"expected at most {MAX_STREAMS} workers, got {workers}")
         usable_device(self.item_device)
-        device = usable_device(self.simulator.device)
-        if device.type == "cuda" and device.index is None:
-            # Which GPU is current belongs to a thread; the thread that simulates is another one.
-            self._cuda_index = torch.cuda.current_device() if self._cuda_index is None else self._cuda_index
-        if in_forked_process() and self.simulator.threads > 1:
-            raise ValueError(
-                f"expected `threads=1` in a forked worker, got {self.simulator.threads}: OpenMP's threads do not "
-                'survive a fork; give the DataLoader `multiprocessing_context="spawn"`, or the simulator `threads=1`'
-            )
+        for maker, name in self._makers():
+            device = usable_device(maker.device)
+            if device.type == "cuda" and device.index is None:
+                # Which GPU is current belongs to a thread; the thread that simulates is another one.
+                self._cuda_index = torch.cuda.current_device() if self._cuda_index is None else self._cuda_index
+            if in_forked_process() and maker.threads > 1:
+                raise ValueError(
+                    f"expected `threads=1` in a forked worker, got {maker.threads}: OpenMP's threads do not survive a "
+                    f'fork; give the DataLoader `multiprocessing_context="spawn"`, or the {name} `threads=1`'
+                )
         position = self._begin_pass(worker, workers)
         self._position, self._own_passes = position, self._progress.passes_begun
         return self._items(position)
+
+    def _makers(self) -> list[tuple[FakETSimulator | GrandModelGenerator, str]]:
+        """Return what computes on a device with threads, and how it is called."""
+        own = self.specimens
+        return [(self.simulator, "simulator"), *([(own, "generator")] if isinstance(own, GrandModelGenerator) else [])]
 
     def _begin_pass(self, worker: int, workers: int) -> StreamPosition:
         """Find where this worker's pass begins: at a resume point, or at the start of the epoch."""
@@ -250,28 +255,18 @@ class FakETDataset(IterableDataset[dict[str, Any]]):
     # Content ---------------------------------------------------------------------------------------------------------
 
     def _make(self, epoch: int, tomogram: int) -> LiveTomogram:
-        number = self._specimen_number(epoch, tomogram)
-        try:
-            specimen = self.specimens[number]
-        except Exception as error:
-            raise SimulationError(f"specimen {number}: {type(error).__name__}: {error}") from error
-        try:
-            check_fits(self.sampler.patch_size, specimen.labels.shape)
-            radii = self._radii_in_voxels(specimen)
-        except ValueError as error:
-            raise SimulationError(f"{specimen.name}: {error}") from error
         with nullcontext() if self._cuda_index is None else torch.cuda.device(self._cuda_index):
+            specimen = specimen_of(self.specimens, seed=self.seed, epoch=epoch, tomogram=tomogram)
+            try:
+                check_fits(self.sampler.patch_size, specimen.labels.shape)
+                radii = self._radii_in_voxels(specimen)
+            except ValueError as error:
+                raise SimulationError(f"{specimen.name}: {error}") from error
             made = self.simulator(specimen, seed=self.seed, epoch=epoch, tomogram=tomogram)
             if made.tomogram.is_cuda:
                 # The reader may use another stream.
                 torch.cuda.current_stream().synchronize()
         return LiveTomogram.of(made, radii=radii)
-
-    def _specimen_number(self, epoch: int, tomogram: int) -> int:
-        """Shuffle the specimens anew each time all of them were used."""
-        round_, place = divmod(tomogram, len(self.specimens))
-        order = numpy_generator(self.seed, "specimen", epoch=epoch, tomogram=round_).permutation(len(self.specimens))
-        return int(order[place])
 
     def _radii_in_voxels(self, specimen: GrandModel) -> dict[int, float]:
         numbers = {name: number for number, name in specimen.class_names.items()}

@@ -180,8 +180,7 @@ def _euler_angles(matrices: npt.ArrayLike, *, axis: int) -> npt.NDArray[np.float
     values = np.asarray(matrices, dtype=np.float64).reshape(-1, 3, 3)
     # The last column says where z goes: up to the sign, (sin a, -cos a) · sin b for x and (cos a, sin a) · sin b for y.
     along, across = (0.0 - values[:, 1, 2], values[:, 0, 2]) if axis == 0 else (values[:, 0, 2], values[:, 1, 2])
-    # Where z stays (or is turned over), a could be anything. b and c are measured after a is undone, so whatever it is,
-    # nothing is lost there.
+    # Where z stays (or is turned over), a could be anything. c is measured after a is undone, so nothing is lost there.
     lock = np.hypot(along, across) < 1e-12
     a = np.where(lock, 0.0, np.arctan2(across, along))
     rest = _turns(-a, axis=2) @ values
@@ -189,6 +188,7 @@ def _euler_angles(matrices: npt.ArrayLike, *, axis: int) -> npt.NDArray[np.float
         b, c = np.arctan2(-rest[:, 1, 2], rest[:, 2, 2]), np.arctan2(-rest[:, 0, 1], rest[:, 0, 0])
     else:
         b, c = np.arctan2(rest[:, 0, 2], rest[:, 2, 2]), np.arctan2(rest[:, 1, 0], rest[:, 1, 1])
+    b = np.where(lock, np.where(values[:, 2, 2] > 0, 0.0, np.pi), b)
     # 0 + x rather than x: no negative zero.
     angles: npt.NDArray[np.float64] = 0.0 + np.rad2deg(np.stack([a, b, c], axis=1))
     angles[np.isnan(values).any(axis=(1, 2))] = np.nan

@@ -21,6 +21,7 @@ from faket_aug._checks import (
 )
 from faket_aug._random import numpy_generator
 from faket_aug.dataset import FakETDataset
+from faket_aug.generation import specimen_of
 from faket_aug.patches import check_fits
 from faket_aug.sampling import LiveTomogram
 from faket_aug.specimen import ParticleTable
@@ -110,11 +111,7 @@ class LabelledPatches(FakETDataset):
         super().__init__(tomograms, _NoSimulation(), **settings)  # type: ignore[arg-type]
 
     def _make(self, epoch: int, tomogram: int) -> LiveTomogram:
-        number = self._specimen_number(epoch, tomogram)
-        try:
-            made: Any = self.specimens[number]
-        except Exception as error:
-            raise SimulationError(f"tomogram {number}: {type(error).__name__}: {error}") from error
+        made: Any = specimen_of(self.specimens, seed=self.seed, epoch=epoch, tomogram=tomogram)
         try:
             check_fits(self.sampler.patch_size, made.labels.shape)
             return LiveTomogram.of(made, radii=self._radii_in_voxels(made))

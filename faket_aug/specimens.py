@@ -385,7 +385,8 @@ def read_specimens(
     paths
         A folder, a copick configuration, or several.
     voxel_size
-        Å, of the densities (of copick: of the segmentation); by default what the files say.
+        Å, of the densities (of copick: of the segmentation); by default what the files say. Of copick projects whose
+        tomograms have dark particles, make `CopickSpecimens` with `dark=True` instead.
     class_names
         Class numbers and names that all specimens are to have; needed where folders number their classes differently.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -10,8 +11,13 @@ import sklearn.cluster  # noqa: F401  what it does to Python's generator when im
 import torch
 from torch import Tensor
 
+from faket_aug.formats.copick import read_copick_picks
+from faket_aug.formats.deepfinder import read_object_list
 from faket_aug.formats.mrc import write_mrc
-from faket_aug.picking import Picks, choose_min_sizes, pick
+from faket_aug.formats.particles import ParticleList
+from faket_aug.formats.shrec import read_particle_locations
+from faket_aug.formats.star import read_particles_star
+from faket_aug.picking import Picks, choose_min_sizes, pick, write_picks
 
 SHAPE = (40, 70, 90)
 #: Class, place (z, y, x), radius.
@@ -108,3 +114,41 @@ def test_chosen_sizes(tmp_path: Path) -> None:
     )
     assert choose_min_sizes(picks, tmp_path, class_names={1: "A", 2: "B"}) == {1: 30, 2: 61}
     assert choose_min_sizes(picks, tmp_path, class_names={1: "A", 2: "B"}, skip=("b",)) == {1: 30}
+
+
+@pytest.mark.parametrize("format", ["star3", "star4", "star5", "deepfinder", "shrec", "copick"])
+def test_files(tmp_path: Path, format: str) -> None:
+    """Picks written for another program read back with their names and places; also none at all."""
+    labels = _balls()
+    names = {1: "small", 2: "large", 3: "rare"}
+    for number, picks in enumerate((pick(labels), pick(torch.zeros_like(labels)))):
+        path = tmp_path / f"picks_{number}"
+        write_picks(path, picks, format=format, class_names=names, voxel_size=13.5, shape=SHAPE, tomogram="t")
+        found = _READERS[format](path, names)
+        expected = picks.particles(names)
+        order, wanted = (sorted(range(len(one)), key=lambda i: one.positions[i].tolist()) for one in (found, expected))
+        assert [found.names[i] for i in order] == [expected.names[i] for i in wanted]
+        np.testing.assert_allclose(found.positions[order], expected.positions[wanted], atol=2e-3)
+
+
+def _star(path: Path, names: Mapping[int, str]) -> ParticleList:
+    lists = read_particles_star(path, voxel_size=13.5, shape=SHAPE)
+    return lists.get("t", _NONE)
+
+
+_NONE = ParticleList((), np.zeros((0, 3)), np.zeros((0, 3, 3)))
+_READERS: dict[str, Callable[[Path, Mapping[int, str]], ParticleList]] = {
+    "star3": _star,
+    "star4": _star,
+    "star5": _star,
+    "deepfinder": lambda path, names: read_object_list(path, class_names=names).get(0, _NONE),
+    "shrec": lambda path, names: read_particle_locations(path),
+    "copick": lambda path, names: read_copick_picks(path, run="t", voxel_size=13.5),
+}
+
+
+def test_unknown_format(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="'star3', .*'copick', got 'pdf'"):
+        write_picks(
+            tmp_path / "x", pick(_balls()), format="pdf", class_names={}, voxel_size=1.0, shape=SHAPE, tomogram="t"
+        )

@@ -30,7 +30,13 @@ from faket_aug.formats.angles import (
     write_tlt,
 )
 from faket_aug.formats.mrc import read_mrc, write_mrc
-from faket_aug.formats.shrec import read_class_conversion_table, read_particle_locations
+from faket_aug.formats.particles import ParticleList, read_particles_csv
+from faket_aug.formats.shrec import (
+    read_class_conversion_table,
+    read_particle_locations,
+    write_class_conversion_table,
+    write_particle_locations,
+)
 
 VALUES = np.arange(60).reshape(3, 4, 5) - 20
 
@@ -599,3 +605,142 @@ def test_missing_text_files(tmp_path: Path) -> None:
     for read in (read_particle_locations, read_class_conversion_table):
         with pytest.raises(FileNotFoundError, match="found none at .*none.txt"):
             read(tmp_path / "none.txt")
+
+
+def test_particle_locations_of_2019(tmp_path: Path) -> None:
+    """SHREC 2019 writes z first, and angles of an unknown kind: no orientation. The rows alone do not tell it."""
+    path = tmp_path / "particle_locations_model_0.txt"
+    path.write_text("1bxn  11  222  333  -24   95   -1\n4d8q    5    6    7    0    0    0\n")
+    found = read_particle_locations(path, layout="2019")
+    assert found.names == ("1bxn", "4d8q")
+    assert found.positions.tolist() == [[11, 222, 333], [5, 6, 7]]
+    assert np.isnan(found.orientations).all()
+    assert read_particle_locations(path).positions.tolist() == [[333, 222, 11], [7, 6, 5]]
+    with pytest.raises(ValueError, match="expected `layout` to be one of '2021', '2019', got '2020'"):
+        read_particle_locations(path, layout="2020")
+    path.write_text("1bxn 1 2\n")
+    with pytest.raises(FileFormatError, match="line 1: expected `name z y x r1 r2 r3`, got '1bxn 1 2'"):
+        read_particle_locations(path, layout="2019")
+
+
+def test_written_particle_locations(tmp_path: Path) -> None:
+    """Rows as SHREC 2021's: x, y, z, whole where they are, angles ZXZ or NaN."""
+    path = tmp_path / "particle_locations.txt"
+    turns = Rotation.from_euler("ZXZ", [[-24.5, 95.25, -1], [0, 0, 0]], degrees=True).as_matrix()
+    turns[1] = np.nan
+    write_particle_locations(path, ParticleList(("1BXN", "gold"), np.array([[33.0, 22, 11], [3.25, 2, 1]]), turns))
+    assert path.read_text() == "1BXN 11 22 33 -24.5000 95.2500 -1.0000\ngold 1 2 3.2500 NaN NaN NaN\n"
+
+
+@settings(max_examples=30, deadline=None)
+@given(seed=st.integers(0, 2**31), count=st.integers(0, 5))
+def test_particle_locations_round_trip(tmp_path_factory: pytest.TempPathFactory, seed: int, count: int) -> None:
+    """What is written is read back to a ten-thousandth of a voxel and of a degree."""
+    path = tmp_path_factory.mktemp("shrec") / "particle_locations.txt"
+    random = np.random.default_rng(seed)
+    turns = Rotation.random(count, random_state=random).as_matrix() if count else np.zeros((0, 3, 3))
+    particles = ParticleList(tuple("abcde"[:count]), random.uniform(-5, 600, (count, 3)), turns)
+    write_particle_locations(path, particles)
+    found = read_particle_locations(path)
+    assert found.names == particles.names
+    np.testing.assert_allclose(found.positions, particles.positions, atol=5.1e-5)
+    np.testing.assert_allclose(found.orientations, turns, atol=5e-6)
+
+
+@pytest.mark.parametrize(
+    ("names", "place", "message"),
+    [
+        (("a b",), 1.0, "expected class names without spaces, quotes and #, got 'a b'; rename it"),
+        (("",), 1.0, "expected class names without spaces, quotes and #, got ''"),
+        (("a#1",), 1.0, "expected class names without spaces, quotes and #, got 'a#1'"),
+        (("a",), np.nan, r"expected finite places, got \[nan, nan, nan\] for particle 1"),
+    ],
+)
+def test_particles_that_cannot_be_written(tmp_path: Path, names: tuple[str, ...], place: float, message: str) -> None:
+    """Names that would break the row, and places that are none, are refused; no file is left."""
+    particles = ParticleList(names, np.full((1, 3), place), np.eye(3)[None])
+    with pytest.raises(ValueError, match=message):
+        write_particle_locations(tmp_path / "a.txt", particles)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_particle_lists_have_one_length() -> None:
+    """Names, places and orientations go together."""
+    with pytest.raises(
+        ValueError, match=r"expected places and orientations of 1 particles, got arrays of \(\(2, 3\), "
+    ):
+        ParticleList(("a",), np.zeros((2, 3)), np.zeros((1, 3, 3)))
+    assert ParticleList(
+        ("a", "b"), np.zeros((2, 3)), np.stack([np.eye(3), np.full((3, 3), np.nan)])
+    ).oriented.tolist() == [
+        True,
+        False,
+    ]
+
+
+def test_written_class_conversion_table(tmp_path: Path) -> None:
+    """The table begins with the background, is sorted by number, and reads back."""
+    path = tmp_path / "class_conversion_table.txt"
+    names = {12: "fiducial", 1: "4V94", 2: "1e5"}
+    write_class_conversion_table(path, names)
+    assert path.read_text() == "0 background\n1 4V94\n2 1e5\n12 fiducial\n"
+    assert read_class_conversion_table(path) == names
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        ({0: "a"}, "expected class numbers of 1 or more, got 0 for a"),
+        ({1: "a", 2: "a"}, "expected each class name once, got a, a"),
+        ({1: "7"}, "expected class names that are not numbers themselves, got '7'; rename it"),
+        ({1: "a b"}, "expected class names without spaces, quotes and #, got 'a b'"),
+    ],
+)
+def test_class_tables_that_cannot_be_written(tmp_path: Path, names: dict[int, str], message: str) -> None:
+    """A table that would not read back is refused."""
+    with pytest.raises(ValueError, match=message):
+        write_class_conversion_table(tmp_path / "a.txt", names)
+    assert list(tmp_path.iterdir()) == []
+
+
+# --- plain tables of particles ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("mark", [",", ";", "\t"])
+def test_particles_csv(tmp_path: Path, mark: str) -> None:
+    """Columns in any order and case; RELION's angles where there are any."""
+    rows = ["Z,x,Y,class,Rot,tilt,psi", "3,1.5,2,gold,,,", "", "6,4,5,1e5,10,20,30"]
+    path = tmp_path / "a.csv"
+    path.write_text("\n".join(rows).replace(",", mark) + "\n")
+    found = read_particles_csv(path)
+    assert found.names == ("gold", "1e5")
+    assert found.positions.tolist() == [[3, 2, 1.5], [6, 5, 4]]
+    assert np.isnan(found.orientations[0]).all()
+    expected = Rotation.from_euler("ZYZ", [10, 20, 30], degrees=True).inv().as_matrix()
+    np.testing.assert_allclose(found.orientations[1], expected, atol=1e-12)
+    path.write_text("class,x,y,z\n")
+    assert len(read_particles_csv(path)) == 0
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "a.csv: expected the columns class, x, y, z and, for orientations, rot, tilt, psi, got none"),
+        ("class,x,y\n", "a.csv: expected the columns class, x, y, z and.*, got class, x, y$"),
+        ("class,x,y,z,score\n", "a.csv: expected the columns class, x, y, z and.*, got class, x, y, z, score"),
+        ("class,x,y,z,rot\n", "a.csv: expected the columns class, x, y, z and.*, got class, x, y, z, rot"),
+        ("class,x,y,z\na,1,2,3\na,1,2\n", "a.csv, line 3: expected class, x, y, z, got 'a,1,2'"),
+        ("class,x,y,z\na,1,2,here\n", "a.csv, line 2: expected class, x, y, z, got 'a,1,2,here'"),
+        ("class,x,y,z\na,1,2,nan\n", "a.csv, line 2: expected class, x, y, z, got 'a,1,2,nan'"),
+        ("class,x,y,z\na,1,2,3,4\n", "a.csv, line 2: expected class, x, y, z, got 'a,1,2,3,4'"),
+        ("class,x,y,z,rot,tilt,psi\na,1,2,3,4,,\n", "a.csv, line 2: expected class, .*, got 'a,1,2,3,4,,'"),
+    ],
+)
+def test_bad_particles_csv(tmp_path: Path, text: str, message: str) -> None:
+    """Columns that are missing or unknown, and rows that are none, are errors with file and line."""
+    path = tmp_path / "a.csv"
+    path.write_text(text)
+    with pytest.raises(FileFormatError, match=message):
+        read_particles_csv(path)
+    with pytest.raises(FileNotFoundError, match="expected a table of particles, found none at .*none.csv"):
+        read_particles_csv(tmp_path / "none.csv")

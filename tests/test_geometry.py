@@ -18,7 +18,13 @@ from faket_aug.geometry import (
     from_skimage_sign,
     half_turn_about_tilt_axis,
     nearest_tilts,
+    quaternion_matrices,
+    relion_angles,
+    relion_matrices,
+    zxz_angles,
     zxz_matrices,
+    zyz_angles,
+    zyz_matrices,
 )
 from faket_aug.projection import project
 from faket_aug.reconstruction import reconstruct
@@ -119,6 +125,89 @@ def test_zxz_shapes() -> None:
     found = zxz_matrices([[math.nan] * 3, [10.0, 20.0, 30.0]])
     assert np.isnan(found[0]).any()
     np.testing.assert_allclose(found[1], Rotation.from_euler("ZXZ", [10, 20, 30], degrees=True).as_matrix(), atol=1e-12)
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.lists(st.tuples(*[st.floats(-360, 360)] * 3), min_size=1, max_size=5))
+def test_zyz_is_scipys(angles: list[tuple[float, float, float]]) -> None:
+    """The matrices are those of SciPy's intrinsic `"ZYZ"`; RELION's are their inverses."""
+    expected = Rotation.from_euler("ZYZ", angles, degrees=True)
+    np.testing.assert_allclose(zyz_matrices(angles), expected.as_matrix(), atol=1e-12)
+    np.testing.assert_allclose(relion_matrices(angles), expected.inv().as_matrix(), atol=1e-12)
+
+
+#: Tilts where the first and the last angle turn about the same axis, or nearly so.
+LOCKS = st.sampled_from([0.0, 1e-14, 1e-12, 1e-9, 1e-6, 90.0, 180 - 1e-6, 180 - 1e-9, 180 - 1e-12, 180.0, 200.0, -30.0])
+
+
+@settings(max_examples=100, deadline=None)
+@given(first=st.floats(-360, 360), middle=st.floats(-360, 360) | LOCKS, last=st.floats(-360, 360))
+def test_angles_give_their_matrix_back(first: float, middle: float, last: float) -> None:
+    """Angles found in a matrix make the same matrix, also where they are not unique; the middle one is 0 to 180."""
+    for to_matrices, to_angles in (
+        (zxz_matrices, zxz_angles),
+        (zyz_matrices, zyz_angles),
+        (relion_matrices, relion_angles),
+    ):
+        matrix = to_matrices([[first, middle, last]])
+        found = to_angles(matrix)
+        np.testing.assert_allclose(to_matrices(found), matrix, atol=2e-12)
+        assert 0 <= found[0, 1] <= 180
+        assert np.abs(found).max() <= 180
+
+
+def test_angles_are_found() -> None:
+    """Away from the lock the angles themselves come back; at it the first is 0 and nothing is a negative zero."""
+    angles = np.array([[30.0, 50.0, -70.0], [-170.0, 179.0, 10.0], [0.0, 1.0, 180.0]])
+    for to_matrices, to_angles in ((zxz_matrices, zxz_angles), (zyz_matrices, zyz_angles)):
+        np.testing.assert_allclose(to_angles(to_matrices(angles)), angles, atol=1e-9)
+        np.testing.assert_allclose(to_angles(to_matrices([[20.0, 0.0, 35.0]])), [[0, 0, 55]], atol=1e-9)
+        np.testing.assert_allclose(to_angles(to_matrices([[20.0, 180.0, 35.0]])), [[0, 180, 15]], atol=1e-9)
+        nothing = to_angles(np.eye(3))
+        assert nothing.tolist() == [[0, 0, 0]]
+        assert not np.signbit(nothing).any()
+    np.testing.assert_allclose(relion_angles(relion_matrices(angles)), angles, atol=1e-9)
+
+
+def test_relion_by_hand() -> None:
+    """RELION's published matrix: tilt 90 takes the reference's z to -x, rot 90 its x to -y, psi 90 alone the same."""
+    tilt, rot, psi = relion_matrices([[0.0, 90, 0], [90, 0, 0], [0, 0, 90]])
+    np.testing.assert_allclose(tilt @ [0, 0, 1], [-1, 0, 0], atol=1e-12)
+    np.testing.assert_allclose(rot @ [1, 0, 0], [0, -1, 0], atol=1e-12)
+    np.testing.assert_allclose(psi, rot, atol=1e-12)
+    # The entries of Heymann, Chagoyen and Belnap (2005) that tell the order: r13 and r31.
+    rot_deg, tilt_deg, psi_deg = np.deg2rad([20.0, 35.0, 50.0])
+    (matrix,) = relion_matrices([[20.0, 35.0, 50.0]])
+    assert matrix[0, 2] == pytest.approx(-np.cos(psi_deg) * np.sin(tilt_deg))
+    assert matrix[2, 0] == pytest.approx(np.sin(tilt_deg) * np.cos(rot_deg))
+
+
+def test_angles_shapes() -> None:
+    """None, one and many; NaN in a matrix gives NaN in its row only."""
+    for to_angles in (zxz_angles, zyz_angles, relion_angles):
+        assert to_angles(np.zeros((0, 3, 3))).shape == (0, 3)
+        found = to_angles(np.stack([np.full((3, 3), np.nan), np.eye(3)]))
+        assert np.isnan(found[0]).all()
+        assert found[1].tolist() == [0, 0, 0]
+
+
+def test_quaternions_are_scipys() -> None:
+    """Scalar first, of any length: SciPy's rotations with the scalar put last."""
+    turns = Rotation.random(20, random_state=np.random.default_rng(1))
+    x, y, z, w = turns.as_quat().T
+    np.testing.assert_allclose(quaternion_matrices(np.stack([w, x, y, z], 1)), turns.as_matrix(), atol=1e-12)
+    np.testing.assert_allclose(quaternion_matrices(-2.5 * np.stack([w, x, y, z], 1)), turns.as_matrix(), atol=1e-12)
+    # A quarter turn about z takes x to y.
+    (quarter,) = quaternion_matrices([np.sqrt(0.5), 0, 0, np.sqrt(0.5)])
+    np.testing.assert_allclose(quarter @ [1, 0, 0], [0, 1, 0], atol=1e-12)
+
+
+def test_quaternions_that_are_none() -> None:
+    """NaN and zeros give NaN in their row only."""
+    found = quaternion_matrices([[0, 0, 0, 0], [np.nan, 0, 0, 1], [1, 0, 0, 0]])
+    assert np.isnan(found[:2]).all()
+    np.testing.assert_array_equal(found[2], np.eye(3))
+    assert quaternion_matrices(np.zeros((0, 4))).shape == (0, 3, 3)
 
 
 # --- the half turn ----------------------------------------------------------------------------------------------------

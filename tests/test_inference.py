@@ -112,3 +112,15 @@ def test_bad_settings() -> None:
         segment(net, image, blend="mean")
     with pytest.raises(ValueError, match="at most 256 classes, got 300"):
         segment(_small_net(300), image, tile_size=16, overlap=8)
+
+
+def test_other_voxel_size_is_warned_of() -> None:
+    """The voxel size is kept with the weights; a tomogram of another one gives a warning, the same one none."""
+    with torch.random.fork_rng():
+        trained, loaded = DeepFinderNet(2, widths=(2, 2, 2), voxel_size=10.0), DeepFinderNet(2, widths=(2, 2, 2))
+    loaded.load_state_dict(trained.state_dict())
+    assert loaded.voxel_size == 10.0
+    image = _tomogram((8, 8, 8))
+    segment(loaded, image, tile_size=8, overlap=0, voxel_size=10.1)
+    with pytest.warns(UserWarning, match="trained on voxels of 10 Å, the tomogram's are 13.5 Å"):
+        segment(loaded, image, tile_size=8, overlap=0, voxel_size=13.5)

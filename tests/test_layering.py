@@ -15,16 +15,19 @@ import faket_aug
 
 PACKAGE = Path(faket_aug.__file__).parent
 
+#: Things that read, make and write themselves.
+THINGS = (
+    *("assembly", "filaments", "generation", "membranes", "placement", "procedural", "saving", "species", "specimen"),
+    *("specimens", "stylebank", "templates", "tiltseries", "tomogram"),
+)
+
 #: The rows of the design's layout (section 2), from the ground up; a module that is in none of them fails the test.
 ROWS = (
     ("_background", "_checks", "_distributed", "_progress", "_random", "_threads"),
     ("geometry", "sparse", "statistics", "augmentation", "filters", "patches", "resample"),
     ("formats", "formats.*"),
     ("ctf", "features", "noise", "potential", "projection", "reconstruction", "style"),
-    (
-        *("filaments", "generation", "membranes", "placement", "procedural", "specimen", "specimens", "stylebank"),
-        *("saving", "templates", "tiltseries", "tomogram"),
-    ),
+    THINGS,
     # The simulator is the only module that knows stages and things; sampling cuts patches from things.
     ("sampling", "simulator"),
     ("dataset", "mixing"),
@@ -39,13 +42,7 @@ BESIDE = (
     (("statistics", "augmentation", "filters", "patches", "resample"), ("geometry", "sparse")),
     (("filters", "patches", "resample"), ("statistics",)),
     (("formats", "formats.*"), ("formats.mrc", "formats._atomic", "formats.particles", "formats.tilts")),
-    (
-        (
-            *("filaments", "generation", "membranes", "placement", "procedural", "specimen", "specimens"),
-            *("saving", "stylebank", "templates", "tiltseries", "tomogram"),
-        ),
-    )
-    * 2,
+    (THINGS,) * 2,
     (("picking", "picking.*"),) * 2,
     (("mixing",), ("dataset",)),
     (("cli", "cli.*"),) * 2,

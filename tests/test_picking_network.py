@@ -266,3 +266,19 @@ def test_loss_refuses_what_does_not_fit() -> None:
         tversky_loss(logits, labels, alpha=-0.1)
     with pytest.raises(ValueError, match=r"n, class, z, y, x"):
         tversky_loss(logits[0], labels)
+
+
+def test_compiles_in_one_graph() -> None:
+    """`torch.compile` takes the whole network, without a break, and it computes the same."""
+    with torch.random.fork_rng():
+        net = DeepFinderNet(3, widths=(4, 4, 4))
+    images = torch.randn((1, 1, 8, 8, 12), generator=torch.Generator().manual_seed(0))
+    compiled = torch.compile(net, backend="eager", fullgraph=True)
+    with torch.no_grad():
+        torch.testing.assert_close(compiled(images), net(images))
+
+
+@pytest.mark.parametrize("widths", [(4, 4), (4, 0, 4)])
+def test_bad_widths(widths: tuple[int, ...]) -> None:
+    with pytest.raises(ValueError, match="`widths` of three levels, each 1 or more"):
+        DeepFinderNet(3, widths=widths)

@@ -61,7 +61,9 @@ def test_round_trip_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     write_tlt(tmp_path / "microscope" / "series_1.tlt", ANGLES)
     widths = dict.fromkeys([0, 2], 4) | dict.fromkeys([5, 7, 10, 12, 14, 16, 19, 21, 23, 25, 28], 6)
     torch.save(narrow_state(widths=widths), tmp_path / "vgg19-dcbb9e9d.pth")
-    first, second, third = code_blocks("python")
+    (tmp_path / "particles").mkdir()
+    write_mrc(tmp_path / "particles" / "bean.mrc", blobs((16, 16, 16), [(8, 8, 6), (8, 8, 10)], 2.0), voxel_size=10.0)
+    first, second, third, fourth = code_blocks("python")
     names: dict[str, Any] = {}
     exec(compile(first.replace("range(70)", "range(1)"), "README.md", "exec"), names)
     assert names["batch"]["image"].shape[1:] == (1, 56, 56, 56)
@@ -74,6 +76,9 @@ def test_round_trip_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     assert torch.equal(again.tomogram, names["made"].tomogram)
     exec(compile(third, "README.md", "exec"), names)
     assert names["noise"].series[0].correlation[2] > 0.5
+    exec(compile(fourth.replace("(180, 512, 512), ", "(64, 64, 64), "), "README.md", "exec"), names)
+    assert names["endless"].class_names[1] == "bean"
+    assert len(names["dataset"]) == 20 * 64
 
 
 def test_ci_runs_the_readme_test_command() -> None:

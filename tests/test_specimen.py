@@ -17,6 +17,7 @@ from torch import Tensor
 
 from faket_aug import FileFormatError, GrandModel, ParticleTable, ShrecSpecimens
 from faket_aug import specimen as specimen_module
+from faket_aug.formats.particles import ParticleList
 
 # --- a specimen -------------------------------------------------------------------------------------------------------
 
@@ -410,6 +411,100 @@ def test_wrong_machine_stamp_warns_once_and_reads(tmp_path: Path, recwarn: pytes
     _assert_same(GrandModel.from_shrec(folder), thing)
     (warning,) = recwarn
     assert f"{folder / 'grandmodel.mrc'}: not quite an MRC file, read all the same" in str(warning.message)
+
+
+def test_labels_outside_the_table(tmp_path: Path) -> None:
+    """Labels that the table of class names lacks are an error with the file's name; without a table any will do."""
+    thing = specimen(0)
+    folder = write_shrec(tmp_path, thing, particles=False)
+    (folder / "class_conversion_table.txt").write_text("0 background\n1 small\n")
+    message = r"class_mask.mrc: expected labels of the class table \(1 small\), got \[2\]"
+    with pytest.raises(FileFormatError, match=message):
+        GrandModel.from_shrec(folder)
+    (folder / "class_conversion_table.txt").unlink()
+    assert torch.equal(GrandModel.from_shrec(folder).labels, thing.labels)
+
+
+# --- SHREC 2019's layout ----------------------------------------------------------------------------------------------
+
+
+def _write_2019(folder: Path, thing: GrandModel, number: int = 3) -> Path:
+    folder.mkdir(exist_ok=True)
+    assert thing.instances is not None
+    _write(folder / f"grandmodel_{number}.mrc", thing.density)
+    _write(folder / f"hitbox_{number}.mrc", thing.instances.numpy().astype(np.int16))
+    names = {1: "1bxn", 2: "4D8Q"}
+    rows = zip(thing.particles.classes, thing.particles.positions.round().astype(int), strict=True)
+    lines = [f"{names[int(c)]} {z:4d} {y:4d} {x:4d}   10   20   30\n" for c, (z, y, x) in rows]
+    (folder / f"particle_locations_model_{number}.txt").write_text("".join(lines))
+    return folder
+
+
+def test_shrec_2019(tmp_path: Path) -> None:
+    """Told by its file names: z comes first, labels are the hitbox's, classes have the challenge's numbers."""
+    thing = specimen(0)
+    found = GrandModel.from_shrec(_write_2019(tmp_path / "3", thing))
+    assert torch.equal(found.density, thing.density)
+    assert found.instances is not None
+    assert torch.equal(found.instances, thing.instances)
+    assert found.particles.classes.tolist() == [{1: 1, 2: 12}[number] for number in thing.particles.classes]
+    np.testing.assert_array_equal(found.particles.positions, thing.particles.positions.round())
+    assert np.isnan(found.particles.orientations).all()
+    classes = np.concatenate([[0], found.particles.classes])
+    assert np.array_equal(found.labels.numpy(), classes[found.instances.numpy()])
+    assert found.labels.dtype == torch.uint8
+    assert found.class_names[1] == "1bxn"
+    assert found.class_names[12] == "4d8q"
+    part = GrandModel.from_shrec(tmp_path / "3", z_range=(2, 9))
+    assert torch.equal(part.labels, found.labels[2:9])
+    assert torch.equal(part.density, found.density[2:9])
+    np.testing.assert_array_equal(part.particles.positions, found.particles.positions - [2, 0, 0])
+    assert torch.equal(ShrecSpecimens([tmp_path / "3"])[0].labels, found.labels)
+
+
+def test_bad_shrec_2019(tmp_path: Path) -> None:
+    """Files that are missing, and hitboxes with rows that the list lacks, are errors."""
+    folder = _write_2019(tmp_path / "3", specimen(0))
+    path = folder / "particle_locations_model_3.txt"
+    path.write_text("".join(path.read_text().splitlines(keepends=True)[:3]))
+    message = r"hitbox_3.mrc: expected rows of .*particle_locations_model_3.txt, 1 to 3, got 5"
+    with pytest.raises(FileFormatError, match=message):
+        GrandModel.from_shrec(folder)
+    path.unlink()
+    with pytest.raises(FileNotFoundError, match="SHREC's layout with particle_locations_model_3.txt, found none"):
+        ShrecSpecimens([folder])
+    (folder / "grandmodel_3.mrc").unlink()
+    with pytest.raises(FileNotFoundError, match=r"SHREC's layout with grandmodel_3.mrc, found none"):
+        GrandModel.from_shrec(folder)
+
+
+# --- single files -----------------------------------------------------------------------------------------------------
+
+
+def test_from_files(tmp_path: Path) -> None:
+    """A specimen from MRC files of any name, with or without instances and particles."""
+    thing = specimen(0, bin=2)
+    assert thing.instances is not None
+    _write(tmp_path / "a.mrc", thing.density, voxel_size=0.0)
+    _write(tmp_path / "b.mrc", thing.labels.numpy().astype(np.float32))
+    _write(tmp_path / "c.mrc", thing.instances.numpy().astype(np.int16))
+    names = tuple(CLASS_NAMES[int(number)] for number in thing.particles.classes)
+    listed = ParticleList(names, thing.particles.positions, thing.particles.orientations)
+    found = GrandModel.from_files(
+        tmp_path / "a.mrc",
+        tmp_path / "b.mrc",
+        instances=tmp_path / "c.mrc",
+        particles=listed,
+        class_names=CLASS_NAMES,
+        voxel_size=5.0,
+    )
+    _assert_same(found, thing)
+    bare = GrandModel.from_files(tmp_path / "a.mrc", tmp_path / "b.mrc", voxel_size=5.0)
+    assert (bare.instances, len(bare.particles), bare.class_names) == (None, 0, {})
+    with pytest.raises(FileFormatError, match=r"a.mrc: expected a voxel size in the header, got 0; set `voxel_size`"):
+        GrandModel.from_files(tmp_path / "a.mrc", tmp_path / "b.mrc")
+    with pytest.raises(FileFormatError, match=r"b.mrc: expected labels of the class table \(1 a\), got \[2\]"):
+        GrandModel.from_files(tmp_path / "a.mrc", tmp_path / "b.mrc", class_names={1: "a"}, voxel_size=5.0)
 
 
 # --- a sequence of folders --------------------------------------------------------------------------------------------

@@ -9,7 +9,10 @@ from typing import Annotated
 import typer
 
 from faket_aug._checks import SimulationError
+from faket_aug.cli.compare import compare
 from faket_aug.cli.demo import demo
+from faket_aug.cli.show import show
+from faket_aug.cli.simulate import simulate
 
 app = typer.Typer(
     name="faket-aug",
@@ -19,7 +22,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="markdown",
 )
-app.command()(demo)
+for command in (demo, simulate, show, compare):
+    app.command()(command)
 
 #: What a user can cause: it is said in one line, without a traceback.
 USER_ERRORS = (OSError, ValueError, ImportError, SimulationError)

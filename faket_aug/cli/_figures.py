@@ -79,11 +79,7 @@ def slice_with_labels(
         As for `tilt_panel`.
     """
     tilt_panel(axes, image, title=title, pixel_size=pixel_size)
-    numbers = np.asarray(_array(labels), dtype=np.int64)
-    overlay = np.zeros((*numbers.shape, 4))
-    for number in np.unique(numbers[numbers > 0]):
-        overlay[numbers == number] = (*to_rgb(label_color(int(number))), LABEL_OPACITY)
-    axes.imshow(overlay, interpolation="nearest")
+    label_overlay(axes, labels)
     handles = [Patch(color=label_color(n), label=name) for n, name in sorted(class_names.items()) if n > 0]
     axes.legend(
         handles=handles,
@@ -96,6 +92,57 @@ def slice_with_labels(
         handletextpad=0.4,
         columnspacing=0.9,
     )
+
+
+def label_overlay(axes: Axes, labels: Tensor) -> None:
+    """Colour the labelled pixels of an image that is shown.
+
+    Parameters
+    ----------
+    axes
+        Where the image is.
+    labels
+        `(y, x)`, class numbers; 0 is transparent.
+    """
+    numbers = np.asarray(_array(labels), dtype=np.int64)
+    overlay = np.zeros((*numbers.shape, 4))
+    for number in np.unique(numbers[numbers > 0]):
+        overlay[numbers == number] = (*to_rgb(label_color(int(number))), LABEL_OPACITY)
+    axes.imshow(overlay, interpolation="nearest")
+
+
+def count_panel(axes: Axes, counts: Mapping[int, float], *, class_names: Mapping[int, str], title: str) -> None:
+    """Draw a bar for each class in the colour of its labels, so that it serves as their legend.
+
+    Parameters
+    ----------
+    axes
+        Where.
+    counts
+        By class number; a class without one gets a bar of no length and a dash.
+    class_names
+        Names of the class numbers; those above 0 are listed.
+    title
+        Above the bars.
+    """
+    names = {number: class_names.get(number, f"class {number}") for number in sorted({*class_names, *counts})}
+    names.pop(0, None)
+    rows = np.arange(len(names))
+    lengths = [counts.get(number, 0) for number in names]
+    bars = axes.barh(rows, lengths, color=[label_color(number) for number in names])
+    axes.bar_label(bars, [f"{counts[n]:g}" if n in counts else "–" for n in names], fontsize=8, padding=2)
+    axes.set_yticks(rows, [_short(name) for name in names.values()], fontsize=8)
+    for tick, number in zip(axes.get_yticklabels(), names, strict=True):
+        tick.set_bbox({"facecolor": label_color(number), "alpha": LABEL_OPACITY, "linewidth": 0, "pad": 1.5})
+    axes.set_ylim(max(len(names), 1) - 0.5, -0.5)
+    axes.set_xlim(0, 1.15 * max([*lengths, 1e-9]))
+    axes.set_xticks([])
+    axes.set_title(title, fontsize=10)
+    axes.spines[["top", "right", "bottom"]].set_visible(False)
+
+
+def _short(name: str) -> str:
+    return name if len(name) <= 24 else name[:23] + "…"
 
 
 def loss_panel(axes: Axes, losses: Sequence[float], *, title: str = "training loss") -> None:

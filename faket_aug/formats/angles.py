@@ -1,8 +1,8 @@
-"""Tilt angles as files hold them: `.tlt`, `.rawtlt`, `.mdoc`, SHREC's `alignment_simulated.txt`."""
+"""Tilt angles as files hold them: `.tlt`, `.rawtlt`, `.mdoc`, SHREC's files."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -10,9 +10,23 @@ import numpy.typing as npt
 
 from faket_aug._checks import FileFormatError
 from faket_aug.formats._atomic import write_text
+from faket_aug.formats.tilts import (
+    FloatArray,
+    TiltMetadata,
+    angle_column,
+    checked_angles,
+    defocus_fields,
+    lines,
+    numbers,
+)
 from faket_aug.geometry import as_tilt_angles, from_skimage_sign
 
-FloatArray = npt.NDArray[np.float64]
+#: Columns of `simulation_meta.txt`.
+SIMULATION_COLUMNS = (
+    *("DefocusU_um", "DefocusV_um", "DefocusAngle_deg", "Voltage_kV", "SphericalAberration_mm", "AmplitudeContrast"),
+    *("PhaseShift_deg", "PixelSpacing_A", "TiltAngle_deg", "ShiftY_px", "ShiftX_px", "Exposure_e_per_A2"),
+    "AcquisitionOrder",
+)
 
 
 def read_tlt(path: str | Path) -> FloatArray:
@@ -27,7 +41,7 @@ def read_tlt(path: str | Path) -> FloatArray:
     FileFormatError
         If a line does not begin with a number; the message names file and line.
     """
-    return _column(Path(path), 0)
+    return angle_column(path, 0)
 
 
 def read_shrec_alignment(path: str | Path) -> FloatArray:
@@ -37,7 +51,47 @@ def read_shrec_alignment(path: str | Path) -> FloatArray:
     -------
     `(tilt,)`, degrees.
     """
-    return from_skimage_sign(_column(Path(path), 2))
+    return from_skimage_sign(angle_column(path, 2))
+
+
+def read_simulation_meta(path: str | Path) -> TiltMetadata:
+    """Read the `simulation_meta.txt` of a specimen in SHREC's layout: what each of its tilts was made with.
+
+    Angles have SHREC's sign and are **negated**. A tilt is the projection moved by (ShiftY, ShiftX), and the exposure
+    is that in the middle of the tilt; here it is what the specimen had seen before.
+
+    Raises
+    ------
+    FileFormatError
+        If a line holds other than thirteen numbers; the message names file and line.
+    """
+    path = Path(path)
+    columns = " ".join(SIMULATION_COLUMNS)
+    rows = [
+        numbers(line, f"{path}, line {n}", columns, [len(SIMULATION_COLUMNS)])
+        for n, line in lines(path, "SHREC's table of the simulation")
+    ]
+    if not rows:
+        raise FileFormatError(f"{path}: expected a row `{columns}` for each tilt, got none")
+    table = dict(zip(SIMULATION_COLUMNS, np.array(rows).T, strict=True))
+    exposure, order = table["Exposure_e_per_A2"], table["AcquisitionOrder"]
+    return TiltMetadata(
+        sections=np.arange(len(rows)),
+        tilt_angles=from_skimage_sign(table["TiltAngle_deg"]),
+        axis_angle=np.zeros(len(rows)),
+        shifts=np.stack([table["ShiftY_px"], table["ShiftX_px"]], axis=-1),
+        shift_unit="pixel",
+        pixel_size=float(table["PixelSpacing_A"][0]),
+        # The first tilt had half of its own exposure behind it, as had every other.
+        exposure=exposure - exposure[np.argmin(order)],
+        order=order,
+        **defocus_fields(table["DefocusU_um"], table["DefocusV_um"], table["DefocusAngle_deg"]),
+        phase_shift=table["PhaseShift_deg"],
+        voltage_kv=float(table["Voltage_kV"][0]),
+        spherical_aberration_mm=float(table["SphericalAberration_mm"][0]),
+        amplitude_contrast=float(table["AmplitudeContrast"][0]),
+        source=str(path),
+    )
 
 
 def read_mdoc(path: str | Path) -> FloatArray:
@@ -66,7 +120,7 @@ def read_mdoc(path: str | Path) -> FloatArray:
         raise FileFormatError(
             f"{path}: expected an .mdoc with a TiltAngle for every section, got {type(error).__name__}: {error}"
         ) from error
-    return _checked(angles, path)
+    return checked_angles(angles, path)
 
 
 #: Readers of angle files, by the end of the file's name.
@@ -97,10 +151,11 @@ def read_tilt_angles(path: str | Path) -> FloatArray:
     return READERS[path.suffix](path)
 
 
-def find_tilt_angles(stack: Path) -> Path:
+def find_tilt_angles(stack: Path, *, others: Sequence[str] = ()) -> Path:
     """Find the angles that belong to a tilt stack: same stem, or SHREC's file in the same folder.
 
-    `.tlt` (aligned) goes before `.rawtlt`, `.mdoc` and SHREC's.
+    `.tlt` (aligned) goes before `.rawtlt`, `.mdoc` and SHREC's. `others` are names that were looked for before, for the
+    message.
 
     Raises
     ------
@@ -118,7 +173,7 @@ def find_tilt_angles(stack: Path) -> Path:
     for candidate in candidates:
         if candidate.is_file():
             return candidate
-    names = ", ".join(candidate.name for candidate in candidates)
+    names = ", ".join([*others, *(candidate.name for candidate in candidates)])
     raise FileNotFoundError(
         f"{stack}: expected a file of tilt angles beside it, one of {names}, found none; set `tilt_angles`"
     )
@@ -128,28 +183,3 @@ def write_tlt(path: str | Path, tilt_angles: npt.ArrayLike) -> None:
     """Write tilt angles in degrees, one a line."""
     angles = as_tilt_angles(np.asarray(tilt_angles))
     write_text(path, "".join(f"{angle:.4f}\n" for angle in angles))
-
-
-def _column(path: Path, column: int) -> FloatArray:
-    if not path.is_file():
-        raise FileNotFoundError(f"expected a file of tilt angles, found none at {path}")
-    values = []
-    for number, line in enumerate(path.read_text(errors="replace").splitlines(), start=1):
-        words = line.split("#")[0].split()
-        if not words:
-            continue
-        try:
-            values.append(float(words[column]))
-        except (ValueError, IndexError):
-            raise FileFormatError(
-                f"{path}, line {number}: expected a number in column {column + 1}, got {line.strip()!r}"
-            ) from None
-    return _checked(np.array(values), path)
-
-
-def _checked(angles: FloatArray, path: Path) -> FloatArray:
-    if angles.size == 0:
-        raise FileFormatError(f"{path}: expected tilt angles in degrees, got none")
-    if not np.isfinite(angles).all() or np.abs(angles).max() > 180:
-        raise FileFormatError(f"{path}: expected tilt angles within ±180°, got {angles.tolist()}")
-    return angles

@@ -16,6 +16,7 @@ from __future__ import annotations
 import colorsys
 import json
 import os
+import random
 import shutil
 import tempfile
 from collections.abc import Collection, Mapping
@@ -126,12 +127,16 @@ def write_copick(
 
 
 def _copick() -> Any:
+    # What copick imports draws from Python's generator, which is the user's.
+    state = random.getstate()
     try:
         import copick
     except ImportError as error:
         raise ImportError(
             'expected the optional package copick for copick projects; install it: pip install "faket_aug[copick]"'
         ) from error
+    finally:
+        random.setstate(state)
     return copick
 
 

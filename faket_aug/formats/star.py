@@ -5,11 +5,10 @@ subtomogram's (`rlnTomoSubtomogramRot`, ...) and its own within it (`rlnAngleRot
 this order. Its place is the coordinate less the shift `rlnOriginXAngst` (or `rlnOriginX`, in pixels), the shift turned
 by the subtomogram's orientation.
 
-Coordinates: `rlnCoordinateX/Y/Z` of versions 3 and 4 count voxels from 0 (version 4 adds 1 to them itself, before it
-projects with the geometry of IMOD, which counts from 1). `rlnCenteredCoordinateX/Y/ZAngst` of version 5 are Å from the
-tomogram's centre, which is size / 2 in voxels counted from 0, also where the size is odd: in voxels of any size,
-coordinate / voxel_size + size / 2. RELION's own Python picker takes size / 2 - 1 in unbinned pixels; its C++ programs,
-which project and extract, do not.
+Coordinates: `rlnCoordinateX/Y/Z` of versions 3 and 4 count voxels from 0 (version 4 adds 1 to them, and its geometry
+from IMOD takes 1 off again). `rlnCenteredCoordinateX/Y/ZAngst` of version 5 are Å from the tomogram's centre, which is
+size / 2 in voxels counted from 0, also where the size is odd: a voxel index is coordinate / voxel_size + size / 2.
+RELION's own Python picker takes size / 2 - 1 in unbinned pixels; its C++ programs, which project and extract, do not.
 
 References
 ----------
@@ -66,7 +65,10 @@ def write_particles_star(
     shape: Shape | Mapping[str, Shape] | None = None,
     version: int = 5,
 ) -> None:
-    """Write a STAR file of particles that RELION imports: one table, `data_particles`.
+    """Write a STAR file of particles: one table, `data_particles`, without optics groups.
+
+    RELION 4 imports it; RELION 5 takes it as a set of particles and adds the optics groups of the tomograms. RELION's
+    own pixels are those of the tilt-series: scale coordinates of binned tomograms, or use version 5, which counts Å.
 
     Columns: `rlnTomoName` (for version 3 also `rlnMicrographName`), the coordinates, `rlnAngleRot`, `rlnAngleTilt`,
     `rlnAnglePsi`, `rlnClassNumber`, the voxel size in Å (`rlnPixelSize` for version 3, `rlnTomoTiltSeriesPixelSize` for
@@ -198,7 +200,8 @@ def read_particles_star(
         return read_particles_star(particles, voxel_size=voxel_size, shape=shape, class_names=class_names)
     table = _particle_table(blocks, path)
     found: dict[str, ParticleList] = {}
-    for name, part in table.groupby(_tomogram_names(table, path), sort=False):
+    # As an array: a list of one name would be taken for that of a column.
+    for name, part in table.groupby(np.array(_tomogram_names(table, path), dtype=object), sort=False):
         found[str(name)] = _particle_list(part, path, str(name), voxel_size, shape, class_names)
     return found
 

@@ -4,6 +4,7 @@ Nothing else in the package needs this part; any network for volumes trains on a
 """
 
 from faket_aug.picking.clustering import Picks, pick
+from faket_aug.picking.files import write_picks
 from faket_aug.picking.inference import segment
 from faket_aug.picking.losses import tversky_loss
 from faket_aug.picking.network import DeepFinderNet
@@ -36,4 +37,5 @@ __all__ = [
     "pick",
     "segment",
     "tversky_loss",
+    "write_picks",
 ]

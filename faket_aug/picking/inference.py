@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from itertools import pairwise, product
@@ -20,6 +21,8 @@ PRECISIONS = ("float32", "bfloat16")
 TILE_SIZE = 96
 #: Voxels that neighbouring tiles share; DeepFinder's network sees about 32 voxels to each side.
 OVERLAP = 32
+#: Voxel sizes that differ by less, relatively, are the same to a network.
+_SAME_VOXEL_SIZE = 0.02
 
 
 class _Span(NamedTuple):
@@ -41,6 +44,7 @@ def segment(
     precision: str = "float32",
     device: torch.device | str | None = None,
     normalized: bool = False,
+    voxel_size: float | None = None,
 ) -> Tensor:
     """Give every voxel of a tomogram its class, tile by tile.
 
@@ -67,6 +71,8 @@ def segment(
         Where the tiles are computed; the network's own by default.
     normalized
         Whether the tomogram has mean 0 and deviation 1 already; otherwise it is brought there as a whole.
+    voxel_size
+        Å, of the tomogram: compared with that which the network was trained on, where both are known.
 
     Returns
     -------
@@ -76,6 +82,11 @@ def segment(
     ------
     ValueError
         For settings that cannot be, or more than 256 classes.
+
+    Warns
+    -----
+    UserWarning
+        If the tomogram's voxels are more than 2 % larger or smaller than those that the network was trained on.
 
     References
     ----------
@@ -97,6 +108,7 @@ def segment(
             f"expected `tile_size` in multiples of {SIZE_MULTIPLE} and a smaller `overlap` in multiples of "
             f"{2 * SIZE_MULTIPLE}, got {size} and {overlap}"
         )
+    _warn_of_voxel_size(network, voxel_size)
     own = next((parameter.device for parameter in network.parameters()), torch.device("cpu"))
     place = own if device is None else torch.device(device)
     image = tomogram.to(torch.float32)
@@ -113,6 +125,16 @@ def segment(
         network.train(training).to(own)
     z, y, x = tomogram.shape
     return labels[:z, :y, :x].contiguous()
+
+
+def _warn_of_voxel_size(network: nn.Module, voxel_size: float | None) -> None:
+    trained = float(getattr(network, "voxel_size", 0.0))
+    if voxel_size and trained and abs(voxel_size / trained - 1) > _SAME_VOXEL_SIZE:
+        warnings.warn(
+            f"the network was trained on voxels of {trained:g} Å, the tomogram's are {voxel_size:g} Å: particles have "
+            "another size in it; bin or resample the tomogram",
+            stacklevel=3,
+        )
 
 
 def _padded(image: Tensor) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import pairwise
 
 import torch
@@ -12,6 +13,8 @@ from faket_aug._checks import check_ndim, check_positive
 
 #: Two poolings by 2: every side of the input is a multiple of this.
 SIZE_MULTIPLE = 4
+#: Channels at full, half and quarter size.
+WIDTHS = (32, 48, 64)
 
 
 class DeepFinderNet(nn.Module):
@@ -26,11 +29,15 @@ class DeepFinderNet(nn.Module):
         Classes to tell apart, the background among them.
     in_channels
         Channels of the images; 1 for tomograms.
+    widths
+        Channels at full, half and quarter size; DeepFinder's by default. Half of them take a quarter of the time.
+    voxel_size
+        Å, of the tomograms that it is trained on; kept with the weights, so that `segment` can warn of others.
 
     Raises
     ------
     ValueError
-        If there are fewer than two classes, or no channel.
+        If there are fewer than two classes, no channel, or other than three widths.
 
     References
     ----------
@@ -38,22 +45,35 @@ class DeepFinderNet(nn.Module):
     Nature Methods 18 (2021), 1386-1394.
     """
 
-    def __init__(self, classes: int, *, in_channels: int = 1) -> None:
+    def __init__(
+        self, classes: int, *, in_channels: int = 1, widths: Sequence[int] = WIDTHS, voxel_size: float = 0.0
+    ) -> None:
         super().__init__()
         if classes < 2:
             raise ValueError(f"expected `classes` to be 2 or more, the background among them, got {classes}")
         check_positive("in_channels", in_channels)
+        if len(widths) != 3 or min(widths) < 1:
+            raise ValueError(f"expected `widths` of three levels, each 1 or more, got {tuple(widths)}")
+        high, middle, low = widths
         self.classes = classes
         self.in_channels = in_channels
-        self.down_1 = _convolutions(in_channels, 32, 32)
-        self.down_2 = _convolutions(32, 48, 48)
-        self.bottom = _convolutions(48, 64, 64, 64, 64)
-        self.up_2 = _Upsampling(64, 64)
-        self.merge_2 = _convolutions(64 + 48, 48, 48)
-        self.up_1 = _Upsampling(48, 48)
-        self.merge_1 = _convolutions(48 + 32, 32, 32)
-        self.head = nn.Conv3d(32, classes, 1)
+        self.down_1 = _convolutions(in_channels, high, high)
+        self.down_2 = _convolutions(high, middle, middle)
+        self.bottom = _convolutions(middle, low, low, low, low)
+        self.up_2 = _Upsampling(low, low)
+        self.merge_2 = _convolutions(low + middle, middle, middle)
+        self.up_1 = _Upsampling(middle, middle)
+        self.merge_1 = _convolutions(middle + high, high, high)
+        self.head = nn.Conv3d(high, classes, 1)
+        check_positive("voxel_size", voxel_size, zero=True)
+        self.register_buffer("_voxel_size", torch.tensor(float(voxel_size), dtype=torch.float64))
         self.apply(_reset)
+
+    @property
+    def voxel_size(self) -> float:
+        """Å, of the tomograms that it was trained on; 0 where it is not known."""
+        size: Tensor = self.get_buffer("_voxel_size")
+        return float(size)
 
     def forward(self, images: Tensor) -> Tensor:
         """Compute the classes' logits (no softmax).

@@ -1,0 +1,145 @@
+"""Sets of tomograms on disk: settings that are written once, shards, and going on after a stop."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from faket_aug._checks import FileFormatError
+from faket_aug.formats._atomic import make_writable_folder, write_text
+from faket_aug.saving import is_whole, remove_parts
+
+SETTINGS_FILE = "simulation.json"
+PREVIEW_FILE = "preview.png"
+_FORMAT = 1
+#: Seconds after which nobody is writing a small file any more; other shards may be at work beside this one.
+_ABANDONED = 300.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shard:
+    """One part of the work: every `of`-th tomogram, from the `number`-th (counted from 1) on.
+
+    Parameters
+    ----------
+    number, of
+        1 to `of`.
+
+    Raises
+    ------
+    ValueError
+        If `number` lies outside.
+    """
+
+    number: int = 1
+    of: int = 1
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.number <= self.of:
+            raise ValueError(
+                f"expected --shard i/n with i from 1 to n, got {self.number}/{self.of}; a job array that counts from 1 "
+                "fits, as #SBATCH --array=1-10 with --shard $SLURM_ARRAY_TASK_ID/10"
+            )
+
+    @classmethod
+    def parse(cls, text: str) -> Shard:
+        """Read `i/n`."""
+        match = re.fullmatch(r"\s*(\d{1,9})\s*/\s*(\d{1,9})\s*", text)
+        if match is None:
+            raise ValueError(f"expected --shard to be i/n, as 3/10, got {text!r}")
+        return cls(number=int(match[1]), of=int(match[2]))
+
+    def indices(self, count: int) -> range:
+        """Return which of `count` tomograms are this shard's; together, all shards have each once."""
+        return range(self.number - 1, count, self.of)
+
+
+def tomogram_folder(folder: Path, index: int) -> Path:
+    """Return where tomogram `index` of a set is written."""
+    return folder / f"tomogram_{index:04d}"
+
+
+def open_set(folder: Path, settings: Mapping[str, Any], options: Mapping[str, Any]) -> None:
+    """Make the folder of a set, or go on in one that was made with the same settings.
+
+    Parameters
+    ----------
+    folder
+        The set's.
+    settings
+        All that its tomograms depend on, as JSON types.
+    options
+        What they were made from, as a user gives it; kept, but not compared: files may have moved.
+
+    Raises
+    ------
+    ValueError
+        If the folder holds a set of other settings; the message names those that differ.
+    OSError
+        If it cannot be written, or holds other things.
+    """
+    try:
+        make_writable_folder(folder)
+    except OSError as error:
+        raise OSError(
+            f"expected an output folder that can be written, got {folder} ({error.strerror or error}); choose another"
+        ) from error
+    path = folder / SETTINGS_FILE
+    wanted = json.loads(json.dumps(settings))
+    if not path.is_file():
+        found = sorted(entry.name for entry in folder.iterdir() if not entry.name.startswith("."))
+        if found and SETTINGS_FILE not in found:
+            raise FileExistsError(
+                f"expected an empty folder, or one with {SETTINGS_FILE}, got {folder} with {', '.join(found[:3])}; "
+                "choose another"
+            )
+        if SETTINGS_FILE not in found:
+            write_text(
+                path, json.dumps({"format": _FORMAT, "options": dict(options), "settings": wanted}, indent=1) + "\n"
+            )
+    remove_parts(folder, older_than=_ABANDONED)
+    # Read back, too: another shard may have begun the set with other settings at the same moment.
+    differing = describe_differences(read_settings(path), wanted)
+    if differing:
+        raise ValueError(
+            f"expected the settings that {path} was made with, got others for {differing}; go on with those, or "
+            "choose another folder"
+        )
+
+
+def read_settings(path: Path) -> dict[str, Any]:
+    """Read the settings of a set.
+
+    Raises
+    ------
+    FileFormatError
+        If the file is no such file.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise FileFormatError(f"{path}: expected JSON, got {error}") from error
+    if not isinstance(content, dict) or content.get("format") != _FORMAT or not isinstance(content["settings"], dict):
+        raise FileFormatError(f"{path}: expected the settings of a set of tomograms in format {_FORMAT}")
+    settings: dict[str, Any] = content["settings"]
+    return settings
+
+
+def describe_differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+    """Name the settings that differ, with both values where they are short."""
+    names = sorted(name for name in {*before, *now} if before.get(name) != now.get(name))
+    return ", ".join(_difference(name, before.get(name), now.get(name)) for name in names)
+
+
+def _difference(name: str, before: Any, now: Any) -> str:
+    texts = [json.dumps(value) for value in (before, now)]
+    return f"{name} ({texts[1]} instead of {texts[0]})" if max(map(len, texts)) <= 40 else name
+
+
+def missing(folder: Path, *, count: int, shard: Shard) -> list[int]:
+    """List the tomograms of a shard that are not there, or not whole."""
+    return [index for index in shard.indices(count) if not is_whole(tomogram_folder(folder, index))]

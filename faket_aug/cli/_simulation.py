@@ -1,0 +1,232 @@
+"""What `faket-aug simulate` does: specimens and a simulator, and a set of tomograms on disk that they fill."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from faket_aug.cli._figures import save_figure
+from faket_aug.cli._look import draw_look, look_at
+from faket_aug.cli._options import TILT_ANGLES, Options, parse_angles
+from faket_aug.cli._sets import PREVIEW_FILE, Shard, missing, open_set, tomogram_folder
+from faket_aug.cli._source import Source, make_source
+from faket_aug.features import VGG19Features
+from faket_aug.formats.angles import read_tilt_angles
+from faket_aug.noise import NoiseModel
+from faket_aug.saving import is_whole, remove_parts
+from faket_aug.simulator import FakETSimulator, usable_device
+from faket_aug.stylebank import StyleBank
+from faket_aug.tiltseries import TiltSeries
+
+#: Within the folder of a set: hidden, or deep enough that nothing in it is taken for a specimen of the set.
+STYLE_CACHE = ".style_cache"
+COPICK_PROJECT = Path("projects") / "copick"
+_SIMULATOR_OPTIONS = ("step_size", "filter", "binning", "extend", "device", "threads", "quantiles")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Work:
+    """What one run has to do.
+
+    Parameters
+    ----------
+    folder
+        Of the set.
+    options
+        What the tomograms are like.
+    count
+        How many; by default one for each specimen from a file, or one.
+    shard
+        Which of them are this run's.
+    """
+
+    folder: Path
+    options: Options
+    count: int | None
+    shard: Shard
+
+
+@dataclass(frozen=True, kw_only=True)
+class Done:
+    """What came of it: the tomograms of this shard, how many of them were made now, and the picture."""
+
+    of: int
+    made: int
+    preview: Path | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Parts:
+    """What a simulator is made of, before the style is encoded, which takes its time.
+
+    Parameters
+    ----------
+    plain
+        A noiseless simulator with all other settings.
+    noise, style, features
+        What the modality needs of them.
+    """
+
+    plain: FakETSimulator
+    noise: NoiseModel | None
+    style: tuple[TiltSeries, ...]
+    features: VGG19Features | None
+
+    def settings(self, options: Options) -> dict[str, Any]:
+        """Return what the tilts depend on, as JSON types; long things by their hash."""
+        found = self.plain.settings() | {"modality": options.chosen_modality}
+        del found["features"]
+        found["noise"] = None if self.noise is None else hashlib.sha256(self.noise.to_json().encode()).hexdigest()
+        found["style"] = [_digest(series) for series in self.style]
+        found["weights"] = None if self.features is None else self.features.fingerprint
+        return found
+
+    def simulator(self, options: Options, cache: Path) -> FakETSimulator:
+        """Make the simulator, encoding the style or reading it from the cache."""
+        if options.chosen_modality == "noiseless":
+            return self.plain
+        bank = None
+        if self.features is not None:
+            settings: dict[str, Any] = {"device": self.plain.device}
+            if options.style_layers is not None:
+                settings["style_layers"] = options.style_layers
+            if options.quantiles is not None:
+                settings["quantiles"] = options.quantiles
+            bank = StyleBank.build(self.style, self.features, cache=options.style_cache or cache, **settings)
+        return replace(
+            self.plain, modality=options.chosen_modality, noise=self.noise, style=bank, features=self.features
+        )
+
+
+def _digest(series: TiltSeries) -> str:
+    digest = hashlib.sha256(np.ascontiguousarray(series.tilt_angles).tobytes())
+    digest.update(series.tilts.contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def make_parts(options: Options) -> Parts:
+    """Read the style, assume or read the noise, and make what else a simulator needs.
+
+    Raises
+    ------
+    ValueError, FileNotFoundError, FileFormatError, WeightsError
+        If files are missing or wrong, or settings do not go together.
+    """
+    style = tuple(TiltSeries.read(path) for path in options.style)
+    angles = _tilt_angles(options, style)
+    given = {name: getattr(options, name) for name in _SIMULATOR_OPTIONS}
+    plain = FakETSimulator(
+        tilt_angles=angles,
+        modality="noiseless",
+        **{name: value for name, value in given.items() if value is not None},
+    )
+    usable_device(plain.device)
+    modality = options.chosen_modality
+    styled = modality == "faket"
+    return Parts(
+        plain=plain,
+        noise=None if modality == "noiseless" else _noise(options, style, angles),
+        style=style if styled else (),
+        features=VGG19Features(options.weights, precision=options.precision) if styled else None,
+    )
+
+
+def _tilt_angles(options: Options, style: tuple[TiltSeries, ...]) -> Any:
+    if options.tilt_angles is None:
+        return style[0].tilt_angles if style else parse_angles(TILT_ANGLES)
+    return read_tilt_angles(options.tilt_angles) if isinstance(options.tilt_angles, str) else options.tilt_angles
+
+
+def _noise(options: Options, style: tuple[TiltSeries, ...], angles: Any) -> NoiseModel:
+    """Read a noise model, or assume one; without measured tilts, of tilts with mean 0 and deviation 1."""
+    if options.noise is not None:
+        path = Path(options.noise)
+        if not path.is_file():
+            raise FileNotFoundError(f"expected a noise model, found none at {path}; set --noise")
+        try:
+            return NoiseModel.from_json(path.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from error
+    settings: dict[str, Any] = {} if options.snr is None else {"snr": options.snr}
+    if options.quantiles is not None and style:
+        settings["quantiles"] = options.quantiles
+    measured = [(series.tilts, series.tilt_angles) for series in style]
+    if not measured:
+        # Two pixels are enough to say that mean and deviation are 0 and 1.
+        measured = [(torch.tensor([[-1.0, 1.0]]).expand(len(angles), 1, 2), np.asarray(angles))]
+    models = [NoiseModel.assume(*pair, **settings) for pair in measured]
+    return replace(models[0], series=tuple(series for model in models for series in model.series))
+
+
+def run(work: Work, progress: Callable[[int, int], None]) -> Done:
+    """Make the tomograms of a shard that are missing, and the picture of the set's first one.
+
+    Parameters
+    ----------
+    work
+        What is to be done.
+    progress
+        Is told how many tomograms of how many are there.
+    """
+    options, folder = work.options, work.folder
+    source, parts = make_source(options), make_parts(options)
+    count = work.count or source.count or 1
+    open_set(folder, _settings(options, source, parts), options.to_json())
+    mine = work.shard.indices(count)
+    left = missing(folder, count=count, shard=work.shard)
+    progress(len(mine) - len(left), len(mine))
+    maker = _Maker(work=work, source=source, simulator=parts.simulator(options, folder / STYLE_CACHE)) if left else None
+    for number, index in enumerate(left, start=1):
+        assert maker is not None, "there is something to make"
+        maker.make(index)
+        progress(len(mine) - len(left) + number, len(mine))
+    return Done(of=len(mine), made=len(left), preview=_preview(folder) if 0 in mine else None)
+
+
+def _settings(options: Options, source: Source, parts: Parts) -> dict[str, Any]:
+    """Return all that a tomogram of the set depends on, and in which files it is written, by the options' names."""
+    return options.without_paths() | source.settings | parts.settings(options)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Maker:
+    """Makes and writes one tomogram after the other."""
+
+    work: Work
+    source: Source
+    simulator: FakETSimulator
+
+    def make(self, index: int) -> None:
+        """Make tomogram `index` of the set and write it."""
+        options, path = self.work.options, tomogram_folder(self.work.folder, index)
+        given = self.source.make(index)
+        # Under the name of the folder it can be found, read and simulated again.
+        specimen = replace(given, name=path.name)
+        made = self.simulator(specimen, seed=options.seed, tomogram=index)
+        noiseless = None
+        if options.noiseless:
+            clean = replace(self.simulator, modality="noiseless")
+            noiseless = clean(specimen, seed=options.seed, tomogram=index).tomogram
+        made.save(
+            path,
+            formats=options.formats,
+            specimen=specimen if options.density else None,
+            noiseless=noiseless,
+            copick_project=self.work.folder / COPICK_PROJECT,
+            origin={"specimen": given.name} | self.source.settings | {"options": options.to_json()},
+        )
+
+
+def _preview(folder: Path) -> Path | None:
+    """Draw the first tomogram from its files, once."""
+    path, first = folder / PREVIEW_FILE, tomogram_folder(folder, 0)
+    if not path.is_file() and is_whole(first):
+        remove_parts(folder, pattern=f".{PREVIEW_FILE}.*.part")
+        save_figure(draw_look(look_at(first)), path)
+    return path if path.is_file() else None

@@ -1,0 +1,117 @@
+"""`faket-aug compare`: what is a simulated tomogram worth? The paper's comparison as one command."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from faket_aug.picking.arms import ArmResult
+    from faket_aug.picking.comparison import Comparison
+
+CONFIG_COPY = "comparison.json"
+RESULTS = "results.json"
+
+
+def compare(
+    config: Annotated[Path, typer.Argument(help="TOML file with the specimens, the arms and the training.")],
+    output: Annotated[Path, typer.Option(help="Folder of the results, made where it is missing.")] = Path("comparison"),
+    arm: Annotated[
+        list[str] | None, typer.Option(help="Run this arm only (may be given several times).", show_default=False)
+    ] = None,
+    seed: Annotated[
+        list[int] | None, typer.Option(help="Run this seed only (may be given several times).", show_default=False)
+    ] = None,
+) -> None:
+    """Train a picker on each kind of tomograms, and score all of them on the same measured ones.
+
+    Writes a table (table.md, table.csv, per_class.csv), pictures of scores, classes, confusion matrices and learning
+    curves, and all that is needed to repeat it. Run it again after a stop: what is done is not done again, a broken
+    training goes on from its checkpoint. On a cluster, run arms and seeds apart, then once without both options.
+    """
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+    from faket_aug._checks import check_choice
+    from faket_aug.formats._atomic import make_writable_folder
+    from faket_aug.picking.arms import Experiment
+    from faket_aug.picking.comparison import Comparison
+
+    comparison = Comparison.from_toml(config)
+    for name in arm or ():
+        check_choice("--arm", name, comparison.arms)
+    for number in seed or ():
+        check_choice("--seed", number, comparison.seeds)
+    make_writable_folder(output)
+    _keep_settings(comparison, output)
+    experiment = Experiment(comparison, output)
+    console = Console(markup=False, highlight=False)
+    columns = (TextColumn("{task.description:<32}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    results = []
+    with Progress(*columns, console=console) as progress:
+        for number in seed or comparison.seeds:
+            for name in comparison.ordered_arms():
+                if arm and name not in arm:
+                    continue
+                task = progress.add_task(f"{name}, seed {number}", total=None)
+
+                def report(_arm: str, _seed: int, step: int, steps: int, task: object = task) -> None:
+                    progress.update(task, completed=step, total=steps)  # type: ignore[arg-type]
+
+                result = experiment.run(name, number, report)
+                results.append(result)
+                progress.update(task, completed=len(result.losses), total=len(result.losses))
+                line = f"macro-F1 {result.macro_f1:.3f}, localisation F1 {result.localization_f1:.3f}"
+                progress.console.print(f"{name}, seed {number}: {line}", soft_wrap=True)
+    _write(results, output)
+    console.print((output / "table.md").read_text())
+    console.print(f"results in {output}", soft_wrap=True)
+
+
+def _keep_settings(comparison: Comparison, output: Path) -> None:
+    """Write the settings once; another comparison does not mix its results with these."""
+    from faket_aug.formats._atomic import write_text
+
+    path, own = output / CONFIG_COPY, json.loads(json.dumps(comparison.to_dict()))
+    if path.is_file():
+        try:
+            saved = json.loads(path.read_text())
+        except ValueError as error:
+            raise ValueError(f"{path}: expected the settings of a comparison, got a damaged file; remove it") from error
+        # More arms and seeds may come to those that are there.
+        names = (set(saved) | set(own)) - {"arms", "seeds"}
+        other = sorted(name for name in names if saved.get(name) != own.get(name))
+        other += [
+            f"arms.{n}" for n in sorted(set(saved["arms"]) & set(own["arms"])) if saved["arms"][n] != own["arms"][n]
+        ]
+        if other:
+            raise ValueError(
+                f"{path}: expected the same comparison as before, got other settings for {', '.join(other)}; set "
+                "--output to another folder"
+            )
+    write_text(path, json.dumps(own, indent=1))
+
+
+def _write(results: Sequence[ArmResult], output: Path) -> None:
+    from dataclasses import asdict
+
+    from faket_aug.cli import _comparison_figures as figures
+    from faket_aug.cli._figures import save_figure
+    from faket_aug.formats._atomic import write_text
+    from faket_aug.picking.arms import versions
+    from faket_aug.picking.summary import as_csv, as_markdown, per_class_csv
+
+    everything = {"versions": versions(), "results": [asdict(result) for result in results]}
+    write_text(output / RESULTS, json.dumps(everything, indent=1))
+    write_text(output / "table.md", as_markdown(results))
+    write_text(output / "table.csv", as_csv(results))
+    write_text(output / "per_class.csv", per_class_csv(results))
+    save_figure(figures.score_bars(results), output / "scores.png")
+    save_figure(figures.class_bars(results), output / "classes.png")
+    save_figure(figures.confusion_matrices(results), output / "confusion.png")
+    save_figure(figures.learning_curves(results), output / "learning.png")

@@ -1,0 +1,140 @@
+"""RELION 5's tilt-series: one STAR file for each, and one for all of them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from faket_aug._checks import FileFormatError, check_choice
+from faket_aug.formats.tilts import FloatArray, TiltMetadata, defocus_fields, ranks, star_numbers, star_tables
+
+SERIES_FILE = "rlnTomoTiltSeriesStarFile"
+Table = Mapping[str, Sequence[str]]
+
+
+def read_relion(path: str | Path, *, tomogram: str | None = None, series: str | Path | None = None) -> TiltMetadata:
+    """Read a tilt-series of RELION 5, at any stage from import to refinement.
+
+    A specimen is turned by XTilt about x, by YTilt about y, by ZRot about z, and shifted by (XShiftAngst, YShiftAngst):
+    an aligned point (x', y) lies at `(x' cos ZRot − y sin ZRot + XShift, x' sin ZRot + y cos ZRot + YShift)`, counted
+    from pixel `n // 2`, which is this package's own convention. XTilt is kept, not applied. Before the alignment the
+    nominal angles and axis of the microscope are there, and no shifts.
+
+    Parameters
+    ----------
+    path
+        The STAR file of one series (`rlnTomoNominalStageTiltAngle` or `rlnTomoYTilt` a row), or the one of all series
+        (`tilt_series.star`, `tomograms.star`), which also holds voltage, pixel size and handedness.
+    tomogram
+        Which one (`rlnTomoName`), where a file of all holds several.
+    series
+        The file of the series, where a file of all names one that is not there. By default the name is looked up from
+        RELION's project folder, which is above the file, and beside the file.
+
+    Raises
+    ------
+    FileFormatError
+        If the file is damaged or no tilt-series.
+    FileNotFoundError
+        If the file of the series is not found.
+    ValueError
+        If `tomogram` is none of the file's.
+
+    References
+    ----------
+    RELION 5, `src/jaz/tomography/tomogram.cpp`, `setProjectionMatrix` (the convention, and the centre).
+    """
+    path = Path(path)
+    tables = star_tables(path)
+    everything = next((table for table in tables.values() if SERIES_FILE in table), None)
+    if everything is None:
+        return _series(path, _tilt_table(path, tables))
+    row = _row_of(path, everything, tomogram)
+    own = Path(series) if series is not None else _find(path, everything[SERIES_FILE][row])
+    found = _series(own, _tilt_table(own, star_tables(own)))
+    return replace(found, **_microscope(path, everything, row), source=str(own))
+
+
+def _tilt_table(path: Path, tables: Mapping[str, Table]) -> Table:
+    for table in tables.values():
+        if "rlnTomoYTilt" in table or "rlnTomoNominalStageTiltAngle" in table:
+            return table
+    raise FileFormatError(
+        f"{path}: expected a tilt-series of RELION 5 with _rlnTomoYTilt or _rlnTomoNominalStageTiltAngle, or a table "
+        f"of them with _{SERIES_FILE}, got blocks {', '.join(tables) or 'none'} without"
+    )
+
+
+def _row_of(path: Path, table: Table, tomogram: str | None) -> int:
+    names = list(table.get("rlnTomoName", []))
+    if tomogram is None and len(table[SERIES_FILE]) == 1:
+        return 0
+    if tomogram is None:
+        raise ValueError(f"{path}: expected to be told which of {', '.join(names)} to read; set `tomogram`")
+    check_choice("tomogram", tomogram, names)
+    return names.index(tomogram)
+
+
+def _find(path: Path, name: str) -> Path:
+    """Find a series: named from the project's folder, which is one above, or beside the file."""
+    tried = [folder / name for folder in (path.parent, *path.resolve().parents)]
+    tried += [path.parent / "tilt_series" / Path(name).name, path.parent / Path(name).name]
+    for candidate in tried:
+        if candidate.is_file():
+            return candidate
+    raise FileNotFoundError(
+        f"{path}: expected the tilt-series {name} that it names, below one of the folders above it or beside it, found "
+        "none; set `series`"
+    )
+
+
+def _series(path: Path, table: Table) -> TiltMetadata:
+    def column(*names: str) -> FloatArray | None:
+        return next((v for name in names if (v := star_numbers(table, name, path)) is not None), None)
+
+    angles = column("rlnTomoYTilt", "rlnTomoNominalStageTiltAngle")
+    if angles is None or not len(angles):
+        raise FileFormatError(f"{path}: expected a row for each tilt, got none")
+    x, y = column("rlnTomoXShiftAngst"), column("rlnTomoYShiftAngst")
+    exposure = column("rlnMicrographPreExposure")
+    return TiltMetadata(
+        sections=np.arange(len(angles)),
+        tilt_angles=angles,
+        axis_angle=column("rlnTomoZRot", "rlnTomoNominalTiltAxisAngle"),
+        shifts=None if x is None or y is None else np.stack([y, x], axis=-1),
+        x_tilts=column("rlnTomoXTilt"),
+        exposure=exposure,
+        order=None if exposure is None else ranks(exposure).astype(np.float64),
+        phase_shift=column("rlnPhaseShift"),
+        paths=tuple(table.get("rlnMicrographMovieName", table.get("rlnMicrographName", ()))) or None,
+        source=str(path),
+        **_defocus(*map(column, ("rlnDefocusU", "rlnDefocusV", "rlnDefocusAngle", "rlnTomoNominalDefocus"))),
+    )
+
+
+def _defocus(
+    u: FloatArray | None, v: FloatArray | None, angle: FloatArray | None, nominal: FloatArray | None
+) -> dict[str, Any]:
+    """Turn Å into µm; before the CTF is fitted there is the nominal value, negative for underfocus, in µm."""
+    if u is not None and v is not None:
+        return defocus_fields(u * 1e-4, v * 1e-4, np.zeros(len(u)) if angle is None else angle)
+    return {} if nominal is None else {"defocus_um": -nominal}
+
+
+def _microscope(path: Path, table: Table, row: int) -> dict[str, Any]:
+    def value(name: str) -> float | None:
+        column = star_numbers(table, name, path)
+        return None if column is None else float(column[row])
+
+    hand = value("rlnTomoHand")
+    return {
+        "voltage_kv": value("rlnVoltage"),
+        "spherical_aberration_mm": value("rlnSphericalAberration"),
+        "amplitude_contrast": value("rlnAmplitudeContrast"),
+        "handedness": None if hand is None else int(np.sign(hand)),
+        "pixel_size": value("rlnTomoTiltSeriesPixelSize") or value("rlnMicrographOriginalPixelSize") or 0.0,
+    }

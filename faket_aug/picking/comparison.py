@@ -1,0 +1,227 @@
+"""What a comparison of training data is: its specimens, its arms, and how each is trained; read from a TOML file."""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any, Self
+
+from faket_aug._checks import FileFormatError, check_choice, check_count, check_positive
+from faket_aug.picking.clustering import BANDWIDTH, METHODS
+from faket_aug.picking.inference import OVERLAP, PRECISIONS, TILE_SIZE
+from faket_aug.picking.network import WIDTHS
+from faket_aug.picking.training import LEARNING_RATE
+from faket_aug.simulator import MODALITIES
+from faket_aug.style import STYLE_LAYERS
+
+#: Where an arm's patches come from: tomograms of the target's own tilt-series, or simulated ones.
+SOURCES = ("measured", "simulated")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Arm:
+    """One kind of training data.
+
+    Parameters
+    ----------
+    source
+        `"measured"`: the target's own labelled tomograms (BENCHMARK); `"simulated"`: made from the specimens.
+    modality
+        Of the simulation, see `FakETSimulator`.
+    weights
+        Of the encoder, in place of the comparison's: `"random"` for FAKET_RANDOM.
+    start
+        Name of the arm whose network (of the same seed) this one goes on from.
+    tomograms
+        How many of the training specimens to use; all by default.
+    steps, learning_rate
+        In place of the comparison's.
+    simulator
+        More settings of `FakETSimulator`.
+    """
+
+    source: str = "simulated"
+    modality: str = "faket"
+    weights: str | None = None
+    start: str | None = None
+    tomograms: int | None = None
+    steps: int | None = None
+    learning_rate: float | None = None
+    simulator: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        check_choice("source", self.source, SOURCES)
+        check_choice("modality", self.modality, MODALITIES)
+        for name in ("tomograms", "steps"):
+            if getattr(self, name) is not None:
+                check_count(name, getattr(self, name))
+        if self.learning_rate is not None:
+            check_positive("learning_rate", self.learning_rate)
+
+
+#: The published comparison.
+PAPER_ARMS: Mapping[str, Arm] = {
+    "BENCHMARK": Arm(source="measured"),
+    "NOISELESS": Arm(modality="noiseless"),
+    "BASELINE": Arm(modality="baseline"),
+    "NOISY": Arm(modality="noisy"),
+    "FAKET": Arm(),
+    "FAKET_RANDOM": Arm(weights="random"),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """A whole comparison: every arm is trained with every seed, and scored on the same measured tomograms.
+
+    Labels of the validation specimen choose the step and the sizes of picks; those of the test specimens touch the
+    score only.
+
+    Parameters
+    ----------
+    train, validation, test
+        Folders in SHREC's layout, each with the target's `projections.mrc` and `alignment_simulated.txt`.
+    arms
+        By name.
+    seeds
+        Of all chance; each arm is trained once with each.
+    style
+        Folders or stacks of unlabelled tilt-series; those of `train` by default.
+    weights
+        Encoder weights: a file, `"torchvision"` or `"random"`.
+    style_layers
+        ReLUs of VGG-19.
+    z_range
+        As for `GrandModel.from_shrec`.
+    filter
+        Of the reconstruction, of measured and simulated tilts alike.
+    steps, batch_size, patch_size, shift, patches_per_tomogram, learning_rate, cross_entropy, class_balanced
+        Of the training; as published by default, at 70 epochs of 100 steps.
+    validate_every, validation_patches
+        Steps between validations, and how many patches of the validation tomogram give its loss.
+    widths
+        Of the network.
+    precision
+        Of network and encoder.
+    tile_size, overlap
+        Of the segmentation.
+    picking, bandwidth
+        How picks are found in a segmented tomogram.
+    skip
+        Classes that the score leaves out.
+    device, threads, workers
+        Where it all runs.
+    """
+
+    train: Sequence[str]
+    validation: str
+    test: Sequence[str]
+    arms: Mapping[str, Arm]
+    seeds: Sequence[int] = (0,)
+    style: Sequence[str] = ()
+    weights: str = "torchvision"
+    style_layers: Sequence[int] = STYLE_LAYERS
+    z_range: str | None = "auto"
+    filter: str = "shrec"
+    steps: int = 7000
+    batch_size: int = 25
+    patch_size: int = 56
+    shift: int = 13
+    patches_per_tomogram: int = 250
+    learning_rate: float = LEARNING_RATE
+    cross_entropy: float = 0.0
+    class_balanced: bool = True
+    validate_every: int = 500
+    validation_patches: int = 100
+    widths: Sequence[int] = WIDTHS
+    precision: str = "float32"
+    tile_size: int = TILE_SIZE
+    overlap: int = OVERLAP
+    picking: str = "mean-shift"
+    bandwidth: float = BANDWIDTH
+    skip: Sequence[str] = ()
+    device: str = "cpu"
+    threads: int = 1
+    workers: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("train", "test", "arms", "seeds"):
+            if not getattr(self, name):
+                raise ValueError(f"expected at least one entry in `{name}`, got none")
+        for name in ("steps", "batch_size", "patch_size", "patches_per_tomogram", "validate_every", "threads"):
+            check_count(name, getattr(self, name))
+        check_choice("precision", self.precision, PRECISIONS)
+        check_choice("picking", self.picking, METHODS)
+        shared = sorted({str(Path(a)) for a in (*self.train, self.validation)} & {str(Path(a)) for a in self.test})
+        if shared or str(Path(self.validation)) in {str(Path(a)) for a in self.train}:
+            raise ValueError(
+                f"expected different specimens for training, validation and test, got {shared or self.validation} twice"
+            )
+        for name, arm in self.arms.items():
+            if arm.start is not None and arm.start not in self.arms:
+                raise ValueError(f"arm {name}: expected `start` to be one of {', '.join(self.arms)}, got {arm.start!r}")
+            if arm.tomograms is not None and arm.tomograms > len(self.train):
+                raise ValueError(
+                    f"arm {name}: expected at most {len(self.train)} `tomograms`, as many as `train`, got "
+                    f"{arm.tomograms}"
+                )
+        self.ordered_arms()
+
+    def ordered_arms(self) -> list[str]:
+        """Names of the arms, each after the one that it starts from.
+
+        Raises
+        ------
+        ValueError
+            If arms start from each other in a circle.
+        """
+        done: list[str] = []
+        while len(done) < len(self.arms):
+            ready = [n for n, arm in self.arms.items() if n not in done and (arm.start is None or arm.start in done)]
+            if not ready:
+                left = ", ".join(name for name in self.arms if name not in done)
+                raise ValueError(f"expected arms whose `start` leads to one without, got a circle of {left}")
+            done += ready
+        return done
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return all settings as JSON types."""
+        return {**asdict(self), "arms": {name: asdict(arm) for name, arm in self.arms.items()}}
+
+    @classmethod
+    def from_toml(cls, path: str | Path) -> Self:
+        """Read a comparison: the settings above at the top, and a table `[arms.NAME]` for each arm.
+
+        Relative paths are taken from the file's folder. Without any arm it is the published set, `PAPER_ARMS`.
+
+        Raises
+        ------
+        FileNotFoundError, FileFormatError
+            If there is no such file, it is no TOML, or a setting is unknown or cannot be; the message names the file.
+        """
+        path = Path(path)
+        if not path.is_file():
+            raise FileNotFoundError(f"expected a comparison's TOML file, found none at {path}")
+        try:
+            table = tomllib.loads(path.read_text(encoding="utf-8"))
+            arms = {name: Arm(**_known(Arm, entry, f"arms.{name}")) for name, entry in table.pop("arms", {}).items()}
+            settings = _known(cls, table, "the top")
+            for name in ("train", "test", "style"):
+                settings[name] = [str(path.parent / entry) for entry in settings.get(name, [])]
+            if "validation" in settings:
+                settings["validation"] = str(path.parent / settings["validation"])
+            if settings.get("weights", "torchvision") not in ("torchvision", "random"):
+                settings["weights"] = str(path.parent / settings["weights"])
+            return cls(arms=arms or PAPER_ARMS, **settings)
+        except (ValueError, TypeError, AttributeError) as error:
+            raise FileFormatError(f"{path}: {error}") from error
+
+
+def _known(kind: type, table: Mapping[str, Any], where: str) -> dict[str, Any]:
+    names = [entry.name for entry in fields(kind)]
+    unknown = sorted(set(table) - set(names))
+    if unknown:
+        raise ValueError(f"expected settings among {', '.join(names)} at {where}, got {', '.join(unknown)}")
+    return dict(table)

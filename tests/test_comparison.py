@@ -1,0 +1,267 @@
+"""Comparisons of training data: settings, one arm from data to score, resume, tables and pictures."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from faket_aug import FileFormatError, TiltSeries, project
+from faket_aug.cli import app
+from faket_aug.formats.mrc import write_mrc
+from faket_aug.picking.arms import ArmResult, Experiment, measured_tomogram, read_result
+from faket_aug.picking.comparison import Arm, Comparison
+from faket_aug.picking.summary import as_csv, as_markdown, class_f1, estimate, estimates, summed_confusion
+from tests._helpers import ANGLES, correlation, generator, narrow_state, specimen, write_shrec
+
+pytestmark = [
+    # A DataLoader draws a seed when it is iterated.
+    pytest.mark.touches_global_rng,
+]
+EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Four specimens with measured tilts, an encoder, and a comparison's file."""
+    root = tmp_path_factory.mktemp("comparison")
+    for index in range(4):
+        thing = specimen(index, shape=(16, 32, 32))
+        folder = write_shrec(root / f"model_{index}", thing)
+        clean = -project(thing.density, ANGLES)
+        measured = clean + clean.std() * torch.randn(clean.shape, generator=generator(index)) + 50
+        write_mrc(folder / "projections.mrc", measured, voxel_size=10.0)
+        rows = "".join(f"0 0 {-angle}\n" for angle in ANGLES)
+        (folder / "alignment_simulated.txt").write_text("# comment\n" * 6 + rows)
+    torch.save(narrow_state(), root / "vgg.pth")
+    (root / "small.toml").write_text(SMALL)
+    return root
+
+
+SMALL = """
+train = ["model_0", "model_1"]
+validation = "model_2"
+test = ["model_3"]
+seeds = [0, 1]
+weights = "vgg.pth"
+style_layers = [1, 6]
+filter = "hann"
+steps = 4
+batch_size = 2
+patch_size = 8
+shift = 2
+patches_per_tomogram = 4
+validate_every = 2
+validation_patches = 4
+learning_rate = 0.01
+widths = [4, 4, 4]
+tile_size = 16
+overlap = 8
+picking = "components"
+
+[arms.BENCHMARK]
+source = "measured"
+
+[arms.FAKET]
+simulator = {content_layers = [3]}
+
+[arms."FAKET + fine-tuning"]
+start = "FAKET"
+source = "measured"
+tomograms = 1
+steps = 2
+"""
+
+
+def _small(folders: Path, **settings: Any) -> Comparison:
+    made = Comparison.from_toml(folders / "small.toml")
+    return Comparison(**{**{name: getattr(made, name) for name in asdict(made)}, **settings})
+
+
+def test_reads_settings(folders: Path) -> None:
+    """Paths are the file's own; every arm has its table."""
+    made = _small(folders)
+    assert made.train == [str(folders / "model_0"), str(folders / "model_1")]
+    assert made.weights == str(folders / "vgg.pth")
+    assert list(made.arms) == ["BENCHMARK", "FAKET", "FAKET + fine-tuning"]
+    assert made.arms["FAKET + fine-tuning"] == Arm(source="measured", start="FAKET", tomograms=1, steps=2)
+    assert json.loads(json.dumps(made.to_dict()))["arms"]["FAKET"]["modality"] == "faket"
+
+
+def test_published_settings() -> None:
+    """The ready file holds the published training and arms."""
+    made = Comparison.from_toml(EXAMPLES / "compare_shrec2021.toml")
+    assert (made.patch_size, made.batch_size, made.shift, made.steps) == (56, 25, 13, 7000)
+    assert (made.learning_rate, tuple(made.widths)) == (1e-4, (32, 48, 64))
+    assert made.ordered_arms()[-1] == "FAKET + fine-tuning"
+    assert {"BENCHMARK", "NOISELESS", "BASELINE", "NOISY", "FAKET", "FAKET_RANDOM"} < set(made.arms)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"test": []}, "at least one entry in `test`"),
+        ({"test": ["model_0"], "train": ["model_0"]}, "different specimens for training, validation and test"),
+        ({"arms": {"A": Arm(start="B")}}, "arm A: expected `start` to be one of A, got 'B'"),
+        ({"arms": {"A": Arm(start="B"), "B": Arm(start="A")}}, "a circle of A, B"),
+        ({"arms": {"A": Arm(tomograms=5)}}, "arm A: expected at most 2 `tomograms`"),
+        ({"picking": "guess"}, "'components', 'mean-shift', got 'guess'"),
+    ],
+)
+def test_bad_settings(folders: Path, change: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        _small(folders, **change)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("train = [", "bad.toml: "),
+        ("nonsense = 1", "bad.toml: expected settings among train, .* at the top, got nonsense"),
+        ('[arms.A]\nmodalty = "noisy"', "expected settings among source, .* at arms.A, got modalty"),
+        ('[arms.A]\nmodality = "nosy"', "'noisy', 'content', 'faket', got 'nosy'"),
+        ("", "bad.toml: .*missing .* 'validation'"),
+    ],
+)
+def test_bad_files(tmp_path: Path, text: str, message: str) -> None:
+    (tmp_path / "bad.toml").write_text(text)
+    with pytest.raises(FileFormatError, match=message):
+        Comparison.from_toml(tmp_path / "bad.toml")
+    with pytest.raises(FileNotFoundError, match="expected a comparison's TOML file, found none"):
+        Comparison.from_toml(tmp_path / "none.toml")
+
+
+def test_measured_tomogram_lies_on_its_labels(folders: Path) -> None:
+    """The measured tilts' tomogram is dark where the labels are, and nowhere mirrored."""
+    made = measured_tomogram(folders / "model_0", filter="hann")
+    thing = specimen(0, shape=(16, 32, 32))
+    assert made.tomogram.shape == thing.labels.shape
+    here = correlation(-made.tomogram, thing.density)
+    others = [correlation(-made.tomogram.flip(axes), thing.density) for axes in ((0,), (1,), (2,), (0, 2))]
+    assert here > 0.4
+    assert here > max(others) + 0.2
+
+
+def test_measured_tilts_of_another_width(folders: Path, tmp_path: Path) -> None:
+    folder = write_shrec(tmp_path / "model", specimen(0, shape=(16, 32, 32)))
+    write_mrc(folder / "projections.mrc", torch.rand(5, 48, 48), voxel_size=10.0)
+    (folder / "alignment_simulated.txt").write_text("".join(f"0 0 {angle}\n" for angle in ANGLES))
+    with pytest.raises(FileFormatError, match="tilts as wide as the labels, 32, or a whole factor wider, got 48"):
+        measured_tomogram(folder, filter="hann")
+
+
+@pytest.mark.slow
+def test_arms_from_data_to_score(folders: Path, tmp_path: Path) -> None:
+    """All arms run; a broken one goes on to the same result; what is done is read; fine-tuning starts from its arm."""
+    made = _small(folders)
+    whole, parts = Experiment(made, tmp_path / "whole"), Experiment(made, tmp_path / "parts")
+    results = [whole.run(name, 0) for name in made.ordered_arms()]
+    assert [len(result.losses) for result in results] == [4, 4, 2]
+    assert all(0 <= result.macro_f1 <= 1 for result in results)
+
+    def stop(arm: str, seed: int, step: int, steps: int) -> None:
+        if step == 3:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        parts.run("FAKET", 0, stop)
+    assert asdict(parts.run("FAKET", 0)) == asdict(results[1])
+    assert asdict(read_result(whole.folder("FAKET", 0) / "result.json")) == asdict(results[1])
+    assert whole.run("BENCHMARK", 0).losses == results[0].losses
+    # The seeds differ; the first weights are the seed's, whatever the arm.
+    first = {name: next(whole.network(0).parameters()) for name in made.arms}
+    assert all(torch.equal(first["FAKET"], other) for other in first.values())
+    assert not torch.equal(first["FAKET"], next(whole.network(1).parameters()))
+
+
+@pytest.mark.slow
+def test_command(folders: Path, tmp_path: Path) -> None:
+    """The command writes tables and pictures, resumes, and refuses to mix other settings in."""
+    arguments = ["compare", str(folders / "small.toml"), "--output", str(tmp_path / "out")]
+    some = [*arguments, "--arm", "BENCHMARK", "--arm", "FAKET", "--seed", "0"]
+    done = CliRunner().invoke(app, some, catch_exceptions=False)
+    assert done.exit_code == 0
+    written = {path.name for path in (tmp_path / "out").iterdir() if path.is_file()}
+    tables = {"table.md", "table.csv", "per_class.csv", "results.json", "comparison.json"}
+    assert written == tables | {"scores.png", "classes.png", "confusion.png", "learning.png"}
+    assert [row["arm"] for row in csv.DictReader((tmp_path / "out" / "table.csv").read_text().splitlines())] == [
+        "BENCHMARK",
+        "FAKET",
+    ]
+    before = (tmp_path / "out" / "results.json").read_bytes()
+    assert CliRunner().invoke(app, some, catch_exceptions=False).exit_code == 0
+    assert (tmp_path / "out" / "results.json").read_bytes() == before
+    (folders / "other.toml").write_text(SMALL.replace("steps = 4", "steps = 6", 1))
+    other = ["compare", str(folders / "other.toml"), *arguments[2:]]
+    with pytest.raises(ValueError, match="the same comparison as before, got other settings for steps"):
+        CliRunner().invoke(app, other, catch_exceptions=False)
+    with pytest.raises(ValueError, match="`--arm` to be one of 'BENCHMARK', .* got 'X'"):
+        CliRunner().invoke(app, [*arguments, "--arm", "X"], catch_exceptions=False)
+
+
+def _result(arm: str, seed: int, f1: float, confusion: list[list[int]]) -> ArmResult:
+    per_class = {"background": {"f1": 0.0}, "A": {"f1": f1}, "B": {"f1": None}}
+    labels = ["background", "A", "B"]
+    score = {"macro_f1": f1, "localization_f1": f1 / 2, "per_class": per_class, "labels": labels}
+    return ArmResult(
+        arm=arm,
+        seed=seed,
+        scores={"test": score | {"confusion": confusion}},
+        min_sizes={},
+        losses=[1.0],
+        validations=[],
+        best_step=1,
+    )
+
+
+def test_tables() -> None:
+    """Means over seeds, intervals that hold them, classes and confusion added up."""
+    results = [_result("X", seed, f1, [[0, 0, 0], [1, 2, 0], [0, 0, 0]]) for seed, f1 in enumerate((0.2, 0.4, 0.6))]
+    results.append(_result("Y", 0, 0.5, [[0, 0, 0], [0, 3, 0], [0, 0, 0]]))
+    table = estimates(results)
+    assert table["X"]["macro_f1"].mean == pytest.approx(0.4)
+    assert table["X"]["localization_f1"].values == pytest.approx((0.1, 0.2, 0.3))
+    assert class_f1(results) == {"X": {"A": pytest.approx(0.4)}, "Y": {"A": 0.5}}
+    labels, counts = summed_confusion(results[:3])
+    assert labels == ["background", "A"]
+    assert counts.tolist() == [[0, 0], [3, 6]]
+    rows = list(csv.DictReader(io.StringIO(as_csv(results))))
+    assert [(row["arm"], row["seeds"], row["macro_f1_mean"]) for row in rows] == [
+        ("X", "3", "0.4000"),
+        ("Y", "1", "0.5000"),
+    ]
+    assert "| Y | 0.250 [0.250, 0.250] (0.250) | 0.500 [0.500, 0.500] (0.500) | 1 |" in as_markdown(results)
+
+
+def test_bootstrap_intervals() -> None:
+    """For many values the intervals are those of the mean's normal distribution; they are the same each time."""
+    values = np.random.default_rng(1).normal(3.0, 1.0, 400)
+    entry = estimate(values.tolist())
+    error = values.std() / 20
+    assert (entry.high_68 - entry.low_68) / 2 == pytest.approx(error, rel=0.1)
+    assert (entry.high_95 - entry.low_95) / 2 == pytest.approx(1.96 * error, rel=0.1)
+    assert entry == estimate(values.tolist())
+    with pytest.raises(ValueError, match="at least one value to average"):
+        estimate([])
+
+
+def test_damaged_result(tmp_path: Path) -> None:
+    (tmp_path / "result.json").write_text("{}")
+    with pytest.raises(
+        FileFormatError, match="result.json: expected an arm's result, .* remove it to run the arm again"
+    ):
+        read_result(tmp_path / "result.json")
+
+
+def test_style_may_be_given(folders: Path, tmp_path: Path) -> None:
+    made = _small(folders, style=(str(folders / "model_2"),))
+    (series,) = Experiment(made, tmp_path).style
+    assert torch.equal(series.tilts, TiltSeries.read(folders / "model_2").tilts)
