@@ -109,11 +109,12 @@ def make_dataset(args: argparse.Namespace, style: list[fa.TiltSeries]) -> fa.Fak
 
 
 def train(
-    args: argparse.Namespace, dataset: fa.FakETDataset, classes: int, rank: int
+    args: argparse.Namespace, dataset: fa.FakETDataset, first: fa.GrandModel, rank: int
 ) -> tuple[DeepFinderNet, list[float]]:
     """Train up to `--steps` steps, from the checkpoint where there is one; return the network and the losses."""
     torch.manual_seed(args.seed)  # of the network's first weights; all other chance is the dataset's
-    network = DeepFinderNet(classes).to(args.device)
+    classes = 1 + max(first.class_names, default=int(first.labels.max()))
+    network = DeepFinderNet(classes, voxel_size=first.label_voxel_size).to(args.device)
     spawn: dict[str, Any] = {"multiprocessing_context": "spawn", "persistent_workers": True} if args.workers else {}
     loader = DataLoader(dataset, batch_size=args.batch_size, num_workers=args.workers, **spawn)
     settings = TrainingSettings(
@@ -187,18 +188,15 @@ def main() -> None:
     args = arguments()
     try:
         with distributed_job(args.device) as rank:
-            first, style = (
-                fa.GrandModel.from_shrec(args.specimens[0]),
-                [fa.TiltSeries.read(path) for path in args.style],
-            )
+            first = fa.GrandModel.from_shrec(args.specimens[0])
+            style = [fa.TiltSeries.read(path) for path in args.style]
             if args.patch_size > min(first.labels.shape):
                 shape = tuple(first.labels.shape)
                 raise ValueError(
                     f"{first.name}: expected --patch-size to fit its {shape} voxels, got {args.patch_size}"
                 )
             dataset = make_dataset(args, style)
-            classes = 1 + max(first.class_names, default=int(first.labels.max()))
-            network, losses = train(args, dataset, classes, rank)
+            network, losses = train(args, dataset, first, rank)
         if rank > 0:
             return
         # An address of chance that the training never uses.
