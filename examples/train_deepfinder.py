@@ -6,6 +6,10 @@ From specimens in SHREC's layout and a few unlabelled tilt-series of your own mi
 
 Writes OUTPUT/checkpoint.pt every so many steps, and OUTPUT/preview.png at the end. The same command goes on from the
 checkpoint of a stopped run; on a CPU the weights are then, bit for bit, those of a run that was never stopped.
+On several GPUs, or processes, each simulates tomograms of its own (--batch-size patches a step in each):
+
+    torchrun --nproc-per-node=2 examples/train_deepfinder.py --device cuda ...
+
 The defaults are DeepFinder's, meant for a GPU (--device cuda). Two CPU cores make a step a second or so with
 --batch-size 4 --patch-size 32 --lr 1e-3, once a tomogram is there (10 to 20 seconds for 41 tilts of 256²).
 """
@@ -13,7 +17,6 @@ The defaults are DeepFinder's, meant for a GPU (--device cuda). Two CPU cores ma
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -22,7 +25,6 @@ import torch
 from matplotlib.figure import Figure
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-from torch.nn.functional import cross_entropy
 from torch.utils.data import DataLoader
 
 import faket_aug as fa
@@ -30,7 +32,11 @@ from faket_aug.cli._figures import loss_panel, save_figure, slice_with_labels, t
 from faket_aug.features import cpu_has_bfloat16
 from faket_aug.filters import FILTERS
 from faket_aug.patches import normalize
-from faket_aug.picking import DeepFinderNet, tversky_loss
+from faket_aug.picking import DeepFinderNet, RankError, TrainingSettings, distributed_job, fit
+from faket_aug.picking.logs import LOGS
+
+#: How errors name an argument, and what it is called here.
+OPTIONS = {"`resume=False`": "--no-resume", "`output`": "--output", "`learning_rate`": "--lr"}
 
 
 class HelpFormatter(argparse.RawDescriptionHelpFormatter, argparse.ArgumentDefaultsHelpFormatter):
@@ -71,6 +77,7 @@ def arguments() -> argparse.Namespace:
     add("--checkpoint-every", type=int, default=100, metavar="N", help="steps")
     text = "go on from the checkpoint; without either, where there is one"
     add("--resume", action=argparse.BooleanOptionalAction, default=argparse.SUPPRESS, help=text)
+    add("--log", choices=LOGS, default="none", help="of the losses, in OUTPUT")
     add("--workers", type=int, default=0, metavar="N", help="processes that simulate; 0: a thread of this one")
     add("--seed", type=int, default=0, help="of all chance")
     add("--device", default="cpu", help="cpu or cuda")
@@ -101,87 +108,44 @@ def make_dataset(args: argparse.Namespace, style: list[fa.TiltSeries]) -> fa.Fak
     return fa.FakETDataset(fa.ShrecSpecimens(args.specimens), simulator, **patches)
 
 
-def train(args: argparse.Namespace, dataset: fa.FakETDataset, classes: int) -> tuple[DeepFinderNet, list[float]]:
+def train(
+    args: argparse.Namespace, dataset: fa.FakETDataset, first: fa.GrandModel, rank: int
+) -> tuple[DeepFinderNet, list[float]]:
     """Train up to `--steps` steps, from the checkpoint where there is one; return the network and the losses."""
     torch.manual_seed(args.seed)  # of the network's first weights; all other chance is the dataset's
-    network = DeepFinderNet(classes).to(args.device)
-    optimizer = torch.optim.Adam(network.parameters(), lr=args.lr)
-    losses, epoch = list[float](), 0
-    path, settings = args.output / "checkpoint.pt", settings_of(args, dataset, classes)
-    if getattr(args, "resume", path.exists()):
-        state = load_checkpoint(path, settings)
-        network.load_state_dict(state["model"])
-        optimizer.load_state_dict(state["optimizer"])
-        dataset.load_state_dict(state["dataset"])
-        losses, epoch = state["losses"], state["epoch"]
-    loading: dict[str, Any] = {"batch_size": args.batch_size, "num_workers": args.workers}
+    classes = 1 + max(first.class_names, default=int(first.labels.max()))
+    network = DeepFinderNet(classes, voxel_size=first.label_voxel_size).to(args.device)
     spawn: dict[str, Any] = {"multiprocessing_context": "spawn", "persistent_workers": True} if args.workers else {}
-    loader = DataLoader(dataset, **loading, **spawn)
+    loader = DataLoader(dataset, batch_size=args.batch_size, num_workers=args.workers, **spawn)
+    settings = TrainingSettings(
+        steps=args.steps,
+        learning_rate=args.lr,
+        cross_entropy=args.cross_entropy,
+        precision=args.precision,
+        checkpoint_every=args.checkpoint_every,
+    )
     columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
-    with Progress(*columns, console=Console(stderr=True)) as progress:
-        task = progress.add_task("first tomogram", total=args.steps, completed=len(losses))
-        while len(losses) < args.steps:
-            dataset.set_epoch(epoch)
-            for batches, batch in enumerate(loader, start=1):
-                labels = batch["label"].to(args.device)
-                logits = predict(network, batch["image"].to(args.device), args.precision).float()
-                loss = tversky_loss(logits, labels) + args.cross_entropy * cross_entropy(logits, labels)
-                optimizer.zero_grad()
-                loss.backward()
-                optimizer.step()
-                losses.append(loss.item())
-                step = len(losses)
-                progress.update(task, completed=step, description=f"loss {losses[-1]:.3f}")
-                if step % args.checkpoint_every == 0 or step == args.steps:
-                    state = {"settings": settings, "epoch": epoch, "losses": losses, "model": network.state_dict()}
-                    position = dataset.state_dict(batches=batches, **loading)
-                    save_checkpoint(path, state | {"optimizer": optimizer.state_dict(), "dataset": position})
-                    progress.console.print(f"step {step}: loss {losses[-1]:.3f}, saved to {path}", soft_wrap=True)
-                if step == args.steps:
-                    break
-            else:
-                epoch += 1
-    return network, losses
+    with Progress(*columns, console=Console(stderr=True), disable=rank > 0) as progress:
+        task = progress.add_task("first tomogram", total=args.steps)
 
+        def on_step(step: int, loss: float) -> None:
+            progress.update(task, completed=step, description=f"loss {loss:.3f}")
+            if rank == 0 and (step % args.checkpoint_every == 0 or step == args.steps):
+                progress.console.print(f"step {step}: loss {loss:.3f}", soft_wrap=True)
 
-def predict(network: DeepFinderNet, images: torch.Tensor, precision: str) -> torch.Tensor:
-    """Compute the logits in the precision asked for."""
-    with torch.autocast(images.device.type, torch.bfloat16, enabled=precision == "bfloat16"):
-        logits: torch.Tensor = network(images)
-    return logits
+        chosen = {"resume": getattr(args, "resume", None), "log": args.log, "on_step": on_step}
+        history = fit(
+            network, loader, args.output, settings=settings, depends_on=settings_of(args, dataset, classes), **chosen
+        )
+    return network, history.losses
 
 
 def settings_of(args: argparse.Namespace, dataset: fa.FakETDataset, classes: int) -> dict[str, Any]:
-    """Collect all that the weights depend on: a run goes on with the same only."""
-    names = "patch_size", "patches_per_tomogram", "batch_size", "workers", "lr", "cross_entropy", "precision", "seed"
+    """Collect what the weights depend on besides the training's settings: a run goes on with the same only."""
+    names = "patch_size", "patches_per_tomogram", "batch_size", "workers", "seed"
     specimens = [str(path.resolve()) for path in args.specimens]
     own = {name: getattr(args, name) for name in names} | {"specimens": specimens, "classes": classes}
     return own | dataset.simulator.settings()
-
-
-def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
-    """Write a checkpoint that is either whole or not there."""
-    part = path.with_suffix(".part")
-    with part.open("wb") as stream:
-        torch.save(state, stream)
-        os.fsync(stream.fileno())
-    part.replace(path)
-
-
-def load_checkpoint(path: Path, settings: dict[str, Any]) -> dict[str, Any]:
-    """Read a checkpoint that was made with the same settings."""
-    if not path.is_file():
-        raise FileNotFoundError(f"expected a checkpoint, found none at {path}; leave out --resume")
-    try:
-        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-        saved = state["settings"]
-    except Exception as error:
-        raise ValueError(f"{path}: expected a checkpoint, got another or a damaged file; use --no-resume") from error
-    pairs = {name: (saved.get(name), value) for name, value in settings.items() if saved.get(name) != value}
-    if pairs:
-        listed = ", ".join(f"{name} (was {was!s:.40}, is {value!s:.40})" for name, (was, value) in pairs.items())
-        raise ValueError(f"{path}: expected its own settings, got other {listed}; change --output, or use --no-resume")
-    return state
 
 
 def central(volume: torch.Tensor) -> torch.Tensor:
@@ -223,22 +187,31 @@ def main() -> None:
     """Train, then draw."""
     args = arguments()
     try:
-        first, style = fa.GrandModel.from_shrec(args.specimens[0]), [fa.TiltSeries.read(path) for path in args.style]
-        if args.patch_size > min(first.labels.shape):
-            shape = tuple(first.labels.shape)
-            raise ValueError(f"{first.name}: expected --patch-size to fit its {shape} voxels, got {args.patch_size}")
-        args.output.mkdir(parents=True, exist_ok=True)
-        dataset = make_dataset(args, style)
-        network, losses = train(args, dataset, 1 + max(first.class_names, default=int(first.labels.max())))
+        with distributed_job(args.device) as rank:
+            first = fa.GrandModel.from_shrec(args.specimens[0])
+            style = [fa.TiltSeries.read(path) for path in args.style]
+            if args.patch_size > min(first.labels.shape):
+                shape = tuple(first.labels.shape)
+                raise ValueError(
+                    f"{first.name}: expected --patch-size to fit its {shape} voxels, got {args.patch_size}"
+                )
+            dataset = make_dataset(args, style)
+            network, losses = train(args, dataset, first, rank)
+        if rank > 0:
+            return
         # An address of chance that the training never uses.
         made = dataset.simulator(first, seed=args.seed, tomogram=dataset.tomograms_per_epoch)
         image = normalize(central(made.tomogram)).to(args.device)
-        with torch.inference_mode():
-            predicted = predict(network, image[None, None], args.precision)[0].argmax(dim=0)
+        autocast = torch.autocast(image.device.type, torch.bfloat16, enabled=args.precision == "bfloat16")
+        with torch.inference_mode(), autocast:
+            predicted = network(image[None, None])[0].argmax(dim=0)
         save_figure(draw_preview(made, style[made.record.style_series], predicted, losses), args.output / "preview.png")
-    except (ValueError, OSError, fa.SimulationError) as error:
+    except (ValueError, OSError, fa.SimulationError, RankError) as error:
         # A worker's error ends with the line that says what was wrong.
-        sys.exit(f"train_deepfinder: error: {str(error).splitlines()[-1]}")
+        message = str(error).splitlines()[-1]
+        for name, option in OPTIONS.items():
+            message = message.replace(name, option)
+        sys.exit(f"train_deepfinder: error: {message}")
 
 
 if __name__ == "__main__":

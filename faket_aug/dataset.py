@@ -21,7 +21,7 @@ from faket_aug.generation import GrandModelGenerator, specimen_of, tomograms_of_
 from faket_aug.patches import as_size, check_fits
 from faket_aug.sampling import LiveTomogram, PatchSampler, check_radii
 from faket_aug.simulator import FakETSimulator, usable_device
-from faket_aug.specimen import GrandModel
+from faket_aug.tilted import Specimen
 
 _FORMAT = 1
 #: What of a state says where a dataset stands; all else must be the dataset's own.
@@ -41,8 +41,8 @@ class FakETDataset(IterableDataset[dict[str, Any]]):
     Parameters
     ----------
     specimens
-        A sequence of specimens (`ShrecSpecimens` reads them when needed), or a `GrandModelGenerator`, which makes a new
-        one for every tomogram of every epoch.
+        A sequence of specimens (`ShrecSpecimens` reads them when needed; `TiltedSpecimen`s come as tilts), or a
+        `GrandModelGenerator`, which makes a new one for every tomogram of every epoch.
     simulator
         Makes the tomograms.
     patch_size
@@ -87,7 +87,7 @@ class FakETDataset(IterableDataset[dict[str, Any]]):
 
     def __init__(
         self,
-        specimens: Sequence[GrandModel] | GrandModelGenerator,
+        specimens: Sequence[Specimen] | GrandModelGenerator,
         simulator: FakETSimulator,
         *,
         patch_size: int | Sequence[int] = 56,
@@ -268,7 +268,7 @@ class FakETDataset(IterableDataset[dict[str, Any]]):
                 torch.cuda.current_stream().synchronize()
         return LiveTomogram.of(made, radii=radii)
 
-    def _radii_in_voxels(self, specimen: GrandModel) -> dict[int, float]:
+    def _radii_in_voxels(self, specimen: Specimen) -> dict[int, float]:
         numbers = {name: number for number, name in specimen.class_names.items()}
         radii = {}
         for key, radius in (self.radii or {}).items():

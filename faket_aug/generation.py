@@ -21,6 +21,7 @@ from faket_aug.placement import Stamp, hull_points, uniform_directions
 from faket_aug.species import FiducialSpecies, IceSlab, ParticleSpecies, Slab, as_count
 from faket_aug.specimen import GrandModel
 from faket_aug.templates import ParticleTemplate
+from faket_aug.tilted import Specimen
 
 #: Equal spheres thrown at random fill no more: Scott and Kilgour, J. Phys. D 2, 863 (1969).
 MAX_OCCUPANCY = 0.64
@@ -283,7 +284,7 @@ class GrandModelGenerator:
         return self._stamps_on[self.device]
 
 
-def tomograms_of_epoch(specimens: Sequence[GrandModel] | GrandModelGenerator, wanted: int | None) -> int:
+def tomograms_of_epoch(specimens: Sequence[Specimen] | GrandModelGenerator, wanted: int | None) -> int:
     """Return how many tomograms an epoch has: as many as wanted, or one for each specimen of a sequence.
 
     Raises
@@ -303,8 +304,8 @@ def tomograms_of_epoch(specimens: Sequence[GrandModel] | GrandModelGenerator, wa
 
 
 def specimen_of(
-    specimens: Sequence[GrandModel] | GrandModelGenerator, *, seed: int, epoch: int, tomogram: int
-) -> GrandModel:
+    specimens: Sequence[Specimen] | GrandModelGenerator, *, seed: int, epoch: int, tomogram: int
+) -> Specimen:
     """Return the specimen of a tomogram: a new one of a generator, or one of a sequence.
 
     A sequence is shuffled anew each time all of its specimens were used.

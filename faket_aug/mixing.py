@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from pathlib import Path
+from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
+import torch
 from torch import Tensor
 
 from faket_aug._checks import (
@@ -21,10 +23,13 @@ from faket_aug._checks import (
 )
 from faket_aug._random import numpy_generator
 from faket_aug.dataset import FakETDataset
+from faket_aug.formats.copick import read_copick_tomogram
+from faket_aug.formats.mrc import read_mrc
 from faket_aug.generation import specimen_of
+from faket_aug.labelling import Labelling, choose_name, is_copick, read_class_names, read_labels, read_picks
 from faket_aug.patches import check_fits
 from faket_aug.sampling import LiveTomogram
-from faket_aug.specimen import ParticleTable
+from faket_aug.specimen import ParticleTable, choose_voxel_size
 
 #: Share of real tomograms, or its values at some epochs, with straight lines between.
 Share = float | Mapping[int, float]
@@ -87,6 +92,82 @@ class LabelledTomogram:
         """Å, of the labels: the tomogram's own."""
         return self.voxel_size
 
+    @classmethod
+    def read(
+        cls,
+        tomogram: str | Path,
+        *,
+        picks: str | Path | None = None,
+        labels: str | Path | None = None,
+        class_names: Mapping[int, str] | None = None,
+        voxel_size: float | None = None,
+        dark: bool = True,
+        name: str | None = None,
+        tomogram_type: str | None = None,
+        user_id: str | None = None,
+        session_id: str | None = None,
+    ) -> Self:
+        """Read a tomogram with picks, labels, or both.
+
+        Parameters
+        ----------
+        tomogram
+            An MRC file, or a copick project (its folder or configuration), whose picks are then the default.
+        picks
+            RELION's `.star`, DeepFinder's `.xml`, a `.csv`, SHREC's `.txt`, or a copick project.
+        labels
+            An MRC file of the tomogram's shape, or a copick project. Without, all are 0: use `target="sphere"`.
+        class_names
+            Names of the class numbers: those of the simulated tomograms that these are mixed with. By default the
+            copick project's, or those of a `class_conversion_table.txt` beside labels or picks, or in the folder above.
+            Without any, classes are named by numbers.
+        voxel_size
+            Å; by default the header's. It also chooses among a copick project's tomograms.
+        dark
+            Whether particles are dark in the tomogram. If not, it is negated.
+        name
+            Which tomogram, where a list holds several (its name in a STAR file, its index in an XML file), or the run
+            of a copick project; by default the file's name, or the only run.
+        tomogram_type, user_id, session_id
+            Which tomogram, and whose picks and segmentation, where a copick project has several.
+
+        Raises
+        ------
+        ValueError
+            If there are neither picks nor labels.
+        FileNotFoundError, FileFormatError
+            If a file is missing or wrong, a class has no name, a particle lies outside, or shapes do not go together;
+            the message names the file.
+        """
+        if is_copick(tomogram) and picks is None and labels is None:
+            picks = tomogram
+        if picks is None and labels is None:
+            raise ValueError(f"{tomogram}: expected its picks, labels or both, got none; set `picks` or `labels`")
+        files, whose = (picks, labels), {"user_id": user_id, "session_id": session_id}
+        names = read_class_names(files) if class_names is None else dict(class_names)
+        name = choose_name((tomogram, *files), name, Path(tomogram).stem)
+        if is_copick(tomogram):
+            volume, size = read_copick_tomogram(tomogram, run=name, tomogram_type=tomogram_type, voxel_size=voxel_size)
+        else:
+            volume, header = read_mrc(tomogram)
+            size = choose_voxel_size(voxel_size, header, Path(tomogram))
+        numbers = torch.zeros(volume.shape, dtype=torch.uint8)
+        if labels is not None:
+            numbers = read_labels(labels, name=name, class_names=names, voxel_size=size, **whose)
+        particles = ParticleTable.empty()
+        if picks is not None:
+            known = Labelling(labels=numbers, label_voxel_size=size, class_names=names)
+            particles = read_picks(picks, known, name=name, **whose)
+        return cls(
+            tomogram=volume.float() if dark else -volume.float(),
+            labels=numbers,
+            particles=particles,
+            voxel_size=size,
+            class_names=names,
+            # Of what could be wrong, the picks are the likeliest.
+            name=str(tomogram) if picks is None or is_copick(picks) else f"{tomogram} with {picks}",
+        )
+
 
 @dataclass(frozen=True)
 class _NoSimulation:
@@ -114,6 +195,11 @@ class LabelledPatches(FakETDataset):
         made: Any = specimen_of(self.specimens, seed=self.seed, epoch=epoch, tomogram=tomogram)
         try:
             check_fits(self.sampler.patch_size, made.labels.shape)
+            if self.sampler.target == "shape" and len(made.particles) and not bool(made.labels.any()):
+                raise ValueError(
+                    'expected labels for `target="shape"`, got particles and no labels; set `target="sphere"` and '
+                    "`radii`, or read `labels`"
+                )
             return LiveTomogram.of(made, radii=self._radii_in_voxels(made))
         except ValueError as error:
             raise SimulationError(f"{made.name}: {error}") from error

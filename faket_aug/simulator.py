@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -29,7 +29,6 @@ from faket_aug.noise import CONTENT_NOISE, NoiseModel
 from faket_aug.projection import BACKENDS, EXTENDS, project
 from faket_aug.reconstruction import reconstruct
 from faket_aug.resample import BINNINGS
-from faket_aug.specimen import GrandModel
 from faket_aug.statistics import match_mean_std
 from faket_aug.style import (
     AVERAGE_DECAY,
@@ -41,11 +40,15 @@ from faket_aug.style import (
     stylize,
 )
 from faket_aug.stylebank import StyleBank
+from faket_aug.tilted import Specimen, TiltedSpecimen
 from faket_aug.tomogram import SimulatedTomogram, SimulationRecord
 
 MODALITIES = ("noiseless", "baseline", "noisy", "content", "faket")
 #: Modalities that need a noise model.
 NOISY_MODALITIES = MODALITIES[1:]
+#: For `noise`: that of the specimens' own tilts. What can be made of these.
+GIVEN = "given"
+GIVEN_MODALITIES = ("noisy", "faket")
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -61,7 +64,9 @@ class FakETSimulator:
         tilt), `"noisy"` (tilt-dependent noise), `"content"` (a quarter of it), `"faket"` (noisy, then one step of
         style transfer).
     noise
-        The noise model; not needed for `"noiseless"`.
+        The noise model; not needed for `"noiseless"`. `"given"` for specimens that come as noisy tilts
+        (`TiltedSpecimen`): nothing is added, `"noisy"` leaves them as they are, and for `"faket"` they are both the
+        content and what the style transfer starts from.
     style, features
         The style bank and the encoder that made it; needed for `"faket"` only.
     style_weights, content_layers, content_weight, step_size, iterations, average_decay
@@ -88,7 +93,7 @@ class FakETSimulator:
 
     tilt_angles: Angles
     modality: str = "faket"
-    noise: NoiseModel | None = None
+    noise: NoiseModel | Literal["given"] | None = None
     style: StyleBank | None = None
     features: VGG19Features | None = None
     style_weights: Sequence[float] | None = None
@@ -120,6 +125,13 @@ class FakETSimulator:
         check_count("memory_budget", self.memory_budget)
         check_count("threads", self.threads)
         check_quantiles("quantiles", self.range_quantiles)
+        if isinstance(self.noise, str):
+            check_choice("noise", self.noise, [GIVEN])
+            if self.modality not in GIVEN_MODALITIES:
+                raise ValueError(
+                    f'expected the modality to be one of {", ".join(GIVEN_MODALITIES)} with `noise="given"`, got '
+                    f"{self.modality!r}: noise that tilts have already cannot be changed"
+                )
         if self.modality in NOISY_MODALITIES and self.noise is None:
             raise ValueError(f"expected `noise` for the modality {self.modality!r}, got None; fit a `NoiseModel`")
         if self.modality == "faket":
@@ -143,6 +155,10 @@ class FakETSimulator:
             return self.quantiles
         return (0.0, 1.0) if self.style is None else self.style.quantiles
 
+    @property
+    def _given(self) -> str | None:
+        return GIVEN if self.noise == GIVEN else None
+
     def __getstate__(self) -> dict[str, Any]:
         # Copies of the encoder on a device belong to the process that made them.
         return {**self.__dict__, "_on_device": {}}
@@ -153,7 +169,7 @@ class FakETSimulator:
         settings: dict[str, Any] = {
             "tilt_angles": list(self.tilt_angles),
             "modality": self.modality,
-            "noise": self.noise.to_json() if noisy and self.noise else None,
+            "noise": self.noise.to_json() if noisy and isinstance(self.noise, NoiseModel) else self._given,
             "style": self.style.key if styled and self.style else None,
             "features": self.features.fingerprint if styled and self.features else None,
             "style_weights": None if self.style_weights is None else [float(w) for w in self.style_weights],
@@ -175,7 +191,7 @@ class FakETSimulator:
         )
         return settings | {name: getattr(self, name) for name in names}
 
-    def draw(self, specimen: GrandModel, *, seed: int, epoch: int = 0, tomogram: int = 0) -> SimulationRecord:
+    def draw(self, specimen: Specimen, *, seed: int, epoch: int = 0, tomogram: int = 0) -> SimulationRecord:
         """Draw all chance of a simulation from its address, without doing anything.
 
         Parameters
@@ -200,7 +216,7 @@ class FakETSimulator:
             versions={"faket_aug": version("faket_aug"), "torch": str(torch.__version__)},
         )
 
-    def __call__(self, specimen: GrandModel, *, seed: int, epoch: int = 0, tomogram: int = 0) -> SimulatedTomogram:
+    def __call__(self, specimen: Specimen, *, seed: int, epoch: int = 0, tomogram: int = 0) -> SimulatedTomogram:
         """Simulate a specimen.
 
         Parameters
@@ -217,7 +233,7 @@ class FakETSimulator:
         """
         return self.simulate(specimen, self.draw(specimen, seed=seed, epoch=epoch, tomogram=tomogram))
 
-    def simulate(self, specimen: GrandModel, record: SimulationRecord) -> SimulatedTomogram:
+    def simulate(self, specimen: Specimen, record: SimulationRecord) -> SimulatedTomogram:
         """Make the tomogram of a record, or make it again.
 
         Parameters
@@ -248,13 +264,9 @@ class FakETSimulator:
         except Exception as error:
             raise SimulationError(f"{specimen.name}: {type(error).__name__}: {error}") from error
 
-    def _simulate(self, specimen: GrandModel, record: SimulationRecord) -> SimulatedTomogram:
+    def _simulate(self, specimen: Specimen, record: SimulationRecord) -> SimulatedTomogram:
         device = usable_device(self.device)
-        density = specimen.density.to(device, torch.float32)
-        # A microscope's tilts have dark particles: here, and nowhere else, the contrast is turned.
-        clean = -project(density, self.tilt_angles, extend=self.extend, backend=self.backend)
-        del density
-        tilts = self._tilts(clean, record)
+        tilts = self._tilts(self._first_tilts(specimen, device), record)
         labels = specimen.labels.to(device)
         tomogram = reconstruct(
             tilts,
@@ -276,25 +288,50 @@ class FakETSimulator:
             record=record,
         )
 
-    def _tilts(self, clean: Tensor, record: SimulationRecord) -> Tensor:
+    def _first_tilts(self, specimen: Specimen, device: torch.device) -> Tensor:
+        """Project a specimen, or take the tilts that it comes as."""
+        if isinstance(specimen, TiltedSpecimen):
+            if specimen.noisy != (self.noise == GIVEN):
+                raise ValueError(
+                    'expected noisy tilts for `noise="given"`, got clean ones; set `noise` to a `NoiseModel`'
+                    if self.noise == GIVEN
+                    else 'expected clean tilts, got noisy ones; set `noise="given"`'
+                )
+            return specimen.tilts_at(self.tilt_angles).to(device, torch.float32)
+        if self.noise == GIVEN:
+            raise ValueError(
+                'expected a specimen with tilts for `noise="given"`, got one that is projected; set `noise` to a '
+                "`NoiseModel`"
+            )
+        density = specimen.density.to(device, torch.float32)
+        # A microscope's tilts have dark particles: here, and nowhere else, the contrast is turned.
+        return -project(density, self.tilt_angles, extend=self.extend, backend=self.backend)
+
+    def _tilts(self, first: Tensor, record: SimulationRecord) -> Tensor:
         if self.modality == "noiseless" or self.noise is None:
-            return clean
-        generator = torch_generator(record.noise_seed, clean.device)
-        noise = torch.randn(clean.shape, generator=generator, device=clean.device)
+            return first
+        if isinstance(self.noise, str):
+            return first if self.modality == "noisy" else self._restyled(first, first, record)
+        generator = torch_generator(record.noise_seed, first.device)
+        noise = torch.randn(first.shape, generator=generator, device=first.device)
         model = self.noise.baseline() if self.modality == "baseline" else self.noise
         if self.modality == "content":
-            return model.sample(clean, noise, self.tilt_angles, noise_scale=CONTENT_NOISE)
-        noisy = model.sample(clean, noise, self.tilt_angles)
-        if self.modality != "faket" or self.style is None:
+            return model.sample(first, noise, self.tilt_angles, noise_scale=CONTENT_NOISE)
+        noisy = model.sample(first, noise, self.tilt_angles)
+        if self.modality != "faket":
             return noisy
-        content = model.sample(clean, noise, self.tilt_angles, noise_scale=CONTENT_NOISE)
+        content = model.sample(first, noise, self.tilt_angles, noise_scale=CONTENT_NOISE)
         del noise
-        style = self.style.select(self.tilt_angles, series=record.style_series).to(clean.device)
+        return self._restyled(content, noisy, record)
+
+    def _restyled(self, content: Tensor, noisy: Tensor, record: SimulationRecord) -> Tensor:
+        assert self.style is not None, "checked when the simulator was made"
+        style = self.style.select(self.tilt_angles, series=record.style_series).to(noisy.device)
         styled = stylize(
             content,
             noisy,
             style,
-            features=self._encoder(clean.device),
+            features=self._encoder(noisy.device),
             style_weights=self.style_weights,
             content_layers=self.content_layers,
             content_weight=self.content_weight,

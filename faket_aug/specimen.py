@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Self, overload
+from typing import Protocol, Self, overload
 
 import numpy as np
 import numpy.typing as npt
@@ -54,6 +54,17 @@ class ParticleTable:
     def empty(cls) -> Self:
         """Make a table without particles."""
         return cls(classes=np.zeros(0, np.int64), positions=np.zeros((0, 3)), orientations=np.zeros((0, 3, 3)))
+
+
+class Labelled(Protocol):
+    """What particles are read for: labels `(z, y, x)`, their voxel size in Å, and the names of their classes."""
+
+    @property
+    def labels(self) -> Tensor: ...
+    @property
+    def label_voxel_size(self) -> float: ...
+    @property
+    def class_names(self) -> Mapping[int, str]: ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -335,7 +346,7 @@ class _ShrecFiles:
             instances if instances.is_file() else None,
             locations if locations.is_file() else None,
             "2021",
-            _class_names(folder),
+            find_class_names(folder),
         )
 
 
@@ -360,7 +371,8 @@ def _instances(path: Path | None, shape: tuple[int, ...], keep: slice) -> Tensor
     return instances.to(torch.int32)
 
 
-def _class_names(folder: Path) -> dict[int, str]:
+def find_class_names(folder: Path) -> dict[int, str]:
+    """Read the table of class names in a folder, or in the one above; none where there is no table."""
     for path in (folder / "class_conversion_table.txt", folder.parent / "class_conversion_table.txt"):
         if path.is_file():
             return read_class_conversion_table(path)

@@ -19,7 +19,7 @@ from faket_aug.formats.particles import ParticleList, read_particles_csv
 from faket_aug.formats.polnet import PolnetTomogram, find_polnet_tomograms, read_motif_list
 from faket_aug.formats.shrec import read_class_conversion_table, read_particle_locations
 from faket_aug.formats.star import read_particles_star
-from faket_aug.specimen import GrandModel, ParticleTable, as_labels, choose_voxel_size, particle_table
+from faket_aug.specimen import GrandModel, Labelled, ParticleTable, as_labels, choose_voxel_size, particle_table
 
 Paths = str | Path | Sequence[str | Path]
 
@@ -192,7 +192,7 @@ def _read_plain(
     return made if particles is None else replace(made, particles=read_particles(particles, made, tomogram=tomogram))
 
 
-def read_particles(path: str | Path, specimen: GrandModel, *, tomogram: str | None = None) -> ParticleTable:
+def read_particles(path: str | Path, specimen: Labelled, *, tomogram: str | None = None) -> ParticleTable:
     """Read the particles of a specimen from a list of its own.
 
     Parameters

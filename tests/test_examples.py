@@ -184,12 +184,12 @@ def test_goes_on_by_itself_and_refuses_other_settings(run: Run, tmp_path: Path) 
     assert _checkpoint(tmp_path)["losses"][:2] == first["losses"]
     for option in ([], ["--resume"]):
         message = _refused(run(tmp_path, "--steps", "4", "--lr", "0.5", "--snr", "0.3", *option))
-        assert "lr (was 0.001, is 0.5), noise (was" in message
+        assert "learning_rate (was 0.001, is 0.5), noise (was" in message
         assert "--no-resume" in message
         assert "batch_size" not in message
     assert len(_checkpoint(tmp_path)["losses"]) == 3
     _finished(run(tmp_path, "--steps", "2", "--lr", "0.5", "--no-resume"))
-    assert _checkpoint(tmp_path)["settings"]["lr"] == 0.5
+    assert _checkpoint(tmp_path)["settings"]["learning_rate"] == 0.5
     assert len(_checkpoint(tmp_path)["losses"]) == 2
 
 
@@ -233,6 +233,47 @@ def test_error_of_a_worker_gets_one_line(run: Run, data: Path, tmp_path: Path) -
     specimens = ["--specimens", str(data / "model_0"), str(tmp_path / "flat"), "--workers", "2", "--steps", "6"]
     message = _refused(run(tmp_path / "run", *specimens))
     assert "expected labels of the density's shape" in message
+    assert _files(tmp_path / "run") == []
+
+
+TORCHRUN = [sys.executable, "-W", "error", "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+
+
+def _two_ranks(data: Path, output: Path, work: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run the example as two processes, as `torchrun` starts it."""
+    command = _command([data / "model_0", data / "model_1"], data / "style.mrc", data / "narrow.pth", output)
+    work.mkdir()
+    return _run([*TORCHRUN, *command[command.index(str(EXAMPLE)) :], *arguments], work)
+
+
+@pytest.mark.slow
+def test_two_ranks_resume_exactly(data: Path, tmp_path: Path) -> None:
+    """Two processes train one network; stopped within an epoch and resumed, it is that of a run never stopped."""
+    # An epoch has two batches a rank, one tomogram each.
+    _finished(_two_ranks(data, tmp_path / "whole", tmp_path / "a", "--steps", "4"))
+    done = _two_ranks(data, tmp_path / "parts", tmp_path / "b", "--steps", "1")
+    _finished(done)
+    assert done.stderr.count("step 1: loss") == 1
+    _finished(_two_ranks(data, tmp_path / "parts", tmp_path / "c", "--steps", "4", "--resume"))
+    whole, parts = _checkpoint(tmp_path / "whole"), _checkpoint(tmp_path / "parts")
+    assert whole["epoch"] == 1
+    assert len(whole["positions"]) == 2
+    for key in whole:
+        assert _same(whole[key], parts[key]), f"{key} differs"
+    assert _files(tmp_path / "whole") == ["checkpoint.pt", "preview.png"]
+
+
+@pytest.mark.slow
+def test_failing_rank_stops_the_job_and_says_why(data: Path, tmp_path: Path) -> None:
+    """A specimen that only one rank reads is named; the other rank ends, too."""
+    _write_specimen(tmp_path / "flat", seed=5)
+    write_mrc(tmp_path / "flat" / "class_mask.mrc", torch.zeros(8, 30, 32, dtype=torch.int16), voxel_size=10.0)
+    specimens = ["--specimens", str(data / "model_0"), str(tmp_path / "flat")]
+    done = _two_ranks(data, tmp_path / "run", tmp_path / "work", *specimens, "--steps", "6")
+    assert done.returncode != 0
+    lines = [line for line in done.stderr.splitlines() if line.startswith("train_deepfinder: error: ")]
+    assert len([line for line in lines if "expected labels of the density's shape" in line]) == 1
+    assert all("shape" in line or "failed while it made its batches; see its own error" in line for line in lines)
     assert _files(tmp_path / "run") == []
 
 

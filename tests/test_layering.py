@@ -18,7 +18,7 @@ PACKAGE = Path(faket_aug.__file__).parent
 #: Things that read, make and write themselves.
 THINGS = (
     *("assembly", "filaments", "generation", "membranes", "placement", "procedural", "saving", "species", "specimen"),
-    *("specimens", "stylebank", "templates", "tiltseries", "tomogram"),
+    *("labelling", "specimens", "stylebank", "templates", "tilted", "tiltseries", "tomogram"),
 )
 
 #: The rows of the design's layout (section 2), from the ground up; a module that is in none of them fails the test.

@@ -8,6 +8,7 @@ from faket_aug.picking.files import write_picks
 from faket_aug.picking.inference import segment
 from faket_aug.picking.losses import tversky_loss
 from faket_aug.picking.network import DeepFinderNet
+from faket_aug.picking.ranks import RankError, distributed_job
 from faket_aug.picking.scoring import (
     SHREC_CHALLENGE_SKIP,
     ClassScore,
@@ -23,10 +24,12 @@ __all__ = [
     "ClassScore",
     "DeepFinderNet",
     "Picks",
+    "RankError",
     "ShrecScore",
     "TrainingHistory",
     "TrainingSettings",
     "choose_min_sizes",
+    "distributed_job",
     "evaluate_shrec",
     "f_beta_score",
     "fit",

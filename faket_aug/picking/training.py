@@ -15,13 +15,13 @@ from torch.nn import functional
 from torch.utils.data import DataLoader
 
 from faket_aug._checks import check_choice, check_count, check_positive
-from faket_aug._distributed import known_ranks
 from faket_aug.formats._atomic import atomic_path, make_writable_folder
 from faket_aug.picking.inference import PRECISIONS
 from faket_aug.picking.logs import LOGS, TrainingLog
 from faket_aug.picking.losses import tversky_loss
+from faket_aug.picking.ranks import Ranks
 
-_FORMAT = 1
+_FORMAT = 2
 #: Adam's step of the published trainings.
 LEARNING_RATE = 1e-4
 CHECKPOINT = "checkpoint.pt"
@@ -132,7 +132,8 @@ def fit(
 ) -> TrainingHistory:
     """Train a network on batches with `image` `(n, 1, z, y, x)` and `label` `(n, z, y, x)`.
 
-    In a job of `torch.distributed` the network's gradients are averaged over the ranks, and rank 0 writes.
+    In a job of `torch.distributed` (see `distributed_job`) every rank calls this with a loader of its own. The weights
+    are rank 0's, gradients are averaged over the ranks that have a batch, and rank 0 writes.
 
     Parameters
     ----------
@@ -146,7 +147,8 @@ def fit(
     settings
         How.
     validation
-        Called with the network every `validate_every` steps and at the end; the lower its number, the better.
+        Called with the network every `validate_every` steps and at the end; the lower its number, the better. All
+        ranks call it, and rank 0's number counts.
     depends_on
         All else that the weights depend on, as JSON types; a checkpoint is resumed with the same only.
     resume
@@ -156,7 +158,7 @@ def fit(
     device
         Where to train; the network's own by default.
     on_step
-        Called after each step with its number, from 1, and its loss.
+        Called after each step with its number, from 1, and its loss, the mean over the ranks.
 
     Returns
     -------
@@ -167,13 +169,18 @@ def fit(
     FileNotFoundError
         If `resume` is asked for and there is no checkpoint.
     ValueError
-        If the checkpoint is damaged or was made with other settings (the message names them), or a loss is not finite.
+        If the checkpoint is damaged, or was made with other settings (the message names them) or by another number of
+        ranks; if a loss is not finite; or in a job of several processes that have not joined.
+    RankError
+        If another rank's batches ended in an error, or rank 0 could not read the checkpoint.
 
     Notes
     -----
     Resuming is exact, bit for bit on a CPU, for a `StatefulDataLoader`, and for a dataset with this package's
-    `state_dict`. Any other loader is read again from the start of its epoch to where it stood: exact if it gives the
-    same batches again.
+    `state_dict`; with several ranks, too. Any other loader is read again from the start of its epoch to where it stood:
+    exact if it gives the same batches again.
+
+    Where the ranks' epochs differ in length, a rank that has ended goes along without a batch until all have.
     """
     check_choice("log", log, LOGS)
     folder = Path(output)
@@ -181,12 +188,11 @@ def fit(
     place = next(network.parameters()).device if device is None else torch.device(device)
     network.to(place).train()
     own = {**asdict(settings), **(depends_on or {})}
-    run = _Run(network, loader, settings, own, folder / CHECKPOINT)
-    if (folder / CHECKPOINT).exists() if resume is None else resume:
-        run.load()
-    with TrainingLog(folder, kind=log if _writes() else "none", steps=len(run.history.losses)) as writer:
-        for images, labels in run.batches():
-            loss = run.step(images.to(place), labels.to(place))
+    run = _Run(network, loader, settings, own, folder / CHECKPOINT, Ranks(place))
+    run.begin(resume)
+    with TrainingLog(folder, kind=log if run.ranks.rank == 0 else "none", steps=len(run.history.losses)) as writer:
+        for batch, active in run.batches():
+            loss = run.step(batch, active, place)
             step = len(run.history.losses)
             writer.add(step, {"loss": loss})
             if validation is not None and (step % settings.validate_every == 0 or step == settings.steps):
@@ -233,46 +239,66 @@ class _Run:
         settings: TrainingSettings,
         own: Mapping[str, Any],
         path: Path,
+        ranks: Ranks,
     ) -> None:
         self.network, self.loader, self.settings, self.own, self.path = network, loader, settings, own, path
+        self.ranks = ranks
         self.optimizer = torch.optim.Adam(network.parameters(), lr=settings.learning_rate)
         self.history = TrainingHistory(losses=[], validations=[])
         self.epoch = 0
         #: Batches taken since this pass of the loader began, and how many to read past at its beginning.
         self.taken = self.skip = 0
-        self.forward = _forward(network, settings)
+        #: Whether this rank has read its pass to the end.
+        self.read_out = False
+        self.forward: Callable[[Tensor], Tensor] = torch.compile(network) if settings.compile else network
 
     @property
     def ended(self) -> bool:
         return self.history.stopped_early or len(self.history.losses) >= self.settings.steps
 
-    def batches(self) -> Iterator[tuple[Tensor, Tensor]]:
-        """Batches epoch after epoch, from where the run stands."""
+    def begin(self, resume: bool | None) -> None:
+        """Load the checkpoint, by default where there is one; rank 0 reads it for all."""
+        wanted = self.path.exists() if resume is None else resume
+        state = self.ranks.tell(lambda: _read(self.path) if wanted else None)
+        if state is not None:
+            self.load(state)
+        self.ranks.spread([*self.network.parameters(), *self.network.buffers()])
+
+    def batches(self) -> Iterator[tuple[Batch | None, int]]:
+        """Batches epoch after epoch, from where the run stands, and how many ranks have one."""
         while not self.ended:
             if hasattr(self.loader.dataset, "set_epoch"):
                 self.loader.dataset.set_epoch(self.epoch)
-            empty, self.taken = True, 0
-            for number, batch in enumerate(self.loader):
+            empty = True
+            for batch, active in self.ranks.in_step(self._pass()):
                 empty = False
-                if number < self.skip:
-                    continue
-                self.taken = number + 1
-                yield batch["image"], batch["label"]
+                yield batch, active
             # A resumed epoch may have had nothing left.
             if empty and not self.history.losses:
                 raise ValueError("expected batches to train on, got a loader without any")
-            self.epoch, self.skip = self.epoch + 1, 0
+            self.epoch, self.skip, self.read_out = self.epoch + 1, 0, False
 
-    def step(self, images: Tensor, labels: Tensor) -> float:
-        with _autocast(images.device, self.settings.precision):
-            logits = self.forward(images).float()
-        loss = tversky_loss(logits, labels)
-        if self.settings.cross_entropy:
-            loss = loss + self.settings.cross_entropy * functional.cross_entropy(logits, labels)
+    def _pass(self) -> Iterator[Batch]:
+        """This rank's batches of one epoch."""
+        self.taken = 0
+        if self.read_out:
+            return
+        for number, batch in enumerate(self.loader):
+            if number >= self.skip:
+                self.taken = number + 1
+                yield batch
+        self.read_out = True
+
+    def step(self, batch: Batch | None, active: int, place: torch.device) -> float:
+        """Take a step, on the gradients of all ranks; without a batch, on those of the others."""
         self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss = torch.zeros((), device=place)
+        if batch is not None:
+            loss = self._loss(batch["image"].to(place), batch["label"].to(place))
+            loss.backward()  # type: ignore[no-untyped-call]
+        value = self.ranks.average(self.network, loss, active=active)
         self.optimizer.step()
-        value = loss.item()
+        self.ranks.spread(self.network.buffers())
         if not math.isfinite(value):
             raise ValueError(
                 f"expected a finite loss, got {value} at step {len(self.history.losses) + 1}; set `learning_rate` lower"
@@ -280,16 +306,24 @@ class _Run:
         self.history.losses.append(value)
         return value
 
+    def _loss(self, images: Tensor, labels: Tensor) -> Tensor:
+        with _autocast(images.device, self.settings.precision):
+            logits = self.forward(images).float()
+        loss = tversky_loss(logits, labels)
+        if self.settings.cross_entropy:
+            loss = loss + self.settings.cross_entropy * functional.cross_entropy(logits, labels)
+        return loss
+
     def validate(self, validation: Validation, best_path: Path) -> float:
         self.network.eval()
         try:
             with torch.no_grad():
-                value = float(validation(self.network))
+                own = float(validation(self.network))
         finally:
             self.network.train()
-        step = len(self.history.losses)
+        value, step = self.ranks.tell(lambda: own), len(self.history.losses)
         self.history.validations.append((step, value))
-        if self.history.best == (step, value) and _writes():
+        if self.history.best == (step, value) and self.ranks.rank == 0:
             _write(best_path, {"format": _FORMAT, "settings": dict(self.own), "model": self.network.state_dict()})
         patience = self.settings.patience
         self.history.stopped_early = patience is not None and self.history.since_best() >= patience
@@ -298,21 +332,21 @@ class _Run:
     # Checkpoints -----------------------------------------------------------------------------------------------------
 
     def save(self) -> None:
-        if not _writes():
+        positions = self.ranks.gather(self._position())
+        if self.ranks.rank:
             return
         state = {
             "format": _FORMAT,
             "settings": dict(self.own),
             "epoch": self.epoch,
-            "position": self._position(),
+            "positions": positions,
             "model": self.network.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             **asdict(self.history),
         }
         _write(self.path, state)
 
-    def load(self) -> None:
-        state = _read(self.path)
+    def load(self, state: Mapping[str, Any]) -> None:
         saved = state["settings"]
         # A longer training goes on from a shorter one.
         names = sorted((set(saved) | set(self.own)) - {"steps", "checkpoint_every"})
@@ -323,14 +357,22 @@ class _Run:
                 f"{self.path}: expected its own settings, got other {listed}; set `output` to another folder, or "
                 "`resume=False`"
             )
+        ranks = len(state["positions"])
+        if ranks != self.ranks.world:
+            raise ValueError(
+                f"{self.path}: expected a checkpoint of a run of {self.ranks.world} processes, got one of {ranks}; "
+                "start as many (`torchrun --nproc-per-node`)"
+            )
         self.network.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.history = TrainingHistory.from_state(state)
         self.epoch = state["epoch"]
-        self._go_to(state["position"])
+        self._go_to(state["positions"][self.ranks.rank])
 
     def _position(self) -> dict[str, Any]:
-        """Where the loader stands: its own state, its dataset's, or a number of batches."""
+        """Where this rank's loader stands: at the end, at its own state, its dataset's, or a number of batches."""
+        if self.read_out:
+            return {"ended": True}
         loader, dataset = self.loader, self.loader.dataset
         if hasattr(loader, "state_dict"):
             return {"loader": loader.state_dict()}
@@ -341,7 +383,9 @@ class _Run:
 
     def _go_to(self, position: Mapping[str, Any]) -> None:
         ((kind, state),) = position.items()
-        if kind == "loader":
+        if kind == "ended":
+            self.read_out = True
+        elif kind == "loader":
             self.loader.load_state_dict(state)  # type: ignore[attr-defined]
         elif kind == "dataset":
             self.loader.dataset.load_state_dict(state)  # type: ignore[attr-defined]
@@ -349,20 +393,8 @@ class _Run:
             self.skip = state
 
 
-def _forward(network: nn.Module, settings: TrainingSettings) -> Callable[[Tensor], Tensor]:
-    forward: nn.Module = network
-    if known_ranks() and torch.distributed.is_available() and torch.distributed.is_initialized():
-        forward = nn.parallel.DistributedDataParallel(network)
-    return torch.compile(forward) if settings.compile else forward
-
-
 def _autocast(device: torch.device, precision: str) -> AbstractContextManager[object]:
     return nullcontext() if precision == "float32" else torch.autocast(device.type, dtype=torch.bfloat16)
-
-
-def _writes() -> bool:
-    """Whether this is the process that writes: rank 0, or the only one."""
-    return (known_ranks() or (0, 1))[0] == 0
 
 
 def _write(path: Path, state: Mapping[str, Any]) -> None:
