@@ -254,7 +254,9 @@ class Assembly:
         found: list[tuple[int, Floats, Floats]] = []
         for number, drawn in enumerate(generator.multinomial(count, weights)):
             membrane, points, normals = self.membranes[number], np.zeros((0, 3)), np.zeros((0, 3))
-            while len(points) < drawn:
+            for _ in range(_BOUND_ROUNDS):
+                if len(points) >= drawn:
+                    break
                 more, outward = membrane.draw(4 * int(drawn) + 16, generator)
                 inside = ((more >= 0) & (more <= np.array(self.shape) - 1)).all(axis=1)
                 inside &= np.abs(self.slab.height(more)) <= self.slab.half

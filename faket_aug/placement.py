@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
-import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -169,7 +168,8 @@ class Stamp:
 def hull_points(template: ParticleTemplate) -> Floats:
     """Find the points `(m, 3)` (x, y, z) of a template's mask that lie farthest in many directions, in voxels."""
     points = (np.argwhere(template.mask.cpu().numpy()) - np.array(template.center))[:, ::-1]
-    farthest = np.concatenate([(points @ part.T).argmax(axis=0) for part in np.array_split(uniform_directions(), 8)])
+    parts = np.array_split(uniform_directions(), 20)
+    farthest = np.concatenate([turned_by(points, part.T).argmax(axis=0) for part in parts])
     return np.ascontiguousarray(points[np.unique(farthest)])
 
 
@@ -290,9 +290,9 @@ class Canvas:
 
     def __init__(self, shape: Sequence[int], *, device: torch.device | str = "cpu") -> None:
         self.shape = tuple(int(n) for n in shape)
-        self.density = _zeros(self.shape, np.float32, device)
-        self.labels = _zeros(self.shape, np.uint8, device)
-        self.instances = _zeros(self.shape, np.int32, device)
+        self.density = _zeros(self.shape, torch.float32, device)
+        self.labels = _zeros(self.shape, torch.uint8, device)
+        self.instances = _zeros(self.shape, torch.int32, device)
         self._rows: list[tuple[int, Floats, Floats]] = []
 
     def add_row(self, number: int, position: Floats, orientation: Floats | None = None) -> int:
@@ -334,9 +334,11 @@ class Canvas:
         )
 
 
-def _zeros(shape: Sequence[int], dtype: npt.DTypeLike, device: torch.device | str) -> Tensor:
+def _zeros(shape: Sequence[int], dtype: torch.dtype, device: torch.device | str) -> Tensor:
     """Make zeros; on the CPU as NumPy does, which takes memory only where something is written."""
-    return torch.from_numpy(np.zeros(shape, dtype)).to(device)
+    if torch.device(device).type != "cpu":
+        return torch.zeros(tuple(shape), dtype=dtype, device=device)
+    return torch.from_numpy(np.zeros(shape, torch.empty(0, dtype=dtype).numpy().dtype))
 
 
 def place_templates(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -19,6 +20,7 @@ Ints = npt.NDArray[np.int64]
 Range = float | tuple[float, float]
 #: Vacuum above ice, volts.
 VACUUM_DENSITY = -ICE_POTENTIAL
+_NO_PAIR = "expected `{}` to be one number or a pair (lowest, highest), got {!r}"
 SIDES = ("outside", "inside")
 _PER_UM3_AND_MOLAR = 6.02214076e23 * 1e-15
 _FIDUCIAL_SIZES = 5
@@ -32,10 +34,10 @@ def as_range(name: str, value: Range, *, zero: bool = False) -> tuple[float, flo
     ValueError
         If it is no increasing pair of positive numbers (or zero, where `zero` allows it).
     """
-    low, high = (value, value) if isinstance(value, int | float) else value
+    low, high = _as_pair(name, value)
     check_positive(name, low, zero=zero)
     if not low <= high < math.inf:
-        raise ValueError(f"expected `{name}` to be one number or a pair (lowest, highest), got {value!r}")
+        raise ValueError(_NO_PAIR.format(name, value))
     return float(low), float(high)
 
 
@@ -47,12 +49,20 @@ def as_count(name: str, value: int | tuple[int, int]) -> tuple[int, int]:
     ValueError
         If it is no increasing pair of whole numbers of 0 or more.
     """
-    low, high = value if isinstance(value, tuple) else (value, value)
+    low, high = _as_pair(name, value)
     check_count(name, low, zero=True)
     check_count(name, high, zero=True)
     if low > high:
-        raise ValueError(f"expected `{name}` to be one number or a pair (lowest, highest), got {value!r}")
+        raise ValueError(_NO_PAIR.format(name, value))
     return int(low), int(high)
+
+
+def _as_pair(name: str, value: Any) -> tuple[Any, Any]:
+    if not isinstance(value, Sequence):
+        return value, value
+    if isinstance(value, str) or len(value) != 2:
+        raise ValueError(_NO_PAIR.format(name, value))
+    return value[0], value[1]
 
 
 def turned_by(points: Floats | Ints, matrix: Floats) -> Floats:
@@ -97,7 +107,7 @@ class ParticleSpecies:
         For settings that cannot be.
     """
 
-    templates: ParticleTemplate | Sequence[ParticleTemplate]
+    templates: ParticleTemplate | Sequence[ParticleTemplate] = field(repr=False)
     count: int | tuple[int, int] | None = None
     concentration_per_um3: float | None = None
     concentration_molar: float | None = None

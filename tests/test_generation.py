@@ -12,7 +12,6 @@ import pytest
 import torch
 from _helpers import blobs, correlation
 from scipy.ndimage import affine_transform, label
-from scipy.spatial import cKDTree
 from scipy.stats import kstest
 from test_placement import template
 
@@ -20,7 +19,7 @@ from faket_aug.filaments import FilamentSpecies
 from faket_aug.generation import MAX_OCCUPANCY, GrandModelGenerator
 from faket_aug.membranes import MembraneSpecies
 from faket_aug.placement import Stamp
-from faket_aug.species import VACUUM_DENSITY, FiducialSpecies, IceSlab, ParticleSpecies, Slab
+from faket_aug.species import FiducialSpecies, IceSlab, ParticleSpecies
 from faket_aug.specimen import GrandModel
 from faket_aug.templates import ParticleTemplate
 
@@ -391,189 +390,6 @@ def test_conformations_are_chosen_at_random() -> None:
     assert int(((counts > 25) & (counts < 45)).sum()) == 80 - int((counts > 70).sum())
 
 
-def test_clusters_lie_together() -> None:
-    """Clustered particles have many neighbours within the radius, and the clusters are several."""
-    lone = generator(ParticleSpecies(templates=ball(2.0), count=40)).generate(seed=0)
-    made = generator(ParticleSpecies(templates=ball(2.0), count=40, cluster_size=10, cluster_radius=100.0)).generate(
-        seed=0
-    )
-    near = []
-    for one in (lone, made):
-        tree = cKDTree(one.particles.positions)
-        near.append(np.mean([len(found) - 1 for found in tree.query_ball_point(tree.data, 20.0)]))
-    assert near[1] >= 8
-    assert near[0] < 6
-    assert np.ptp(made.particles.positions, axis=0).max() > 30
-
-
-def test_clusters_grow_where_there_is_no_room() -> None:
-    """A cluster that is fuller than its ball spreads: all particles are placed."""
-    species = ParticleSpecies(templates=ball(3.0), count=40, cluster_size=40, cluster_radius=50.0)
-    assert len(generator(species).generate(seed=0).particles) == 40
-
-
-def pointed() -> ParticleTemplate:
-    """A particle with a long z axis and a small asymmetry."""
-    density = 3 * blobs((17, 13, 13), [(6, 6, 6), (8, 6, 6), (10, 6, 7)], 1.2)
-    return ParticleTemplate(density=density, voxel_size=VOXEL_SIZE, threshold=1.0, name="pointed")
-
-
-def bound(side: str = "outside", offset: float | None = None, **settings: Any) -> GrandModelGenerator:
-    """Particles on vesicles; they point along their z axis."""
-    species = ParticleSpecies(
-        templates=pointed(), count=15, membrane_bound=True, membrane_side=side, membrane_offset=offset
-    )
-    return generator(species, shape=(60, 80, 80), membranes=MembraneSpecies(radius=(150.0, 170.0), **settings))
-
-
-@pytest.mark.parametrize(("side", "sign"), [("outside", 1), ("inside", -1)])
-def test_bound_particles_stand_along_the_normal(side: str, sign: int) -> None:
-    """On a sphere the template's z axis points from, or to, its centre; turns about it are random."""
-    made = bound(side).generate(seed=0)
-    center = made.particles.positions[made.particles.classes == 2][0]
-    rows = made.particles.classes == 1
-    assert rows.sum() == 15
-    away = (made.particles.positions[rows] - center)[:, ::-1]
-    distance = np.linalg.norm(away, axis=1)
-    axes = made.particles.orientations[rows][:, :, 2]
-    assert np.allclose(axes, sign * away / distance[:, None], atol=1e-6)
-    assert np.ptp(distance) < 1e-6
-    # A radius of 15 to 17 voxels, half a bilayer, and half of the particle.
-    assert 15 + sign * 6 - 1.5 < distance[0] < 17 + sign * 6 + 1.5
-    assert np.ptp(made.particles.orientations[rows][:, 2, 0]) > 0.5
-    own, again = made.labels == 1, placed_again(made, {1: pointed()})
-    assert correlation(made.density[own], again[own]) > 0.95
-
-
-def test_bound_particles_rest_on_the_surface() -> None:
-    """By default they stand on the membrane's outer face: near it, and hardly in it."""
-    made = bound().generate(seed=0)
-    assert made.instances is not None
-    tree = cKDTree((made.labels == 2).nonzero().numpy())
-    for row in np.flatnonzero(made.particles.classes == 1):
-        voxels = (made.instances == int(row) + 1).nonzero().numpy()
-        assert tree.query(voxels)[0].min() <= 2.0
-    shells = MembraneSpecies(radius=(150.0, 170.0))
-    without = generator(particles(0, name="none"), shape=(60, 80, 80), membranes=shells).generate(seed=0)
-    assert int((made.labels == 2).sum()) > 0.95 * int((without.labels == 2).sum())
-
-
-def test_a_spanning_particle_displaces_the_membrane() -> None:
-    """With offset 0 it lies in the membrane, which makes way: within its mask there is the particle's density alone."""
-    made = bound(offset=0.0).generate(seed=1)
-    own = made.labels == 1
-    again = placed_again(made, {1: pointed()})
-    # The membrane's own density is 1 to 2.
-    assert float((made.density[own] - again[own]).abs().max()) < 0.5
-    assert float((made.density[own] - again[own]).abs().mean()) < 0.06
-    center = made.particles.positions[made.particles.classes == 2][0]
-    distance = np.linalg.norm(made.particles.positions[made.particles.classes == 1] - center, axis=1)
-    assert ((distance >= 15) & (distance <= 17)).all()
-
-
-def test_bound_particles_are_even_on_cut_membranes() -> None:
-    """On a sheet they are spread over all of the specimen, and stand whole within it."""
-    made = generator(
-        ParticleSpecies(templates=ball(2.0), count=40, membrane_bound=True),
-        membranes=MembraneSpecies(kind="sheet"),
-        shape=(40, 100, 120),
-    ).generate(seed=2)
-    places = made.particles.positions[made.particles.classes == 1]
-    assert len(places) == 40
-    spread = np.linalg.svd(places - places.mean(axis=0), compute_uv=False)
-    assert spread[2] < 1e-3 * spread[0]
-    assert np.ptp(places, axis=0).max() > 60
-
-
-def test_membranes_do_not_meet() -> None:
-    """Several membranes of all kinds: each has one or more pieces of its own, and no two touch each other's voxels."""
-    made = GrandModelGenerator(
-        membranes=[
-            MembraneSpecies(kind="sheet"),
-            MembraneSpecies(kind="sphere", count=3, radius=(80, 150)),
-            MembraneSpecies(kind="ellipsoid", count=2, radius=(80, 150)),
-            MembraneSpecies(kind="toroid", count=1, radius=(150, 160), tube_radius=(50, 60), name="ring"),
-        ],
-        shape=(60, 100, 120),
-    ).generate(seed=0)
-    assert made.class_names == {0: "background", 1: "membrane", 2: "ring"}
-    assert sorted(made.particles.classes) == [1] * 6 + [2]
-    assert made.instances is not None
-    assert sorted(made.instances.unique().tolist()) == list(range(8))
-    for row in range(1, 8):
-        assert label((made.instances == row).numpy())[1] == 1
-
-
-def test_filaments_hold_their_subunits() -> None:
-    """A filament's labelled voxels are one piece; its rows are a rise apart, and place its density again."""
-    species = FilamentSpecies(subunit="actin", count=1, length=900.0)
-    made = GrandModelGenerator(filaments=species, shape=(40, 80, 100)).generate(seed=1)
-    assert label((made.labels == 1).numpy(), np.ones((3, 3, 3)))[1] == 1
-    steps = np.linalg.norm(np.diff(made.particles.positions, axis=0), axis=1)
-    assert steps == pytest.approx(2.76, rel=1e-3)
-    again = placed_again(made, {1: species.templates_at(VOXEL_SIZE)[0]})
-    assert correlation(made.density, again) > 0.98
-
-
-def test_gold_is_round_and_dense() -> None:
-    """Beads have radii in the range, and gold's density."""
-    made = GrandModelGenerator(fiducials=FiducialSpecies(count=8, radius=(30.0, 60.0)), shape=SHAPE).generate(seed=0)
-    assert made.instances is not None
-    radii = (torch.bincount(made.instances.flatten())[1:] / (4 / 3 * np.pi)) ** (1 / 3)
-    assert len(radii) == 8
-    assert float(radii.min()) > 2.8
-    assert float(radii.max()) < 6.2
-    assert float(radii.max() - radii.min()) > 0.5
-    assert 19 < float(made.density.max()) < 20.5
-
-
-def test_vacuum_around_the_ice() -> None:
-    """With a density of vacuum the ice ends in a step, outside of all particles; by default it does not."""
-    tilted = IceSlab(thickness=260.0, tilt=6.0, azimuth=90.0, vacuum_density=VACUUM_DENSITY)
-    made, plain = (
-        generator(particles(15), slab=slab).generate(seed=0) for slab in (tilted, replace(tilted, vacuum_density=0.0))
-    )
-    drawn = tilted.draw(SHAPE, VOXEL_SIZE, None)
-    z, y, x = drawn.heights(SHAPE)
-    height = torch.from_numpy(np.abs(z + y + x))
-    step = made.density - plain.density
-    assert float(step[height > 14].max()) == pytest.approx(VACUUM_DENSITY, abs=1e-5)
-    assert float(step[height <= 13].abs().max()) < 1e-6
-    assert torch.equal(made.labels, plain.labels)
-    assert float(plain.density[height > 17].abs().max()) < 0.01
-    # The normal leans towards y: the ice is higher at low y.
-    column = step[:, :, 40]
-    assert float(column[:22, -1].sum()) > float(column[:22, 0].sum())
-
-
-def test_a_gap_keeps_particles_apart() -> None:
-    """Voxels of two masks are farther apart than the gap."""
-    made = generator(ParticleSpecies(templates=ball(2.0), count=60), gap=25.0).generate(seed=0)
-    assert made.instances is not None
-    voxels = made.instances.nonzero()
-    rows = made.instances[tuple(voxels.T)].numpy()
-    pairs = cKDTree(voxels.numpy()).query_pairs(2.5, output_type="ndarray")
-    assert (rows[pairs[:, 0]] == rows[pairs[:, 1]]).all()
-    assert len(pairs) > 1000
-
-
-def test_long_particles_lie_down_in_thin_ice() -> None:
-    """A rod longer than the ice is thick is placed in those orientations in which it fits."""
-    rod = ParticleTemplate(
-        density=3 * blobs((41, 9, 9), [(z, 4, 4) for z in range(8, 34, 2)], 1.4),
-        voxel_size=VOXEL_SIZE,
-        threshold=1.5,
-        name="rod",
-    )
-    made = generator(
-        ParticleSpecies(templates=rod, count=20), slab=IceSlab(thickness=150.0), shape=(60, 90, 90)
-    ).generate(seed=0)
-    assert len(made.particles) == 20
-    tilts = np.abs(made.particles.orientations[:, 2, 2])
-    assert tilts.max() < 0.5
-    assert tilts.max() > 0.2
-
-
 def test_positions_hold_the_template_center() -> None:
     """A template whose centre is off its middle has its centre where the row says."""
     off = template((30, 26, 24), (12.4, 13.7, 11.1))
@@ -582,50 +398,6 @@ def test_positions_hold_the_template_center() -> None:
 
 
 # --- bad input --------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("settings", "message"),
-    [
-        (
-            {"count": 3, "concentration_per_um3": 1.0},
-            r"asymmetric: expected one of `count`, `concentration_per_um3` an",
-        ),
-        ({"count": (5, 2)}, r"expected `count` to be one number or a pair \(lowest, highest\), got \(5, 2\)"),
-        ({"concentration_molar": -1.0}, r"expected `concentration_molar` to be 0 or more, got -1.0"),
-        ({"templates": []}, r"expected at least one template in `templates`, got none"),
-        ({"cluster_size": 0}, r"expected `cluster_size` to be a whole number of 1 or more, got 0"),
-        ({"cluster_radius": 0.0}, r"expected `cluster_radius` to be more than 0, got 0.0"),
-        ({"membrane_side": "top"}, r"expected `membrane_side` to be one of 'outside', 'inside', got 'top'"),
-        ({"membrane_bound": True, "cluster_size": 3}, r"asymmetric: expected `cluster_size` 1 of membrane-bound"),
-    ],
-)
-def test_particle_settings_that_cannot_be(settings: dict[str, Any], message: str) -> None:
-    """What cannot be is refused with what was expected."""
-    with pytest.raises(ValueError, match=message):
-        ParticleSpecies(**({"templates": template()} | settings))
-
-
-@pytest.mark.parametrize(
-    ("settings", "message"),
-    [
-        ({"thickness": 0.0}, r"expected `thickness` to be more than 0, got 0.0"),
-        ({"thickness": 500.0, "tilt": 60.0}, r"expected `tilt` of less than 60 degrees, got 60.0"),
-        ({"thickness": 500.0, "tilt": (5.0, 2.0)}, r"expected `tilt` to be one number or a pair"),
-    ],
-)
-def test_slabs_that_cannot_be(settings: dict[str, Any], message: str) -> None:
-    """What cannot be is refused with what was expected."""
-    with pytest.raises(ValueError, match=message):
-        IceSlab(**settings)
-
-
-def test_gold_smaller_than_a_voxel() -> None:
-    """A bead that no voxel shows is refused when the generator is made."""
-    with pytest.raises(ValueError, match=r"expected `radius` to be more than 0, got -5"):
-        FiducialSpecies(radius=-5.0)
-    with pytest.raises(ValueError, match=r"fiducial: expected `radius` of at least the voxel size, 20 Å, got 2 Å"):
-        GrandModelGenerator(fiducials=FiducialSpecies(radius=2.0), shape=SHAPE, voxel_size=20.0)
 
 
 @pytest.mark.parametrize(
@@ -703,39 +475,6 @@ def test_cuda_makes_the_same_specimen() -> None:
     assert np.allclose(a.particles.positions, b.particles.positions)
     assert correlation(a.density, b.density.cpu()) > 0.9999
     assert float((a.labels != b.labels.cpu()).double().mean()) < 1e-4
-
-
-# --- slab -------------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("tilt", [0.0, 7.0, 25.0])
-def test_voxels_of_a_slab(tilt: float) -> None:
-    """Voxels of the ice are counted, columns and ranges found, as a look at all voxels finds them."""
-    shape = (30, 40, 50)
-    slab = IceSlab(thickness=137.0, tilt=tilt, azimuth=30.0).draw(shape, VOXEL_SIZE, None)
-    z, y, x = slab.heights(shape)
-    inside = np.abs(z + y + x) <= slab.half
-    assert slab.voxels(shape) == inside.sum()
-    places = np.stack(np.meshgrid(*map(np.arange, shape), indexing="ij"), axis=-1)
-    assert np.allclose(slab.height(places), z + y + x)
-    bottom, top = slab.column(shape, places[0, :, :, 1:].astype(float))
-    column = places[..., 0]
-    assert np.array_equal((column >= bottom) & (column <= top), inside)
-    first, last = slab.z_range(shape)
-    assert first <= inside.any(axis=(1, 2)).argmax()
-    assert last >= 29 - inside[::-1].any(axis=(1, 2)).argmax()
-    everywhere = Slab.everywhere(shape)
-    assert everywhere.voxels(shape) == np.prod(shape)
-    assert everywhere.z_range(shape)[0] <= 0
-    assert everywhere.z_range(shape)[1] >= 29
-
-
-def test_normal_leans_as_azimuth_says() -> None:
-    """Azimuth counts from x towards y; a slab whose normal leans to x is lower at high x."""
-    for azimuth, axis in ((0.0, 2), (90.0, 1)):
-        slab = IceSlab(thickness=100.0, tilt=20.0, azimuth=azimuth).draw(SHAPE, VOXEL_SIZE, None)
-        assert slab.normal[axis] == pytest.approx(np.sin(np.deg2rad(20)))
-        assert slab.normal[0] == pytest.approx(np.cos(np.deg2rad(20)))
 
 
 def test_generating_is_silent(capsys: pytest.CaptureFixture[str]) -> None:
