@@ -10,7 +10,9 @@ from test_generation import SHAPE, VOXEL_SIZE, ball, small
 from test_placement import template
 
 from faket_aug.generation import GrandModelGenerator
+from faket_aug.placement import Stamp, uniform_rotations
 from faket_aug.species import FiducialSpecies, IceSlab, ParticleSpecies, Slab, as_count, as_range, turned_by
+from faket_aug.templates import ParticleTemplate
 
 
 @pytest.mark.parametrize(
@@ -87,13 +89,15 @@ def test_normal_leans_as_azimuth_says() -> None:
         assert slab.normal[0] == pytest.approx(np.cos(np.deg2rad(20)))
 
 
-def test_volume_of_a_mask() -> None:
-    """The volume that counts are made of is a ball's, not the number of voxels that happen to lie in it."""
-    for radius in (3.0, 4.0, 5.5):
-        volume = 4 / 3 * np.pi * radius**3
-        assert ParticleSpecies(templates=ball(radius)).mask_voxels == pytest.approx(volume, rel=0.06)
-    both = ParticleSpecies(templates=[ball(3.0), ball(5.5)]).mask_voxels
-    assert both == pytest.approx(2 / 3 * np.pi * (3.0**3 + 5.5**3), rel=0.04)
+@pytest.mark.parametrize("made", [ball(2.0), ball(3.0), ball(4.0), template(), small()])
+def test_volume_of_a_mask(made: ParticleTemplate) -> None:
+    """The volume that counts are made of is that of turned copies, not the voxels that lie in the template."""
+    draw = np.random.default_rng(0)
+    copies = Stamp.of(made).turned(uniform_rotations(200, draw), draw.random((200, 3)) - 0.5)
+    mean = np.mean([len(chosen) for _, _, chosen in copies])
+    assert ParticleSpecies(templates=made).mask_voxels == pytest.approx(mean, rel=0.05)
+    both = ParticleSpecies(templates=[made, ball(5.5)]).mask_voxels
+    assert both == pytest.approx((mean + 4 / 3 * np.pi * 5.5**3) / 2, rel=0.05)
 
 
 def test_expected_numbers() -> None:
