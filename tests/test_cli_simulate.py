@@ -11,6 +11,7 @@ import sys
 import textwrap
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from faket_aug import FakETSimulator, GrandModel, NoiseModel, SimulationRecord, TiltSeries, saving
-from faket_aug.cli import app, main
+from faket_aug.cli import _source, app, main
 from faket_aug.cli._options import RULES, Options
 from faket_aug.cli._sets import Shard
 from faket_aug.formats.angles import write_tlt
@@ -374,6 +375,63 @@ def test_templates_are_compared_by_content(command: Command, refused: Command, t
     assert command("simulate", tmp_path / "set", *generated(moved)).startswith("0 tomograms written")
     write_mrc(moved / "small.mrc", blobs((9, 9, 9), [(4, 4, 4)], 1.4), voxel_size=10.0)
     assert "got others for templates;" in refused("simulate", tmp_path / "set", *generated(moved))
+
+
+def test_resume_under_other_threads(
+    command: Command, templates: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither the number of CPU threads nor the last bits of what was computed from the files are settings."""
+    used: list[int] = []
+
+    def inexact(make: Any) -> Any:
+        def made(*arguments: Any, **settings: Any) -> Any:
+            used.append(torch.get_num_threads())
+            return make(*arguments, **settings)
+
+        return made
+
+    def last_bits(template: Any) -> Any:
+        return replace(template, density=template.density * (1 + 2e-7))
+
+    options = [*generated(templates), "--resolution", 25, "--threads", 1]
+    options += ["--style", _style(tmp_path), "--modality", "noisy"]
+    read, assume = _source.read_templates, NoiseModel.assume
+    monkeypatch.setattr(_source, "read_templates", inexact(read))
+    monkeypatch.setattr(NoiseModel, "assume", inexact(assume))
+    command("simulate", tmp_path / "set", *options)
+    before, threads = content(tmp_path / "set"), torch.get_num_threads()
+    monkeypatch.setattr(_source, "read_templates", inexact(lambda *a, **k: [last_bits(one) for one in read(*a, **k)]))
+    torch.set_num_threads(3)
+    try:
+        message = command("simulate", tmp_path / "set", *options, "--count", 2)
+    finally:
+        torch.set_num_threads(threads)
+    assert message.startswith("1 tomogram written")
+    assert set(used) == {1}
+    after = content(tmp_path / "set")
+    assert {name: after[name] for name in before} == before
+
+
+def _style(folder: Path) -> Path:
+    series = style_series(0)
+    write_mrc(folder / "style.mrc", series.tilts, voxel_size=10.0)
+    write_tlt(folder / "style.tlt", series.tilt_angles)
+    return folder / "style.mrc"
+
+
+def test_specimens_are_compared_by_content(command: Command, refused: Command, models: Path, tmp_path: Path) -> None:
+    """Specimens that moved are the same, also where the set lies among them; others, or changed ones, are not."""
+    options = ["--modality", "noiseless", "--tilt-angles=-50:50:25"]
+    command("simulate", models / "set", "--specimens", models, *options, "--count", 1)
+    moved = tmp_path / "moved"
+    models.rename(moved)
+    made = command("simulate", moved / "set", "--specimens", moved, *options, "--count", 2)
+    assert made.startswith("1 tomogram written")
+    write_shrec(moved / "model_1", specimen(7))
+    assert "got others for specimens;" in refused("simulate", moved / "set", "--specimens", moved, *options)
+    write_shrec(moved / "model_1", specimen(1))
+    write_shrec(moved / "model_2", specimen(2))
+    assert "got others for specimens;" in refused("simulate", moved / "set", "--specimens", moved, *options)
 
 
 def test_settings_of_a_file(command: Command, refused: Command, templates: Path, tmp_path: Path) -> None:

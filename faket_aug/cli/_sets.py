@@ -73,7 +73,8 @@ def open_set(folder: Path, settings: Mapping[str, Any], options: Mapping[str, An
     settings
         All that its tomograms depend on, as JSON types.
     options
-        What they were made from, as a user gives it; kept, but not compared: files may have moved.
+        What they were made from, as a user gives it; kept, but not compared: files may have moved. Their content is in
+        the settings.
 
     Raises
     ------
