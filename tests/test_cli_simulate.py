@@ -182,6 +182,21 @@ def test_specimens_from_files(command: Command, models: Path, tmp_path: Path) ->
     assert origin["specimen"] == str(models / "model_0")
 
 
+def test_dark_specimens(
+    command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Dark specimens are read with `--dark`; without, the user is told."""
+    thing = specimen(0)
+    write_shrec(tmp_path / "dark" / "model_0", replace(thing, density=-thing.density))
+    options = ["--specimens", tmp_path / "dark", "--modality", "noiseless", "--tilt-angles=-50:50:25"]
+    command("simulate", tmp_path / "set", *options, "--dark")
+    assert torch.equal(GrandModel.from_shrec(tmp_path / "set" / "tomogram_0000").density, thing.density)
+    code, _, errors = outcome(["simulate", tmp_path / "wrong", *options], monkeypatch, capsys)
+    assert code == 0
+    assert "faket-aug: warning: " in errors
+    assert "expected particles that are denser" in errors
+
+
 def test_style_of_a_microscope(command: Command, refused: Command, models: Path, tmp_path: Path) -> None:
     """With tilt-series as style: the faket modality, the style's angles, and a cache that later runs read."""
     series = style_series(0)
@@ -517,6 +532,7 @@ def test_the_cluster_example(templates: Path, tmp_path: Path) -> None:
     [
         ([], "expected either specimens from files (set --specimens) or what to generate them from (set --templates,"),
         (["--specimens", "models", "--counts", "3"], "got both, --counts"),
+        (["--fiducials", "1", "--dark"], "expected --dark of specimens from files, got it for generated ones"),
         (["--templates", "maps"], "expected `count`, `concentration_per_um3` or `concentration_molar`, got none"),
         (["--templates", "maps", "--counts", "3", "--concentrations", "3"], "expected either --counts or --concentr"),
         (["--templates", "maps", "--counts", "many"], "expected --counts to be whole numbers by name"),

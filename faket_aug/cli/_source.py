@@ -49,7 +49,7 @@ def make_source(options: Options) -> Source:
         If files are missing or wrong, or settings do not go together.
     """
     if options.specimens:
-        specimens = read_specimens(options.specimens, voxel_size=options.voxel_size)
+        specimens = read_specimens(options.specimens, voxel_size=options.voxel_size, dark=options.dark)
         return Source(
             make=lambda index: specimens[index % len(specimens)],
             count=len(specimens),

@@ -46,6 +46,7 @@ def simulate(
     specimens: Annotated[
         list[str] | None, _option("Folder in any format read: SHREC's, PolNet's, plain, copick; repeatable.", _FILES)
     ] = None,
+    dark: Annotated[bool | None, _option("Particles are dark in them, as in a microscope's tomograms.", _FILES)] = None,
     templates: Annotated[
         list[str] | None,
         _option("Particles: a density map, an atomic structure, or a folder of them; repeatable.", _GENERATED),
