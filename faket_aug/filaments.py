@@ -19,8 +19,8 @@ from faket_aug.templates import PROTEIN_POTENTIAL, ParticleTemplate
 SUBUNIT_THRESHOLD = 1.2
 #: Deviation, Å, of the Gaussian blob that stands for a domain of so many daltons; others by their volume.
 _BLOB_SPREAD, _BLOB_MASS = 9.5, 16_000.0
-#: Density below this, volts, is not drawn.
-_NOTHING = 0.02
+#: Density below this share of the peak is not drawn.
+_NOTHING = 0.005
 _CURVES_AT_ONCE = 16
 
 
@@ -346,20 +346,22 @@ def draw_filament(stamp: Stamp, places: Floats, orientations: Floats, shape: tup
     """Add up the subunits of a filament that lie whole within the specimen; nothing where none does."""
     centers = np.rint(places).astype(np.int64)
     pieces, whole = [], []
+    least = _NOTHING * float(stamp.density.max())
     for start in range(0, len(places), _CURVES_AT_ONCE):
         part = slice(start, start + _CURVES_AT_ONCE)
         for center, values in zip(
             centers[part], stamp.turn(orientations[part], places[part] - centers[part]).cpu().numpy(), strict=True
         ):
-            dense = np.flatnonzero(np.abs(values) > _NOTHING)
+            dense = np.flatnonzero(np.abs(values) > least)
             voxels, values = center[:, None] + stamp.offsets[:, dense], values[dense]
             inside = ((voxels >= 0) & (voxels < np.array(shape)[:, None])).all(axis=0)
-            whole.append(bool(inside[values > stamp.threshold].all()))
+            whole.append(bool(inside.any() and inside[values > stamp.threshold].all()))
             if whole[-1]:
                 pieces.append((voxels[:, inside], values[inside]))
     if not pieces:
         return None
-    return _sum_of(pieces, places[whole], orientations[whole], stamp.threshold, shape)
+    drawn = _sum_of(pieces, places[whole], orientations[whole], stamp.threshold, shape)
+    return drawn if drawn.mask.any() else None
 
 
 def _sum_of(

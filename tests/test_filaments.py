@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -196,6 +197,30 @@ def test_subunits_cut_by_the_edge_are_left_out() -> None:
     assert drawn is not None
     assert drawn.places.tolist() == places[1:].tolist()
     assert draw_filament(stamp, places[:1], turned[:1], shape) is None
+
+
+@pytest.mark.parametrize("height", [0.01, 1.0, 1000.0])
+def test_subunits_of_any_height_are_drawn_alike(height: float) -> None:
+    """What is drawn of a subunit does not depend on the unit of its density."""
+    shape = (60, 70, 80)
+    places, orientations = poses(shape)[0]
+    own = bead()
+    scaled = replace(own, density=own.density * height, threshold=own.threshold * height)
+    expected, found = (draw_filament(Stamp.of(one), places, orientations, shape) for one in (own, scaled))
+    assert expected is not None
+    assert found is not None
+    assert abs(found.voxels.shape[1] - expected.voxels.shape[1]) <= 2
+    assert found.places.tolist() == expected.places.tolist()
+    assert found.density.sum() == pytest.approx(height * expected.density.sum(), rel=1e-4)
+
+
+def test_subunits_beside_the_specimen_are_none() -> None:
+    """A subunit that has no voxel in the specimen is left out, as is a filament of such subunits alone."""
+    stamp, shape = Stamp.of(bead()), (30, 30, 30)
+    assert draw_filament(stamp, np.array([[15.0, 15, 90]]), np.eye(3)[None], shape) is None
+    flat = replace(stamp, threshold=1e6)
+    assert draw_filament(flat, np.array([[15.0, 15, 90]]), np.eye(3)[None], shape) is None
+    assert draw_filament(flat, np.array([[15.0, 15, 15]]), np.eye(3)[None], shape) is None
 
 
 # --- built-in subunits ------------------------------------------------------------------------------------------------
