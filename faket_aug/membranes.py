@@ -21,6 +21,8 @@ HEAD_SPREAD = 4.0
 #: Voxels on an edge of the blocks that are looked at as a whole, before their voxels are.
 _BLOCK = 4
 _NEWTON_STEPS = 6
+#: Columns tried for a centre: those at the sides of tilted ice may hold none.
+_COLUMNS = 100
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -348,11 +350,11 @@ def draw_membrane(
         surface = Toroid(float(sizes[0]), tube)
     else:
         surface = Ellipsoid(sizes if species.kind == "ellipsoid" else np.full(3, sizes[0]))
-    margin = thickness / 2 + HEAD_HALF_THICKNESS / voxel_size
-    center = _draw_center(surface, orientation, margin, shape, slab, generator)
+    # A membrane lies whole in the ice if it can; a sheet never does.
+    need = surface.reach(orientation.T @ slab.normal[::-1]) + thickness / 2 + HEAD_HALF_THICKNESS / voxel_size
     return Membrane(
         surface=surface,
-        center=center,
+        center=_draw_center(0.0 if species.kind == "sheet" else need, shape, slab, generator),
         orientation=orientation,
         thickness=thickness,
         voxel_size=voxel_size,
@@ -361,20 +363,13 @@ def draw_membrane(
     )
 
 
-def _draw_center(
-    surface: Surface,
-    orientation: Floats,
-    margin: float,
-    shape: tuple[int, ...],
-    slab: Slab,
-    generator: np.random.Generator,
-) -> Floats:
-    """Draw a centre anywhere across the specimen, so high that the membrane is whole in the ice if it can be."""
-    z, y, x = generator.random(3) * (np.array(shape) - 1)
-    bottom, top = (float(end) for end in slab.column(shape, np.array([y, x])))
-    need = surface.reach(orientation.T @ slab.normal[::-1]) + margin
-    if isinstance(surface, Sheet):
-        return np.array([bottom + (top - bottom) * z / max(shape[0] - 1, 1), y, x])
+def _draw_center(need: float, shape: tuple[int, ...], slab: Slab, generator: np.random.Generator) -> Floats:
+    """Draw a centre anywhere across the specimen, `need` voxels from the ice's faces, or between them in thin ice."""
+    for _ in range(_COLUMNS):
+        z, y, x = generator.random(3) * (np.array(shape) - 1)
+        bottom, top = (float(end) for end in slab.column(shape, np.array([y, x])))
+        if bottom <= top:
+            break
     room = max(0.0, (top - bottom) / 2 - need / slab.normal[0])
     share = 2 * z / max(shape[0] - 1, 1) - 1
     return np.array([(bottom + top) / 2 + share * room, y, x])

@@ -22,7 +22,7 @@ from faket_aug.membranes import (
     draw_membrane,
 )
 from faket_aug.placement import uniform_rotations
-from faket_aug.species import Slab
+from faket_aug.species import IceSlab, Slab
 
 SURFACES = {
     "sphere": Ellipsoid(np.full(3, 21.0)),
@@ -193,6 +193,19 @@ def test_vesicles_lie_whole_between_the_faces(kind: str) -> None:
         MembraneSpecies(kind="sphere", radius=400), shape, slab, voxel_size=10.0, generator=np.random.default_rng(0)
     )
     assert abs(float(slab.height(large.center))) < 2
+
+
+@pytest.mark.parametrize("kind", MEMBRANE_KINDS)
+def test_centers_lie_where_there_is_ice(kind: str) -> None:
+    """In a thin slab at a steep tilt, which leaves the specimen above and below, centres still lie within both."""
+    shape = (60, 256, 256)
+    slab = IceSlab(thickness=500.0, tilt=40.0, azimuth=30.0).draw(shape, 10.0, None)
+    for seed in range(100):
+        made = draw_membrane(
+            MembraneSpecies(kind=kind), shape, slab, voxel_size=10.0, generator=np.random.default_rng(seed)
+        )
+        assert 0 <= made.center[0] <= shape[0] - 1
+        assert abs(float(slab.height(made.center))) <= slab.half + 1e-9
 
 
 # --- profile ----------------------------------------------------------------------------------------------------------
