@@ -171,10 +171,10 @@ class GrandModelGenerator:
     def _check_room(self) -> None:
         """Refuse what is more than the smallest ice that may be drawn can hold."""
         voxels = self._slab(None).voxels(self._size)
-        shares = {
-            species.class_name: count * species.mask_voxels / voxels
-            for species, count in self._particle_counts(voxels).values()
-        }
+        shares: dict[str, float] = {}
+        for species, count in self._particle_counts(voxels).values():
+            name = species.class_name
+            shares[name] = shares.get(name, 0.0) + count * species.mask_voxels / voxels
         if sum(shares.values()) > MAX_OCCUPANCY:
             most = max(shares, key=lambda name: shares[name])
             raise ValueError(
@@ -338,8 +338,9 @@ def _drawn(species: AnySpecies, generator: np.random.Generator) -> float:
 
 
 def _whole(expected: float, generator: np.random.Generator) -> int:
-    """Round to a whole number; less than one is one as often as it says."""
-    return round(expected) if expected >= 1 else int(generator.random() < expected)
+    """Round up or down, up as often as the fraction says: the mean is what is expected."""
+    whole, fraction = int(expected), expected % 1
+    return whole + int(fraction > 0 and generator.random() < fraction)
 
 
 def _narrowest(template: ParticleTemplate) -> tuple[float, float]:

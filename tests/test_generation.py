@@ -299,6 +299,18 @@ def test_less_than_one_is_one_now_and_then() -> None:
     assert 10 <= sum(counts) <= 30
 
 
+@pytest.mark.parametrize("expected", [1.45, 2.5, 3.5])
+def test_concentrations_are_met_in_the_mean(expected: float) -> None:
+    """A concentration that gives no whole number is rounded up as often as its fraction says."""
+    shape, count = (16, 40, 40), 300
+    per_um3 = expected / (np.prod(shape) * 1e-9)
+    made = generator(ParticleSpecies(templates=ball(1.5), concentration_per_um3=float(per_um3)), shape=shape)
+    found = [len(made.generate(seed=0, tomogram=i).particles) for i in range(count)]
+    assert set(found) == {int(expected), int(expected) + 1}
+    # The deviation of the mean is at most 0.03.
+    assert np.mean(found) == pytest.approx(expected, abs=0.1)
+
+
 @pytest.mark.parametrize("radii", [(4.0,), (6.0, 3.0)])
 def test_a_crowd_of_thirty_per_cent(radii: tuple[float, ...]) -> None:
     """Compact particles fill 30 % of the ice, counted on the labels; no warning, no overlap."""
@@ -457,6 +469,16 @@ def test_a_concentration_that_cannot_fit(settings: dict[str, Any]) -> None:
     ):
         generator(particles(**({"count": None} | settings)))
     assert MAX_OCCUPANCY == 0.64
+
+
+def test_species_of_one_name_fill_the_ice_together() -> None:
+    """Two species of one class, each of which would fit, are refused where both do not."""
+    one = ParticleSpecies(templates=ball(3.0), count=900)
+    share = 900 * one.mask_voxels / np.prod(SHAPE)
+    assert 0.35 < share < MAX_OCCUPANCY
+    assert len(generator(one).class_names) == 2
+    with pytest.raises(ValueError, match=rf"of the ice .*, got {2 * share:.0%}, most of it ball \({2 * share:.0%}\)"):
+        generator(one, replace(one))
 
 
 def test_a_device_that_is_not_there() -> None:
