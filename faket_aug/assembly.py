@@ -30,7 +30,7 @@ _FILAMENT_ROUNDS = 8
 _BOUND_ROUNDS = 40
 #: Points at which a membrane is first compared with what is there.
 _MEMBRANE_PROBES = 2000
-#: After so many particles of a species in a row have found no room, no more are tried.
+#: After so many particles of a template in a row have found no room, no more of it are tried.
 _GIVE_UP = 12
 _ORIENTATION_ROUNDS = 100
 #: Volts; what fills a voxel of a template whose threshold is 0.
@@ -124,7 +124,7 @@ class Assembly:
         if mask.shape[1] == 0 or not self.room.is_free(mask):
             return False
         self.room.take(mask, MEMBRANE + len(self.membranes))
-        self.canvas.add_voxels(voxels, membrane.density(distance))
+        self.canvas.add_membrane(voxels, membrane.density(distance))
         if task.number:
             self.canvas.add_label(mask, task.number, self.canvas.add_row(task.number, membrane.center))
         self.membranes.append(membrane)
@@ -169,9 +169,11 @@ class Assembly:
         generator = task.generator
         which = generator.integers(len(task.stamps), size=task.count)
         fractions = generator.random((task.count, 3)) - 0.5
-        placed, failed = 0, 0
+        placed = 0
         draw_for = self._draw_places(task, species)
         for number, stamp in enumerate(task.stamps):
+            # Where one conformation finds no room, a smaller one still may.
+            failed = 0
             of = np.flatnonzero(which == number)
             orientations = self._orientations(task, stamp, len(of))
             voxels = Mask.of(stamp.offsets, self.shape)
@@ -180,7 +182,7 @@ class Assembly:
                 center = self.room.find(mask, draw_for(int(of[i]))) if chosen.size else None
                 failed = failed + 1 if center is None else 0
                 if failed == _GIVE_UP:
-                    return placed
+                    break
                 if center is not None:
                     self._add(task, center, fractions[of[i]], orientations[i], center[:, None] + mask.offsets, cube)
                     placed += 1
@@ -228,24 +230,14 @@ class Assembly:
                     mask = centers[i][:, None] + voxels[number].offsets.take(chosen, axis=1)
                     if placed == task.count or not chosen.size or not self.room.is_free(mask, also=codes[i]):
                         continue
-                    cube = cube - self._making_way(stamp, cube, centers[i], self.membranes[codes[i] - MEMBRANE])
+                    # A soft edge, that ends where the particle has half of its threshold.
+                    filled = (2 * cube / max(stamp.threshold, _LEAST) - 1).clamp(0, 1)
+                    self.canvas.take_membrane(centers[i], filled)
                     self._add(task, centers[i], places[i] - centers[i], orientations[i], mask, cube)
                     placed += 1
             if placed == task.count:
                 break
         return placed
-
-    def _making_way(self, stamp: Stamp, cube: Tensor, center: Ints, membrane: Membrane) -> Tensor:
-        """Compute how much of a membrane's density goes where a particle's density is: all of it within its mask."""
-        # A soft edge, that ends where the particle has half of its threshold.
-        filled = (2 * cube / max(stamp.threshold, _LEAST) - 1).clamp(0, 1)
-        places = filled.nonzero().cpu().numpy()
-        voxels = center + places - cube.shape[0] // 2
-        distance = membrane.distance(voxels)
-        there = (np.abs(distance) <= membrane.reach) & (np.abs(self.slab.height(voxels)) <= self.slab.half)
-        gone = torch.zeros_like(cube)
-        gone[tuple(places.T)] = torch.from_numpy(np.where(there, membrane.density(distance), 0.0)).to(cube)
-        return gone * filled
 
     def _stands(self, task: Task, species: ParticleSpecies, count: int) -> dict[int, tuple[list[int], Floats, Floats]]:
         """Draw stands on membranes: for each template the membranes' codes, and places and orientations on them."""

@@ -294,6 +294,8 @@ class Canvas:
         self.labels = _zeros(self.shape, torch.uint8, device)
         self.instances = _zeros(self.shape, torch.int32, device)
         self._rows: list[tuple[int, Floats, Floats]] = []
+        #: What is left of the membranes' density, a part of `density`.
+        self._membranes: Tensor | None = None
 
     def add_row(self, number: int, position: Floats, orientation: Floats | None = None) -> int:
         """Add a row to the particle table, and return its 1-based number."""
@@ -302,16 +304,38 @@ class Canvas:
 
     def add_cube(self, center: Ints, cube: Tensor) -> None:
         """Add a cube of density `(d, d, d)`, d odd, about a voxel; what reaches out of the volume is left out."""
-        first = center - cube.shape[0] // 2
-        low, high = np.maximum(first, 0), np.minimum(first + cube.shape[0], self.shape)
+        into, of = self._overlap(center, cube.shape[0])
+        self.density[into] += cube[of]
+
+    def _overlap(self, center: Ints, side: int) -> tuple[tuple[slice, ...], tuple[slice, ...]]:
+        """Find where the volume and a cube about a voxel meet, in the one and in the other."""
+        first = center - side // 2
+        low, high = np.maximum(first, 0), np.minimum(first + side, self.shape)
         into = tuple(slice(a, b) for a, b in zip(low.tolist(), high.tolist(), strict=True))
         of = tuple(slice(a, b) for a, b in zip((low - first).tolist(), (high - first).tolist(), strict=True))
-        self.density[into] += cube[of]
+        return into, of
 
     def add_voxels(self, voxels: Ints, values: Floats) -> None:
         """Add density `(n,)` at voxels `(3, n)` of the volume, none twice."""
         at = torch.from_numpy(_steps(voxels, self.shape)).to(self.density.device)
         self.density.view(-1)[at] += torch.from_numpy(values).to(self.density)
+
+    def add_membrane(self, voxels: Ints, values: Floats) -> None:
+        """Add a membrane's density, see `add_voxels`, of which `take_membrane` may take some away again."""
+        self.add_voxels(voxels, values)
+        if self._membranes is None:
+            self._membranes = _zeros(self.shape, torch.float32, self.density.device)
+        at = torch.from_numpy(_steps(voxels, self.shape)).to(self.density.device)
+        self._membranes.view(-1)[at] += torch.from_numpy(values).to(self._membranes)
+
+    def take_membrane(self, center: Ints, share: Tensor) -> None:
+        """Take shares, a cube `(d, d, d)` about a voxel, of what is left of the membranes' density there."""
+        if self._membranes is None:
+            return
+        into, of = self._overlap(center, share.shape[0])
+        gone = self._membranes[into] * share[of]
+        self._membranes[into] -= gone
+        self.density[into] -= gone
 
     def add_label(self, voxels: Ints, number: int, rows: int | Ints) -> None:
         """Give voxels `(3, n)` of the volume a class and a row, or each its own."""

@@ -13,10 +13,12 @@ from scipy.ndimage import label
 from scipy.spatial import cKDTree
 from test_generation import SHAPE, VOXEL_SIZE, ball, generator, particles, placed_again
 
+from faket_aug.assembly import Assembly, Task
 from faket_aug.filaments import FilamentSpecies
 from faket_aug.generation import GrandModelGenerator
-from faket_aug.membranes import MembraneSpecies
-from faket_aug.species import VACUUM_DENSITY, FiducialSpecies, IceSlab, ParticleSpecies
+from faket_aug.membranes import MembraneSpecies, draw_membrane
+from faket_aug.placement import Stamp, place_templates
+from faket_aug.species import VACUUM_DENSITY, FiducialSpecies, IceSlab, ParticleSpecies, Slab
 from faket_aug.templates import ParticleTemplate
 
 
@@ -98,6 +100,55 @@ def test_a_spanning_particle_displaces_the_membrane() -> None:
     center = made.particles.positions[made.particles.classes == 2][0]
     distance = np.linalg.norm(made.particles.positions[made.particles.classes == 1] - center, axis=1)
     assert ((distance >= 15) & (distance <= 17)).all()
+
+
+def test_neighbours_take_a_membrane_once() -> None:
+    """Where the edges of particles meet, no more of the membrane goes than there is: nothing is below ice."""
+    crowd = ParticleSpecies(templates=ball(3.0), count=60, membrane_bound=True, membrane_offset=0.0)
+    with pytest.warns(UserWarning, match="expected 60 of ball"):
+        made = generator(crowd, shape=(40, 60, 64), membranes=MembraneSpecies(kind="sheet")).generate(seed=0)
+    assert (made.particles.classes == 1).sum() > 20
+    rest = made.density - place_templates(made.particles, {1: ball(3.0)}, shape=(40, 60, 64))
+    assert float(rest.min()) > -1e-4
+    assert float(rest[made.labels == 1].abs().max()) < 1e-4
+    assert float(rest[made.labels == 2].mean()) > 0.5
+
+
+def test_nothing_stands_where_only_a_label_reaches() -> None:
+    """A vesicle whose label reaches into the specimen, while its middle does not, holds no particles: that ends."""
+    species = ParticleSpecies(templates=ball(2.0), count=3, membrane_bound=True)
+    vesicle = MembraneSpecies(radius=(600, 600), count=1)
+    shape = (20, 48, 48)
+    found = Assembly(shape, Slab.everywhere(shape), voxel_size=VOXEL_SIZE)
+    task = Task(
+        species=vesicle, stamps=[], number=1, count=1, generator=np.random.default_rng(_seed_of_a_touch(vesicle, shape))
+    )
+    found.add(task)
+    assert int((found.canvas.labels == 1).sum()) > 0
+    found.add(Task(species=species, stamps=[Stamp.of(ball(2.0))], number=2, count=3, generator=task.generator))
+    assert found.wanted == {"membrane": 1, "ball": 3}
+    assert found.placed == {"membrane": 1, "ball": 0}
+
+
+def _seed_of_a_touch(species: MembraneSpecies, shape: tuple[int, int, int]) -> int:
+    """Find a seed whose first membrane has a label in the specimen, but no voxel near the middle of the bilayer."""
+    for seed in range(2000):
+        draw = np.random.default_rng(seed)
+        made = draw_membrane(species, shape, Slab.everywhere(shape), voxel_size=VOXEL_SIZE, generator=draw)
+        if made.shell(shape, made.half_label)[0].size and not made.shell(shape, 1.0)[0].size:
+            return seed
+    raise AssertionError("expected such a vesicle among 2000")
+
+
+def test_one_conformation_without_room_leaves_the_others_theirs() -> None:
+    """Where the first template finds no room, the second is still placed."""
+    large, little = ball(9.0, name="either"), ball(1.5, name="either")
+    with pytest.warns(UserWarning, match=r"expected 100 of either, placed \d+"):
+        made = generator(ParticleSpecies(templates=[large, little], count=100)).generate(seed=0)
+    assert made.instances is not None
+    voxels = torch.bincount(made.instances.flatten())[1:]
+    assert int((voxels > 1000).sum()) >= 5
+    assert int((voxels < 100).sum()) > 35
 
 
 def test_bound_particles_are_even_on_cut_membranes() -> None:
