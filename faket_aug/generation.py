@@ -45,7 +45,8 @@ class GrandModelGenerator:
 
     Classes are numbered from 1 in the order given: particles, membranes, filaments, fiducials; species of one name
     share a number, distractors (`label=False`) have none. The particle table has a row for each labelled particle, bead
-    and subunit of a filament, and one for each membrane (at its centre, without orientation).
+    and subunit of a filament, and one for each membrane (at its centre, without orientation); classes of membranes alone
+    are the specimens' `not_particles`.
 
     Parameters
     ----------
@@ -140,6 +141,12 @@ class GrandModelGenerator:
                 f"expected at most {_MAX_CLASSES} classes, got {len(names)}; give species one `name`, or `label=False`"
             )
         return {0: "background"} | dict(enumerate(names, start=1))
+
+    @property
+    def _not_particles(self) -> frozenset[int]:
+        """Numbers of the classes that hold membranes alone."""
+        names = {one.class_name for one in self._species if one.label and not isinstance(one, MembraneSpecies)}
+        return frozenset(number for number, name in self.class_names.items() if number and name not in names)
 
     def _check_species(self, species: AnySpecies) -> None:
         slab = self._slab(None)
@@ -271,6 +278,7 @@ class GrandModelGenerator:
             particles=assembly.canvas.table(),
             voxel_size=float(self.voxel_size),
             class_names=self.class_names,
+            not_particles=self._not_particles,
             name=name,
         )
 

@@ -379,6 +379,16 @@ def test_rows_without_orientation(busy: GrandModel) -> None:
     assert (busy.particles.classes == names["actin"]).sum() > 10
 
 
+def test_membranes_are_no_particles(busy: GrandModel) -> None:
+    """Classes of membranes alone are told apart from those of particles; a name that both have is one of particles."""
+    assert {busy.class_names[number] for number in busy.not_particles} == {"membrane"}
+    assert generator().generate(seed=0).not_particles == frozenset()
+    shells = [MembraneSpecies(kind="sheet", name="shared"), MembraneSpecies(kind="sheet", count=0, name="shell")]
+    made = generator(particles(2, name="shared"), membranes=[*shells, MembraneSpecies(count=0, label=False)])
+    assert made.generate(seed=0).not_particles == {2}
+    assert made.class_names[2] == "shell"
+
+
 def test_distractors_have_density_and_room_but_no_label() -> None:
     """Distractors are there, nothing lies over them, and neither labels nor rows know of them."""
     made = generator(particles(25), ParticleSpecies(templates=ball(3.0, height=50.0), count=12, label=False)).generate(
