@@ -193,6 +193,36 @@ def test_log(tmp_path: Path) -> None:
     )
 
 
+@pytest.mark.touches_global_rng  # rich draws a bar's identity from Python's generator
+def test_progress_bar(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A bar on standard error, when it is asked for; otherwise nothing is printed."""
+    fit(_network(), _loader(), tmp_path, settings=TrainingSettings(steps=1))
+    assert capsys.readouterr() == ("", "")
+    fit(_network(), _loader(), tmp_path, settings=TrainingSettings(steps=2), progress=True)
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert "2/2" in printed.err
+
+
+def test_tensorboard_is_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    with pytest.raises(ImportError, match=r'pip install "faket_aug\[tensorboard\]", or set `log="csv"`'):
+        fit(_network(), _loader(), tmp_path, settings=TrainingSettings(steps=1), log="tensorboard")
+
+
+def test_tensorboard(tmp_path: Path) -> None:
+    """Losses and validations are events of TensorBoard's."""
+    pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    history = fit(
+        _network(), _loader(), tmp_path, settings=TrainingSettings(**SETTINGS), validation=_norm, log="tensorboard"
+    )
+    events = EventAccumulator(str(tmp_path)).Reload()
+    assert [event.value for event in events.Scalars("loss")] == pytest.approx(history.losses)
+    assert [event.step for event in events.Scalars("validation")] == [3, 6, 8]
+
+
 def test_no_log(tmp_path: Path) -> None:
     fit(_network(), _loader(), tmp_path, settings=TrainingSettings(**SETTINGS), log="none")
     assert [path.name for path in tmp_path.iterdir()] == ["checkpoint.pt"]

@@ -20,7 +20,7 @@ from faket_aug._checks import check_choice
 from faket_aug.dataset import FakETDataset
 from faket_aug.formats._atomic import atomic_path, make_writable_folder
 from faket_aug.picking.history import TrainingHistory, TrainingSettings
-from faket_aug.picking.logs import LOGS, TrainingLog
+from faket_aug.picking.logs import LOGS, TrainingLog, progress_bar
 from faket_aug.picking.losses import tversky_loss
 from faket_aug.picking.ranks import Ranks
 
@@ -47,6 +47,7 @@ def fit(
     log: str = "csv",
     device: torch.device | str | None = None,
     on_step: Callable[[int, float], None] | None = None,
+    progress: bool = False,
 ) -> TrainingHistory:
     """Train a network on batches with `image` `(n, 1, z, y, x)` and `label` `(n, z, y, x)`.
 
@@ -77,6 +78,8 @@ def fit(
         Where to train; the network's own by default.
     on_step
         Called after each step with its number, from 1, and its loss, the mean over the ranks.
+    progress
+        Show a bar on standard error.
 
     Returns
     -------
@@ -108,11 +111,16 @@ def fit(
     own = _as_json({**asdict(settings), **(depends_on or {})})
     run = _Run(network, loader, settings, own, folder / CHECKPOINT, Ranks(place))
     run.begin(resume)
-    with TrainingLog(folder, kind=log if run.ranks.rank == 0 else "none", steps=len(run.history.losses)) as writer:
+    writes, done = run.ranks.rank == 0, len(run.history.losses)
+    with (
+        TrainingLog(folder, kind=log if writes else "none", steps=done) as writer,
+        progress_bar(settings.steps, done=done, shown=progress and writes) as show,
+    ):
         for batch, active in run.batches():
             loss = run.step(batch, active, place)
             step = len(run.history.losses)
             writer.add(step, {"loss": loss})
+            show(step, loss)
             better = False
             if validation is not None and (step % settings.validate_every == 0 or step == settings.steps):
                 value, better = run.validate(validation)
