@@ -45,8 +45,8 @@ class GrandModelGenerator:
 
     Classes are numbered from 1 in the order given: particles, membranes, filaments, fiducials; species of one name
     share a number, distractors (`label=False`) have none. The particle table has a row for each labelled particle, bead
-    and subunit of a filament, and one for each membrane (at its centre, without orientation); classes of membranes alone
-    are the specimens' `not_particles`.
+    and subunit of a filament, and one for each membrane (at its centre, without orientation); classes that hold
+    membranes alone are the specimens' `not_particles`.
 
     Parameters
     ----------
