@@ -13,9 +13,9 @@ from faket_aug.formats import copick
 from faket_aug.formats.deepfinder import read_object_list
 from faket_aug.formats.mrc import read_mrc
 from faket_aug.formats.particles import ParticleList, read_particles_csv
-from faket_aug.formats.shrec import read_particle_locations
+from faket_aug.formats.shrec import find_class_names, read_particle_locations
 from faket_aug.formats.star import read_particles_star
-from faket_aug.specimen import Labelled, ParticleTable, as_labels, find_class_names, particle_table
+from faket_aug.specimen import Labelled, ParticleTable, as_labels, particle_table
 
 #: Endings of lists of particles.
 PARTICLE_LISTS = (".star", ".xml", ".csv", ".tsv", ".txt")

@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from faket_aug._checks import FileFormatError, check_positive
 from faket_aug.formats import copick
 from faket_aug.formats.mrc import read_mrc, read_mrc_shape
+from faket_aug.formats.particles import match_names
 from faket_aug.formats.polnet import PolnetTomogram, common_classes, find_polnet_tomograms, read_motif_list
 from faket_aug.formats.shrec import read_class_conversion_table
 from faket_aug.labelling import PARTICLE_LISTS, read_particles
@@ -296,8 +297,8 @@ def renumbered(specimen: GrandModel, class_names: Mapping[int, str]) -> GrandMod
     """
     if dict(specimen.class_names) == dict(class_names):
         return specimen
-    numbers = {name.lower(): number for number, name in class_names.items()}
-    unknown = sorted(name for name in specimen.class_names.values() if name.lower() not in numbers)
+    numbers = match_names(specimen.class_names.values(), class_names)
+    unknown = sorted(set(specimen.class_names.values()) - set(numbers))
     if unknown:
         raise ValueError(
             f"{specimen.name}: expected classes of the table ({', '.join(class_names.values())}), got "
@@ -305,12 +306,13 @@ def renumbered(specimen: GrandModel, class_names: Mapping[int, str]) -> GrandMod
         )
     table = np.zeros(256, dtype=np.int64)
     for number, name in specimen.class_names.items():
-        table[number] = numbers[name.lower()]
+        table[number] = numbers[name]
     return replace(
         specimen,
         labels=torch.from_numpy(table).to(torch.uint8)[specimen.labels.long()],
         particles=replace(specimen.particles, classes=table[specimen.particles.classes]),
         class_names=dict(class_names),
+        not_particles=frozenset(table[[*specimen.not_particles]].tolist()),
     )
 
 

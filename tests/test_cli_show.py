@@ -76,6 +76,18 @@ def test_a_set(tmp_path: Path) -> None:
         look_at(tmp_path / "set", index=2)
 
 
+def test_what_is_being_written(tmp_path: Path) -> None:
+    """A tomogram that is not whole is passed over; where there is no other, the user is told."""
+    for index in range(2):
+        simulator()(specimen(index), seed=0).save(tmp_path / "set" / f"tomogram_{index:04d}")
+    (tmp_path / "set" / "tomogram_0000" / "unfinished").write_text("")
+    assert look_at(tmp_path / "set").name == "tomogram_0001"
+    for path in (tmp_path / "set" / "tomogram_0000", tmp_path / "set"):
+        (tmp_path / "set" / "tomogram_0001" / "unfinished").write_text("")
+        with pytest.raises(FileNotFoundError, match="expected a whole tomogram, found only what is being written"):
+            look_at(path)
+
+
 def test_a_specimen(tmp_path: Path) -> None:
     """A specimen in SHREC's layout, without tilts: its density, at the labels' voxel size."""
     thing = specimen(1, shape=(8, 12, 16), bin=2)

@@ -166,6 +166,29 @@ def test_the_record_makes_it_again(command: Command, templates: Path, tmp_path: 
     assert origin["options"]["counts"] == {"small": 4, "long": 2}
 
 
+def test_the_record_alone_makes_it_again(command: Command, templates: Path, tmp_path: Path) -> None:
+    """One tomogram of a generated set, and no other, from nothing but its record and the templates' files."""
+    command("simulate", tmp_path / "set", *generated(templates), "--count", 3, "--membranes", "sheet=1")
+    record = tmp_path / "set" / "tomogram_0001" / "record.json"
+    versions = SimulationRecord.read(record).versions
+    assert set(versions) == {"faket_aug", "torch", "numpy", "scipy"}
+    assert versions["numpy"] == np.__version__
+    shutil.copy(record, tmp_path / "record.json")
+    before = content(tmp_path / "set")
+    shutil.rmtree(tmp_path / "set")
+    command("simulate", tmp_path / "again", "--config", tmp_path / "record.json", "--count", 2, "--shard", "2/2")
+    assert content(tmp_path / "again") == {name: of for name, of in before.items() if name.startswith("tomogram_0001")}
+
+
+@pytest.mark.parametrize(("name", "told"), [("4194", "not numbers themselves, got '4194'"), ("a b", "got 'a b'")])
+def test_names_are_checked_first(refused: Command, templates: Path, tmp_path: Path, name: str, told: str) -> None:
+    """A name that cannot be written is refused before anything is simulated or written."""
+    shutil.copy(templates / "small.mrc", tmp_path / f"{name}.mrc")
+    message = refused("simulate", tmp_path / "set", "--templates", tmp_path / f"{name}.mrc", "--counts", 2, *SMALL)
+    assert told in message
+    assert not (tmp_path / "set").exists()
+
+
 def test_specimens_from_files(command: Command, models: Path, tmp_path: Path) -> None:
     """One tomogram for each specimen by default; more take them again, with other noise."""
     options = ["--specimens", models, "--snr", 1, "--tilt-angles=-50:50:25"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,8 +18,9 @@ from torch import Tensor
 from faket_aug._checks import check_same_shape
 from faket_aug.cli._figures import count_panel, label_overlay, richest_section, tilt_panel
 from faket_aug.formats.mrc import read_mrc
+from faket_aug.formats.particles import match_names
 from faket_aug.formats.shrec import read_class_conversion_table, read_particle_locations
-from faket_aug.saving import TOMOGRAM_FILE
+from faket_aug.saving import TOMOGRAM_FILE, UNFINISHED_FILE
 from faket_aug.specimen import GrandModel
 from faket_aug.tiltseries import SHREC_STACKS, STACK_SUFFIXES, TiltSeries
 
@@ -79,7 +81,10 @@ def look_at(path: Path, *, index: int = 0) -> Look:
     if path.is_file():
         return Look(name=path.name, series=TiltSeries.read(_chosen([path], index, path)))
     own = path / TOMOGRAM_FILE
-    found = [own] if own.is_file() else sorted(path.glob(f"*/{TOMOGRAM_FILE}"))
+    there = [own] if own.is_file() else sorted(path.glob(f"*/{TOMOGRAM_FILE}"))
+    found = [file for file in there if not (file.parent / UNFINISHED_FILE).exists()]
+    if there and not found:
+        raise FileNotFoundError(f"{path}: expected a whole tomogram, found only what is being written, or was stopped")
     if found:
         return _tomogram(_chosen(found, index, path).parent)
     return _specimen_or_series(path, index)
@@ -115,12 +120,11 @@ def _counts(path: Path, class_names: dict[int, str]) -> dict[int, int] | None:
     """Count the particles of each class; names that the table lacks are added to it."""
     if not path.is_file():
         return None
-    numbers = {name.lower(): number for number, name in class_names.items()}
-    found = Counter(name.lower() for name in read_particle_locations(path).names)
-    for name in sorted(set(found) - set(numbers)):
-        numbers[name] = max([0, *class_names]) + 1
-        class_names[numbers[name]] = name
-    return {numbers[name]: count for name, count in found.items()}
+    found = read_particle_locations(path).names
+    for name in sorted(set(found) - set(match_names(found, class_names))):
+        class_names[max([0, *class_names]) + 1] = name
+    numbers = match_names(found, class_names)
+    return dict(Counter(numbers[name] for name in found))
 
 
 def _has_table(folder: Path) -> bool:
@@ -149,7 +153,10 @@ def _specimen_or_series(path: Path, index: int) -> Look:
             return Look(name=path.name, series=TiltSeries.read(_chosen([path], index, path)))
         except FileNotFoundError as no_series:
             raise FileNotFoundError(f"{no_specimen}; nor was there a tilt-series: {no_series}") from None
-    return _specimen(_chosen(specimens, index, path), path)
+    with warnings.catch_warnings():
+        # Dark or bright, it is shown as it is.
+        warnings.filterwarnings("ignore", message=".*expected particles that are denser")
+        return _specimen(_chosen(specimens, index, path), path)
 
 
 def _specimen(specimen: GrandModel, path: Path) -> Look:

@@ -23,7 +23,7 @@ from faket_aug.cli._source import Source, make_source
 from faket_aug.features import VGG19Features
 from faket_aug.formats.angles import read_tilt_angles
 from faket_aug.noise import NoiseModel
-from faket_aug.saving import is_whole, remove_parts
+from faket_aug.saving import check_names, is_whole, remove_parts
 from faket_aug.simulator import FakETSimulator, usable_device
 from faket_aug.stylebank import StyleBank
 from faket_aug.tiltseries import TiltSeries
@@ -201,6 +201,9 @@ def run(work: Work, progress: Callable[[int, int], None]) -> Done:
 def _run(work: Work, progress: Callable[[int, int], None], source: Source, parts: Parts) -> Done:
     options, folder = work.options, work.folder
     count = work.count or source.count or 1
+    class_names = source.make(0).class_names if source.class_names is None else source.class_names
+    named = {number: name for number, name in class_names.items() if number > 0}
+    check_names(named, options.formats, tomogram=tomogram_folder(folder, 0).name)
     open_set(folder, _settings(options, source, parts), options.to_json())
     remove_parts(folder / STYLE_CACHE, older_than=ABANDONED)
     mine = work.shard.indices(count)

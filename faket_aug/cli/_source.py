@@ -31,12 +31,15 @@ class Source:
         From an index to a specimen.
     count
         How many different ones there are; nothing where there is no end.
+    class_names
+        Names of the class numbers; nothing where only a specimen tells them.
     settings
         What they depend on, as JSON types.
     """
 
     make: Callable[[int], GrandModel]
     count: int | None
+    class_names: Mapping[int, str] | None
     settings: dict[str, Any]
 
 
@@ -53,6 +56,7 @@ def make_source(options: Options) -> Source:
         return Source(
             make=lambda index: specimens[index % len(specimens)],
             count=len(specimens),
+            class_names=None,
             settings={"specimens": [digest_of_folder(Path(path)) for path in options.specimens]},
         )
     templates = {
@@ -64,6 +68,7 @@ def make_source(options: Options) -> Source:
     return Source(
         make=lambda index: generator.generate(seed=options.seed, tomogram=index),
         count=None,
+        class_names=generator.class_names,
         settings=_content(options, subunits),
     )
 
