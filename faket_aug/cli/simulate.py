@@ -103,7 +103,8 @@ def simulate(
 
     Specimens are read from files (--specimens) or generated (--templates, --membranes, --filaments, --fiducials). The
     same command goes on after a stop: what is whole stays. On a cluster each job of an array takes a part, as
-    `--shard $SLURM_ARRAY_TASK_ID/10` with `#SBATCH --array=1-10`.
+    `--shard $SLURM_ARRAY_TASK_ID/10` with `#SBATCH --array=1-10`. From its record alone comes tomogram 7 again:
+    `faket-aug simulate again --config set/tomogram_0007/record.json --count 8 --shard 8/8`.
     """
     from faket_aug.cli._options import Options
     from faket_aug.cli._sets import Shard
