@@ -591,7 +591,7 @@ def test_the_cluster_example(templates: Path, tmp_path: Path) -> None:
         (["--config", "nowhere.json"], "expected a JSON file of settings, found none at nowhere.json"),
         (["--config", "broken.json"], "broken.json: expected JSON"),
         (["--config", "list.json"], "list.json: expected settings by name, got '[1]'"),
-        (["--config", "config.json"], "config.json: expected settings of specimens, templates"),
+        (["--config", "config.json"], "config.json: expected settings of specimens, dark, templates"),
         (["--config", "wrong.json"], "wrong.json: expected `snr` to be a number, got 'high'"),
         (["--config", "species.json"], "expected settings of membranes[0] to be kind, count, "),
         (["--config", "particle.json"], "expected settings of particles.small to be count, "),
