@@ -56,6 +56,8 @@ class LabelledTomogram:
         Names of the class numbers.
     name
         For messages.
+    not_particles
+        Class numbers of what has rows in the table and is no particle to be picked: membranes.
 
     Raises
     ------
@@ -69,6 +71,7 @@ class LabelledTomogram:
     voxel_size: float
     class_names: Mapping[int, str] = field(default_factory=dict)
     name: str = "tomogram"
+    not_particles: frozenset[int] = frozenset()
 
     def __post_init__(self) -> None:
         check_ndim("tomogram", self.tomogram, "z y x")

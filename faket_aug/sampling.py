@@ -35,7 +35,8 @@ def check_radii(radii: Mapping[int | str, float] | None, target: str) -> None:
 class LiveTomogram:
     """What patches are cut from: tomogram and labels `(z, y, x)`, particles, radii in voxels.
 
-    `centers` are the rows of the particles whose centre lies in the volume: patches are centred on these.
+    `centers` are the rows of the particles whose centre lies in the volume: patches are centred on these. Membranes
+    are not among them.
     """
 
     tomogram: Tensor
@@ -49,6 +50,8 @@ class LiveTomogram:
         """Keep of a simulated tomogram what patches need."""
         nearest = np.rint(made.particles.positions)
         inside = ((nearest >= 0) & (nearest < np.array(made.labels.shape))).all(axis=1)
+        # The middle of a vesicle is no place to look for a particle.
+        inside &= ~np.isin(made.particles.classes, sorted(made.not_particles))
         return cls(
             tomogram=made.tomogram,
             labels=made.labels,

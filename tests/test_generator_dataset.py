@@ -95,6 +95,15 @@ def test_items_are_labelled_and_all_different(expected: Items) -> None:
         assert not any(torch.equal(item["image"], other["image"]) for other in expected[i + 1 :])
 
 
+def test_patches_are_centred_on_particles(expected: Items) -> None:
+    """Subunits, beads and particles are looked for; the middle of a vesicle is not, though it has its row."""
+    numbers = {name: number for number, name in _generator().class_names.items()}
+    found = {item["particle_class"] for item in expected}
+    assert numbers["membrane"] in _generator().generate(seed=0).particles.classes
+    assert numbers["membrane"] not in found
+    assert numbers["small"] in found
+
+
 def test_each_tomogram_is_the_generators_own() -> None:
     """The tomogram of an address is made of the specimen of that address, in every epoch another."""
     watched = WatchedSimulator(simulator())
