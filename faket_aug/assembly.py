@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from faket_aug.filaments import FilamentSpecies, draw_filament, draw_poses
-from faket_aug.membranes import HEAD_SPREAD, Membrane, MembraneSpecies, bilayer_profile, draw_membrane
+from faket_aug.membranes import Membrane, MembraneSpecies, draw_membrane
 from faket_aug.placement import (
     MEMBRANE,
     Canvas,
@@ -22,7 +22,7 @@ from faket_aug.placement import (
     frames_along,
     uniform_rotations,
 )
-from faket_aug.species import FiducialSpecies, Floats, Ints, ParticleSpecies, Slab
+from faket_aug.species import FiducialSpecies, Floats, Ints, ParticleSpecies, Slab, turned_by
 
 #: Forms and places tried for one membrane, curves for one filament, and handfuls of places for bound particles.
 _TRIES = 60
@@ -30,9 +30,11 @@ _FILAMENT_ROUNDS = 8
 _BOUND_ROUNDS = 40
 #: Points at which a membrane is first compared with what is there.
 _MEMBRANE_PROBES = 2000
-#: After so many particles of a species in a row have found no room, no more are tried.
+#: After so many particles of a template in a row have found no room, no more of it are tried.
 _GIVE_UP = 12
 _ORIENTATION_ROUNDS = 100
+#: Volts; what fills a voxel of a template whose threshold is 0.
+_LEAST = 1e-3
 #: Where a cluster has no room for one more, it grows by this factor, so often.
 _GROWTH, _LARGER_BALLS = 1.3, 6
 
@@ -72,7 +74,7 @@ class Assembly:
     voxel_size
         Å.
     gap
-        Voxels that stay free between masks.
+        Voxels, see `Room`.
     device
         Where the volumes are.
     """
@@ -115,22 +117,14 @@ class Assembly:
         points = points[((points >= 0) & (points < self.shape)).all(axis=1)]
         if self.room.taken.reshape(self.shape)[tuple(points.T)].any():
             return False
-        spread = np.hypot(HEAD_SPREAD / self.voxel_size, 0.5)
-        voxels, distance = membrane.shell(self.shape, max(membrane.half_label, membrane.thickness / 2 + 3 * spread))
+        voxels, distance = membrane.shell(self.shape, membrane.reach)
         iced = np.abs(self.slab.height(voxels.T)) <= self.slab.half
         voxels, distance = voxels[:, iced], distance[iced]
         mask = voxels[:, np.abs(distance) <= membrane.half_label]
         if mask.shape[1] == 0 or not self.room.is_free(mask):
             return False
         self.room.take(mask, MEMBRANE + len(self.membranes))
-        profile = bilayer_profile(
-            distance * self.voxel_size,
-            thickness=membrane.thickness * self.voxel_size,
-            head_density=species.head_density,
-            tail_density=species.tail_density,
-            voxel_size=self.voxel_size,
-        )
-        self.canvas.add_voxels(voxels, profile)
+        self.canvas.add_membrane(voxels, membrane.density(distance))
         if task.number:
             self.canvas.add_label(mask, task.number, self.canvas.add_row(task.number, membrane.center))
         self.membranes.append(membrane)
@@ -175,9 +169,11 @@ class Assembly:
         generator = task.generator
         which = generator.integers(len(task.stamps), size=task.count)
         fractions = generator.random((task.count, 3)) - 0.5
-        placed, failed = 0, 0
+        placed = 0
         draw_for = self._draw_places(task, species)
         for number, stamp in enumerate(task.stamps):
+            # Where one conformation finds no room, a smaller one still may.
+            failed = 0
             of = np.flatnonzero(which == number)
             orientations = self._orientations(task, stamp, len(of))
             voxels = Mask.of(stamp.offsets, self.shape)
@@ -186,7 +182,7 @@ class Assembly:
                 center = self.room.find(mask, draw_for(int(of[i]))) if chosen.size else None
                 failed = failed + 1 if center is None else 0
                 if failed == _GIVE_UP:
-                    return placed
+                    break
                 if center is not None:
                     self._add(task, center, fractions[of[i]], orientations[i], center[:, None] + mask.offsets, cube)
                     placed += 1
@@ -214,7 +210,7 @@ class Assembly:
         for _ in range(_ORIENTATION_ROUNDS):
             drawn = uniform_rotations(count, task.generator)
             turned = np.einsum("nij,mj->nmi", drawn, stamp.hull)
-            across = np.ptp(turned @ self.slab.normal[::-1], axis=1) <= 2 * self.slab.half
+            across = np.ptp(turned_by(turned, self.slab.normal[::-1, None])[..., 0], axis=1) <= 2 * self.slab.half
             sides = (np.ptp(turned, axis=1) <= np.array(self.shape[::-1]) - 1).all(axis=1)
             kept = np.concatenate([kept, drawn[across & sides]])
             if len(kept) >= count:
@@ -234,9 +230,10 @@ class Assembly:
                     mask = centers[i][:, None] + voxels[number].offsets.take(chosen, axis=1)
                     if placed == task.count or not chosen.size or not self.room.is_free(mask, also=codes[i]):
                         continue
-                    own = torch.from_numpy(self.room.cube(centers[i], cube.shape[0]) == codes[i]).to(cube.device)
-                    clear = (cube / stamp.threshold).clamp(0, 1) * own
-                    self._add(task, centers[i], places[i] - centers[i], orientations[i], mask, cube, clear)
+                    # A soft edge, that ends where the particle has half of its threshold.
+                    filled = (2 * cube / max(stamp.threshold, _LEAST) - 1).clamp(0, 1)
+                    self.canvas.take_membrane(centers[i], filled)
+                    self._add(task, centers[i], places[i] - centers[i], orientations[i], mask, cube)
                     placed += 1
             if placed == task.count:
                 break
@@ -249,7 +246,9 @@ class Assembly:
         found: list[tuple[int, Floats, Floats]] = []
         for number, drawn in enumerate(generator.multinomial(count, weights)):
             membrane, points, normals = self.membranes[number], np.zeros((0, 3)), np.zeros((0, 3))
-            while len(points) < drawn:
+            for _ in range(_BOUND_ROUNDS):
+                if len(points) >= drawn:
+                    break
                 more, outward = membrane.draw(4 * int(drawn) + 16, generator)
                 inside = ((more >= 0) & (more <= np.array(self.shape) - 1)).all(axis=1)
                 inside &= np.abs(self.slab.height(more)) <= self.slab.half
@@ -289,10 +288,9 @@ class Assembly:
         orientation: Floats,
         mask: Ints,
         cube: Tensor,
-        clear: Tensor | None = None,
     ) -> None:
         self.room.take(mask)
-        self.canvas.add_cube(center, cube, clear=clear)
+        self.canvas.add_cube(center, cube)
         if task.number:
             row = self.canvas.add_row(
                 task.number, center + fraction, None if isinstance(task.species, FiducialSpecies) else orientation

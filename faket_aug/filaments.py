@@ -19,8 +19,8 @@ from faket_aug.templates import PROTEIN_POTENTIAL, ParticleTemplate
 SUBUNIT_THRESHOLD = 1.2
 #: Deviation, Å, of the Gaussian blob that stands for a domain of so many daltons; others by their volume.
 _BLOB_SPREAD, _BLOB_MASS = 9.5, 16_000.0
-#: Density below this, volts, is not drawn.
-_NOTHING = 0.02
+#: Density below this share of the peak is not drawn.
+_NOTHING = 0.005
 _CURVES_AT_ONCE = 16
 
 
@@ -289,12 +289,15 @@ def draw_poses(
         directions=_directions(slab, steepest, generator),
         generator=generator,
     )
-    # Each is moved so that one of its nodes comes to a random place, and turned about itself.
-    node, place = generator.integers(nodes, size=_CURVES_AT_ONCE), generator.random((_CURVES_AT_ONCE, 3)) * (size - 1)
-    places = nodes_xyz[..., ::-1] - nodes_xyz[np.arange(_CURVES_AT_ONCE), node][:, None, ::-1] + place[:, None]
+    # Each is moved so that one of its nodes comes to a random place of the ice, and turned about itself.
+    node, through = generator.integers(nodes, size=_CURVES_AT_ONCE), generator.random((_CURVES_AT_ONCE, 3))
+    bottom, top = slab.column(shape, through[:, 1:] * (size[1:] - 1))
+    through[:, 0] = bottom + margin + through[:, 0] * np.maximum(top - bottom - 2 * margin, 0)
+    through[:, 1:] *= size[1:] - 1
+    places = nodes_xyz[..., ::-1] - nodes_xyz[np.arange(_CURVES_AT_ONCE), node][:, None, ::-1] + through[:, None]
     spins = np.deg2rad(form.twist * np.arange(nodes) + generator.uniform(0, 360, (_CURVES_AT_ONCE, 1)))
     turned = frames @ _about_z(spins)
-    beside = ((places < 0) | (places > size - 1))[..., 1:].any(axis=-1)
+    beside = np.asarray(((places < 0) | (places > size - 1))[..., 1:].any(axis=-1))
     iced = (np.abs(slab.height(places)) <= slab.half - margin) & (np.abs(places[..., 0] - (shape[0] - 1) / 2) <= half)
     kept = np.flatnonzero((iced | beside).all(axis=1) & ~beside.all(axis=1))
     return [(places[i][~beside[i]], turned[i][~beside[i]]) for i in kept]
@@ -343,20 +346,22 @@ def draw_filament(stamp: Stamp, places: Floats, orientations: Floats, shape: tup
     """Add up the subunits of a filament that lie whole within the specimen; nothing where none does."""
     centers = np.rint(places).astype(np.int64)
     pieces, whole = [], []
+    least = _NOTHING * float(stamp.density.max())
     for start in range(0, len(places), _CURVES_AT_ONCE):
         part = slice(start, start + _CURVES_AT_ONCE)
         for center, values in zip(
             centers[part], stamp.turn(orientations[part], places[part] - centers[part]).cpu().numpy(), strict=True
         ):
-            dense = np.flatnonzero(np.abs(values) > _NOTHING)
+            dense = np.flatnonzero(np.abs(values) > least)
             voxels, values = center[:, None] + stamp.offsets[:, dense], values[dense]
             inside = ((voxels >= 0) & (voxels < np.array(shape)[:, None])).all(axis=0)
-            whole.append(bool(inside[values > stamp.threshold].all()))
+            whole.append(bool(inside.any() and inside[values > stamp.threshold].all()))
             if whole[-1]:
                 pieces.append((voxels[:, inside], values[inside]))
     if not pieces:
         return None
-    return _sum_of(pieces, places[whole], orientations[whole], stamp.threshold, shape)
+    drawn = _sum_of(pieces, places[whole], orientations[whole], stamp.threshold, shape)
+    return drawn if drawn.mask.any() else None
 
 
 def _sum_of(

@@ -45,7 +45,8 @@ class GrandModelGenerator:
 
     Classes are numbered from 1 in the order given: particles, membranes, filaments, fiducials; species of one name
     share a number, distractors (`label=False`) have none. The particle table has a row for each labelled particle, bead
-    and subunit of a filament, and one for each membrane (at its centre, without orientation).
+    and subunit of a filament, and one for each membrane (at its centre, without orientation); classes that hold
+    membranes alone are the specimens' `not_particles`.
 
     Parameters
     ----------
@@ -61,7 +62,7 @@ class GrandModelGenerator:
         Share of the ice that the particles' masks fill, up to about 0.3. Counts and concentrations of `particles` then
         only say in which ratio they do (1 each, where neither is given); those of membrane-bound ones stay as they are.
     gap
-        Å that stay free between masks, at least.
+        Å; voxels of two masks are farther apart than this, from centre to centre. Without it masks may touch.
     device
         Where templates are turned and the volumes are made.
     threads
@@ -141,6 +142,12 @@ class GrandModelGenerator:
             )
         return {0: "background"} | dict(enumerate(names, start=1))
 
+    @property
+    def _not_particles(self) -> frozenset[int]:
+        """Numbers of the classes that hold membranes alone."""
+        names = {one.class_name for one in self._species if one.label and not isinstance(one, MembraneSpecies)}
+        return frozenset(number for number, name in self.class_names.items() if number and name not in names)
+
     def _check_species(self, species: AnySpecies) -> None:
         slab = self._slab(None)
         room = min(2 * slab.half, *self._size)
@@ -171,10 +178,10 @@ class GrandModelGenerator:
     def _check_room(self) -> None:
         """Refuse what is more than the smallest ice that may be drawn can hold."""
         voxels = self._slab(None).voxels(self._size)
-        shares = {
-            species.class_name: count * species.mask_voxels / voxels
-            for species, count in self._particle_counts(voxels).values()
-        }
+        shares: dict[str, float] = {}
+        for species, count in self._particle_counts(voxels).values():
+            name = species.class_name
+            shares[name] = shares.get(name, 0.0) + count * species.mask_voxels / voxels
         if sum(shares.values()) > MAX_OCCUPANCY:
             most = max(shares, key=lambda name: shares[name])
             raise ValueError(
@@ -227,7 +234,14 @@ class GrandModelGenerator:
         Returns
         -------
         A specimen with labels, instances and particle table, on `device`.
+
+        Raises
+        ------
+        ValueError
+            If `device` is not there.
         """
+        if torch.device(self.device).type == "cuda" and not torch.cuda.is_available():
+            raise ValueError(f'expected a CUDA device for `device` {self.device!r}, found none; set `device` to "cpu"')
         with torch.no_grad(), intra_op_threads(self.threads):
             return self._generate(seed, epoch, tomogram)
 
@@ -264,6 +278,7 @@ class GrandModelGenerator:
             particles=assembly.canvas.table(),
             voxel_size=float(self.voxel_size),
             class_names=self.class_names,
+            not_particles=self._not_particles,
             name=name,
         )
 
@@ -331,8 +346,9 @@ def _drawn(species: AnySpecies, generator: np.random.Generator) -> float:
 
 
 def _whole(expected: float, generator: np.random.Generator) -> int:
-    """Round to a whole number; less than one is one as often as it says."""
-    return round(expected) if expected >= 1 else int(generator.random() < expected)
+    """Round up or down, up as often as the fraction says: the mean is what is expected."""
+    whole, fraction = int(expected), expected % 1
+    return whole + int(fraction > 0 and generator.random() < fraction)
 
 
 def _narrowest(template: ParticleTemplate) -> tuple[float, float]:

@@ -10,9 +10,15 @@ from torch import Tensor
 
 from faket_aug._checks import FileFormatError
 from faket_aug.formats import copick
+from faket_aug.formats.deepfinder import read_object_list
 from faket_aug.formats.mrc import read_mrc
-from faket_aug.specimen import ParticleTable, as_labels, find_class_names, particle_table
-from faket_aug.specimens import read_particles
+from faket_aug.formats.particles import ParticleList, read_particles_csv
+from faket_aug.formats.shrec import find_class_names, read_particle_locations
+from faket_aug.formats.star import read_particles_star
+from faket_aug.specimen import Labelled, ParticleTable, as_labels, particle_table
+
+#: Endings of lists of particles.
+PARTICLE_LISTS = (".star", ".xml", ".csv", ".tsv", ".txt")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -134,3 +140,44 @@ def read_picks(
     size, names = labelling.label_voxel_size, labelling.class_names
     listed = copick.read_copick_picks(path, run=name, voxel_size=size, user_id=user_id, session_id=session_id)
     return particle_table(listed, names, Path(path))
+
+
+def read_particles(path: str | Path, specimen: Labelled, *, tomogram: str | None = None) -> ParticleTable:
+    """Read the particles of a specimen from a list of its own.
+
+    Parameters
+    ----------
+    path
+        RELION's `.star`, DeepFinder's `.xml`, a plain `.csv` or `.tsv`, or SHREC's `.txt`; places count voxels of the
+        specimen's labels, or Å where RELION's do.
+    specimen
+        The specimen without them; its table of class names tells the numbers.
+    tomogram
+        Which tomogram's, where the list holds several: the name in a STAR file, the index in an XML file.
+
+    Raises
+    ------
+    FileFormatError
+        If the file is wrong, a class is not in the table, or the list holds several tomograms and none is chosen.
+    """
+    path, names = Path(path), specimen.class_names or None
+    lists: Mapping[str, ParticleList]
+    match path.suffix.lower():
+        case ".txt":
+            lists = {"": read_particle_locations(path)}
+        case ".csv" | ".tsv":
+            lists = {"": read_particles_csv(path)}
+        case ".xml":
+            lists = {str(index): one for index, one in read_object_list(path, class_names=names).items()}
+        case ".star":
+            depth, height, width = specimen.labels.shape
+            size, shape = specimen.label_voxel_size, (depth, height, width)
+            lists = read_particles_star(path, voxel_size=size, shape=shape, class_names=names)
+        case _:
+            raise FileFormatError(f"{path}: expected a list of particles that ends in {', '.join(PARTICLE_LISTS)}")
+    if len(lists) > 1 and tomogram not in lists:
+        raise FileFormatError(f"{path}: expected particles of tomogram {tomogram}, got those of {', '.join(lists)}")
+    if not lists:
+        return ParticleTable.empty()
+    chosen = lists[tomogram] if tomogram in lists else next(iter(lists.values()))
+    return particle_table(chosen, specimen.class_names, path)

@@ -10,7 +10,7 @@ import numpy as np
 
 from faket_aug._checks import check_choice
 from faket_aug.placement import uniform_rotations
-from faket_aug.species import Floats, Ints, Range, Slab, as_count, as_range
+from faket_aug.species import Floats, Ints, Range, Slab, as_count, as_range, turned_by
 from faket_aug.templates import ParticleTemplate
 
 MEMBRANE_KINDS = ("sphere", "ellipsoid", "toroid", "sheet")
@@ -21,6 +21,8 @@ HEAD_SPREAD = 4.0
 #: Voxels on an edge of the blocks that are looked at as a whole, before their voxels are.
 _BLOCK = 4
 _NEWTON_STEPS = 6
+#: Columns tried for a centre: those at the sides of tilted ice may hold none.
+_COLUMNS = 100
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -245,6 +247,8 @@ class Membrane:
         Between the head groups, voxels.
     voxel_size
         Å.
+    head_density, tail_density
+        As its species'.
     """
 
     surface: Surface
@@ -252,6 +256,13 @@ class Membrane:
     orientation: Floats
     thickness: float
     voxel_size: float
+    head_density: float = MembraneSpecies.head_density
+    tail_density: float = MembraneSpecies.tail_density
+
+    @property
+    def reach(self) -> float:
+        """Voxels from the middle of the bilayer to where its density ends."""
+        return max(self.half_label, self.thickness / 2 + 3 * math.hypot(HEAD_SPREAD / self.voxel_size, 0.5))
 
     @property
     def half_label(self) -> float:
@@ -260,12 +271,23 @@ class Membrane:
 
     def distance(self, places: Floats | Ints) -> Floats:
         """Compute the signed distance of places `(..., 3)` (z, y, x), voxels."""
-        return self.surface.distance((places - self.center)[..., ::-1] @ self.orientation)
+        return self.surface.distance(turned_by((places - self.center)[..., ::-1], self.orientation))
+
+    def density(self, distance: Floats) -> Floats:
+        """Compute its density from the distance to its middle, voxels."""
+        return bilayer_profile(
+            distance * self.voxel_size,
+            thickness=self.thickness * self.voxel_size,
+            head_density=self.head_density,
+            tail_density=self.tail_density,
+            voxel_size=self.voxel_size,
+        )
 
     def draw(self, count: int, generator: np.random.Generator) -> tuple[Floats, Floats]:
         """Draw points of its middle, evenly over the area: places (z, y, x) and outward normals (x, y, z)."""
         points, normals = self.surface.draw(count, generator)
-        return self.center + (points @ self.orientation.T)[:, ::-1], normals @ self.orientation.T
+        turned = turned_by(points, self.orientation.T)
+        return self.center + turned[:, ::-1], turned_by(normals, self.orientation.T)
 
     def shell(self, shape: tuple[int, ...], reach: float) -> tuple[Ints, Floats]:
         """Find all voxels of a volume within `reach` of the middle: `(3, n)`, and their signed distances `(n,)`."""
@@ -328,25 +350,26 @@ def draw_membrane(
         surface = Toroid(float(sizes[0]), tube)
     else:
         surface = Ellipsoid(sizes if species.kind == "ellipsoid" else np.full(3, sizes[0]))
-    margin = thickness / 2 + HEAD_HALF_THICKNESS / voxel_size
-    center = _draw_center(surface, orientation, margin, shape, slab, generator)
-    return Membrane(surface=surface, center=center, orientation=orientation, thickness=thickness, voxel_size=voxel_size)
+    # A membrane lies whole in the ice if it can; a sheet never does.
+    need = surface.reach(orientation.T @ slab.normal[::-1]) + thickness / 2 + HEAD_HALF_THICKNESS / voxel_size
+    return Membrane(
+        surface=surface,
+        center=_draw_center(0.0 if species.kind == "sheet" else need, shape, slab, generator),
+        orientation=orientation,
+        thickness=thickness,
+        voxel_size=voxel_size,
+        head_density=species.head_density,
+        tail_density=species.tail_density,
+    )
 
 
-def _draw_center(
-    surface: Surface,
-    orientation: Floats,
-    margin: float,
-    shape: tuple[int, ...],
-    slab: Slab,
-    generator: np.random.Generator,
-) -> Floats:
-    """Draw a centre anywhere across the specimen, so high that the membrane is whole in the ice if it can be."""
-    z, y, x = generator.random(3) * (np.array(shape) - 1)
-    bottom, top = (float(end) for end in slab.column(shape, np.array([y, x])))
-    need = surface.reach(orientation.T @ slab.normal[::-1]) + margin
-    if isinstance(surface, Sheet):
-        return np.array([bottom + (top - bottom) * z / max(shape[0] - 1, 1), y, x])
+def _draw_center(need: float, shape: tuple[int, ...], slab: Slab, generator: np.random.Generator) -> Floats:
+    """Draw a centre anywhere across the specimen, `need` voxels from the ice's faces, or between them in thin ice."""
+    for _ in range(_COLUMNS):
+        z, y, x = generator.random(3) * (np.array(shape) - 1)
+        bottom, top = (float(end) for end in slab.column(shape, np.array([y, x])))
+        if bottom <= top:
+            break
     room = max(0.0, (top - bottom) / 2 - need / slab.normal[0])
     share = 2 * z / max(shape[0] - 1, 1) - 1
     return np.array([(bottom + top) / 2 + share * room, y, x])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
@@ -22,6 +23,7 @@ from faket_aug._checks import (
     check_positive,
 )
 from faket_aug._random import numpy_generator
+from faket_aug._threads import intra_op_threads
 from faket_aug.dataset import FakETDataset
 from faket_aug.formats.copick import read_copick_tomogram
 from faket_aug.formats.mrc import read_mrc
@@ -77,6 +79,10 @@ class LabelledTomogram:
                 f"{self.name}: expected labels of the tomogram's shape {tuple(self.tomogram.shape)}, got "
                 f"{tuple(self.labels.shape)}"
             )
+        if self.labels.dtype != torch.uint8:
+            raise ValueError(f"{self.name}: expected uint8 labels, got {self.labels.dtype}")
+        if not np.isfinite(self.particles.positions).all():
+            raise FileFormatError(f"{self.name}: expected finite places of particles, got NaN or infinite ones")
         nearest = np.rint(self.particles.positions)
         outside = ((nearest < 0) | (nearest >= np.array(self.tomogram.shape))).any(axis=1)
         if outside.any():
@@ -192,7 +198,9 @@ class LabelledPatches(FakETDataset):
         super().__init__(tomograms, _NoSimulation(), **settings)  # type: ignore[arg-type]
 
     def _make(self, epoch: int, tomogram: int) -> LiveTomogram:
-        made: Any = specimen_of(self.specimens, seed=self.seed, epoch=epoch, tomogram=tomogram)
+        # A sequence may compute when it reads: with one thread, in the main process as in workers.
+        with intra_op_threads(self.simulator.threads):
+            made: Any = specimen_of(self.specimens, seed=self.seed, epoch=epoch, tomogram=tomogram)
         try:
             check_fits(self.sampler.patch_size, made.labels.shape)
             if self.sampler.target == "shape" and len(made.particles) and not bool(made.labels.any()):
@@ -293,7 +301,8 @@ class MixedPatches(FakETDataset):
 
     def _make(self, epoch: int, tomogram: int) -> LiveTomogram:
         source, number = self._source(epoch, tomogram)
-        return source._make(epoch, number)
+        with nullcontext() if self._cuda_index is None else torch.cuda.device(self._cuda_index):
+            return source._make(epoch, number)
 
     def _item(self, live: LiveTomogram, epoch: int, tomogram: int, patch: int) -> dict[str, Any]:
         source, number = self._source(epoch, tomogram)
@@ -301,6 +310,11 @@ class MixedPatches(FakETDataset):
         moved = {name: item[name].to(self.item_device) for name in ("image", "label")}
         own = {"index": tomogram * self.patches_per_tomogram + patch, "tomogram": tomogram}
         return item | moved | own
+
+    def _state(self, epoch: int, streams: int, first: int, delivered: list[int]) -> dict[str, Any]:
+        state = super()._state(epoch, streams, first, delivered)
+        schedule = [[epoch, share] for epoch, share in sorted(self.schedule.items())]
+        return state | {"real_share": schedule, "source_seeds": [self.real.seed, self.fake.seed]}
 
 
 def _as_schedule(share: Share) -> dict[int, float]:

@@ -7,12 +7,11 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
-import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from faket_aug.species import Floats, Ints, Slab
+from faket_aug.species import Floats, Ints, Slab, turned_by
 from faket_aug.specimen import ParticleTable
 from faket_aug.templates import ParticleTemplate
 
@@ -169,7 +168,8 @@ class Stamp:
 def hull_points(template: ParticleTemplate) -> Floats:
     """Find the points `(m, 3)` (x, y, z) of a template's mask that lie farthest in many directions, in voxels."""
     points = (np.argwhere(template.mask.cpu().numpy()) - np.array(template.center))[:, ::-1]
-    farthest = np.concatenate([(points @ part.T).argmax(axis=0) for part in np.array_split(uniform_directions(), 8)])
+    parts = np.array_split(uniform_directions(), 20)
+    farthest = np.concatenate([turned_by(points, part.T).argmax(axis=0) for part in parts])
     return np.ascontiguousarray(points[np.unique(farthest)])
 
 
@@ -223,7 +223,7 @@ class Room:
     slab
         Where particles may be.
     gap
-        Voxels that stay free around each.
+        No two masks have voxels as near as this many voxels, or nearer.
     """
 
     def __init__(self, shape: Sequence[int], slab: Slab, *, gap: float = 0.0) -> None:
@@ -238,7 +238,7 @@ class Room:
         """Find a free centre `(3,)` for a mask among many that are drawn; nothing where none of them is free."""
         low, high = -mask.offsets.min(axis=1), np.array(self.shape) - 1 - mask.offsets.max(axis=1)
         low[0], high[0] = max(low[0], self._z_range[0]), min(high[0], self._z_range[1])
-        heights = self.slab.normal @ mask.offsets
+        heights = turned_by(mask.offsets.T, self.slab.normal[:, None])
         floor, ceiling = -self.slab.half - heights.min(), self.slab.half - heights.max()
         if (low > high).any() or floor > ceiling:
             return None
@@ -250,16 +250,6 @@ class Room:
             if found is not None:
                 return np.array(np.unravel_index(found, self.shape))
         return None
-
-    def cube(self, center: Ints, side: int) -> npt.NDArray[np.int16]:
-        """Return what the voxels of a cube about a voxel hold; outside of the specimen nothing is taken."""
-        first = center - side // 2
-        low, high = np.maximum(first, 0), np.minimum(first + side, self.shape)
-        cube = np.zeros((side,) * 3, np.int16)
-        of = tuple(slice(a, b) for a, b in zip(low - first, high - first, strict=True))
-        into = tuple(slice(a, b) for a, b in zip(low, high, strict=True))
-        cube[of] = self.taken.reshape(self.shape)[into]
-        return cube
 
     def _first_free(self, bases: Ints, steps: Ints) -> int | None:
         """Find the first of several centres about which nothing is taken: look at a few voxels, at more, at all."""
@@ -300,40 +290,52 @@ class Canvas:
 
     def __init__(self, shape: Sequence[int], *, device: torch.device | str = "cpu") -> None:
         self.shape = tuple(int(n) for n in shape)
-        self.density = _zeros(self.shape, np.float32, device)
-        self.labels = _zeros(self.shape, np.uint8, device)
-        self.instances = _zeros(self.shape, np.int32, device)
+        self.density = _zeros(self.shape, torch.float32, device)
+        self.labels = _zeros(self.shape, torch.uint8, device)
+        self.instances = _zeros(self.shape, torch.int32, device)
         self._rows: list[tuple[int, Floats, Floats]] = []
+        #: What is left of the membranes' density, a part of `density`.
+        self._membranes: Tensor | None = None
 
     def add_row(self, number: int, position: Floats, orientation: Floats | None = None) -> int:
         """Add a row to the particle table, and return its 1-based number."""
         self._rows.append((number, position, np.full((3, 3), np.nan) if orientation is None else orientation))
         return len(self._rows)
 
-    def add_cube(self, center: Ints, cube: Tensor, *, clear: Tensor | None = None) -> None:
-        """Add a cube of density about a voxel; what reaches out of the volume is left out.
+    def add_cube(self, center: Ints, cube: Tensor) -> None:
+        """Add a cube of density `(d, d, d)`, d odd, about a voxel; what reaches out of the volume is left out."""
+        into, of = self._overlap(center, cube.shape[0])
+        self.density[into] += cube[of]
 
-        Parameters
-        ----------
-        center
-            `(3,)`.
-        cube
-            `(d, d, d)`, with odd d.
-        clear
-            `(d, d, d)`, from 0 to 1: how much of what is there makes way.
-        """
-        first = center - cube.shape[0] // 2
-        low, high = np.maximum(first, 0), np.minimum(first + cube.shape[0], self.shape)
+    def _overlap(self, center: Ints, side: int) -> tuple[tuple[slice, ...], tuple[slice, ...]]:
+        """Find where the volume and a cube about a voxel meet, in the one and in the other."""
+        first = center - side // 2
+        low, high = np.maximum(first, 0), np.minimum(first + side, self.shape)
         into = tuple(slice(a, b) for a, b in zip(low.tolist(), high.tolist(), strict=True))
         of = tuple(slice(a, b) for a, b in zip((low - first).tolist(), (high - first).tolist(), strict=True))
-        if clear is not None:
-            self.density[into] *= 1 - clear[of]
-        self.density[into] += cube[of]
+        return into, of
 
     def add_voxels(self, voxels: Ints, values: Floats) -> None:
         """Add density `(n,)` at voxels `(3, n)` of the volume, none twice."""
         at = torch.from_numpy(_steps(voxels, self.shape)).to(self.density.device)
         self.density.view(-1)[at] += torch.from_numpy(values).to(self.density)
+
+    def add_membrane(self, voxels: Ints, values: Floats) -> None:
+        """Add a membrane's density, see `add_voxels`, of which `take_membrane` may take some away again."""
+        self.add_voxels(voxels, values)
+        if self._membranes is None:
+            self._membranes = _zeros(self.shape, torch.float32, self.density.device)
+        at = torch.from_numpy(_steps(voxels, self.shape)).to(self.density.device)
+        self._membranes.view(-1)[at] += torch.from_numpy(values).to(self._membranes)
+
+    def take_membrane(self, center: Ints, share: Tensor) -> None:
+        """Take shares, a cube `(d, d, d)` about a voxel, of what is left of the membranes' density there."""
+        if self._membranes is None:
+            return
+        into, of = self._overlap(center, share.shape[0])
+        gone = self._membranes[into] * share[of]
+        self._membranes[into] -= gone
+        self.density[into] -= gone
 
     def add_label(self, voxels: Ints, number: int, rows: int | Ints) -> None:
         """Give voxels `(3, n)` of the volume a class and a row, or each its own."""
@@ -356,9 +358,11 @@ class Canvas:
         )
 
 
-def _zeros(shape: Sequence[int], dtype: npt.DTypeLike, device: torch.device | str) -> Tensor:
+def _zeros(shape: Sequence[int], dtype: torch.dtype, device: torch.device | str) -> Tensor:
     """Make zeros; on the CPU as NumPy does, which takes memory only where something is written."""
-    return torch.from_numpy(np.zeros(shape, dtype)).to(device)
+    if torch.device(device).type != "cpu":
+        return torch.zeros(tuple(shape), dtype=dtype, device=device)
+    return torch.from_numpy(np.zeros(shape, torch.empty(0, dtype=dtype).numpy().dtype))
 
 
 def place_templates(

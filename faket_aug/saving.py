@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from faket_aug.formats.particles import ParticleList
 RECORD_FILE = "record.json"
 #: Lies in a folder while it is written, and tells it from a folder with somebody's own files.
 UNFINISHED_FILE = "unfinished"
+_UNFINISHED = "This folder is being written, or its writing was stopped. Files of what was here before:"
 TOMOGRAM_FILE = "reconstruction.mrc"
 NOISELESS_FILE = "reconstruction_noiseless.mrc"
 _FORMAT = 1
@@ -45,6 +47,8 @@ class SavedParticles:
         The particles of one tomogram.
     class_names
         Names of the class numbers.
+    not_particles
+        Names of the classes whose rows are no particles; SHREC's list holds them, since instances count all rows.
     labels
         `(z, y, x)`, uint8, class numbers.
     tomogram
@@ -59,6 +63,7 @@ class SavedParticles:
 
     particles: ParticleList
     class_names: Mapping[int, str]
+    not_particles: frozenset[str]
     labels: Tensor
     tomogram: Tensor
     voxel_size: float
@@ -70,6 +75,13 @@ class SavedParticles:
     def class_numbers(self) -> dict[str, int]:
         """Class numbers by name."""
         return {name: number for number, name in self.class_names.items()}
+
+    @property
+    def picked(self) -> ParticleList:
+        """The rows that are particles."""
+        kept = [row for row, name in enumerate(self.particles.names) if name not in self.not_particles]
+        names = tuple(self.particles.names[row] for row in kept)
+        return ParticleList(names, self.particles.positions[kept], self.particles.orientations[kept])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -152,7 +164,8 @@ def rewritten_folder(folder: str | Path) -> Iterator[TomogramFolder]:
     try:
         make_writable_folder(path)
         before = _written_before(path)
-        write_text(path / UNFINISHED_FILE, "This folder is being written, or its writing was stopped.\n")
+        # Whoever goes on after a stop has to know what of it is old.
+        write_text(path / UNFINISHED_FILE, "\n".join([_UNFINISHED, *before, ""]))
         (path / RECORD_FILE).unlink(missing_ok=True)
         remove_parts(path)
         yield TomogramFolder(path=path, _before=before)
@@ -162,9 +175,14 @@ def rewritten_folder(folder: str | Path) -> Iterator[TomogramFolder]:
 
 def _written_before(folder: Path) -> list[str]:
     """List the files of the tomogram that a folder holds; refuse a folder with other things."""
+    left = folder / UNFINISHED_FILE
+    before = left.read_text(encoding="utf-8", errors="replace").splitlines()[1:] if left.is_file() else []
     if (folder / RECORD_FILE).is_file():
+        before += read_record_file(folder / RECORD_FILE)["files"]
+    if before:
         # A name that leads out of the folder is none of ours.
-        return [name for name in read_record_file(folder / RECORD_FILE)["files"] if ".." not in Path(name).parts]
+        inside = (name for name in before if ".." not in Path(name).parts and not Path(name).is_absolute())
+        return list(dict.fromkeys(inside))
     found = sorted(path.name for path in folder.iterdir() if not path.name.startswith("."))
     if found and UNFINISHED_FILE not in found:
         raise FileExistsError(
@@ -238,13 +256,38 @@ def read_record_file(path: str | Path) -> dict[str, Any]:
 
 
 def check_formats(formats: Sequence[str]) -> None:
-    """Raise a `ValueError` unless each of `formats` is one that particles are written in, and none comes twice."""
+    """Raise a `ValueError` unless each of `formats` is one that particles are written in, and none comes twice.
+
+    Raises
+    ------
+    ImportError
+        If a format needs a package that is not installed.
+    """
     if isinstance(formats, str):
         raise ValueError(f"expected `formats` to be several names, as ({formats!r},), got {formats!r}")
     for name in formats:
         check_choice("formats", name, PARTICLE_WRITERS)
     if len(set(formats)) != len(formats):
         raise ValueError(f"expected each of `formats` once, got {', '.join(formats)}")
+    if "copick" in formats and find_spec("copick") is None:
+        raise ImportError(
+            'expected the optional package copick for the format "copick", found none; install it: pip install '
+            '"faket_aug[copick]"'
+        )
+
+
+def check_names(class_names: Mapping[int, str], formats: Sequence[str], *, tomogram: str) -> None:
+    """Raise a `ValueError` unless all files of a tomogram can hold the names of its classes, and its own."""
+    from faket_aug.formats.particles import check_words
+    from faket_aug.formats.shrec import check_class_names
+
+    check_class_names(class_names)
+    if set(formats) & {"star3", "star4", "star5", "copick"}:
+        check_words([tomogram], "names of tomograms (the folder's)")
+    if "copick" in formats:
+        from faket_aug.formats.copick import check_copick_names
+
+        check_copick_names(class_names.values())
 
 
 def _write_shrec(folder: Path, saved: SavedParticles) -> list[str]:
@@ -262,7 +305,7 @@ def _write_star(version: int) -> Callable[[Path, SavedParticles], list[str]]:
         depth, height, width = saved.tomogram.shape
         write_particles_star(
             folder / name,
-            {saved.name: saved.particles},
+            {saved.name: saved.picked},
             voxel_size=saved.voxel_size,
             shape=(depth, height, width),
             version=version,
@@ -276,7 +319,7 @@ def _write_star(version: int) -> Callable[[Path, SavedParticles], list[str]]:
 def _write_deepfinder(folder: Path, saved: SavedParticles) -> list[str]:
     from faket_aug.formats.deepfinder import write_object_list
 
-    write_object_list(folder / "object_list.xml", saved.particles, class_numbers=saved.class_numbers)
+    write_object_list(folder / "object_list.xml", saved.picked, class_numbers=saved.class_numbers)
     return ["object_list.xml"]
 
 
@@ -295,8 +338,8 @@ def _write_copick(folder: Path, saved: SavedParticles) -> list[str]:
         voxel_size=saved.voxel_size,
         labels=saved.labels,
         tomograms={saved.modality: saved.tomogram},
-        # Membranes are labelled, but are no particles.
-        segmented=sorted(labelled - set(saved.particles.names)),
+        # What is labelled, but is no particle.
+        segmented=sorted(labelled - set(saved.particles.names) | saved.not_particles),
     )
     # Where the configuration is shared with other tomograms, it grows with them.
     own = project.parent == folder

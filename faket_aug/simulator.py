@@ -46,6 +46,8 @@ from faket_aug.tomogram import SimulatedTomogram, SimulationRecord
 MODALITIES = ("noiseless", "baseline", "noisy", "content", "faket")
 #: Modalities that need a noise model.
 NOISY_MODALITIES = MODALITIES[1:]
+#: Besides torch, what a result's last bits depend on.
+_PACKAGES = ("faket_aug", "numpy", "scipy")
 #: For `noise`: that of the specimens' own tilts. What can be made of these.
 GIVEN = "given"
 GIVEN_MODALITIES = ("noisy", "faket")
@@ -213,7 +215,7 @@ class FakETSimulator:
             noise_seed=torch_seed(seed, "noise", epoch=epoch, tomogram=tomogram),
             style_series=style_series,
             settings=self.settings(),
-            versions={"faket_aug": version("faket_aug"), "torch": str(torch.__version__)},
+            versions={"torch": str(torch.__version__)} | {name: version(name) for name in _PACKAGES},
         )
 
     def __call__(self, specimen: Specimen, *, seed: int, epoch: int = 0, tomogram: int = 0) -> SimulatedTomogram:
@@ -284,6 +286,7 @@ class FakETSimulator:
             instances=None if specimen.instances is None else specimen.instances.to(device),
             particles=specimen.particles,
             class_names=specimen.class_names,
+            not_particles=specimen.not_particles,
             voxel_size=specimen.label_voxel_size,
             record=record,
         )

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -19,6 +20,7 @@ Ints = npt.NDArray[np.int64]
 Range = float | tuple[float, float]
 #: Vacuum above ice, volts.
 VACUUM_DENSITY = -ICE_POTENTIAL
+_NO_PAIR = "expected `{}` to be one number or a pair (lowest, highest), got {!r}"
 SIDES = ("outside", "inside")
 _PER_UM3_AND_MOLAR = 6.02214076e23 * 1e-15
 _FIDUCIAL_SIZES = 5
@@ -32,10 +34,10 @@ def as_range(name: str, value: Range, *, zero: bool = False) -> tuple[float, flo
     ValueError
         If it is no increasing pair of positive numbers (or zero, where `zero` allows it).
     """
-    low, high = (value, value) if isinstance(value, int | float) else value
+    low, high = _as_pair(name, value)
     check_positive(name, low, zero=zero)
     if not low <= high < math.inf:
-        raise ValueError(f"expected `{name}` to be one number or a pair (lowest, highest), got {value!r}")
+        raise ValueError(_NO_PAIR.format(name, value))
     return float(low), float(high)
 
 
@@ -47,12 +49,28 @@ def as_count(name: str, value: int | tuple[int, int]) -> tuple[int, int]:
     ValueError
         If it is no increasing pair of whole numbers of 0 or more.
     """
-    low, high = value if isinstance(value, tuple) else (value, value)
+    low, high = _as_pair(name, value)
     check_count(name, low, zero=True)
     check_count(name, high, zero=True)
     if low > high:
-        raise ValueError(f"expected `{name}` to be one number or a pair (lowest, highest), got {value!r}")
+        raise ValueError(_NO_PAIR.format(name, value))
     return int(low), int(high)
+
+
+def _as_pair(name: str, value: Any) -> tuple[Any, Any]:
+    if not isinstance(value, Sequence):
+        return value, value
+    if isinstance(value, str) or len(value) != 2:
+        raise ValueError(_NO_PAIR.format(name, value))
+    return value[0], value[1]
+
+
+def turned_by(points: Floats | Ints, matrix: Floats) -> Floats:
+    """Multiply points `(..., 3)`, as rows, with a matrix `(3, m)`.
+
+    A library for matrices shares out the rows among threads, and its last bits depend on how many there are.
+    """
+    return np.asarray(points[..., :1] * matrix[0] + points[..., 1:2] * matrix[1] + points[..., 2:] * matrix[2])
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -89,7 +107,7 @@ class ParticleSpecies:
         For settings that cannot be.
     """
 
-    templates: ParticleTemplate | Sequence[ParticleTemplate]
+    templates: ParticleTemplate | Sequence[ParticleTemplate] = field(repr=False)
     count: int | tuple[int, int] | None = None
     concentration_per_um3: float | None = None
     concentration_molar: float | None = None
@@ -100,12 +118,16 @@ class ParticleSpecies:
     membrane_bound: bool = False
     membrane_offset: float | None = None
     membrane_side: str = "outside"
+    #: Voxels of a particle, the mean over templates, turns and places.
+    mask_voxels: float = field(init=False)
 
     def __post_init__(self) -> None:
         templates = (self.templates,) if isinstance(self.templates, ParticleTemplate) else tuple(self.templates)
         if not templates:
             raise ValueError("expected at least one template in `templates`, got none")
         object.__setattr__(self, "templates", templates)
+        volumes = [_volume(template.density.cpu().numpy(), template.threshold) for template in templates]
+        object.__setattr__(self, "mask_voxels", float(np.mean(volumes)))
         given = [self.count, self.concentration_per_um3, self.concentration_molar]
         if sum(value is not None for value in given) > 1:
             raise ValueError(
@@ -132,11 +154,6 @@ class ParticleSpecies:
         """Whether it is said how many there are."""
         return (self.count, self.concentration_per_um3, self.concentration_molar) != (None, None, None)
 
-    @property
-    def mask_voxels(self) -> float:
-        """Voxels of a particle, the mean over the templates."""
-        return float(np.mean([int(template.mask.sum()) for template in self.templates_at(0.0)]))
-
     def templates_at(self, voxel_size: float) -> tuple[ParticleTemplate, ...]:
         """Return its templates, which have the voxel size that they have."""
         assert isinstance(self.templates, tuple), "made so in __post_init__"
@@ -150,6 +167,14 @@ class ParticleSpecies:
         if self.concentration_molar is not None:
             return self.concentration_molar * _PER_UM3_AND_MOLAR * volume_um3
         return 1.0 if self.concentration_per_um3 is None else self.concentration_per_um3 * volume_um3
+
+
+def _volume(density: npt.NDArray[np.float32], threshold: float) -> float:
+    """Measure a mask's volume, voxels, on a grid twice as fine: voxels of the template alone may miss it by far."""
+    for axis in range(3):
+        a, b = np.delete(density, -1, axis), np.delete(density, 0, axis)
+        density = np.insert(density, np.arange(1, density.shape[axis]), (a + b) / 2, axis)
+    return float((density > threshold).sum()) / 8
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -189,6 +214,10 @@ class FiducialSpecies:
     def templates_at(self, voxel_size: float) -> tuple[ParticleTemplate, ...]:
         """Make templates of beads for a voxel size in Å."""
         radii = np.unique(np.linspace(*as_range("radius", self.radius), _FIDUCIAL_SIZES))
+        if radii[0] < voxel_size:
+            raise ValueError(
+                f"{self.name}: expected `radius` of at least the voxel size, {voxel_size:g} Å, got {radii[0]:g} Å"
+            )
         return tuple(_bead(self.name, float(radius), self.density, voxel_size) for radius in radii)
 
 
@@ -217,7 +246,7 @@ class Slab:
 
     def height(self, points: Floats | Ints) -> Floats:
         """Compute how far points `(..., 3)` lie above the middle plane, voxels."""
-        return np.asarray((points - self.middle) @ self.normal)
+        return turned_by(points - self.middle, self.normal[:, None])[..., 0]
 
     def heights(self, shape: Sequence[int]) -> tuple[Floats, Floats, Floats]:
         """Compute three arrays whose broadcast sum is the height of each voxel of a volume."""

@@ -14,8 +14,8 @@ from torch import Tensor
 
 from faket_aug._checks import FileFormatError, check_finite, check_ndim, check_positive
 from faket_aug.formats.mrc import read_mrc, read_mrc_shape
-from faket_aug.formats.particles import ParticleList
-from faket_aug.formats.shrec import SHREC_2019_CLASSES, read_class_conversion_table, read_particle_locations
+from faket_aug.formats.particles import ParticleList, match_names
+from faket_aug.formats.shrec import SHREC_2019_CLASSES, find_class_names, read_particle_locations
 
 #: The part of z that SHREC 2021's ground truth fills (165 to 345 of 512).
 SHREC_Z_RANGE = (165 / 512, 345 / 512)
@@ -86,6 +86,8 @@ class GrandModel:
         Å, of the density.
     class_names
         Names of the class numbers.
+    not_particles
+        Class numbers of what is labelled, and has rows in the table, but is no particle to be picked: membranes.
     name
         For messages and records.
 
@@ -101,6 +103,7 @@ class GrandModel:
     voxel_size: float
     instances: Tensor | None = None
     class_names: Mapping[int, str] = field(default_factory=dict)
+    not_particles: frozenset[int] = frozenset()
     name: str = "specimen"
 
     def __post_init__(self) -> None:
@@ -125,6 +128,11 @@ class GrandModel:
             raise FileFormatError(
                 f"{self.name}: expected instances of the labels' shape {tuple(self.labels.shape)}, got "
                 f"{tuple(self.instances.shape)}"
+            )
+        if self.instances is not None and len(self.particles) and int(self.instances.max()) > len(self.particles):
+            raise FileFormatError(
+                f"{self.name}: expected instances of the {len(self.particles)} rows of the particle table, got "
+                f"{int(self.instances.max())}"
             )
         if self.labels.dtype != torch.uint8:
             raise ValueError(f"{self.name}: expected uint8 labels, got {self.labels.dtype}")
@@ -172,7 +180,7 @@ class GrandModel:
             check_positive("voxel_size", voxel_size)
         files = _ShrecFiles.find(Path(folder))
         shape = read_mrc_shape(files.labels)
-        keep = _label_range(shape, z_range, files.labels)
+        keep = label_range(shape, z_range, files.labels)
         depth = read_mrc_shape(files.density)[0]
         bin_z, rest = divmod(depth, shape[0])
         if rest or bin_z == 0:
@@ -283,7 +291,7 @@ def _first_file(folder: Path, names: Sequence[str]) -> Path:
     raise FileNotFoundError(f"{folder}: expected a specimen in SHREC's layout with {' or '.join(names)}, found none")
 
 
-def _label_range(shape: tuple[int, ...], z_range: str | tuple[int, int] | None, path: Path) -> slice:
+def label_range(shape: tuple[int, ...], z_range: str | tuple[int, int] | None, path: Path) -> slice:
     depth = shape[0]
     if z_range == "auto":
         z_range = "shrec2021" if shape == _SHREC_LABEL_SIZE else None
@@ -371,14 +379,6 @@ def _instances(path: Path | None, shape: tuple[int, ...], keep: slice) -> Tensor
     return instances.to(torch.int32)
 
 
-def find_class_names(folder: Path) -> dict[int, str]:
-    """Read the table of class names in a folder, or in the one above; none where there is no table."""
-    for path in (folder / "class_conversion_table.txt", folder.parent / "class_conversion_table.txt"):
-        if path.is_file():
-            return read_class_conversion_table(path)
-    return {}
-
-
 def _particles(files: _ShrecFiles, keep: slice) -> ParticleTable:
     if files.locations is None:
         return ParticleTable.empty()
@@ -393,17 +393,17 @@ def particle_table(
 
     Where there is no table of names, names that are numbers stand for themselves.
     """
-    numbers = {name.lower(): number for number, name in class_names.items()}
+    numbers = match_names(particles.names, class_names)
     if not class_names:
         numbers = {name: int(name) for name in particles.names if name.isdigit() and int(name) > 0}
-    unknown = sorted({name for name in particles.names if name.lower() not in numbers})
+    unknown = sorted(set(particles.names) - set(numbers))
     if unknown:
         raise FileFormatError(
             f"{path}: expected class names of class_conversion_table.txt ({', '.join(class_names.values()) or 'none'})"
             f", got {', '.join(unknown)}"
         )
     return ParticleTable(
-        classes=np.array([numbers[name.lower()] for name in particles.names], dtype=np.int64),
+        classes=np.array([numbers[name] for name in particles.names], dtype=np.int64),
         positions=particles.positions - np.array([first, 0, 0]),
         orientations=particles.orientations,
     )

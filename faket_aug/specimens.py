@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -10,22 +11,21 @@ from typing import overload
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 
 from faket_aug._checks import FileFormatError, check_positive
 from faket_aug.formats import copick
-from faket_aug.formats.deepfinder import read_object_list
 from faket_aug.formats.mrc import read_mrc, read_mrc_shape
-from faket_aug.formats.particles import ParticleList, read_particles_csv
-from faket_aug.formats.polnet import PolnetTomogram, find_polnet_tomograms, read_motif_list
-from faket_aug.formats.shrec import read_class_conversion_table, read_particle_locations
-from faket_aug.formats.star import read_particles_star
-from faket_aug.specimen import GrandModel, Labelled, ParticleTable, as_labels, choose_voxel_size, particle_table
+from faket_aug.formats.particles import match_names
+from faket_aug.formats.polnet import PolnetTomogram, common_classes, find_polnet_tomograms, read_motif_list
+from faket_aug.formats.shrec import read_class_conversion_table
+from faket_aug.labelling import PARTICLE_LISTS, read_particles
+from faket_aug.specimen import GrandModel, ParticleTable, as_labels, choose_voxel_size, particle_table
 
 Paths = str | Path | Sequence[str | Path]
 
 _CLASS_TABLE = "class_conversion_table.txt"
 _MRC = (".mrc", ".map", ".rec", ".mrc.gz", ".mrc.bz2")
-_LISTS = (".star", ".xml", ".csv", ".tsv", ".txt")
 
 
 #: Where a specimen comes from: a function of paths and settings, small enough to be sent to a worker.
@@ -41,10 +41,20 @@ class FileSpecimens(Sequence[GrandModel]):
         Functions that read one each; they have to pickle (`functools.partial` of a module's function).
     class_names
         Class numbers and names that all specimens are given; their own by default.
+    dark
+        Whether particles are dark in the densities that are read: these are negated, since specimens are positive.
+
+    Warns
+    -----
+    UserWarning
+        While reading: if labelled voxels are darker than the others.
     """
 
-    def __init__(self, sources: Sequence[Source], *, class_names: Mapping[int, str] | None = None) -> None:
+    def __init__(
+        self, sources: Sequence[Source], *, class_names: Mapping[int, str] | None = None, dark: bool = False
+    ) -> None:
         self._sources = tuple(sources)
+        self._dark = dark
         self._class_names = None if class_names is None else dict(class_names)
 
     def __len__(self) -> int:
@@ -56,12 +66,26 @@ class FileSpecimens(Sequence[GrandModel]):
     def __getitem__(self, index: slice) -> FileSpecimens: ...
     def __getitem__(self, index: int | slice) -> GrandModel | FileSpecimens:
         if isinstance(index, slice):
-            return FileSpecimens(self._sources[index], class_names=self._class_names)
+            return FileSpecimens(self._sources[index], class_names=self._class_names, dark=self._dark)
         found = self._sources[index]()
+        if self._dark:
+            found = replace(found, density=-found.density)
+        _warn_of_dark_particles(found)
         return found if self._class_names is None else renumbered(found, self._class_names)
 
     def __iter__(self) -> Iterator[GrandModel]:
         return (self[index] for index in range(len(self)))
+
+
+def _warn_of_dark_particles(specimen: GrandModel) -> None:
+    labelled = specimen.labels > 0
+    fine = specimen.density if specimen.bin == 1 else F.avg_pool3d(specimen.density[None], specimen.bin)[0]
+    if labelled.any() and not labelled.all() and fine[labelled].mean() < fine[~labelled].mean():
+        warnings.warn(
+            f"{specimen.name}: expected particles that are denser (brighter) than what is around them, got darker "
+            "labelled voxels; set `dark` where particles are dark, as in a microscope's tomograms",
+            stacklevel=3,
+        )
 
 
 class PolnetSpecimens(FileSpecimens):
@@ -98,17 +122,8 @@ class PolnetSpecimens(FileSpecimens):
         lists = [read_motif_list(one.motifs, voxel_size=1.0, density=one.listed_as) for one in tomograms]
         super().__init__(
             [partial(_read_polnet, one, voxel_size, template_sizes) for one in tomograms],
-            class_names=_common_classes([one.class_names for one in lists]),
+            class_names=common_classes([one.class_names for one in lists]),
         )
-
-
-def _common_classes(tables: Sequence[Mapping[int, str]]) -> dict[int, str]:
-    """Unite tables of class names; number them anew where a number or a name means two things."""
-    pairs = dict.fromkeys(pair for table in tables for pair in sorted(table.items()))
-    numbers, names = ({pair[i] for pair in pairs} for i in (0, 1))
-    if len(numbers) == len(names) == len(pairs):
-        return dict(sorted(pairs))
-    return dict(enumerate(dict.fromkeys(name for _, name in pairs), start=1))
 
 
 def _read_polnet(
@@ -167,7 +182,7 @@ def _plain_sources(folder: Path, voxel_size: float | None) -> list[Source]:
                 raise FileNotFoundError(f"{density}: expected {prefix}labels{suffix} with it, found none")
             instances, particles = (
                 _file(folder, f"{prefix}instances", _MRC),
-                _file(folder, f"{prefix}particles", _LISTS),
+                _file(folder, f"{prefix}particles", PARTICLE_LISTS),
             )
             tomogram = prefix.rstrip("_-.") or folder.resolve().name
             sources.append(partial(_read_plain, density, labels, instances, particles, table, tomogram, voxel_size))
@@ -192,47 +207,6 @@ def _read_plain(
     return made if particles is None else replace(made, particles=read_particles(particles, made, tomogram=tomogram))
 
 
-def read_particles(path: str | Path, specimen: Labelled, *, tomogram: str | None = None) -> ParticleTable:
-    """Read the particles of a specimen from a list of its own.
-
-    Parameters
-    ----------
-    path
-        RELION's `.star`, DeepFinder's `.xml`, a plain `.csv` or `.tsv`, or SHREC's `.txt`; places count voxels of the
-        specimen's labels, or Å where RELION's do.
-    specimen
-        The specimen without them; its table of class names tells the numbers.
-    tomogram
-        Which tomogram's, where the list holds several: the name in a STAR file, the index in an XML file.
-
-    Raises
-    ------
-    FileFormatError
-        If the file is wrong, a class is not in the table, or the list holds several tomograms and none is chosen.
-    """
-    path, names = Path(path), specimen.class_names or None
-    lists: Mapping[str, ParticleList]
-    match path.suffix.lower():
-        case ".txt":
-            lists = {"": read_particle_locations(path)}
-        case ".csv" | ".tsv":
-            lists = {"": read_particles_csv(path)}
-        case ".xml":
-            lists = {str(index): one for index, one in read_object_list(path, class_names=names).items()}
-        case ".star":
-            depth, height, width = specimen.labels.shape
-            size, shape = specimen.label_voxel_size, (depth, height, width)
-            lists = read_particles_star(path, voxel_size=size, shape=shape, class_names=names)
-        case _:
-            raise FileFormatError(f"{path}: expected a list of particles that ends in {', '.join(_LISTS)}")
-    if len(lists) > 1 and tomogram not in lists:
-        raise FileFormatError(f"{path}: expected particles of tomogram {tomogram}, got those of {', '.join(lists)}")
-    if not lists:
-        return ParticleTable.empty()
-    chosen = lists[tomogram] if tomogram in lists else next(iter(lists.values()))
-    return particle_table(chosen, specimen.class_names, path)
-
-
 class CopickSpecimens(FileSpecimens):
     """Specimens in a local copick project, read when they are asked for (needs the optional package copick).
 
@@ -248,7 +222,7 @@ class CopickSpecimens(FileSpecimens):
     tomogram_type, segmentation, user_id, session_id, voxel_size
         Which tomogram, segmentation and picks, where there are several; the voxel size, in Å, is the segmentation's.
     dark
-        Whether particles are dark in the tomogram, as in a microscope's: it is negated, since specimens are positive.
+        Whether particles are dark in the tomogram, as in a microscope's; see `FileSpecimens`.
 
     Raises
     ------
@@ -278,7 +252,8 @@ class CopickSpecimens(FileSpecimens):
         chosen = there if runs is None else runs
         whose = {"user_id": user_id, "session_id": session_id}
         super().__init__(
-            [partial(_read_copick, config, run, tomogram_type, segmentation, whose, voxel_size, dark) for run in chosen]
+            [partial(_read_copick, config, run, tomogram_type, segmentation, whose, voxel_size) for run in chosen],
+            dark=dark,
         )
 
 
@@ -289,7 +264,6 @@ def _read_copick(
     segmentation: str | None,
     whose: Mapping[str, str | None],
     voxel_size: float | None,
-    dark: bool,
 ) -> GrandModel:
     class_names = copick.read_copick_classes(config)
     stored, size = copick.read_copick_segmentation(config, run=run, name=segmentation, voxel_size=voxel_size, **whose)
@@ -302,7 +276,7 @@ def _read_copick(
         tomogram, density_size = copick.read_copick_tomogram(config, run=run, tomogram_type=tomogram_type)
     where = Path(f"{config}, run {run}")
     return GrandModel(
-        density=-tomogram.float() if dark else tomogram.float(),
+        density=tomogram.float(),
         labels=as_labels(stored, where, class_names),
         particles=particle_table(
             copick.read_copick_picks(config, run=run, voxel_size=size, **whose), class_names, where
@@ -323,8 +297,8 @@ def renumbered(specimen: GrandModel, class_names: Mapping[int, str]) -> GrandMod
     """
     if dict(specimen.class_names) == dict(class_names):
         return specimen
-    numbers = {name.lower(): number for number, name in class_names.items()}
-    unknown = sorted(name for name in specimen.class_names.values() if name.lower() not in numbers)
+    numbers = match_names(specimen.class_names.values(), class_names)
+    unknown = sorted(set(specimen.class_names.values()) - set(numbers))
     if unknown:
         raise ValueError(
             f"{specimen.name}: expected classes of the table ({', '.join(class_names.values())}), got "
@@ -332,12 +306,13 @@ def renumbered(specimen: GrandModel, class_names: Mapping[int, str]) -> GrandMod
         )
     table = np.zeros(256, dtype=np.int64)
     for number, name in specimen.class_names.items():
-        table[number] = numbers[name.lower()]
+        table[number] = numbers[name]
     return replace(
         specimen,
         labels=torch.from_numpy(table).to(torch.uint8)[specimen.labels.long()],
         particles=replace(specimen.particles, classes=table[specimen.particles.classes]),
         class_names=dict(class_names),
+        not_particles=frozenset(table[[*specimen.not_particles]].tolist()),
     )
 
 
@@ -373,7 +348,11 @@ _LAYOUTS: tuple[tuple[str, Callable[[Path, float | None], Sequence[Source]]], ..
 
 
 def read_specimens(
-    paths: Paths, *, voxel_size: float | None = None, class_names: Mapping[int, str] | None = None
+    paths: Paths,
+    *,
+    voxel_size: float | None = None,
+    class_names: Mapping[int, str] | None = None,
+    dark: bool = False,
 ) -> FileSpecimens:
     """Find the specimens in one or several folders, whichever program wrote them; each is read when it is asked for.
 
@@ -385,10 +364,11 @@ def read_specimens(
     paths
         A folder, a copick configuration, or several.
     voxel_size
-        Å, of the densities (of copick: of the segmentation); by default what the files say. Of copick projects whose
-        tomograms have dark particles, make `CopickSpecimens` with `dark=True` instead.
+        Å, of the densities (of copick: of the segmentation); by default what the files say.
     class_names
         Class numbers and names that all specimens are to have; needed where folders number their classes differently.
+    dark
+        Whether particles are dark in all of them, as in copick projects of a microscope; see `FileSpecimens`.
 
     Raises
     ------
@@ -398,7 +378,7 @@ def read_specimens(
     if voxel_size is not None:
         check_positive("voxel_size", voxel_size)
     sources = [source for path in _as_paths(paths) for source in _sources(path, voxel_size)]
-    return FileSpecimens(sources, class_names=class_names)
+    return FileSpecimens(sources, class_names=class_names, dark=dark)
 
 
 def _sources(path: Path, voxel_size: float | None) -> list[Source]:

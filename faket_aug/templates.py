@@ -303,7 +303,7 @@ def read_templates(
     ValueError
         If two files give the same name, or a molecular weight belongs to none.
     """
-    paths = _template_paths(source)
+    paths = find_templates(source)
     names = [structure_name(path) for path in paths]
     for i, name in enumerate(names):
         if name in names[:i]:
@@ -326,7 +326,8 @@ def _suffix(path: Path) -> str:
     return Path(path.name.removesuffix(".gz")).suffix.lower()
 
 
-def _template_paths(source: str | Path | Iterable[str | Path]) -> list[Path]:
+def find_templates(source: str | Path | Iterable[str | Path]) -> list[Path]:
+    """List the files that `read_templates` reads, in its order; its errors tell what is missing."""
     suffixes = (*MAP_SUFFIXES, *STRUCTURE_SUFFIXES)
     if not isinstance(source, str | Path):
         paths = [Path(path) for path in source]

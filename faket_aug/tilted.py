@@ -47,6 +47,8 @@ class TiltedSpecimen:
         Å, of the tilts' pixels.
     class_names
         Names of the class numbers.
+    not_particles
+        See `GrandModel`.
     name
         For messages and records.
 
@@ -64,6 +66,7 @@ class TiltedSpecimen:
     noisy: bool = False
     instances: Tensor | None = None
     class_names: Mapping[int, str] = field(default_factory=dict)
+    not_particles: frozenset[int] = frozenset()
     name: str = "specimen"
 
     def __post_init__(self) -> None:

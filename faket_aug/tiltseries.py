@@ -136,7 +136,7 @@ class TiltSeries:
             If a file is damaged, or metadata and tilts differ in number; the message names both files.
         """
         stack = _find_stack(Path(path))
-        tilts, header_size = read_mrc(stack)
+        tilts, header_size = read_mrc(stack, stack=True)
         found = _metadata(stack, tilt_angles, metadata)
         sections, angles = _sections(stack, found, tilts.shape[0]), found.tilt_angles
         if angles is None:

@@ -21,6 +21,7 @@ from faket_aug.saving import (
     TOMOGRAM_FILE,
     SavedParticles,
     check_formats,
+    check_names,
     read_record_file,
     rewritten_folder,
 )
@@ -29,7 +30,7 @@ from faket_aug.specimen import GrandModel, ParticleTable
 
 @dataclass(frozen=True, kw_only=True)
 class SimulationRecord:
-    """What makes a simulated tomogram again: the address of its chance, and the simulator's settings.
+    """What makes a simulated tomogram again from its specimen: the address of its chance, and the simulator's settings.
 
     Parameters
     ----------
@@ -116,7 +117,9 @@ class SimulatedTomogram:
     voxel_size
         Å, of the tomogram.
     record
-        What makes it again.
+        What makes it again from its specimen.
+    not_particles
+        Class numbers that no lists of particles are written of, see `GrandModel`.
     """
 
     tiltseries: Tensor
@@ -128,6 +131,7 @@ class SimulatedTomogram:
     class_names: Mapping[int, str]
     voxel_size: float
     record: SimulationRecord
+    not_particles: frozenset[int] = frozenset()
 
     @property
     def bin(self) -> int:
@@ -148,9 +152,10 @@ class SimulatedTomogram:
 
         `projections.mrc`, `.tlt`, `.rawtlt` (`projections_unbinned` where the tilts are finer than the tomogram),
         `reconstruction.mrc`, `class_mask.mrc`, `occupancy_mask.mrc`, `class_conversion_table.txt`, the particles, and
-        `record.json`, which makes it again. Each file is whole or not there, and the record comes last: a folder
-        without one was not finished. `TiltSeries.read` reads the folder, and so does `GrandModel.from_shrec` if it
-        was given the specimen.
+        `record.json`, which makes it again from its specimen. Each file is whole or not there, and the record comes
+        last: a folder without one was not finished. `TiltSeries.read` reads the folder, and so does
+        `GrandModel.from_shrec` if it was given the specimen (with `z_range=None` for tomograms of 512³, which it would
+        take for SHREC 2021's).
 
         Parameters
         ----------
@@ -160,7 +165,7 @@ class SimulatedTomogram:
         formats
             Of the particles: `"shrec"` (`particle_locations.txt`), `"star3"`, `"star4"`, `"star5"` (RELION, for its
             version), `"deepfinder"` (`object_list.xml`), `"copick"` (picks, segmentation and the tomogram, in a run
-            with the folder's name).
+            with the folder's name). Rows of classes that are `not_particles` stand in SHREC's list only.
         specimen
             What it was made from: its density is written, too, as `grandmodel.mrc`.
         noiseless
@@ -168,7 +173,9 @@ class SimulatedTomogram:
         copick_project
             Folder of the copick project, which several tomograms may share; by default `copick` within the folder.
         origin
-            Where the specimen came from, as JSON types, for the record.
+            Where the specimen came from, as JSON types, for the record: it does not know the settings of a generator,
+            only the address. `faket-aug simulate` keeps its options here, which make specimen and tomogram again:
+            tomogram 7 alone by `faket-aug simulate again --config set/tomogram_0007/record.json --count 8 --shard 8/8`.
 
         Raises
         ------
@@ -180,6 +187,7 @@ class SimulatedTomogram:
             If it cannot be written, or the disk is full.
         """
         check_formats(formats)
+        check_names(self._all_class_names(), formats, tomogram=Path(folder).resolve().name)
         if noiseless is not None:
             check_same_shape("noiseless", noiseless.shape, "tomogram", self.tomogram.shape)
         if specimen is not None:
@@ -195,7 +203,7 @@ class SimulatedTomogram:
             "occupancy_mask.mrc": (self.instances, coarse),
         }
         with rewritten_folder(folder) as files:
-            # What is small comes first: a name that a format cannot hold is known before the volumes are written.
+            # What is small comes first: what a format cannot hold is known before the volumes are written.
             files.class_names(self._all_class_names())
             project = files.path / "copick" if copick_project is None else Path(copick_project)
             files.particles(self._saved_particles(files.path.resolve().name, project), formats)
@@ -218,6 +226,7 @@ class SimulatedTomogram:
         return SavedParticles(
             particles=ParticleList(names, table.positions, table.orientations),
             class_names=class_names,
+            not_particles=frozenset(class_names[number] for number in self.not_particles if number in class_names),
             labels=self.labels,
             tomogram=self.tomogram,
             voxel_size=self.voxel_size,

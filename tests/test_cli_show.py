@@ -76,6 +76,18 @@ def test_a_set(tmp_path: Path) -> None:
         look_at(tmp_path / "set", index=2)
 
 
+def test_what_is_being_written(tmp_path: Path) -> None:
+    """A tomogram that is not whole is passed over; where there is no other, the user is told."""
+    for index in range(2):
+        simulator()(specimen(index), seed=0).save(tmp_path / "set" / f"tomogram_{index:04d}")
+    (tmp_path / "set" / "tomogram_0000" / "unfinished").write_text("")
+    assert look_at(tmp_path / "set").name == "tomogram_0001"
+    for path in (tmp_path / "set" / "tomogram_0000", tmp_path / "set"):
+        (tmp_path / "set" / "tomogram_0001" / "unfinished").write_text("")
+        with pytest.raises(FileNotFoundError, match="expected a whole tomogram, found only what is being written"):
+            look_at(path)
+
+
 def test_a_specimen(tmp_path: Path) -> None:
     """A specimen in SHREC's layout, without tilts: its density, at the labels' voxel size."""
     thing = specimen(1, shape=(8, 12, 16), bin=2)
@@ -142,14 +154,15 @@ def test_sections(saved: Path) -> None:
     assert look.labels is not None
     figure = draw_look(look)
     panels = {axes.get_title(): axes for axes in figure.axes if axes.images}
+    assert figure.get_suptitle().endswith("32 × 24 × 16 voxels (x, y, z) of 10 Å, mean of 5 sections")
     first, *rest = panels
     assert first == "tilt at 0°, one of 5"
     places = {title[0]: int(title.split(" = ")[1].split(",")[0]) for title in rest}
     z, y, x = places["z"], places["y"], places["x"]
     slabs = {
-        f"z = {z}": look.volume[max(z - 1, 0) : z + 2].mean(0),
-        f"y = {y}": look.volume[:, max(y - 1, 0) : y + 2].mean(1),
-        f"x = {x}": look.volume[:, :, max(x - 1, 0) : x + 2].mean(2).T,
+        f"z = {z}": look.volume[max(z - 2, 0) : z + 3].mean(0),
+        f"y = {y}": look.volume[:, max(y - 2, 0) : y + 3].mean(1),
+        f"x = {x}": look.volume[:, :, max(x - 2, 0) : x + 3].mean(2).T,
     }
     for title, slab in slabs.items():
         np.testing.assert_allclose(panels[title].images[0].get_array(), slab, rtol=1e-5, atol=1e-5)

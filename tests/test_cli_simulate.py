@@ -11,6 +11,7 @@ import sys
 import textwrap
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from faket_aug import FakETSimulator, GrandModel, NoiseModel, SimulationRecord, TiltSeries, saving
-from faket_aug.cli import app, main
+from faket_aug.cli import _source, app, main
 from faket_aug.cli._options import RULES, Options
 from faket_aug.cli._sets import Shard
 from faket_aug.formats.angles import write_tlt
@@ -127,6 +128,24 @@ def test_a_generated_set(command: Command, templates: Path, tmp_path: Path) -> N
         assert min(image.size) > 800
 
 
+def test_distractors_and_bound_particles(command: Command, templates: Path, tmp_path: Path) -> None:
+    """Distractors are in the density only; bound particles stand on membranes; concentrations are per µm³."""
+    shutil.copy(templates / "long.mrc", tmp_path / "bound.mrc")
+    options = ["--templates", templates / "small.mrc", "--templates", tmp_path / "bound.mrc", "--membranes", "sheet=1"]
+    options += ["--distractors", templates / "long.mrc", "--membrane-bound", "bound", "--tilt-angles=-40:40:40"]
+    # Of 64 x 64 x 64 voxels of 10 Å, 0.26 µm³ · 1e-3.
+    options += ["--concentrations", "small=19074,bound=11444,long=7629", "--shape", "64,64,64"]
+    command("simulate", tmp_path / "set", *options)
+    found = GrandModel.from_shrec(tmp_path / "set" / "tomogram_0000")
+    assert list(found.class_names.values()) == ["small", "bound", "membrane"]
+    assert np.bincount(found.particles.classes).tolist() == [0, 5, 3, 1]
+    origin = read_record_file(tmp_path / "set" / "tomogram_0000" / "record.json")["origin"]
+    assert (set(origin["templates"]), set(origin["distractors"])) == ({"small", "bound"}, {"long"})
+    # Two dense voxels or more of the two distractors lie outside of all labels.
+    dense = found.density > 0.9 * found.density[found.labels == 1].max()
+    assert int((dense & (found.labels == 0)).sum()) >= 2
+
+
 def test_the_record_makes_it_again(command: Command, templates: Path, tmp_path: Path) -> None:
     """From a folder's own record and density comes the same tomogram, bit for bit; the matched clean one, too."""
     command("simulate", tmp_path / "set", *generated(templates), "--count", 2, "--noiseless")
@@ -147,6 +166,29 @@ def test_the_record_makes_it_again(command: Command, templates: Path, tmp_path: 
     assert origin["options"]["counts"] == {"small": 4, "long": 2}
 
 
+def test_the_record_alone_makes_it_again(command: Command, templates: Path, tmp_path: Path) -> None:
+    """One tomogram of a generated set, and no other, from nothing but its record and the templates' files."""
+    command("simulate", tmp_path / "set", *generated(templates), "--count", 3, "--membranes", "sheet=1")
+    record = tmp_path / "set" / "tomogram_0001" / "record.json"
+    versions = SimulationRecord.read(record).versions
+    assert set(versions) == {"faket_aug", "torch", "numpy", "scipy"}
+    assert versions["numpy"] == np.__version__
+    shutil.copy(record, tmp_path / "record.json")
+    before = content(tmp_path / "set")
+    shutil.rmtree(tmp_path / "set")
+    command("simulate", tmp_path / "again", "--config", tmp_path / "record.json", "--count", 2, "--shard", "2/2")
+    assert content(tmp_path / "again") == {name: of for name, of in before.items() if name.startswith("tomogram_0001")}
+
+
+@pytest.mark.parametrize(("name", "told"), [("4194", "not numbers themselves, got '4194'"), ("a b", "got 'a b'")])
+def test_names_are_checked_first(refused: Command, templates: Path, tmp_path: Path, name: str, told: str) -> None:
+    """A name that cannot be written is refused before anything is simulated or written."""
+    shutil.copy(templates / "small.mrc", tmp_path / f"{name}.mrc")
+    message = refused("simulate", tmp_path / "set", "--templates", tmp_path / f"{name}.mrc", "--counts", 2, *SMALL)
+    assert told in message
+    assert not (tmp_path / "set").exists()
+
+
 def test_specimens_from_files(command: Command, models: Path, tmp_path: Path) -> None:
     """One tomogram for each specimen by default; more take them again, with other noise."""
     options = ["--specimens", models, "--snr", 1, "--tilt-angles=-50:50:25"]
@@ -161,6 +203,21 @@ def test_specimens_from_files(command: Command, models: Path, tmp_path: Path) ->
     assert not torch.equal(*tilts)
     origin = read_record_file(tmp_path / "set" / "tomogram_0002" / "record.json")["origin"]
     assert origin["specimen"] == str(models / "model_0")
+
+
+def test_dark_specimens(
+    command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Dark specimens are read with `--dark`; without, the user is told."""
+    thing = specimen(0)
+    write_shrec(tmp_path / "dark" / "model_0", replace(thing, density=-thing.density))
+    options = ["--specimens", tmp_path / "dark", "--modality", "noiseless", "--tilt-angles=-50:50:25"]
+    command("simulate", tmp_path / "set", *options, "--dark")
+    assert torch.equal(GrandModel.from_shrec(tmp_path / "set" / "tomogram_0000").density, thing.density)
+    code, _, errors = outcome(["simulate", tmp_path / "wrong", *options], monkeypatch, capsys)
+    assert code == 0
+    assert "faket-aug: warning: " in errors
+    assert "expected particles that are denser" in errors
 
 
 def test_style_of_a_microscope(command: Command, refused: Command, models: Path, tmp_path: Path) -> None:
@@ -358,6 +415,63 @@ def test_templates_are_compared_by_content(command: Command, refused: Command, t
     assert "got others for templates;" in refused("simulate", tmp_path / "set", *generated(moved))
 
 
+def test_resume_under_other_threads(
+    command: Command, templates: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither the number of CPU threads nor the last bits of what was computed from the files are settings."""
+    used: list[int] = []
+
+    def inexact(make: Any) -> Any:
+        def made(*arguments: Any, **settings: Any) -> Any:
+            used.append(torch.get_num_threads())
+            return make(*arguments, **settings)
+
+        return made
+
+    def last_bits(template: Any) -> Any:
+        return replace(template, density=template.density * (1 + 2e-7))
+
+    options = [*generated(templates), "--resolution", 25, "--threads", 1]
+    options += ["--style", _style(tmp_path), "--modality", "noisy"]
+    read, assume = _source.read_templates, NoiseModel.assume
+    monkeypatch.setattr(_source, "read_templates", inexact(read))
+    monkeypatch.setattr(NoiseModel, "assume", inexact(assume))
+    command("simulate", tmp_path / "set", *options)
+    before, threads = content(tmp_path / "set"), torch.get_num_threads()
+    monkeypatch.setattr(_source, "read_templates", inexact(lambda *a, **k: [last_bits(one) for one in read(*a, **k)]))
+    torch.set_num_threads(3)
+    try:
+        message = command("simulate", tmp_path / "set", *options, "--count", 2)
+    finally:
+        torch.set_num_threads(threads)
+    assert message.startswith("1 tomogram written")
+    assert set(used) == {1}
+    after = content(tmp_path / "set")
+    assert {name: after[name] for name in before} == before
+
+
+def _style(folder: Path) -> Path:
+    series = style_series(0)
+    write_mrc(folder / "style.mrc", series.tilts, voxel_size=10.0)
+    write_tlt(folder / "style.tlt", series.tilt_angles)
+    return folder / "style.mrc"
+
+
+def test_specimens_are_compared_by_content(command: Command, refused: Command, models: Path, tmp_path: Path) -> None:
+    """Specimens that moved are the same, also where the set lies among them; others, or changed ones, are not."""
+    options = ["--modality", "noiseless", "--tilt-angles=-50:50:25"]
+    command("simulate", models / "set", "--specimens", models, *options, "--count", 1)
+    moved = tmp_path / "moved"
+    models.rename(moved)
+    made = command("simulate", moved / "set", "--specimens", moved, *options, "--count", 2)
+    assert made.startswith("1 tomogram written")
+    write_shrec(moved / "model_1", specimen(7))
+    assert "got others for specimens;" in refused("simulate", moved / "set", "--specimens", moved, *options)
+    write_shrec(moved / "model_1", specimen(1))
+    write_shrec(moved / "model_2", specimen(2))
+    assert "got others for specimens;" in refused("simulate", moved / "set", "--specimens", moved, *options)
+
+
 def test_settings_of_a_file(command: Command, refused: Command, templates: Path, tmp_path: Path) -> None:
     """A file's settings are those of the command line, which wins; paths in it count from its folder."""
     shutil.copytree(templates, tmp_path / "maps")
@@ -378,10 +492,11 @@ def test_settings_of_a_file(command: Command, refused: Command, templates: Path,
     assert list(found.class_names.values()) == ["long", "small", "bilayer", "rod"]
     assert np.bincount(found.particles.classes)[[1, 2]].tolist() == [2, 3]
     assert SimulationRecord.read(tmp_path / "set" / "tomogram_0000").seed == 2
-    # The settings of a set are such a file, too.
-    arguments = ["--config", tmp_path / "set" / "simulation.json"]
-    command("simulate", tmp_path / "again", *arguments)
-    assert content(tmp_path / "again") == content(tmp_path / "set")
+    # The settings of a set are such a file, too, and so is the record of a tomogram.
+    for name in ("simulation.json", "tomogram_0000/record.json"):
+        again = tmp_path / Path(name).stem
+        command("simulate", again, "--config", tmp_path / "set" / name)
+        assert content(again) == content(tmp_path / "set")
     write_mrc(tmp_path / "maps" / "rod.mrc", blobs((9, 9, 9), [(4, 4, 4)], 1.4), voxel_size=10.0)
     settings["filaments"][0]["subunit"] = "maps/rod.mrc"
     (tmp_path / "config.json").write_text(json.dumps(settings))
@@ -440,6 +555,7 @@ def test_the_cluster_example(templates: Path, tmp_path: Path) -> None:
     [
         ([], "expected either specimens from files (set --specimens) or what to generate them from (set --templates,"),
         (["--specimens", "models", "--counts", "3"], "got both, --counts"),
+        (["--fiducials", "1", "--dark"], "expected --dark of specimens from files, got it for generated ones"),
         (["--templates", "maps"], "expected `count`, `concentration_per_um3` or `concentration_molar`, got none"),
         (["--templates", "maps", "--counts", "3", "--concentrations", "3"], "expected either --counts or --concentr"),
         (["--templates", "maps", "--counts", "many"], "expected --counts to be whole numbers by name"),

@@ -58,6 +58,13 @@ def test_mean_shift_parts_neighbours() -> None:
     assert sorted(np.rint(picks.positions[:, 2]).tolist()) == [30.0, 39.0]
 
 
+def test_mean_shift_ends_on_a_bad_segmentation() -> None:
+    """A solid block, as a network labels it that has learned nothing, is many picks soon, not a run without end."""
+    picks = pick(torch.ones((40, 48, 52), dtype=torch.uint8), method="mean-shift", bandwidth=8)
+    assert picks.sizes.sum() == 40 * 48 * 52
+    assert len(picks) > 10
+
+
 def test_mean_shift_takes_the_majority() -> None:
     """A particle labelled in patches of two classes is one particle of the larger share."""
     labels = _balls(((1, (20, 30, 30), 5),))

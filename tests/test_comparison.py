@@ -5,21 +5,34 @@ from __future__ import annotations
 import csv
 import io
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from torch.utils.data import DataLoader
 from typer.testing import CliRunner
 
 from faket_aug import FileFormatError, TiltSeries, project
 from faket_aug.cli import app
 from faket_aug.formats.mrc import write_mrc
-from faket_aug.picking.arms import ArmResult, Experiment, measured_tomogram, read_result
+from faket_aug.picking.arms import ArmResult, Experiment, read_result
 from faket_aug.picking.comparison import Arm, Comparison
-from faket_aug.picking.summary import as_csv, as_markdown, class_f1, estimate, estimates, summed_confusion
+from faket_aug.picking.losses import tversky_loss
+from faket_aug.picking.measured import measured_tomogram
+from faket_aug.picking.summary import (
+    as_csv,
+    as_markdown,
+    class_f1,
+    confusion_csv,
+    estimate,
+    estimates,
+    learning_csv,
+    summed_confusion,
+)
+from faket_aug.picking.training import load_weights
 from tests._helpers import ANGLES, correlation, generator, narrow_state, specimen, write_shrec
 
 pytestmark = [
@@ -114,6 +127,13 @@ def test_published_settings() -> None:
         ({"arms": {"A": Arm(start="B"), "B": Arm(start="A")}}, "a circle of A, B"),
         ({"arms": {"A": Arm(tomograms=5)}}, "arm A: expected at most 2 `tomograms`"),
         ({"picking": "guess"}, "'components', 'mean-shift', got 'guess'"),
+        ({"tile_size": 30}, "`tile_size` in multiples of 4"),
+        ({"tile_size": 32, "overlap": 32}, "a smaller `overlap`"),
+        ({"bandwidth": -1.0}, "`bandwidth` to be more than 0"),
+        ({"widths": (4,)}, "`widths` of three levels"),
+        ({"validation_patches": 0}, "`validation_patches` to be a whole number of 1 or more"),
+        ({"seeds": (1, 1)}, "each of the `seeds` once"),
+        ({"arms": {"a/b": Arm()}}, "names of arms that can be folders, got 'a/b'"),
     ],
 )
 def test_bad_settings(folders: Path, change: dict[str, Any], message: str) -> None:
@@ -129,6 +149,11 @@ def test_bad_settings(folders: Path, change: dict[str, Any], message: str) -> No
         ('[arms.A]\nmodalty = "noisy"', "expected settings among source, .* at arms.A, got modalty"),
         ('[arms.A]\nmodality = "nosy"', "'noisy', 'content', 'faket', got 'nosy'"),
         ("", "bad.toml: .*missing .* 'validation'"),
+        ('train = "model_0"', "`train` to be a list of folders, got 'model_0'"),
+        (
+            'train = ["a", "b"]\nvalidation = "c"\ntest = ["x/../a"]',
+            "different specimens for training, validation and test, got .*/a'\\] twice",
+        ),
     ],
 )
 def test_bad_files(tmp_path: Path, text: str, message: str) -> None:
@@ -148,6 +173,51 @@ def test_measured_tomogram_lies_on_its_labels(folders: Path) -> None:
     others = [correlation(-made.tomogram.flip(axes), thing.density) for axes in ((0,), (1,), (2,), (0, 2))]
     assert here > 0.4
     assert here > max(others) + 0.2
+
+
+@pytest.mark.parametrize("z_range", [None, (3, 12)])
+def test_picks_of_a_cropped_tomogram_count_from_the_whole(
+    folders: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, z_range: Any
+) -> None:
+    """With the truth for a segmentation, every particle that is kept is found, whatever was cut off."""
+    made = Experiment(_small(folders, z_range=z_range), tmp_path)
+    truth = measured_tomogram(folders / "model_3", filter="hann", z_range=z_range)
+    monkeypatch.setattr("faket_aug.picking.arms.segment", lambda *_, **__: truth.labels)
+    monkeypatch.setattr(made, "_measured", lambda folder: truth)
+    score = made._score(made.network(0), str(folders / "model_3"), {})
+    inside = len(torch.unique(specimen(3, shape=(16, 32, 32)).instances[slice(*(z_range or (None,)))])) - 1
+    assert score.false_positives == 0
+    assert score.found >= inside - 1 > 1
+
+
+def test_axis_stays_when_sections_are_cut(folders: Path) -> None:
+    """A cropped tomogram is the same sections of the whole one, at an odd first section, too."""
+    whole = measured_tomogram(folders / "model_0", filter="hann", z_range=None)
+    part = measured_tomogram(folders / "model_0", filter="hann", z_range=(3, 12))
+    assert torch.equal(part.tomogram, whole.tomogram[3:12])
+    assert torch.equal(part.labels, whole.labels[3:12])
+
+
+@pytest.mark.slow
+def test_scored_again_with_other_settings(folders: Path, tmp_path: Path) -> None:
+    """Other settings of the scoring do not train again."""
+    first = Experiment(_small(folders), tmp_path)
+    before = first.run("BENCHMARK", 0)
+    time = (first.folder("BENCHMARK", 0) / "checkpoint.pt").stat().st_mtime_ns
+    after = Experiment(_small(folders, skip=("small",)), tmp_path).run("BENCHMARK", 0)
+    assert after.losses == before.losses
+    assert next(iter(after.scores.values()))["labels"] == ["background", "large", "rare"]
+    assert (first.folder("BENCHMARK", 0) / "checkpoint.pt").stat().st_mtime_ns == time
+
+
+def test_class_table_is_asked_for(folders: Path, tmp_path: Path) -> None:
+    thing = specimen(7, shape=(16, 32, 32))
+    folder = write_shrec(tmp_path / "model_7", thing, table=None, particles=False)
+    write_mrc(folder / "projections.mrc", torch.rand(5, 32, 32), voxel_size=10.0)
+    (folder / "alignment_simulated.txt").write_text("".join(f"0 0 {angle}\n" for angle in ANGLES))
+    made = Experiment(_small(folders, validation=str(folder)), tmp_path / "out")
+    with pytest.raises(FileFormatError, match="expected class_conversion_table.txt there or in the folder above"):
+        made.network(0)
 
 
 def test_measured_tilts_of_another_width(folders: Path, tmp_path: Path) -> None:
@@ -176,6 +246,13 @@ def test_arms_from_data_to_score(folders: Path, tmp_path: Path) -> None:
     assert asdict(parts.run("FAKET", 0)) == asdict(results[1])
     assert asdict(read_result(whole.folder("FAKET", 0) / "result.json")) == asdict(results[1])
     assert whole.run("BENCHMARK", 0).losses == results[0].losses
+    # Fine-tuning starts from the other arm's weights: its first loss is that of these, not of a fresh network.
+    start = whole.network(0)
+    load_weights(start, whole.folder("FAKET", 0) / "best.pt")
+    batch = next(iter(DataLoader(whole.dataset(made.arms["FAKET + fine-tuning"], 0), batch_size=2)))
+    assert results[2].losses[0] == pytest.approx(float(tversky_loss(start(batch["image"]), batch["label"]).detach()))
+    with pytest.raises(ValueError, match="a finished arm to start from; run 'FAKET', seed 1, first"):
+        whole.run("FAKET + fine-tuning", 1)
     # The seeds differ; the first weights are the seed's, whatever the arm.
     first = {name: next(whole.network(0).parameters()) for name in made.arms}
     assert all(torch.equal(first["FAKET"], other) for other in first.values())
@@ -190,15 +267,18 @@ def test_command(folders: Path, tmp_path: Path) -> None:
     done = CliRunner().invoke(app, some, catch_exceptions=False)
     assert done.exit_code == 0
     written = {path.name for path in (tmp_path / "out").iterdir() if path.is_file()}
-    tables = {"table.md", "table.csv", "per_class.csv", "results.json", "comparison.json"}
-    assert written == tables | {"scores.png", "classes.png", "confusion.png", "learning.png"}
+    tables = {"table.md", "table.csv", "per_class.csv", "confusion.csv", "learning.csv", "results.json"}
+    assert written == tables | {"comparison.json", "scores.png", "classes.png", "confusion.png", "learning.png"}
     assert [row["arm"] for row in csv.DictReader((tmp_path / "out" / "table.csv").read_text().splitlines())] == [
         "BENCHMARK",
         "FAKET",
     ]
     before = (tmp_path / "out" / "results.json").read_bytes()
+    trained = tmp_path / "out" / "FAKET" / "seed_0" / "checkpoint.pt"
+    time = trained.stat().st_mtime_ns
     assert CliRunner().invoke(app, some, catch_exceptions=False).exit_code == 0
     assert (tmp_path / "out" / "results.json").read_bytes() == before
+    assert trained.stat().st_mtime_ns == time
     (folders / "other.toml").write_text(SMALL.replace("steps = 4", "steps = 6", 1))
     other = ["compare", str(folders / "other.toml"), *arguments[2:]]
     with pytest.raises(ValueError, match="the same comparison as before, got other settings for steps"):
@@ -216,9 +296,11 @@ def _result(arm: str, seed: int, f1: float, confusion: list[list[int]]) -> ArmRe
         seed=seed,
         scores={"test": score | {"confusion": confusion}},
         min_sizes={},
-        losses=[1.0],
-        validations=[],
-        best_step=1,
+        losses=[1.0, 0.5],
+        validations=[(2, 0.7)],
+        best_step=2,
+        made_with={},
+        versions={},
     )
 
 
@@ -239,6 +321,16 @@ def test_tables() -> None:
         ("Y", "1", "0.5000"),
     ]
     assert "| Y | 0.250 [0.250, 0.250] (0.250) | 0.500 [0.500, 0.500] (0.500) | 1 |" in as_markdown(results)
+
+
+def test_long_tables() -> None:
+    """Every pair of classes and every step has its row."""
+    results = [_result("X", 3, 0.5, [[0, 0, 0], [1, 2, 0], [0, 0, 0]])]
+    assert confusion_csv(results) == "arm,is,picked_as,particles\nX,A,background,1\nX,A,A,2\n"
+    assert learning_csv(results) == "arm,seed,step,loss,validation\nX,3,1,1,\nX,3,2,0.5,0.7\n"
+    other = replace(results[0], scores={"test": dict(results[0].scores["test"]) | {"labels": ["background", "B", "A"]}})
+    with pytest.raises(ValueError, match="test specimens with one table of classes"):
+        summed_confusion([*results, other])
 
 
 def test_bootstrap_intervals() -> None:

@@ -16,6 +16,7 @@ import torch
 from scipy.spatial.transform import Rotation
 
 from faket_aug import FileFormatError
+from faket_aug.formats import _atomic
 from faket_aug.formats import copick as module
 from faket_aug.formats.copick import (
     find_copick_config,
@@ -133,6 +134,24 @@ def test_the_project_grows(tmp_path: Path, particles: ParticleList) -> None:
 
 
 @needs_copick
+def test_two_grow_it_at_once(tmp_path: Path, particles: ParticleList, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Classes that another process added while this one was writing its run are kept."""
+    write = module._write_picks
+
+    def meanwhile(*arguments: Any) -> None:
+        write(*arguments)
+        with monkeypatch.context() as patched:
+            patched.setattr(module, "_write_picks", write)
+            _write(tmp_path, particles, "b", class_numbers=CLASS_NUMBERS | {"theirs": 8})
+
+    monkeypatch.setattr(module, "_write_picks", meanwhile)
+    _write(tmp_path, particles, "a", class_numbers=CLASS_NUMBERS | {"mine": 9})
+    found = read_copick_classes(tmp_path)
+    assert (found[8], found[9]) == ("theirs", "mine")
+    assert read_copick_runs(tmp_path) == ["a", "b"]
+
+
+@needs_copick
 def test_moved_project(tmp_path: Path, particles: ParticleList) -> None:
     """A project that was moved is read where its configuration lies."""
     _write(tmp_path / "here", particles)
@@ -153,7 +172,7 @@ def test_failure_midway_leaves_the_old_run(
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(module.os, "fsync", full)
+    monkeypatch.setattr(_atomic.os, "fsync", full)
     with pytest.raises(OSError, match="No space left"):
         _write(tmp_path, particles, labels=labels * 0)
     monkeypatch.undo()

@@ -201,6 +201,26 @@ def test_wrong_header(tmp_path: Path, offset: int, form: str, values: tuple[Any,
         read_mrc(path)
 
 
+def test_unequal_voxels(tmp_path: Path) -> None:
+    """A volume whose voxels are no cubes is refused; of a stack of tilts the size along z means nothing."""
+    path = tmp_path / "a.mrc"
+    for sizes, is_volume, is_stack in (
+        ((10, 10, 5), False, True),
+        ((10, 5, 10), False, False),
+        ((10, 10.05, 9.95), True, True),
+        ((10, 10, 0), True, True),
+    ):
+        write_mrc(path, torch.zeros(2, 3, 4), voxel_size=10.0)
+        with mrcfile.open(path, mode="r+") as file:
+            file.voxel_size = sizes
+        for stack, fits in ((False, is_volume), (True, is_stack)):
+            if fits:
+                assert read_mrc(path, stack=stack)[1] == 10.0
+                continue
+            with pytest.raises(FileFormatError, match=r"a.mrc: expected voxels of equal sides, got 10 x .* Å \(x, y"):
+                read_mrc(path, stack=stack)
+
+
 @pytest.mark.parametrize("size", [float("nan"), -10.0, float("inf")])
 def test_impossible_voxel_size(tmp_path: Path, size: float) -> None:
     """A voxel size that is negative or no number reads as 0, which asks for one where one is needed."""
@@ -691,7 +711,8 @@ def test_written_class_conversion_table(tmp_path: Path) -> None:
     ("names", "message"),
     [
         ({0: "a"}, "expected class numbers of 1 or more, got 0 for a"),
-        ({1: "a", 2: "a"}, "expected each class name once, got a, a"),
+        ({1: "a", 2: "a"}, "expected each class name once, in whatever case, got a, a"),
+        ({1: "Ab", 2: "aB"}, "expected each class name once, in whatever case, got Ab, aB"),
         ({1: "7"}, "expected class names that are not numbers themselves, got '7'; rename it"),
         ({1: "a b"}, "expected class names without spaces, quotes and #, got 'a b'"),
     ],

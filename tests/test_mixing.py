@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import numpy as np
@@ -115,6 +116,14 @@ def test_resume(taken: int) -> None:
     assert_same_items(rest, expected[4 * taken :])
 
 
+def test_state_knows_the_mixture() -> None:
+    """A state of another share, or of other sources, is refused."""
+    state = json.loads(json.dumps(_mixed(real_share=0.25).state_dict()))
+    _mixed(real_share=0.25).load_state_dict(state)
+    with pytest.raises(ValueError, match="a dataset with real_share"):
+        _mixed(real_share=0.5).load_state_dict(state)
+
+
 def test_bad_input() -> None:
     good = _tomograms(1)[0]
     with pytest.raises(FileFormatError, match="real 0: expected labels of the tomogram's shape"):
@@ -122,6 +131,11 @@ def test_bad_input() -> None:
     outside = table([1, 2], [(3, 4, 5), (3, 4, 500)])
     with pytest.raises(FileFormatError, match=r"got 1 outside, the first in row 2 at \[3.0, 4.0, 500.0\]"):
         LabelledTomogram(**vars(good) | {"particles": outside})
+    nowhere = table([1], [(float("nan"), 4, 5)])
+    with pytest.raises(FileFormatError, match="real 0: expected finite places of particles"):
+        LabelledTomogram(**vars(good) | {"particles": nowhere})
+    with pytest.raises(ValueError, match="real 0: expected uint8 labels, got torch.int64"):
+        LabelledTomogram(**vars(good) | {"labels": good.labels.long()})
     real = LabelledPatches([good], **PATCHES)
     with pytest.raises(ValueError, match="`real` and `fake` with the same `patch_size`"):
         MixedPatches(real, dataset(patch_size=12))

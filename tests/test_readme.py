@@ -63,7 +63,7 @@ def test_round_trip_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     torch.save(narrow_state(widths=widths), tmp_path / "vgg19-dcbb9e9d.pth")
     (tmp_path / "particles").mkdir()
     write_mrc(tmp_path / "particles" / "bean.mrc", blobs((16, 16, 16), [(8, 8, 6), (8, 8, 10)], 2.0), voxel_size=10.0)
-    first, second, third, fourth = code_blocks("python")
+    first, second, third, fourth, fifth = code_blocks("python")
     names: dict[str, Any] = {}
     exec(compile(first.replace("range(70)", "range(1)"), "README.md", "exec"), names)
     assert names["batch"]["image"].shape[1:] == (1, 56, 56, 56)
@@ -79,6 +79,8 @@ def test_round_trip_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     exec(compile(fourth.replace("(180, 512, 512), ", "(64, 64, 64), "), "README.md", "exec"), names)
     assert names["endless"].class_names[1] == "bean"
     assert len(names["dataset"]) == 20 * 64
+    exec(compile(fifth, "README.md", "exec"), names)
+    assert (tmp_path / "set" / "tomogram_0" / "record.json").is_file()
 
 
 def test_ci_runs_the_readme_test_command() -> None:

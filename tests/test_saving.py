@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import pickle
 import shutil
@@ -175,7 +176,7 @@ def test_many_instances(made: SimulatedTomogram, tmp_path: Path) -> None:
     """More instances than a 16-bit integer counts are written, and read, all the same."""
     instances = torch.arange(made.labels.numel(), dtype=torch.int32).reshape(SHAPE) * 9
     assert int(instances.max()) > 2**16
-    replace(made, instances=instances).save(tmp_path / "many", specimen=specimen(3))
+    replace(made, instances=instances).save(tmp_path / "many", specimen=specimen(3), formats=())
     again = GrandModel.from_shrec(tmp_path / "many").instances
     assert again is not None
     assert torch.equal(again, instances)
@@ -194,6 +195,26 @@ def test_saving_again_replaces_it(made: SimulatedTomogram, thing: GrandModel, tm
     assert names(tmp_path / "model") == expected
     assert torch.equal(TiltSeries.read(tmp_path / "model").tilts, other.tiltseries)
     assert is_whole(tmp_path / "model")
+
+
+def test_saving_again_after_a_stop(made: SimulatedTomogram, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the replacing of a tomogram was stopped, its old files are still known as such, also after two stops."""
+    folder = tmp_path / "model"
+    made.save(folder, noiseless=made.tomogram, formats=("shrec", "deepfinder"))
+
+    def stop(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    for _ in range(2):
+        with monkeypatch.context() as patched:
+            patched.setattr(saving, "write_mrc", stop)
+            with pytest.raises(KeyboardInterrupt):
+                made.save(folder)
+        assert UNFINISHED_FILE in names(folder)
+        assert not is_whole(folder)
+    (folder / "notes.txt").write_text("mine")
+    made.save(folder)
+    assert names(folder) == FILES | {"notes.txt"}
 
 
 def test_somebodys_own_files_are_left_alone(made: SimulatedTomogram, tmp_path: Path) -> None:
@@ -227,11 +248,19 @@ def test_wrong_settings(made: SimulatedTomogram, tmp_path: Path, settings: dict[
 
 
 def test_names_that_a_format_cannot_hold(made: SimulatedTomogram, tmp_path: Path) -> None:
-    """A class name of two words is refused before the volumes are written."""
-    with pytest.raises(ValueError, match="expected class names without spaces, .*, got 'small one'"):
-        replace(made, class_names={1: "small one", 2: "large"}).save(tmp_path / "model")
-    assert not list((tmp_path / "model").glob("*.mrc"))
-    assert not is_whole(tmp_path / "model")
+    """Names that cannot be written are refused before anything is, and what was there stays whole."""
+    made.save(tmp_path / "model")
+    for wrong, message in (
+        ("small one", "expected class names without spaces, .*, got 'small one'"),
+        ("4194", "expected class names that are not numbers themselves, got '4194'"),
+        ("LARGE", "expected each class name once, in whatever case, got LARGE, large"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            replace(made, class_names={1: wrong, 2: "large"}).save(tmp_path / "model")
+        assert is_whole(tmp_path / "model")
+    with pytest.raises(ValueError, match="expected names of tomograms .* without spaces, .* got 'a model'"):
+        made.save(tmp_path / "a model", formats=("star5",))
+    assert names(tmp_path) == {"model"}
 
 
 def test_a_folder_that_cannot_be_written(made: SimulatedTomogram, tmp_path: Path) -> None:
@@ -439,6 +468,31 @@ def test_deepfinder(all_oriented: GrandModel, tmp_path: Path) -> None:
 
 
 @pytest.mark.touches_global_rng  # copick does
+def test_what_is_no_particle(tmp_path: Path) -> None:
+    """Membranes stand in SHREC's list, which instances count by, and in no list of particles to be picked."""
+    pytest.importorskip("copick")
+    thing = specimen(4, name="thing")
+    matrices = Rotation.random(len(thing.particles), random_state=2).as_matrix()
+    matrices[thing.particles.classes == 2] = np.nan
+    table = replace(thing.particles, orientations=matrices)
+    thing = replace(thing, particles=table, not_particles=frozenset({2}))
+    made, folder = simulator()(thing, seed=0), tmp_path / "model"
+    made.save(folder, formats=("shrec", "star5", "deepfinder", "copick"))
+    listed = read_particle_locations(folder / "particle_locations.txt")
+    assert listed.names == ("small", "large", "small", "large", "small")
+    assert np.isnan(listed.orientations[[1, 3]]).all()
+    stars = read_particles_star(folder / "particles_relion5.star", voxel_size=10.0, shape=SHAPE)["model"]
+    picks = read_copick_picks(folder / "copick", run="model", voxel_size=10.0)
+    for found in (stars, picks, read_object_list(folder / "object_list.xml", class_names=CLASS_NAMES)[0]):
+        assert found.names == ("small",) * 3
+        np.testing.assert_allclose(found.positions, table.positions[::2], atol=1e-3)
+    config = json.loads((folder / "copick" / "copick_config.json").read_text())
+    assert {one["name"]: one["is_particle"] for one in config["pickable_objects"]}["large"] is False
+    assert 2 in torch.unique(read_copick_segmentation(folder / "copick", run="model")[0])
+    assert list((folder / "copick" / "ExperimentRuns" / "model" / "Picks").glob("*large*")) == []
+
+
+@pytest.mark.touches_global_rng  # copick does
 def test_copick(all_oriented: GrandModel, tmp_path: Path) -> None:
     """Tomograms share a copick project; one whose run was lost is not whole, and saving it again mends it."""
     pytest.importorskip("copick")
@@ -459,6 +513,14 @@ def test_copick(all_oriented: GrandModel, tmp_path: Path) -> None:
     made.save(tmp_path / "one", formats=("copick", "shrec"), copick_project=project)
     assert is_whole(tmp_path / "one")
     assert [path.name for path in project.glob(".*")] == [".two.x.part"]
+
+
+def test_without_copick(made: SimulatedTomogram, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where copick is not installed the message says how, before anything is written."""
+    monkeypatch.setattr(saving, "find_spec", lambda name: None)
+    with pytest.raises(ImportError, match=r'found none; install it: pip install "faket_aug\[copick\]"'):
+        made.save(tmp_path / "model", formats=("shrec", "copick"))
+    assert names(tmp_path) == set()
 
 
 @pytest.mark.touches_global_rng

@@ -163,6 +163,25 @@ def test_case_of_names_does_not_matter(tmp_path: Path) -> None:
     _assert_same(GrandModel.from_shrec(folder), thing)
 
 
+def test_names_that_differ_in_case_only(tmp_path: Path) -> None:
+    """The same name goes first; where none is the same and two are alike, nobody is guessed."""
+    thing = replace(specimen(0), class_names={1: "Ab", 2: "aB"})
+    found = ParticleList(("aB", "Ab"), np.zeros((2, 3)), np.full((2, 3, 3), np.nan))
+    assert specimen_module.particle_table(found, thing.class_names, tmp_path).classes.tolist() == [2, 1]
+    found = ParticleList(("AB",), np.zeros((1, 3)), np.full((1, 3, 3), np.nan))
+    with pytest.raises(FileFormatError, match=r"expected class names of .* \(Ab, aB\), got AB"):
+        specimen_module.particle_table(found, thing.class_names, tmp_path)
+
+
+def test_instances_beyond_the_table() -> None:
+    """Instances count rows; one that the table does not have is an error."""
+    thing = specimen(0)
+    assert thing.instances is not None
+    with pytest.raises(FileFormatError, match="specimen 0: expected instances of the 5 rows .*, got 6"):
+        replace(thing, instances=torch.where(thing.instances == 5, 6, thing.instances))
+    replace(thing, particles=ParticleTable.empty())
+
+
 def test_what_may_be_missing(tmp_path: Path) -> None:
     """Density and labels are enough; particles need the class table."""
     thing = specimen(0)
@@ -185,6 +204,7 @@ def test_no_particles_in_the_file(tmp_path: Path) -> None:
 def test_orientations(tmp_path: Path) -> None:
     """Angles become rotation matrices, NaN none; row by row with the classes and positions."""
     folder = write_shrec(tmp_path, specimen(0))
+    (folder / "occupancy_mask.mrc").unlink()
     (folder / "particle_locations.txt").write_text("small 1 2 3 90 0 0\nlarge 4 5 6 NaN NaN NaN\n")
     particles = GrandModel.from_shrec(folder).particles
     # A turn by 90° about z brings x to y.
@@ -271,10 +291,10 @@ def test_particles_outside_the_range_stay_in_the_table(tmp_path: Path) -> None:
 
 def test_shrec_2021_range(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """`"shrec2021"` keeps 165 to 345 of 512, at any depth; `"auto"` does so for labels of SHREC 2021's size only."""
-    assert specimen_module._label_range((512, 512, 512), "auto", tmp_path) == slice(165, 345)
-    assert specimen_module._label_range((512, 512, 512), None, tmp_path) == slice(0, 512)
-    assert specimen_module._label_range((512, 256, 256), "auto", tmp_path) == slice(0, 512)
-    assert specimen_module._label_range((256, 256, 256), "shrec2021", tmp_path) == slice(82, 172)
+    assert specimen_module.label_range((512, 512, 512), "auto", tmp_path) == slice(165, 345)
+    assert specimen_module.label_range((512, 512, 512), None, tmp_path) == slice(0, 512)
+    assert specimen_module.label_range((512, 256, 256), "auto", tmp_path) == slice(0, 512)
+    assert specimen_module.label_range((256, 256, 256), "shrec2021", tmp_path) == slice(82, 172)
     folder = write_shrec(tmp_path, specimen(0, bin=2), density="grandmodel_unbinned.mrc")
     assert GrandModel.from_shrec(folder, z_range="shrec2021").labels.shape == (6, 24, 32)
     monkeypatch.setattr(specimen_module, "_SHREC_LABEL_SIZE", SHAPE)

@@ -19,12 +19,12 @@ from faket_aug.formats.mrc import write_mrc
 from faket_aug.formats.particles import ParticleList
 from faket_aug.formats.shrec import write_class_conversion_table, write_particle_locations
 from faket_aug.formats.star import write_particles_star
+from faket_aug.labelling import read_particles
 from faket_aug.specimens import (
     CopickSpecimens,
     FileSpecimens,
     FolderSpecimens,
     PolnetSpecimens,
-    read_particles,
     read_specimens,
     renumbered,
 )
@@ -283,7 +283,24 @@ def test_copick(tmp_path: Path) -> None:
         _assert_same(one, expected)
     assert found[1].name == f"{folder}/run_1"
     assert len(CopickSpecimens(folder / "copick_config.json", runs=["run_1"])) == 1
-    assert torch.equal(CopickSpecimens(folder, dark=True)[0].density, -things[0].density)
+
+
+@needs_copick
+def test_dark_tomograms(tmp_path: Path) -> None:
+    """A microscope's particles are dark: read so, they are bright, and read otherwise, the user is told."""
+    thing = specimen(0, bin=2)
+    folder = _copick(tmp_path / "project", [specimen(0)], tilted=-specimen(0).density)
+    found = CopickSpecimens(folder, tomogram_type="tilted", dark=True)
+    for one in (found[0], found[:1][0]):
+        assert torch.equal(one.density, specimen(0).density)
+    with pytest.warns(UserWarning, match="project/run_0: expected particles that are denser .*; set `dark` where"):
+        CopickSpecimens(folder, tomogram_type="tilted")[0]
+    (tmp_path / "plain").mkdir()
+    write_mrc(tmp_path / "plain" / "density.mrc", -thing.density, voxel_size=5.0)
+    write_mrc(tmp_path / "plain" / "labels.mrc", thing.labels, voxel_size=10.0)
+    assert torch.equal(read_specimens(tmp_path / "plain", dark=True)[0].density, thing.density)
+    with pytest.warns(UserWarning, match="density.mrc: expected particles that are denser"):
+        read_specimens(tmp_path / "plain")[0]
 
 
 @needs_copick

@@ -139,6 +139,50 @@ def test_keeps_the_best_and_stops_early(tmp_path: Path) -> None:
     assert fit(_network(), _loader(), tmp_path, settings=settings, validation=validation).losses == history.losses
 
 
+def test_best_weights_belong_to_the_checkpoint(tmp_path: Path) -> None:
+    """`best.pt` of a lost stretch is replaced by the checkpoint's own; a training that begins anew removes both."""
+    settings = TrainingSettings(**SETTINGS | {"steps": 4, "validate_every": 2})
+    fit(_network(), _loader(), tmp_path, settings=settings, validation=_norm)
+    kept = _network(seed=1)
+    load_weights(kept, tmp_path / "best.pt")
+    (tmp_path / "best.pt").write_bytes(b"of a later step that was lost")
+    fit(_network(), _loader(), tmp_path, settings=settings, validation=_norm)
+    again = _network(seed=1)
+    load_weights(again, tmp_path / "best.pt")
+    assert torch.equal(_weights(kept), _weights(again))
+    with pytest.raises(KeyboardInterrupt):
+        fit(_network(), _loader(), tmp_path, settings=settings, resume=False, on_step=_break_at(1))
+    assert not (tmp_path / "best.pt").exists()
+    assert not (tmp_path / "checkpoint.pt").exists()
+
+
+def test_validation_that_is_not_finite(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="a finite number from `validation`, got nan at step 3"):
+        fit(_network(), _loader(), tmp_path, settings=TrainingSettings(**SETTINGS), validation=lambda _: float("nan"))
+
+
+def test_loader_that_runs_dry(tmp_path: Path) -> None:
+    """A loader without batches is an error, at the start and later, not an endless loop."""
+    empty = loader(dataset(), batch_size=100, drop_last=True)
+    with pytest.raises(ValueError, match="expected batches to train on, got a loader without any"):
+        fit(_network(), empty, tmp_path, settings=TrainingSettings(steps=2))
+
+
+def test_settings_that_no_file_can_hold(tmp_path: Path) -> None:
+    with pytest.raises(TypeError, match="expected `depends_on` of JSON types"):
+        fit(_network(), _loader(), tmp_path, settings=TrainingSettings(steps=1), depends_on={"folder": tmp_path})
+
+
+def test_voxel_size_stays_the_networks_own(tmp_path: Path) -> None:
+    """Fine-tuning at another voxel size warns, and keeps the new one."""
+    with torch.random.fork_rng():
+        coarse, fine = (DeepFinderNet(4, widths=(2, 2, 2), voxel_size=size) for size in (10.0, 13.5))
+    fit(coarse, _loader(), tmp_path, settings=TrainingSettings(steps=1))
+    with pytest.warns(UserWarning, match="trained on voxels of 10 Å, the network is for 13.5 Å"):
+        load_weights(fine, tmp_path / "checkpoint.pt")
+    assert fine.voxel_size == 13.5
+
+
 def test_log(tmp_path: Path) -> None:
     """The log holds every loss and validation."""
     history = fit(_network(), _loader(), tmp_path, settings=TrainingSettings(**SETTINGS), validation=_norm)
@@ -147,6 +191,36 @@ def test_log(tmp_path: Path) -> None:
     assert {step: row["validation"] for step, row in log.items() if "validation" in row} == pytest.approx(
         dict(history.validations)
     )
+
+
+@pytest.mark.touches_global_rng  # rich draws a bar's identity from Python's generator
+def test_progress_bar(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A bar on standard error, when it is asked for; otherwise nothing is printed."""
+    fit(_network(), _loader(), tmp_path, settings=TrainingSettings(steps=1))
+    assert capsys.readouterr() == ("", "")
+    fit(_network(), _loader(), tmp_path, settings=TrainingSettings(steps=2), progress=True)
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert "2/2" in printed.err
+
+
+def test_tensorboard_is_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    with pytest.raises(ImportError, match=r'pip install "faket_aug\[tensorboard\]", or set `log="csv"`'):
+        fit(_network(), _loader(), tmp_path, settings=TrainingSettings(steps=1), log="tensorboard")
+
+
+def test_tensorboard(tmp_path: Path) -> None:
+    """Losses and validations are events of TensorBoard's."""
+    pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    history = fit(
+        _network(), _loader(), tmp_path, settings=TrainingSettings(**SETTINGS), validation=_norm, log="tensorboard"
+    )
+    events = EventAccumulator(str(tmp_path)).Reload()
+    assert [event.value for event in events.Scalars("loss")] == pytest.approx(history.losses)
+    assert [event.step for event in events.Scalars("validation")] == [3, 6, 8]
 
 
 def test_no_log(tmp_path: Path) -> None:
@@ -190,7 +264,9 @@ def test_other_classes_are_named(tmp_path: Path) -> None:
         ValueError, match="weights of a network with 7 classes, got 4; make the network with `classes=4`"
     ):
         load_weights(seven, tmp_path / "checkpoint.pt")
-    with pytest.raises(ValueError, match="expected weights of a Sequential, got another network's"):
+    with pytest.raises(ValueError, match="weights of a network with 7 classes, got 4"):
+        fit(seven, _loader(), tmp_path, settings=TrainingSettings(steps=1))
+    with pytest.raises(ValueError, match="expected weights of a Sequential of these widths, got another network's"):
         load_weights(_network(), tmp_path / "checkpoint.pt")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,13 +18,16 @@ from torch import Tensor
 from faket_aug._checks import check_same_shape
 from faket_aug.cli._figures import count_panel, label_overlay, richest_section, tilt_panel
 from faket_aug.formats.mrc import read_mrc
+from faket_aug.formats.particles import match_names
 from faket_aug.formats.shrec import read_class_conversion_table, read_particle_locations
-from faket_aug.saving import TOMOGRAM_FILE
+from faket_aug.saving import TOMOGRAM_FILE, UNFINISHED_FILE
 from faket_aug.specimen import GrandModel
 from faket_aug.tiltseries import SHREC_STACKS, STACK_SUFFIXES, TiltSeries
 
-#: Sections that are averaged where a noisy tomogram is shown.
-SLAB = 3
+#: Å of a tomogram that are averaged where it is shown: single sections are noisier. 3 sections, where the voxel size is
+#: not known.
+SLAB = 50.0
+_SECTIONS = 3
 AXES = ("z", "y", "x")
 
 
@@ -77,7 +81,10 @@ def look_at(path: Path, *, index: int = 0) -> Look:
     if path.is_file():
         return Look(name=path.name, series=TiltSeries.read(_chosen([path], index, path)))
     own = path / TOMOGRAM_FILE
-    found = [own] if own.is_file() else sorted(path.glob(f"*/{TOMOGRAM_FILE}"))
+    there = [own] if own.is_file() else sorted(path.glob(f"*/{TOMOGRAM_FILE}"))
+    found = [file for file in there if not (file.parent / UNFINISHED_FILE).exists()]
+    if there and not found:
+        raise FileNotFoundError(f"{path}: expected a whole tomogram, found only what is being written, or was stopped")
     if found:
         return _tomogram(_chosen(found, index, path).parent)
     return _specimen_or_series(path, index)
@@ -113,12 +120,11 @@ def _counts(path: Path, class_names: dict[int, str]) -> dict[int, int] | None:
     """Count the particles of each class; names that the table lacks are added to it."""
     if not path.is_file():
         return None
-    numbers = {name.lower(): number for number, name in class_names.items()}
-    found = Counter(name.lower() for name in read_particle_locations(path).names)
-    for name in sorted(set(found) - set(numbers)):
-        numbers[name] = max([0, *class_names]) + 1
-        class_names[numbers[name]] = name
-    return {numbers[name]: count for name, count in found.items()}
+    found = read_particle_locations(path).names
+    for name in sorted(set(found) - set(match_names(found, class_names))):
+        class_names[max([0, *class_names]) + 1] = name
+    numbers = match_names(found, class_names)
+    return dict(Counter(numbers[name] for name in found))
 
 
 def _has_table(folder: Path) -> bool:
@@ -147,7 +153,10 @@ def _specimen_or_series(path: Path, index: int) -> Look:
             return Look(name=path.name, series=TiltSeries.read(_chosen([path], index, path)))
         except FileNotFoundError as no_series:
             raise FileNotFoundError(f"{no_specimen}; nor was there a tilt-series: {no_series}") from None
-    return _specimen(_chosen(specimens, index, path), path)
+    with warnings.catch_warnings():
+        # Dark or bright, it is shown as it is.
+        warnings.filterwarnings("ignore", message=".*expected particles that are denser")
+        return _specimen(_chosen(specimens, index, path), path)
 
 
 def _specimen(specimen: GrandModel, path: Path) -> Look:
@@ -209,7 +218,8 @@ def _middle(series: TiltSeries) -> int:
 def _describe(look: Look) -> str:
     assert look.volume is not None
     size = " × ".join(str(n) for n in reversed(look.volume.shape))
-    return f"{look.what}, {size} voxels (x, y, z)" + (f" of {look.voxel_size:g} Å" if look.voxel_size > 0 else "")
+    size += " voxels (x, y, z)" + (f" of {look.voxel_size:g} Å" if look.voxel_size > 0 else "")
+    return f"{look.what}, {size}" + (f", mean of {_sections(look)} sections" if _sections(look) > 1 else "")
 
 
 def _draw_beside(figure: SubFigure, look: Look) -> None:
@@ -255,14 +265,21 @@ def _draw_sections(figure: SubFigure, look: Look, places: tuple[int, int, int], 
     grid[1, 1].set_axis_off()
     for axis, axes in enumerate((grid[0, 0], grid[1, 0], grid[0, 1])):
         title = f"{AXES[axis]} = {places[axis]}" + (", with labels" if labels is not None and axis == 0 else "")
-        image = _section(look.volume, axis, places[axis], SLAB if look.what == "tomogram" else 1)
+        image = _section(look.volume, axis, places[axis], _sections(look))
         tilt_panel(axes, image, title=title, pixel_size=look.voxel_size if axis == 0 else 0.0)
         if labels is not None:
             label_overlay(axes, _section(labels, axis, places[axis], 1))
 
 
+def _sections(look: Look) -> int:
+    """Tell how many sections, an odd number, are averaged."""
+    if look.what != "tomogram":
+        return 1
+    return 2 * round((SLAB / look.voxel_size - 1) / 2) + 1 if look.voxel_size > 0 else _SECTIONS
+
+
 def _section(volume: Tensor, axis: int, place: int, slab: int) -> Tensor:
-    """Cut a section and its neighbours out of a volume, averaged: a single one of a tomogram is noisier."""
+    """Cut a section and its neighbours, `slab` in all, out of a volume and average them."""
     first = max(place - slab // 2, 0)
     section = volume.movedim(axis, 0)[first : place + slab // 2 + 1].float().mean(dim=0)
     # Across x there is (z, y) left; y stays vertical, as in the section beside it.

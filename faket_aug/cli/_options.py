@@ -137,6 +137,7 @@ _RANGE = Rule(read=_range_of(_number), expected="one number, or two with a comma
 _NAMES = Rule(read=_list_of(_text), expected="names with commas between")
 RULES: dict[str, Rule] = {
     "specimens": _PATHS,
+    "dark": _FLAG,
     "templates": _PATHS,
     "distractors": _PATHS,
     "counts": Rule(read=_by_name(_whole), expected="whole numbers by name, as 1bxn=50,3gl1=20, or one for all"),
@@ -203,6 +204,7 @@ class Options:
     """
 
     specimens: tuple[str, ...] = ()
+    dark: bool = False
 
     templates: tuple[str, ...] = ()
     distractors: tuple[str, ...] = ()
@@ -251,6 +253,8 @@ class Options:
                 "expected either specimens from files (set --specimens) or what to generate them from (set "
                 f"--templates, --membranes, --filaments or --fiducials), got {'both, ' * bool(both)}{both or 'none'}"
             )
+        if self.dark and not self.specimens:
+            raise ValueError("expected --dark of specimens from files, got it for generated ones; set --specimens")
         if self.counts is not None and self.concentrations is not None:
             raise ValueError("expected either --counts or --concentrations, got both")
         if self.modality is not None:
@@ -288,7 +292,8 @@ class Options:
         Parameters
         ----------
         config
-            A JSON file, or the `simulation.json` of a set. Paths in it count from its folder.
+            A JSON file, or the `simulation.json` of a set, or the `record.json` of a tomogram in one. Paths in it count
+            from its folder.
         given
             By name, from the command line.
 
@@ -312,9 +317,9 @@ def _from_file(path: Path) -> dict[str, Any]:
         content = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise FileFormatError(f"{path}: expected JSON, got {error}") from error
-    if isinstance(content, dict) and "options" in content:
-        # What a set was made with.
-        content = content["options"]
+    # What a set was made with, or one of its tomograms.
+    origin = content.get("origin", content) if isinstance(content, dict) else {}
+    content = origin.get("options", content) if isinstance(origin, dict) else content
     if not isinstance(content, dict):
         raise FileFormatError(f"{path}: expected settings by name, got {str(content)[:80]!r}")
     unknown = sorted(set(content) - set(RULES))

@@ -17,7 +17,7 @@ SETTINGS_FILE = "simulation.json"
 PREVIEW_FILE = "preview.png"
 _FORMAT = 1
 #: Seconds after which nobody is writing a small file any more; other shards may be at work beside this one.
-_ABANDONED = 300.0
+ABANDONED = 300.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,7 +73,8 @@ def open_set(folder: Path, settings: Mapping[str, Any], options: Mapping[str, An
     settings
         All that its tomograms depend on, as JSON types.
     options
-        What they were made from, as a user gives it; kept, but not compared: files may have moved.
+        What they were made from, as a user gives it; kept, but not compared: files may have moved. Their content is in
+        the settings.
 
     Raises
     ------
@@ -91,7 +92,9 @@ def open_set(folder: Path, settings: Mapping[str, Any], options: Mapping[str, An
     path = folder / SETTINGS_FILE
     wanted = json.loads(json.dumps(settings))
     if not path.is_file():
-        found = sorted(entry.name for entry in folder.iterdir() if not entry.name.startswith("."))
+        # Other shards may be trying whether they can write here: what is gone at once is none of a user's files.
+        entries = [entry for entry in folder.iterdir() if not entry.name.startswith(".")]
+        found = sorted(entry.name for entry in entries if entry.exists())
         if found and SETTINGS_FILE not in found:
             raise FileExistsError(
                 f"expected an empty folder, or one with {SETTINGS_FILE}, got {folder} with {', '.join(found[:3])}; "
@@ -101,7 +104,7 @@ def open_set(folder: Path, settings: Mapping[str, Any], options: Mapping[str, An
             write_text(
                 path, json.dumps({"format": _FORMAT, "options": dict(options), "settings": wanted}, indent=1) + "\n"
             )
-    remove_parts(folder, older_than=_ABANDONED)
+    remove_parts(folder, older_than=ABANDONED)
     # Read back, too: another shard may have begun the set with other settings at the same moment.
     differing = describe_differences(read_settings(path), wanted)
     if differing:

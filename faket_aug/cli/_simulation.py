@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -11,15 +12,18 @@ from typing import Any
 import numpy as np
 import torch
 
+from faket_aug._checks import check_count
+from faket_aug._threads import intra_op_threads
+from faket_aug.cli._digests import digest_of_file
 from faket_aug.cli._figures import save_figure
 from faket_aug.cli._look import draw_look, look_at
 from faket_aug.cli._options import TILT_ANGLES, Options, parse_angles
-from faket_aug.cli._sets import PREVIEW_FILE, Shard, missing, open_set, tomogram_folder
+from faket_aug.cli._sets import ABANDONED, PREVIEW_FILE, Shard, missing, open_set, tomogram_folder
 from faket_aug.cli._source import Source, make_source
 from faket_aug.features import VGG19Features
 from faket_aug.formats.angles import read_tilt_angles
 from faket_aug.noise import NoiseModel
-from faket_aug.saving import is_whole, remove_parts
+from faket_aug.saving import check_names, is_whole, remove_parts
 from faket_aug.simulator import FakETSimulator, usable_device
 from faket_aug.stylebank import StyleBank
 from faket_aug.tiltseries import TiltSeries
@@ -71,18 +75,21 @@ class Parts:
         A noiseless simulator with all other settings.
     noise, style, features
         What the modality needs of them.
+    noise_digest
+        What the noise was made from.
     """
 
     plain: FakETSimulator
     noise: NoiseModel | None
     style: tuple[TiltSeries, ...]
     features: VGG19Features | None
+    noise_digest: str | None
 
     def settings(self, options: Options) -> dict[str, Any]:
         """Return what the tilts depend on, as JSON types; long things by their hash."""
         found = self.plain.settings() | {"modality": options.chosen_modality}
         del found["features"]
-        found["noise"] = None if self.noise is None else hashlib.sha256(self.noise.to_json().encode()).hexdigest()
+        found["noise"] = self.noise_digest
         found["style"] = [_digest(series) for series in self.style]
         found["weights"] = None if self.features is None else self.features.fingerprint
         return found
@@ -134,6 +141,7 @@ def make_parts(options: Options) -> Parts:
         noise=None if modality == "noiseless" else _noise(options, style, angles),
         style=style if styled else (),
         features=VGG19Features(options.weights, precision=options.precision) if styled else None,
+        noise_digest=None if modality == "noiseless" else _noise_digest(options, style),
     )
 
 
@@ -164,6 +172,14 @@ def _noise(options: Options, style: tuple[TiltSeries, ...], angles: Any) -> Nois
     return replace(models[0], series=tuple(series for model in models for series in model.series))
 
 
+def _noise_digest(options: Options, style: tuple[TiltSeries, ...]) -> str:
+    """Hash what the noise is made from: another machine's sums differ in the last bits."""
+    if options.noise is not None:
+        return digest_of_file(Path(options.noise))
+    inputs = [[_digest(series) for series in style], options.snr, options.quantiles]
+    return hashlib.sha256(json.dumps(inputs).encode()).hexdigest()
+
+
 def run(work: Work, progress: Callable[[int, int], None]) -> Done:
     """Make the tomograms of a shard that are missing, and the picture of the set's first one.
 
@@ -174,10 +190,22 @@ def run(work: Work, progress: Callable[[int, int], None]) -> Done:
     progress
         Is told how many tomograms of how many are there.
     """
+    options = work.options
+    # What is computed before the simulator's own threads are set has to be the same for every machine, too.
+    threads = FakETSimulator.threads if options.threads is None else options.threads
+    check_count("threads", threads)
+    with intra_op_threads(threads):
+        return _run(work, progress, make_source(options), make_parts(options))
+
+
+def _run(work: Work, progress: Callable[[int, int], None], source: Source, parts: Parts) -> Done:
     options, folder = work.options, work.folder
-    source, parts = make_source(options), make_parts(options)
     count = work.count or source.count or 1
+    class_names = source.make(0).class_names if source.class_names is None else source.class_names
+    named = {number: name for number, name in class_names.items() if number > 0}
+    check_names(named, options.formats, tomogram=tomogram_folder(folder, 0).name)
     open_set(folder, _settings(options, source, parts), options.to_json())
+    remove_parts(folder / STYLE_CACHE, older_than=ABANDONED)
     mine = work.shard.indices(count)
     left = missing(folder, count=count, shard=work.shard)
     progress(len(mine) - len(left), len(mine))

@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, TypeVar
 
-import numpy as np
-
+from faket_aug.cli._digests import digest_of_file, digest_of_folder
 from faket_aug.cli._options import Options
 from faket_aug.filaments import FILAMENT_PRESETS, FilamentSpecies
+from faket_aug.formats.structures import structure_name
 from faket_aug.generation import GrandModelGenerator
 from faket_aug.membranes import MEMBRANE_KINDS, MembraneSpecies
 from faket_aug.species import FiducialSpecies, IceSlab, ParticleSpecies
 from faket_aug.specimen import GrandModel
 from faket_aug.specimens import read_specimens
-from faket_aug.templates import ParticleTemplate, read_templates
+from faket_aug.templates import ParticleTemplate, find_templates, read_templates
 
 S = TypeVar("S")
 
@@ -32,12 +31,15 @@ class Source:
         From an index to a specimen.
     count
         How many different ones there are; nothing where there is no end.
+    class_names
+        Names of the class numbers; nothing where only a specimen tells them.
     settings
         What they depend on, as JSON types.
     """
 
     make: Callable[[int], GrandModel]
     count: int | None
+    class_names: Mapping[int, str] | None
     settings: dict[str, Any]
 
 
@@ -50,10 +52,12 @@ def make_source(options: Options) -> Source:
         If files are missing or wrong, or settings do not go together.
     """
     if options.specimens:
-        specimens = read_specimens(options.specimens, voxel_size=options.voxel_size)
-        paths = [str(Path(path).resolve()) for path in options.specimens]
+        specimens = read_specimens(options.specimens, voxel_size=options.voxel_size, dark=options.dark)
         return Source(
-            make=lambda index: specimens[index % len(specimens)], count=len(specimens), settings={"specimens": paths}
+            make=lambda index: specimens[index % len(specimens)],
+            count=len(specimens),
+            class_names=None,
+            settings={"specimens": [digest_of_folder(Path(path)) for path in options.specimens]},
         )
     templates = {
         "templates": _read_templates(options.templates, options),
@@ -61,18 +65,30 @@ def make_source(options: Options) -> Source:
     }
     subunits = _read_subunits(options)
     generator = make_generator(options, **templates, subunits=subunits)
-    settings: dict[str, Any] = {
-        kind: {name: _digest(of) for name, of in by_name.items() if _is_wanted(name, options)}
-        for kind, by_name in templates.items()
-        if by_name
-    }
-    if isinstance(options.filaments, list):
-        # By what the files hold: they may move.
-        contents = {path: _digest([template]) for path, template in subunits.items()}
-        settings["filaments"] = _replaced(options.filaments, contents)
     return Source(
-        make=lambda index: generator.generate(seed=options.seed, tomogram=index), count=None, settings=settings
+        make=lambda index: generator.generate(seed=options.seed, tomogram=index),
+        count=None,
+        class_names=generator.class_names,
+        settings=_content(options, subunits),
     )
+
+
+def _content(options: Options, subunits: Iterable[str]) -> dict[str, Any]:
+    """Return what the files hold, which may move: not what was made of them, whose last bits another machine changes.
+
+    Voxel size and resolution, which the rest depends on, are settings of their own.
+    """
+    found: dict[str, Any] = {}
+    for kind in ("templates", "distractors"):
+        files: dict[str, list[str]] = {}
+        for path in (file for source in getattr(options, kind) for file in find_templates(source)):
+            files.setdefault(structure_name(path), []).append(digest_of_file(path))
+        if files:
+            found[kind] = {name: digests for name, digests in files.items() if _is_wanted(name, options)}
+    if isinstance(options.filaments, list):
+        contents = {path: digest_of_file(find_templates(path)[0]) for path in subunits}
+        found["filaments"] = _replaced(options.filaments, contents)
+    return found
 
 
 def _read_templates(paths: Sequence[str], options: Options) -> dict[str, list[ParticleTemplate]]:
@@ -100,14 +116,6 @@ def _replaced(filaments: Any, subunits: Mapping[str, Any]) -> Any:
         one | {"subunit": subunits.get(str(one["subunit"]), one["subunit"])} if "subunit" in one else one
         for one in filaments
     ]
-
-
-def _digest(templates: Iterable[ParticleTemplate]) -> str:
-    digest = hashlib.sha256()
-    for template in templates:
-        digest.update(f"{template.voxel_size}|{template.threshold}|{template.center}".encode())
-        digest.update(np.ascontiguousarray(template.density.cpu().numpy()).tobytes())
-    return digest.hexdigest()
 
 
 def _voxel_size(options: Options) -> float:

@@ -30,9 +30,10 @@ def compare(
 ) -> None:
     """Train a picker on each kind of tomograms, and score all of them on the same measured ones.
 
-    Writes a table (table.md, table.csv, per_class.csv), pictures of scores, classes, confusion matrices and learning
-    curves, and all that is needed to repeat it. Run it again after a stop: what is done is not done again, a broken
-    training goes on from its checkpoint. On a cluster, run arms and seeds apart, then once without both options.
+    Writes tables (table.md, table.csv, per_class.csv, confusion.csv, learning.csv), pictures of scores, classes,
+    confusion matrices and learning curves, and all that is needed to repeat it. Run it again after a stop: what is done
+    is not done again, a broken training goes on from its checkpoint. On a cluster, run arms and seeds apart, then once
+    without both options.
     """
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
@@ -76,6 +77,7 @@ def compare(
 def _keep_settings(comparison: Comparison, output: Path) -> None:
     """Write the settings once; another comparison does not mix its results with these."""
     from faket_aug.formats._atomic import write_text
+    from faket_aug.picking.comparison import SCORING_SETTINGS
 
     path, own = output / CONFIG_COPY, json.loads(json.dumps(comparison.to_dict()))
     if path.is_file():
@@ -83,17 +85,17 @@ def _keep_settings(comparison: Comparison, output: Path) -> None:
             saved = json.loads(path.read_text())
         except ValueError as error:
             raise ValueError(f"{path}: expected the settings of a comparison, got a damaged file; remove it") from error
-        # More arms and seeds may come to those that are there.
-        names = (set(saved) | set(own)) - {"arms", "seeds"}
-        other = sorted(name for name in names if saved.get(name) != own.get(name))
-        other += [
-            f"arms.{n}" for n in sorted(set(saved["arms"]) & set(own["arms"])) if saved["arms"][n] != own["arms"][n]
-        ]
+        # More arms and seeds may come to those that are there; how it is scored may change, and where it runs.
+        free = {"arms", "seeds", "device", "threads", "workers", *SCORING_SETTINGS}
+        other = sorted(n for n in (set(saved) | set(own)) - free if saved.get(n) != own.get(n))
+        both = sorted(set(saved["arms"]) & set(own["arms"]))
+        other += [f"arms.{name}" for name in both if saved["arms"][name] != own["arms"][name]]
         if other:
             raise ValueError(
                 f"{path}: expected the same comparison as before, got other settings for {', '.join(other)}; set "
                 "--output to another folder"
             )
+        own["arms"] = saved["arms"] | own["arms"]
     write_text(path, json.dumps(own, indent=1))
 
 
@@ -103,14 +105,14 @@ def _write(results: Sequence[ArmResult], output: Path) -> None:
     from faket_aug.cli import _comparison_figures as figures
     from faket_aug.cli._figures import save_figure
     from faket_aug.formats._atomic import write_text
-    from faket_aug.picking.arms import versions
-    from faket_aug.picking.summary import as_csv, as_markdown, per_class_csv
+    from faket_aug.picking.summary import as_csv, as_markdown, confusion_csv, learning_csv, per_class_csv
 
-    everything = {"versions": versions(), "results": [asdict(result) for result in results]}
-    write_text(output / RESULTS, json.dumps(everything, indent=1))
+    write_text(output / RESULTS, json.dumps([asdict(result) for result in results], indent=1))
     write_text(output / "table.md", as_markdown(results))
     write_text(output / "table.csv", as_csv(results))
     write_text(output / "per_class.csv", per_class_csv(results))
+    write_text(output / "confusion.csv", confusion_csv(results))
+    write_text(output / "learning.csv", learning_csv(results))
     save_figure(figures.score_bars(results), output / "scores.png")
     save_figure(figures.class_bars(results), output / "classes.png")
     save_figure(figures.confusion_matrices(results), output / "confusion.png")

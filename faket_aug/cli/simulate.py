@@ -41,11 +41,12 @@ def simulate(
     ] = "1/1",
     config: Annotated[
         Path | None,
-        _option("JSON file with any of the options below; the command line wins. Also simulation.json of a set.", _SET),
+        _option("JSON file of the options below, or the simulation.json of a set; the command line wins.", _SET),
     ] = None,
     specimens: Annotated[
         list[str] | None, _option("Folder in any format read: SHREC's, PolNet's, plain, copick; repeatable.", _FILES)
     ] = None,
+    dark: Annotated[bool | None, _option("Particles are dark in them, as in a microscope's tomograms.", _FILES)] = None,
     templates: Annotated[
         list[str] | None,
         _option("Particles: a density map, an atomic structure, or a folder of them; repeatable.", _GENERATED),
@@ -102,7 +103,8 @@ def simulate(
 
     Specimens are read from files (--specimens) or generated (--templates, --membranes, --filaments, --fiducials). The
     same command goes on after a stop: what is whole stays. On a cluster each job of an array takes a part, as
-    `--shard $SLURM_ARRAY_TASK_ID/10` with `#SBATCH --array=1-10`.
+    `--shard $SLURM_ARRAY_TASK_ID/10` with `#SBATCH --array=1-10`. From its record alone comes tomogram 7 again:
+    `faket-aug simulate again --config set/tomogram_0007/record.json --count 8 --shard 8/8`.
     """
     from faket_aug.cli._options import Options
     from faket_aug.cli._sets import Shard

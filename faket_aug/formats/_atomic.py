@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import tempfile
 from collections.abc import Iterator
@@ -33,6 +34,45 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
         temporary.replace(final)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def locked(path: str | Path) -> Iterator[None]:
+    """Run the body while no other process does so for `path`, by a hidden lock file beside it.
+
+    Where the system or the disk knows no locks, the body runs all the same.
+    """
+    path = Path(path)
+    lock = path.parent / f".{path.name}.lock"
+    while True:
+        with lock.open("a") as stream:
+            with contextlib.suppress(ImportError, OSError):
+                import fcntl
+
+                fcntl.flock(stream, fcntl.LOCK_EX)
+            try:
+                mine = os.path.samestat(os.fstat(stream.fileno()), lock.stat())
+            except FileNotFoundError:
+                mine = False
+            if mine:
+                try:
+                    yield
+                finally:
+                    lock.unlink(missing_ok=True)
+                return
+        # Whoever had the lock before has removed its file: try again with a new one.
+
+
+def move_folder(made: Path, final: Path, *, aside: Path) -> None:
+    """Flush a folder that is whole and move it to its place; one that is there is moved aside first."""
+    for file in made.rglob("*"):
+        if file.is_file():
+            with file.open("rb+") as stream:
+                os.fsync(stream.fileno())
+    final.parent.mkdir(exist_ok=True)
+    if final.exists():
+        final.replace(aside)
+    made.replace(final)
 
 
 def make_writable_folder(folder: Path) -> None:

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import colorsys
 import json
-import os
 import random
 import shutil
 import tempfile
@@ -29,7 +28,7 @@ import torch
 from torch import Tensor
 
 from faket_aug._checks import FileFormatError, check_ndim, check_positive
-from faket_aug.formats._atomic import write_text
+from faket_aug.formats._atomic import locked, move_folder, write_text
 from faket_aug.formats.particles import ParticleList, check_words, check_writable, numbers_of
 
 FloatArray = npt.NDArray[np.float64]
@@ -77,7 +76,8 @@ def write_copick(
     tomograms
         `(z, y, x)`, by copick's type of tomogram (`"faket"`).
     segmented
-        Names of classes without particles (membranes), which copick shows as segmentations.
+        Names of classes that are no particles (membranes): copick shows them as segmentations, and their rows, if they
+        have any, are no picks.
 
     Returns
     -------
@@ -104,11 +104,12 @@ def write_copick(
         raise ValueError(f"expected labels of `class_numbers` ({dict(class_numbers)}), got {unknown}")
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    config = _config(folder, _objects(class_numbers, segmented))
+    objects = _objects(class_numbers, segmented)
+    config = _config(folder, objects)
     part = Path(tempfile.mkdtemp(dir=folder, prefix=f".{run}.", suffix=".part"))
     try:
         made = _copick().from_string(json.dumps(config | {"overlay_root": f"local://{part.resolve()}"})).new_run(run)
-        _write_picks(made, particles, voxel_size)
+        _write_picks(made, particles, voxel_size, set(particles.names) - set(segmented))
         for name, volume in volumes.items():
             tomogram = made.new_voxel_spacing(voxel_size, exist_ok=True).new_tomogram(name)
             tomogram.from_numpy(volume.detach().cpu().float().numpy(), levels=1)
@@ -116,13 +117,15 @@ def write_copick(
             made.new_segmentation(voxel_size, SEGMENTATION, SESSION_ID, is_multilabel=True, user_id=USER_ID).from_numpy(
                 labels.detach().cpu().numpy()
             )
-        _move(part / _RUNS / run, folder / _RUNS / run, part)
+        move_folder(part / _RUNS / run, folder / _RUNS / run, aside=part / "old")
     finally:
         shutil.rmtree(part, ignore_errors=True)
     path = folder / CONFIG_FILE
-    text = json.dumps(config, indent=2) + "\n"
-    if not path.is_file() or path.read_text() != text:
-        write_text(path, text)
+    # Other processes may have added classes since: nobody's are lost.
+    with locked(path):
+        text = json.dumps(_config(folder, objects), indent=2) + "\n"
+        if not path.is_file() or path.read_text() != text:
+            write_text(path, text)
     return [path, *sorted(file for file in (folder / _RUNS / run).rglob("*") if file.is_file())]
 
 
@@ -147,9 +150,15 @@ def _word(name: str) -> str:
     return str(sanitize_name(name, suppress_warnings=True))
 
 
+def check_copick_names(names: Collection[str]) -> None:
+    """Raise a `ValueError` unless class names still differ once copick has made them its own."""
+    _copick()
+    if len({_word(name) for name in names}) < len(names):
+        raise ValueError(f"expected class names that differ once copick turns _ into -, got {', '.join(names)}")
+
+
 def _objects(class_numbers: Mapping[str, int], segmented: Collection[str]) -> list[dict[str, Any]]:
-    if len({_word(name) for name in class_numbers}) < len(class_numbers):
-        raise ValueError(f"expected class names that differ once copick turns _ into -, got {', '.join(class_numbers)}")
+    check_copick_names(class_numbers)
     objects = []
     for name, number in class_numbers.items():
         # Colours far apart for neighbouring numbers: steps of the golden ratio around the wheel.
@@ -184,13 +193,13 @@ def _config(folder: Path, objects: list[dict[str, Any]]) -> dict[str, Any]:
     return config
 
 
-def _write_picks(run: Any, particles: ParticleList, voxel_size: float) -> None:
+def _write_picks(run: Any, particles: ParticleList, voxel_size: float, picked: Collection[str]) -> None:
     from copick.models import CopickLocation, CopickPoint
 
     places = [CopickLocation(x=x, y=y, z=z) for z, y, x in (particles.positions * voxel_size).tolist()]
     transforms = np.tile(np.eye(4), (len(particles), 1, 1))
     transforms[particles.oriented, :3, :3] = particles.orientations[particles.oriented]
-    for name in dict.fromkeys(particles.names):
+    for name in dict.fromkeys(name for name in particles.names if name in picked):
         rows = [row for row, other in enumerate(particles.names) if other == name]
         oriented = particles.oriented[rows]
         if oriented.any() != oriented.all():
@@ -206,18 +215,6 @@ def _write_picks(run: Any, particles: ParticleList, voxel_size: float) -> None:
             for row in rows
         ]
         picks.store()
-
-
-def _move(made: Path, final: Path, part: Path) -> None:
-    """Flush a folder that is whole and move it to its place; one that is there is put aside first."""
-    for file in made.rglob("*"):
-        if file.is_file():
-            with file.open("rb+") as stream:
-                os.fsync(stream.fileno())
-    final.parent.mkdir(exist_ok=True)
-    if final.exists():
-        final.replace(part / "old")
-    made.replace(final)
 
 
 def read_copick_runs(path: str | Path) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import warnings
 import zlib
 from pathlib import Path
@@ -16,8 +17,11 @@ from torch import Tensor
 from faket_aug._checks import FileFormatError, check_finite, check_ndim, check_positive
 from faket_aug.formats._atomic import atomic_path
 
+#: Share of the size along x that others may differ by: headers are rounded.
+_SAME_SIZE = 0.01
 
-def read_mrc(path: str | Path, *, rows: slice | None = None) -> tuple[Tensor, float]:
+
+def read_mrc(path: str | Path, *, rows: slice | None = None, stack: bool = False) -> tuple[Tensor, float]:
     """Read an MRC file (`.mrc`, `.st`, `.mrcs`, `.map`; plain, or compressed by gzip or bzip2).
 
     Parameters
@@ -27,6 +31,8 @@ def read_mrc(path: str | Path, *, rows: slice | None = None) -> tuple[Tensor, fl
         what is wrong with it.
     rows
         Which sections, along the first axis, to read; all by default. The others stay on disk.
+    stack
+        Whether the sections are images of their own (a tilt-series), so that the header's size along z means nothing.
 
     Returns
     -------
@@ -36,31 +42,32 @@ def read_mrc(path: str | Path, *, rows: slice | None = None) -> tuple[Tensor, fl
     Raises
     ------
     FileFormatError
-        If it is not an MRC file, is truncated, has a wrong header, or holds NaN or infinite values.
+        If it is not an MRC file, is truncated, has a wrong header or voxels of unequal sides, or holds NaN or infinite
+        values.
     FileNotFoundError
         If there is no such file.
     """
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"expected an MRC file, found none at {path}")
-    stored, voxel_size = _open(path, rows)
+    stored, sizes = _open(path, rows)
     if stored.ndim != 3:
         raise FileFormatError(f"{path}: expected an MRC file of three axes, got shape {stored.shape}")
     data = torch.from_numpy(_native(stored, path))
     check_finite(data, str(path))
-    return data, voxel_size
+    return data, _side(sizes[: 2 if stack else 3], path)
 
 
 #: What mrcfile and mmap say of a file that is shorter than its header says.
 _TRUNCATED = ("data block", "mmap length is greater")
 
 
-def _open(path: Path, rows: slice | None) -> tuple[npt.NDArray[Any], float]:
+def _open(path: Path, rows: slice | None) -> tuple[npt.NDArray[Any], list[float]]:
     opener: Any = mrcfile.open if path.suffix in (".gz", ".bz2") else mrcfile.mmap
     try:
         with opener(path, mode="r") as file:
             _check_axes(path, file)
-            return np.array(file.data[rows or slice(None)]), _voxel_size(file)
+            return np.array(file.data[rows or slice(None)]), _voxel_sizes(file)
     except FileFormatError:
         raise
     except (EOFError, zlib.error) as error:
@@ -79,14 +86,14 @@ def _open(path: Path, rows: slice | None) -> tuple[npt.NDArray[Any], float]:
         try:
             with mrcfile.open(path, mode="r", permissive=True) as file:
                 data = None if file.data is None else np.array(file.data[rows or slice(None)])
-                voxel_size = 0.0 if data is None else _voxel_size(file)
+                sizes = [] if data is None else _voxel_sizes(file)
         except Exception as error:
             raise FileFormatError(f"{path}: expected an MRC file, got one that cannot be read ({error})") from error
     found = "; ".join(dict.fromkeys([str(strict_error), *(str(w.message) for w in caught)]))
     if data is None or data.size == 0:
         raise FileFormatError(f"{path}: expected a whole MRC file with a valid header, got: {found}")
     warnings.warn(f"{path}: not quite an MRC file, read all the same: {found}", stacklevel=3)
-    return data, voxel_size
+    return data, sizes
 
 
 def read_mrc_shape(path: str | Path) -> tuple[int, int, int]:
@@ -112,10 +119,20 @@ def _check_axes(path: Path, file: Any) -> None:
         )
 
 
-def _voxel_size(file: Any) -> float:
-    """Return the size along x; 0, which asks for one, where the header holds no number that can be one."""
-    size = float(file.voxel_size.x)
-    return size if np.isfinite(size) and size > 0 else 0.0
+def _voxel_sizes(file: Any) -> list[float]:
+    """Return the sizes along x, y and z; 0, which asks for one, where the header holds no number that can be one."""
+    sizes = [float(file.voxel_size[axis]) for axis in "xyz"]
+    return [size if np.isfinite(size) and size > 0 else 0.0 for size in sizes]
+
+
+def _side(sizes: list[float], path: Path) -> float:
+    """Return the one side of all voxels; axes whose size is not known are taken to have that of x."""
+    if sizes[0] > 0 and any(size > 0 and abs(size - sizes[0]) > _SAME_SIZE * sizes[0] for size in sizes):
+        raise FileFormatError(
+            f"{path}: expected voxels of equal sides, got {' x '.join(f'{size:g}' for size in sizes)} Å (x, y"
+            f"{', z' * (len(sizes) > 2)}); correct the header, or resample it"
+        )
+    return sizes[0]
 
 
 def _native(stored: npt.NDArray[Any], path: Path) -> npt.NDArray[Any]:
@@ -144,9 +161,16 @@ def write_mrc(path: str | Path, data: Tensor, *, voxel_size: float) -> None:
     check_ndim("data", data, "z y x")
     check_positive("voxel_size", voxel_size)
     values = data.detach().cpu().numpy()
-    with atomic_path(path) as temporary, mrcfile.new(temporary, overwrite=True) as file:
-        file.set_data(_storable(values))
-        file.voxel_size = voxel_size
+    with atomic_path(path) as temporary:
+        file = mrcfile.new(temporary, overwrite=True)
+        try:
+            file.set_data(_storable(values))
+            file.voxel_size = voxel_size
+            file.flush()
+        finally:
+            # On a full disk closing fails once more; the first error is the one to be seen.
+            with contextlib.suppress(OSError):
+                file.close()
 
 
 def _storable(values: npt.NDArray[Any]) -> npt.NDArray[Any]:

@@ -89,6 +89,25 @@ def numbers_of(names: Iterable[str], class_numbers: Mapping[str, int]) -> list[i
     return [int(class_numbers[name]) for name in names]
 
 
+def match_names(names: Iterable[str], class_names: Mapping[int, str]) -> dict[str, int]:
+    """Find the class numbers of names: of the same name, else of the only one that differs in case.
+
+    Returns
+    -------
+    Class numbers by name; names without one are left out.
+    """
+    exact = {name: number for number, name in class_names.items()}
+    folded: dict[str, list[int]] = {}
+    for number, name in class_names.items():
+        folded.setdefault(name.lower(), []).append(number)
+    found = {}
+    for name in names:
+        alike = [exact[name]] if name in exact else folded.get(name.lower(), [])
+        if len(alike) == 1:
+            found[name] = alike[0]
+    return found
+
+
 def read_particles_csv(path: str | Path) -> ParticleList:
     """Read a plain table of particles, separated by commas, semicolons or tabs.
 

@@ -159,12 +159,16 @@ def read_motif_list(
     Raises
     ------
     FileFormatError
-        If a column is missing, a type is unknown, a row holds what is no number or lies outside the volume; the message
-        names file and line.
+        If a column is missing, no row is of `density`, a type is unknown, a row holds what is no number or lies outside
+        the volume; the message names file and line.
     """
     check_positive("voxel_size", voxel_size)
     path = Path(path)
-    rows = [row for row in _read_rows(path) if density is None or row.density == density]
+    every = _read_rows(path)
+    rows = [row for row in every if density is None or row.density == density]
+    if every and not rows:
+        listed = ", ".join(dict.fromkeys(row.density for row in every if row.density)) or "no column `Density`"
+        raise FileFormatError(f"{path}: expected rows of {density} in the column `Density`, got {listed}")
     codes: dict[int, dict[str, None]] = {}
     for row in rows:
         codes.setdefault(row.label, {})[MEMBRANE if row.density and row.type == MEMBRANE else row.code] = None
@@ -236,3 +240,12 @@ def _check_inside(row: _Row, path: Path, voxel_size: float, shape: Sequence[int]
             f"{path}, line {row.line}: expected a place within the volume of {tuple(n * voxel_size for n in sizes)} Å "
             f"(x, y, z), got {row.place}; is the voxel size {voxel_size:g} Å right?"
         )
+
+
+def common_classes(tables: Sequence[Mapping[int, str]]) -> dict[int, str]:
+    """Unite tables of class names; number them anew where a number or a name means two things."""
+    pairs = dict.fromkeys(pair for table in tables for pair in sorted(table.items()))
+    numbers, names = ({pair[i] for pair in pairs} for i in (0, 1))
+    if len(numbers) == len(names) == len(pairs):
+        return dict(sorted(pairs))
+    return dict(enumerate(dict.fromkeys(name for _, name in pairs), start=1))

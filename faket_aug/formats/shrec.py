@@ -141,7 +141,20 @@ def write_class_conversion_table(path: str | Path, class_names: Mapping[int, str
     Raises
     ------
     ValueError
-        If a number is below 1, or a name comes twice, is not one word, or is itself a number.
+        See `check_class_names`.
+    """
+    check_class_names(class_names)
+    rows = {0: "background"} | dict(sorted(class_names.items()))
+    write_text(path, "".join(f"{number} {name}\n" for number, name in rows.items()))
+
+
+def check_class_names(class_names: Mapping[int, str]) -> None:
+    """Check that a table of class names can be written and read back.
+
+    Raises
+    ------
+    ValueError
+        If a number is below 1, or a name comes twice (in whatever case), is not one word, or is itself a number.
     """
     check_words(class_names.values(), "class names")
     for number, name in class_names.items():
@@ -149,7 +162,13 @@ def write_class_conversion_table(path: str | Path, class_names: Mapping[int, str
             raise ValueError(f"expected class numbers of 1 or more, got {number} for {name}")
         if name.isdigit():
             raise ValueError(f"expected class names that are not numbers themselves, got {name!r}; rename it")
-    if len(set(class_names.values())) < len(class_names):
-        raise ValueError(f"expected each class name once, got {', '.join(class_names.values())}")
-    rows = {0: "background"} | dict(sorted(class_names.items()))
-    write_text(path, "".join(f"{number} {name}\n" for number, name in rows.items()))
+    if len({name.lower() for name in class_names.values()}) < len(class_names):
+        raise ValueError(f"expected each class name once, in whatever case, got {', '.join(class_names.values())}")
+
+
+def find_class_names(folder: Path) -> dict[int, str]:
+    """Read the table of class names in a folder, or in the one above; none where there is no table."""
+    for path in (folder / "class_conversion_table.txt", folder.parent / "class_conversion_table.txt"):
+        if path.is_file():
+            return read_class_conversion_table(path)
+    return {}

@@ -24,20 +24,22 @@ from faket_aug.formats._atomic import write_text
 from faket_aug.mixing import LabelledPatches, LabelledTomogram
 from faket_aug.noise import NoiseModel
 from faket_aug.picking.clustering import Picks, pick
-from faket_aug.picking.comparison import Arm, Comparison
+from faket_aug.picking.comparison import SCORING_SETTINGS, Arm, Comparison
+from faket_aug.picking.history import TrainingHistory, TrainingSettings
 from faket_aug.picking.inference import segment
 from faket_aug.picking.losses import tversky_loss
+from faket_aug.picking.measured import MeasuredTomograms, kept_sections, measured_tomogram
 from faket_aug.picking.network import DeepFinderNet
 from faket_aug.picking.scoring import ShrecScore, choose_min_sizes, evaluate_shrec
-from faket_aug.picking.training import BEST, CHECKPOINT, TrainingHistory, TrainingSettings, fit, load_weights
+from faket_aug.picking.training import BEST, CHECKPOINT, fit, load_weights
 from faket_aug.projection import project
-from faket_aug.reconstruction import reconstruct
 from faket_aug.simulator import FakETSimulator
 from faket_aug.specimen import GrandModel, ShrecSpecimens
 from faket_aug.stylebank import StyleBank
 from faket_aug.tiltseries import TiltSeries
 
 RESULT = "result.json"
+_PACKAGES = ("faket_aug", "torch", "torchvision", "numpy", "scipy", "scikit-image", "scikit-learn")
 #: Told of what is going on: arm, seed, step, and steps in all.
 Report = Callable[[str, int, int, int], None]
 
@@ -58,6 +60,10 @@ class ArmResult:
         Of the training.
     best_step
         The step whose weights were used.
+    made_with
+        The arm's settings, and those of the scoring.
+    versions
+        Of what made it.
     """
 
     arm: str
@@ -67,6 +73,8 @@ class ArmResult:
     losses: Sequence[float]
     validations: Sequence[tuple[int, float]]
     best_step: int
+    made_with: Mapping[str, Any]
+    versions: Mapping[str, str]
 
     @property
     def macro_f1(self) -> float:
@@ -77,66 +85,6 @@ class ArmResult:
     def localization_f1(self) -> float:
         """Mean over the test specimens."""
         return float(np.mean([score["localization_f1"] for score in self.scores.values()]))
-
-
-class MeasuredTomograms(Sequence[LabelledTomogram]):
-    """Tomograms of the target's own tilt-series with the specimens' labels; each is reconstructed when asked for.
-
-    Parameters
-    ----------
-    folders
-        In SHREC's layout, with `projections.mrc`.
-    filter
-        Of the reconstruction.
-    z_range
-        As for `GrandModel.from_shrec`.
-    """
-
-    def __init__(self, folders: Sequence[str], *, filter: str, z_range: str | None) -> None:
-        self.folders, self.filter, self.z_range = tuple(folders), filter, z_range
-        self._made: dict[int, LabelledTomogram] = {}
-
-    def __len__(self) -> int:
-        return len(self.folders)
-
-    def __getitem__(self, index: Any) -> Any:
-        if index not in self._made:
-            self._made[index] = measured_tomogram(self.folders[index], filter=self.filter, z_range=self.z_range)
-        return self._made[index]
-
-
-def measured_tomogram(folder: str | Path, *, filter: str, z_range: str | None = "auto") -> LabelledTomogram:
-    """Reconstruct the tilt-series of a folder in SHREC's layout, and put the specimen's labels to it.
-
-    Parameters
-    ----------
-    folder
-        With `projections.mrc` or `projections_unbinned.mrc`, and a specimen.
-    filter, z_range
-        See `reconstruct` and `GrandModel.from_shrec`.
-
-    Raises
-    ------
-    FileFormatError
-        If tilts and labels do not go together.
-    """
-    specimen = GrandModel.from_shrec(folder, z_range=z_range)
-    series = TiltSeries.read(folder)
-    bin, rest = divmod(series.tilts.shape[-1], specimen.labels.shape[-1])
-    if rest or bin < 1:
-        raise FileFormatError(
-            f"{folder}: expected tilts as wide as the labels, {specimen.labels.shape[-1]}, or a whole factor wider, "
-            f"got {series.tilts.shape[-1]}"
-        )
-    depth = specimen.labels.shape[0]
-    return LabelledTomogram(
-        tomogram=reconstruct(series.tilts, series.tilt_angles, depth=depth, filter=filter, bin=bin),
-        labels=specimen.labels,
-        particles=specimen.particles,
-        voxel_size=specimen.label_voxel_size,
-        class_names=specimen.class_names,
-        name=str(folder),
-    )
 
 
 class Experiment:
@@ -181,8 +129,20 @@ class Experiment:
 
     @cached_property
     def class_names(self) -> dict[int, str]:
-        """Names of the class numbers, of the first training specimen."""
-        return dict(GrandModel.from_shrec(self.comparison.train[0], z_range=self.comparison.z_range).class_names)
+        """Names of the class numbers, of the validation specimen's table.
+
+        Raises
+        ------
+        FileFormatError
+            If it has none.
+        """
+        names = dict(self.validation.class_names)
+        if not names:
+            raise FileFormatError(
+                f"{self.comparison.validation}: expected class_conversion_table.txt there or in the folder above, "
+                "which says what the labels are called, found none"
+            )
+        return names
 
     def _measured(self, folder: str) -> LabelledTomogram:
         return measured_tomogram(folder, filter=self.comparison.filter, z_range=self.comparison.z_range)
@@ -230,11 +190,19 @@ class Experiment:
     def run(self, name: str, seed: int, report: Report | None = None) -> ArmResult:
         """Train an arm with a seed, choose on the validation specimen, score on the test specimens.
 
-        What is done is not done again: a finished one is read, a broken one goes on from its checkpoint.
+        What is done is not done again: a finished one is read, a broken one goes on from its checkpoint. With other
+        settings of the scoring it is scored again.
+
+        Raises
+        ------
+        ValueError
+            If the arm that it starts from is not finished, or it was trained with other settings.
         """
-        folder = self.folder(name, seed)
-        if (folder / RESULT).is_file():
-            return read_result(folder / RESULT)
+        path, made_with = self.folder(name, seed) / RESULT, self.made_with(name)
+        if path.is_file():
+            done = read_result(path)
+            if done.made_with == made_with:
+                return done
         network, history = self._train(name, seed, report)
         sizes = self._sizes(network)
         scores = {str(test): _as_json(self._score(network, str(test), sizes)) for test in self.comparison.test}
@@ -247,15 +215,28 @@ class Experiment:
             losses=history.losses,
             validations=history.validations,
             best_step=len(history.losses) if best is None else best[0],
+            made_with=made_with,
+            versions=versions(),
         )
-        write_text(folder / RESULT, json.dumps(asdict(result) | {"made_by": versions()}, indent=1))
+        write_text(path, json.dumps(asdict(result), indent=1))
         return result
+
+    def made_with(self, name: str) -> dict[str, Any]:
+        """All that an arm's result depends on beside the training that all arms share, as JSON types."""
+        scoring = {key: getattr(self.comparison, key) for key in SCORING_SETTINGS}
+        plain: dict[str, Any] = json.loads(json.dumps({"arm": asdict(self.comparison.arms[name]), **scoring}))
+        return plain
 
     def _train(self, name: str, seed: int, report: Report | None) -> tuple[DeepFinderNet, TrainingHistory]:
         made, arm = self.comparison, self.comparison.arms[name]
         network = self.network(seed)
         if arm.start is not None:
-            load_weights(network, _weights_of(self.folder(arm.start, seed)))
+            start = self.folder(arm.start, seed)
+            if not (start / RESULT).is_file():
+                raise ValueError(
+                    f"{start}: expected a finished arm to start from; run {arm.start!r}, seed {seed}, first"
+                )
+            load_weights(network, _weights_of(start))
         settings = TrainingSettings(
             steps=arm.steps or made.steps,
             learning_rate=arm.learning_rate or made.learning_rate,
@@ -264,7 +245,8 @@ class Experiment:
             validate_every=made.validate_every,
             checkpoint_every=made.validate_every,
         )
-        loader = DataLoader(self.dataset(arm, seed), batch_size=made.batch_size, num_workers=made.workers)
+        workers: dict[str, Any] = {"num_workers": made.workers, "persistent_workers": made.workers > 0}
+        loader = DataLoader(self.dataset(arm, seed), batch_size=made.batch_size, **workers)
         folder = self.folder(name, seed)
         history = fit(
             network,
@@ -305,17 +287,27 @@ class Experiment:
             total += loss.item() * len(labels)
         return total / self.comparison.validation_patches
 
-    def _picks(self, network: nn.Module, tomogram: Tensor) -> Picks:
+    def _picks(self, network: nn.Module, tomogram: LabelledTomogram) -> Picks:
+        """Pick in a measured tomogram; places count from the first section of its whole depth, as the folder's do."""
         made = self.comparison
-        labels = segment(network, tomogram, tile_size=made.tile_size, overlap=made.overlap, precision=made.precision)
-        return pick(labels, method=made.picking, bandwidth=made.bandwidth)
+        labels = segment(
+            network,
+            tomogram.tomogram,
+            tile_size=made.tile_size,
+            overlap=made.overlap,
+            precision=made.precision,
+            voxel_size=tomogram.voxel_size,
+        )
+        picks = pick(labels, method=made.picking, bandwidth=made.bandwidth)
+        keep, _ = kept_sections(tomogram.name, made.z_range)
+        return replace(picks, positions=picks.positions + np.array([keep.start, 0, 0]))
 
     def _sizes(self, network: nn.Module) -> dict[int, int]:
-        picks = self._picks(network, self.validation.tomogram)
+        picks = self._picks(network, self.validation)
         return choose_min_sizes(picks, self.comparison.validation, class_names=self.class_names)
 
     def _score(self, network: nn.Module, folder: str, sizes: Mapping[int, int]) -> ShrecScore:
-        picks = self._picks(network, self._measured(folder).tomogram).larger_than(sizes)
+        picks = self._picks(network, self._measured(folder)).larger_than(sizes)
         return evaluate_shrec(picks.particles(self.class_names), folder, skip=self.comparison.skip)
 
 
@@ -328,9 +320,7 @@ def read_result(path: Path) -> ArmResult:
         If the file is damaged.
     """
     try:
-        data = json.loads(path.read_text())
-        data.pop("made_by")
-        result = ArmResult(**data)
+        result = ArmResult(**json.loads(path.read_text()))
         return replace(result, validations=[(int(s), float(v)) for s, v in result.validations])
     except (ValueError, TypeError, KeyError) as error:
         raise FileFormatError(
@@ -341,8 +331,7 @@ def read_result(path: Path) -> ArmResult:
 def versions() -> dict[str, str]:
     """The versions that results depend on."""
     return {
-        "faket_aug": version("faket_aug"),
-        "torch": str(torch.__version__),
+        **{name: version(name) for name in _PACKAGES},
         "python": platform.python_version(),
         "machine": platform.machine(),
     }

@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import Any, Self
 
 from faket_aug._checks import FileFormatError, check_choice, check_count, check_positive
+from faket_aug.filters import FILTERS
 from faket_aug.picking.clustering import BANDWIDTH, METHODS
-from faket_aug.picking.inference import OVERLAP, PRECISIONS, TILE_SIZE
+from faket_aug.picking.history import LEARNING_RATE
+from faket_aug.picking.inference import OVERLAP, PRECISIONS, TILE_SIZE, check_tiles
 from faket_aug.picking.network import WIDTHS
-from faket_aug.picking.training import LEARNING_RATE
 from faket_aug.simulator import MODALITIES
 from faket_aug.style import STYLE_LAYERS
 
@@ -69,7 +70,10 @@ PAPER_ARMS: Mapping[str, Arm] = {
     "NOISY": Arm(modality="noisy"),
     "FAKET": Arm(),
     "FAKET_RANDOM": Arm(weights="random"),
+    "FAKET + fine-tuning": Arm(start="FAKET", source="measured", tomograms=1, steps=1000),
 }
+#: Settings that the training does not depend on: with others, what is trained is scored again.
+SCORING_SETTINGS = ("test", "tile_size", "overlap", "picking", "bandwidth", "skip")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -152,14 +156,25 @@ class Comparison:
                 raise ValueError(f"expected at least one entry in `{name}`, got none")
         for name in ("steps", "batch_size", "patch_size", "patches_per_tomogram", "validate_every", "threads"):
             check_count(name, getattr(self, name))
+        check_count("validation_patches", self.validation_patches)
         check_choice("precision", self.precision, PRECISIONS)
         check_choice("picking", self.picking, METHODS)
-        shared = sorted({str(Path(a)) for a in (*self.train, self.validation)} & {str(Path(a)) for a in self.test})
-        if shared or str(Path(self.validation)) in {str(Path(a)) for a in self.train}:
-            raise ValueError(
-                f"expected different specimens for training, validation and test, got {shared or self.validation} twice"
-            )
+        check_choice("filter", self.filter, FILTERS)
+        check_positive("bandwidth", self.bandwidth)
+        check_positive("learning_rate", self.learning_rate)
+        check_tiles((self.tile_size,) * 3, self.overlap)
+        if len(self.widths) != 3 or min(self.widths) < 1:
+            raise ValueError(f"expected `widths` of three levels, each 1 or more, got {tuple(self.widths)}")
+        parts = [[Path(name).resolve() for name in part] for part in (self.train, (self.validation,), self.test)]
+        folders = [folder for part in parts for folder in part]
+        twice = sorted({str(folder) for folder in folders if folders.count(folder) > 1})
+        if twice:
+            raise ValueError(f"expected different specimens for training, validation and test, got {twice} twice")
+        if len(set(self.seeds)) < len(self.seeds):
+            raise ValueError(f"expected each of the `seeds` once, got {list(self.seeds)}")
         for name, arm in self.arms.items():
+            if "/" in name or name.startswith("."):
+                raise ValueError(f"expected names of arms that can be folders, got {name!r}")
             if arm.start is not None and arm.start not in self.arms:
                 raise ValueError(f"arm {name}: expected `start` to be one of {', '.join(self.arms)}, got {arm.start!r}")
             if arm.tomograms is not None and arm.tomograms > len(self.train):
@@ -206,17 +221,32 @@ class Comparison:
             raise FileNotFoundError(f"expected a comparison's TOML file, found none at {path}")
         try:
             table = tomllib.loads(path.read_text(encoding="utf-8"))
-            arms = {name: Arm(**_known(Arm, entry, f"arms.{name}")) for name, entry in table.pop("arms", {}).items()}
-            settings = _known(cls, table, "the top")
-            for name in ("train", "test", "style"):
-                settings[name] = [str(path.parent / entry) for entry in settings.get(name, [])]
-            if "validation" in settings:
-                settings["validation"] = str(path.parent / settings["validation"])
-            if settings.get("weights", "torchvision") not in ("torchvision", "random"):
-                settings["weights"] = str(path.parent / settings["weights"])
+            arms = {
+                name: Arm(**_from(path, _known(Arm, entry, f"arms.{name}")))
+                for name, entry in table.pop("arms", {}).items()
+            }
+            settings = _from(path, {"train": [], "test": []} | _known(cls, table, "the top"))
             return cls(arms=arms or PAPER_ARMS, **settings)
         except (ValueError, TypeError, AttributeError) as error:
             raise FileFormatError(f"{path}: {error}") from error
+
+
+def _from(path: Path, settings: dict[str, Any]) -> dict[str, Any]:
+    """Take the paths among the settings from the file's folder."""
+    for name in ("train", "test", "style"):
+        if not isinstance(settings.get(name, []), list):
+            raise ValueError(f"expected `{name}` to be a list of folders, got {settings[name]!r}")
+        if name in settings:
+            settings[name] = [_resolved(path, entry) for entry in settings[name]]
+    if "validation" in settings:
+        settings["validation"] = _resolved(path, settings["validation"])
+    if settings.get("weights") not in (None, "torchvision", "random"):
+        settings["weights"] = _resolved(path, settings["weights"])
+    return settings
+
+
+def _resolved(path: Path, entry: str) -> str:
+    return str((path.parent / entry).resolve())
 
 
 def _known(kind: type, table: Mapping[str, Any], where: str) -> dict[str, Any]:

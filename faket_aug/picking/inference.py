@@ -96,18 +96,8 @@ def segment(
     check_finite(tomogram, "tomogram")
     check_choice("blend", blend, BLENDS)
     check_choice("precision", precision, PRECISIONS)
-    check_count("overlap", overlap, zero=True)
     size = as_size(tile_size)
-    tiled = [side for side, n in zip(size, tomogram.shape, strict=True) if side < n]
-    if (
-        any(side % SIZE_MULTIPLE for side in size)
-        or overlap % (2 * SIZE_MULTIPLE)
-        or overlap >= min(tiled, default=2**31)
-    ):
-        raise ValueError(
-            f"expected `tile_size` in multiples of {SIZE_MULTIPLE} and a smaller `overlap` in multiples of "
-            f"{2 * SIZE_MULTIPLE}, got {size} and {overlap}"
-        )
+    check_tiles(size, overlap, tomogram.shape)
     _warn_of_voxel_size(network, voxel_size)
     own = next((parameter.device for parameter in network.parameters()), torch.device("cpu"))
     place = own if device is None else torch.device(device)
@@ -125,6 +115,21 @@ def segment(
         network.train(training).to(own)
     z, y, x = tomogram.shape
     return labels[:z, :y, :x].contiguous()
+
+
+def check_tiles(size: Sequence[int], overlap: int, shape: Sequence[int] = (2**31,) * 3) -> None:
+    """Raise a `ValueError` unless tiles of `size` with this overlap can cover a tomogram of `shape`."""
+    check_count("overlap", overlap, zero=True)
+    tiled = [side for side, n in zip(size, shape, strict=True) if side < n]
+    if (
+        any(side % SIZE_MULTIPLE for side in size)
+        or overlap % (2 * SIZE_MULTIPLE)
+        or overlap >= min(tiled, default=2**31)
+    ):
+        raise ValueError(
+            f"expected `tile_size` in multiples of {SIZE_MULTIPLE} and a smaller `overlap` in multiples of "
+            f"{2 * SIZE_MULTIPLE}, got {tuple(size)} and {overlap}"
+        )
 
 
 def _warn_of_voxel_size(network: nn.Module, voxel_size: float | None) -> None:

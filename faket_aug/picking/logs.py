@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -69,6 +70,29 @@ class TrainingLog:
             for step, row in sorted(self._rows.items()):
                 lines.append(",".join([str(step), *(f"{row[n]:.9g}" if n in row else "" for n in COLUMNS[1:])]))
             write_text(self.path, "\n".join(lines) + "\n")
+
+
+@contextmanager
+def progress_bar(steps: int, *, done: int, shown: bool) -> Iterator[Callable[[int, float], None]]:
+    """Give a function that shows a step and its loss in a bar on standard error; without `shown` it does nothing.
+
+    Parameters
+    ----------
+    steps, done
+        Steps in all, and those taken before.
+    shown
+        Whether there is a bar.
+    """
+    if not shown:
+        yield lambda step, loss: None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
+    with Progress(*columns, console=Console(stderr=True)) as bar:
+        task = bar.add_task("first batch", total=steps, completed=done)
+        yield lambda step, loss: bar.update(task, completed=step, description=f"loss {loss:.3f}")
 
 
 def read_log(path: str | Path) -> dict[int, dict[str, float]]:

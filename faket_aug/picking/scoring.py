@@ -28,7 +28,7 @@ CZII_REACH = 0.5
 
 @dataclass(frozen=True, kw_only=True)
 class ClassScore:
-    """How well one class was told apart; `None` where nothing defines it (no such particle, or no such pick).
+    """How well one class was told apart; recall is `None` without such particles, precision without such picks.
 
     Parameters
     ----------
@@ -38,7 +38,7 @@ class ClassScore:
 
     precision: float | None
     recall: float | None
-    f1: float | None
+    f1: float
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,7 +62,7 @@ class ShrecScore:
     mean_distance
         Voxels from a particle's place to its first pick; NaN where none was found.
     macro_f1
-        Mean of the classes' F1, the background's (0) among them, as published.
+        Mean of the classes' F1. As published, the background's (0) is among them as soon as a particle was missed.
     accuracy
         Share of the particles that are found with the right class.
     per_class
@@ -146,7 +146,7 @@ def evaluate_shrec(picks: str | Path | ParticleList, folder: str | Path, skip: C
     names = tuple(name for name in labels if name.lower() not in left_out)
     confusion = _confusion(pairs, names)
     per_class = _per_class(confusion, names)
-    scores = [score.f1 for score in per_class.values() if score.f1 is not None]
+    scores = [score.f1 for score in per_class.values()]
     return ShrecScore(
         picks=len(listed),
         particles=expected,
@@ -257,7 +257,8 @@ def f_beta_score(
     Raises
     ------
     ValueError
-        If the lists differ in number, or a radius, a weight or a setting cannot be.
+        If the lists differ in number, picks have a class that neither `radii` nor `truth` knows, or a radius, a weight
+        or a setting cannot be.
 
     References
     ----------
@@ -275,6 +276,10 @@ def f_beta_score(
     for name, radius in radii.items():
         check_positive(f"radii[{name!r}]", radius)
         check_positive(f"weights[{name!r}]", shares[name], zero=True)
+    known = {*radii, *(name for one in true_in for name in one.names)}
+    unknown = sorted({name for one in found_in for name in one.names} - known)
+    if unknown:
+        raise ValueError(f"expected picks of classes among {', '.join(sorted(known))}, got {', '.join(unknown)}")
     if sum(shares.values()) == 0:
         raise ValueError(f"expected a class with a weight of more than 0, got {shares}; set `weights` or `radii`")
     total = 0.0

@@ -13,7 +13,7 @@ import numpy.typing as npt
 from faket_aug._random import numpy_generator
 from faket_aug.picking.arms import ArmResult
 
-#: Half the normal distribution's one and two deviations lie within these quantiles.
+#: Quantiles between which the intervals lie; in per cent.
 INTERVALS = {"68": (0.16, 0.84), "95": (0.025, 0.975)}
 RESAMPLES = 10_000
 SCORES = ("localization_f1", "macro_f1")
@@ -107,9 +107,16 @@ def summed_confusion(results: Sequence[ArmResult]) -> tuple[list[str], npt.NDArr
     Returns
     -------
     Labels, and `(class, class)` with particles in rows.
+
+    Raises
+    ------
+    ValueError
+        If the test specimens have different classes.
     """
     scores = [score for result in results for score in result.scores.values()]
     labels: list[str] = list(scores[0]["labels"])
+    if any(list(score["labels"]) != labels for score in scores):
+        raise ValueError("expected test specimens with one table of classes, got several; write the same one for all")
     total = np.sum([np.asarray(score["confusion"]) for score in scores], axis=0)
     there = (total.sum(axis=0) + total.sum(axis=1)) > 0
     return [name for name, kept in zip(labels, there, strict=True) if kept], total[there][:, there]
@@ -145,6 +152,32 @@ def per_class_csv(results: Sequence[ArmResult]) -> str:
     writer.writerow(["arm", *names])
     for arm, row in table.items():
         writer.writerow([arm, *(f"{row[name]:.4f}" if name in row else "" for name in names)])
+    return stream.getvalue()
+
+
+def confusion_csv(results: Sequence[ArmResult]) -> str:
+    """Write the confusion matrices of all arms as CSV: a row for each pair of classes that occurs."""
+    stream = io.StringIO()
+    writer = csv.writer(stream, lineterminator="\n")
+    writer.writerow(["arm", "is", "picked_as", "particles"])
+    for arm, group in by_arm(results).items():
+        labels, counts = summed_confusion(group)
+        for (row, column), count in np.ndenumerate(counts):
+            if count:
+                writer.writerow([arm, labels[row], labels[column], int(count)])
+    return stream.getvalue()
+
+
+def learning_csv(results: Sequence[ArmResult]) -> str:
+    """Write training and validation losses of all arms and seeds as CSV."""
+    stream = io.StringIO()
+    writer = csv.writer(stream, lineterminator="\n")
+    writer.writerow(["arm", "seed", "step", "loss", "validation"])
+    for result in results:
+        validations = dict(result.validations)
+        for step, loss in enumerate(result.losses, start=1):
+            value = f"{validations[step]:.6g}" if step in validations else ""
+            writer.writerow([result.arm, result.seed, step, f"{loss:.6g}", value])
     return stream.getvalue()
 
 

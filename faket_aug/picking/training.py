@@ -2,119 +2,37 @@
 
 from __future__ import annotations
 
+import json
 import math
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.data import DataLoader
 
-from faket_aug._checks import check_choice, check_count, check_positive
+from faket_aug._checks import check_choice
+from faket_aug.dataset import FakETDataset
 from faket_aug.formats._atomic import atomic_path, make_writable_folder
-from faket_aug.picking.inference import PRECISIONS
-from faket_aug.picking.logs import LOGS, TrainingLog
+from faket_aug.picking.history import TrainingHistory, TrainingSettings
+from faket_aug.picking.logs import LOGS, TrainingLog, progress_bar
 from faket_aug.picking.losses import tversky_loss
 from faket_aug.picking.ranks import Ranks
 
-_FORMAT = 2
-#: Adam's step of the published trainings.
-LEARNING_RATE = 1e-4
+_FORMAT = 3
 CHECKPOINT = "checkpoint.pt"
+#: Of DeepFinderNet: the voxel size that it is trained on.
+_VOXEL_SIZE = "_voxel_size"
 BEST = "best.pt"
 
 Batch = Mapping[str, Any]
 #: From the network, in evaluation mode, to a number: the lower, the better.
 Validation = Callable[[nn.Module], float]
-
-
-@dataclass(frozen=True, kw_only=True)
-class TrainingSettings:
-    """How a network is trained.
-
-    Parameters
-    ----------
-    steps
-        Steps of the optimizer in all.
-    learning_rate
-        Adam's; as published.
-    cross_entropy
-        Weight of the cross-entropy that is added to Tversky's loss; 0 as published. It gets small networks and short
-        trainings off the all-background solution.
-    precision
-        `"float32"`, or `"bfloat16"` (autocast; pays where the hardware has it).
-    validate_every
-        Steps from one validation to the next.
-    patience
-        Validations in a row without a new best after which the training ends; never by default.
-    checkpoint_every
-        Steps from one checkpoint to the next; there is one at the end in any case.
-    compile
-        Whether `torch.compile` compiles the network; minutes at the start, and other last bits.
-
-    Raises
-    ------
-    ValueError
-        For settings that cannot be.
-    """
-
-    steps: int
-    learning_rate: float = LEARNING_RATE
-    cross_entropy: float = 0.0
-    precision: str = "float32"
-    validate_every: int = 500
-    patience: int | None = None
-    checkpoint_every: int = 500
-    compile: bool = False
-
-    def __post_init__(self) -> None:
-        check_count("steps", self.steps)
-        check_positive("learning_rate", self.learning_rate)
-        check_positive("cross_entropy", self.cross_entropy, zero=True)
-        check_choice("precision", self.precision, PRECISIONS)
-        check_count("validate_every", self.validate_every)
-        check_count("checkpoint_every", self.checkpoint_every)
-        if self.patience is not None:
-            check_count("patience", self.patience)
-
-
-@dataclass(kw_only=True)
-class TrainingHistory:
-    """What a training did.
-
-    Parameters
-    ----------
-    losses
-        One a step.
-    validations
-        Step and value of each validation.
-    stopped_early
-        Whether it ended because validations no longer got better.
-    """
-
-    losses: list[float]
-    validations: list[tuple[int, float]]
-    stopped_early: bool = False
-
-    @property
-    def best(self) -> tuple[int, float] | None:
-        """Step and value of the best validation; the first of equals."""
-        return min(self.validations, key=lambda entry: (entry[1], entry[0]), default=None)
-
-    def since_best(self) -> int:
-        """Validations since the best one."""
-        best = self.best
-        return 0 if best is None else sum(step > best[0] for step, _ in self.validations)
-
-    @classmethod
-    def from_state(cls, state: Mapping[str, Any]) -> Self:
-        """Take the history out of a checkpoint."""
-        pairs = [(int(step), float(value)) for step, value in state["validations"]]
-        return cls(losses=list(state["losses"]), validations=pairs, stopped_early=bool(state["stopped_early"]))
 
 
 def fit(
@@ -129,6 +47,7 @@ def fit(
     log: str = "csv",
     device: torch.device | str | None = None,
     on_step: Callable[[int, float], None] | None = None,
+    progress: bool = False,
 ) -> TrainingHistory:
     """Train a network on batches with `image` `(n, 1, z, y, x)` and `label` `(n, z, y, x)`.
 
@@ -159,6 +78,8 @@ def fit(
         Where to train; the network's own by default.
     on_step
         Called after each step with its number, from 1, and its loss, the mean over the ranks.
+    progress
+        Show a bar on standard error.
 
     Returns
     -------
@@ -178,7 +99,7 @@ def fit(
     -----
     Resuming is exact, bit for bit on a CPU, for a `StatefulDataLoader`, and for a dataset with this package's
     `state_dict`; with several ranks, too. Any other loader is read again from the start of its epoch to where it stood:
-    exact if it gives the same batches again.
+    exact if it gives the same batches again. What the network draws itself (dropout) is not kept.
 
     Where the ranks' epochs differ in length, a rank that has ended goes along without a batch until all have.
     """
@@ -187,19 +108,26 @@ def fit(
     make_writable_folder(folder)
     place = next(network.parameters()).device if device is None else torch.device(device)
     network.to(place).train()
-    own = {**asdict(settings), **(depends_on or {})}
+    own = _as_json({**asdict(settings), **(depends_on or {})})
     run = _Run(network, loader, settings, own, folder / CHECKPOINT, Ranks(place))
     run.begin(resume)
-    with TrainingLog(folder, kind=log if run.ranks.rank == 0 else "none", steps=len(run.history.losses)) as writer:
+    writes, done = run.ranks.rank == 0, len(run.history.losses)
+    with (
+        TrainingLog(folder, kind=log if writes else "none", steps=done) as writer,
+        progress_bar(settings.steps, done=done, shown=progress and writes) as show,
+    ):
         for batch, active in run.batches():
             loss = run.step(batch, active, place)
             step = len(run.history.losses)
             writer.add(step, {"loss": loss})
+            show(step, loss)
+            better = False
             if validation is not None and (step % settings.validate_every == 0 or step == settings.steps):
-                writer.add(step, {"validation": run.validate(validation, folder / BEST)})
+                value, better = run.validate(validation)
+                writer.add(step, {"validation": value})
             if on_step is not None:
                 on_step(step, loss)
-            if step % settings.checkpoint_every == 0 or run.ended:
+            if step % settings.checkpoint_every == 0 or better or run.ended:
                 writer.flush()
                 run.save()
             if run.ended:
@@ -210,23 +138,40 @@ def fit(
 def load_weights(network: nn.Module, path: str | Path) -> None:
     """Load the weights of a checkpoint (`checkpoint.pt` or `best.pt`) into a network, to use or to fine-tune it.
 
+    A network that was made for a voxel size keeps it.
+
     Raises
     ------
     FileNotFoundError, ValueError
         If there is no such file, it is damaged, or holds another network's weights; another number of classes is said.
     """
-    state = _read(Path(path))["model"]
-    own = network.state_dict()
-    heads = [(name, state[name], own[name]) for name in own if name in state and state[name].shape != own[name].shape]
-    if heads and list(own)[-1] in {name for name, *_ in heads}:
-        _, saved, wanted = heads[-1]
-        raise ValueError(
-            f"{path}: expected weights of a network with {len(wanted)} classes, got {len(saved)}; make the network "
-            f"with `classes={len(saved)}`"
+    path = Path(path)
+    state = _read(path)["model"]
+    _check_weights(network, state, path)
+    trained, own = (float(one.get(_VOXEL_SIZE, torch.zeros(()))) for one in (state, network.state_dict()))
+    if own and trained and own != trained:
+        warnings.warn(
+            f"{path}: the weights were trained on voxels of {trained:g} Å, the network is for {own:g} Å", stacklevel=2
         )
-    if heads or set(state) != set(own):
-        raise ValueError(f"{path}: expected weights of a {type(network).__name__}, got another network's")
+    if own:
+        state = state | {_VOXEL_SIZE: network.state_dict()[_VOXEL_SIZE]}
     network.load_state_dict(state)
+
+
+def _check_weights(network: nn.Module, state: Mapping[str, Tensor], path: Path) -> None:
+    own = network.state_dict()
+    other = [name for name in own if name in state and state[name].shape != own[name].shape]
+    head = next((name for name in reversed(own) if own[name].ndim), "")
+    saved, wanted = (len(weights[head]) if head in weights else 0 for weights in (state, own))
+    if other and set(state) == set(own) and saved != wanted:
+        raise ValueError(
+            f"{path}: expected weights of a network with {wanted} classes, got {saved}; make the network with "
+            f"`classes={saved}`"
+        )
+    if other or set(state) != set(own):
+        raise ValueError(
+            f"{path}: expected weights of a {type(network).__name__} of these widths, got another network's"
+        )
 
 
 class _Run:
@@ -245,6 +190,7 @@ class _Run:
         self.ranks = ranks
         self.optimizer = torch.optim.Adam(network.parameters(), lr=settings.learning_rate)
         self.history = TrainingHistory(losses=[], validations=[])
+        self.best_model: dict[str, Tensor] | None = None
         self.epoch = 0
         #: Batches taken since this pass of the loader began, and how many to read past at its beginning.
         self.taken = self.skip = 0
@@ -262,10 +208,15 @@ class _Run:
         state = self.ranks.tell(lambda: _read(self.path) if wanted else None)
         if state is not None:
             self.load(state)
+        elif self.ranks.rank == 0:
+            # What an earlier training left does not belong to this one.
+            for name in (CHECKPOINT, BEST):
+                self.path.with_name(name).unlink(missing_ok=True)
         self.ranks.spread([*self.network.parameters(), *self.network.buffers()])
 
     def batches(self) -> Iterator[tuple[Batch | None, int]]:
         """Batches epoch after epoch, from where the run stands, and how many ranks have one."""
+        resumed = bool(self.history.losses)
         while not self.ended:
             if hasattr(self.loader.dataset, "set_epoch"):
                 self.loader.dataset.set_epoch(self.epoch)
@@ -273,9 +224,10 @@ class _Run:
             for batch, active in self.ranks.in_step(self._pass()):
                 empty = False
                 yield batch, active
-            # A resumed epoch may have had nothing left.
-            if empty and not self.history.losses:
+            # Only a resumed epoch may have had nothing left.
+            if empty and not resumed:
                 raise ValueError("expected batches to train on, got a loader without any")
+            resumed = False
             self.epoch, self.skip, self.read_out = self.epoch + 1, 0, False
 
     def _pass(self) -> Iterator[Batch]:
@@ -314,7 +266,8 @@ class _Run:
             loss = loss + self.settings.cross_entropy * functional.cross_entropy(logits, labels)
         return loss
 
-    def validate(self, validation: Validation, best_path: Path) -> float:
+    def validate(self, validation: Validation) -> tuple[float, bool]:
+        """Validate; return the number, and whether it is the best so far."""
         self.network.eval()
         try:
             with torch.no_grad():
@@ -322,12 +275,15 @@ class _Run:
         finally:
             self.network.train()
         value, step = self.ranks.tell(lambda: own), len(self.history.losses)
+        if not math.isfinite(value):
+            raise ValueError(f"expected a finite number from `validation`, got {value} at step {step}")
         self.history.validations.append((step, value))
-        if self.history.best == (step, value) and self.ranks.rank == 0:
-            _write(best_path, {"format": _FORMAT, "settings": dict(self.own), "model": self.network.state_dict()})
+        better = self.history.best == (step, value)
+        if better:
+            self.best_model = {name: one.detach().cpu().clone() for name, one in self.network.state_dict().items()}
         patience = self.settings.patience
         self.history.stopped_early = patience is not None and self.history.since_best() >= patience
-        return value
+        return value, better
 
     # Checkpoints -----------------------------------------------------------------------------------------------------
 
@@ -341,10 +297,18 @@ class _Run:
             "epoch": self.epoch,
             "positions": positions,
             "model": self.network.state_dict(),
+            "best_model": self.best_model,
             "optimizer": self.optimizer.state_dict(),
             **asdict(self.history),
         }
         _write(self.path, state)
+        self._write_best()
+
+    def _write_best(self) -> None:
+        """Write the best weights for use; the checkpoint holds them, too, so that both always belong together."""
+        if self.best_model is not None and self.ranks.rank == 0:
+            state = {"format": _FORMAT, "settings": dict(self.own), "model": self.best_model}
+            _write(self.path.with_name(BEST), state | {"step": (self.history.best or (0, 0.0))[0]})
 
     def load(self, state: Mapping[str, Any]) -> None:
         saved = state["settings"]
@@ -363,9 +327,12 @@ class _Run:
                 f"{self.path}: expected a checkpoint of a run of {self.ranks.world} processes, got one of {ranks}; "
                 "start as many (`torchrun --nproc-per-node`)"
             )
+        _check_weights(self.network, state["model"], self.path)
         self.network.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.history = TrainingHistory.from_state(state)
+        self.best_model = state["best_model"]
+        self._write_best()
         self.epoch = state["epoch"]
         self._go_to(state["positions"][self.ranks.rank])
 
@@ -376,8 +343,12 @@ class _Run:
         loader, dataset = self.loader, self.loader.dataset
         if hasattr(loader, "state_dict"):
             return {"loader": loader.state_dict()}
-        if hasattr(dataset, "state_dict"):
-            told = {"batch_size": loader.batch_size, "num_workers": loader.num_workers, "drop_last": loader.drop_last}
+        if isinstance(dataset, FakETDataset) and loader.batch_size is not None:
+            told: dict[str, Any] = {
+                "batch_size": loader.batch_size,
+                "num_workers": loader.num_workers,
+                "drop_last": loader.drop_last,
+            }
             return {"dataset": dataset.state_dict(batches=self.taken, **told)}
         return {"batches": self.taken}
 
@@ -395,6 +366,15 @@ class _Run:
 
 def _autocast(device: torch.device, precision: str) -> AbstractContextManager[object]:
     return nullcontext() if precision == "float32" else torch.autocast(device.type, dtype=torch.bfloat16)
+
+
+def _as_json(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """What a file gives back of the settings: lists for tuples, strings for keys."""
+    try:
+        plain: dict[str, Any] = json.loads(json.dumps(dict(settings)))
+    except TypeError as error:
+        raise TypeError(f"expected `depends_on` of JSON types, got {error}") from error
+    return plain
 
 
 def _write(path: Path, state: Mapping[str, Any]) -> None:
