@@ -83,6 +83,7 @@ def train(args: argparse.Namespace, dataset: fa.FakETDataset, thing: TiltedSpeci
         settings=TrainingSettings(steps=args.steps, learning_rate=args.lr, cross_entropy=1.0),
         depends_on=own | files | dataset.simulator.settings(),
         device=args.device,
+        progress=True,
     )
 
 

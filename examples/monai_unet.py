@@ -60,7 +60,8 @@ def main() -> None:
         )
         loader = DataLoader(dataset, batch_size=args.batch_size)
         settings = TrainingSettings(steps=args.steps, learning_rate=1e-3, cross_entropy=1.0)
-        fit(network, loader, args.output, settings=settings, depends_on=simulator.settings(), device=args.device)
+        own = {"depends_on": simulator.settings(), "device": args.device}
+        fit(network, loader, args.output, settings=settings, progress=True, **own)
     if args.tomogram and rank == 0:
         tomogram, voxel_size = read_mrc(args.tomogram)
         image, window = normalize(tomogram.float())[None, None], (2 * args.patch_size,) * 3

@@ -152,6 +152,7 @@ def train(args: argparse.Namespace, network: nn.Module, dataset: fa.FakETDataset
         settings=TrainingSettings(**how, cross_entropy=1.0, precision=args.precision),
         depends_on={key: str(getattr(args, key)) for key in depends_on},
         device=args.device,
+        progress=True,
     )
     return network
 
@@ -159,7 +160,8 @@ def train(args: argparse.Namespace, network: nn.Module, dataset: fa.FakETDataset
 def score(args: argparse.Namespace, network: nn.Module, test: fa.LabelledTomogram) -> dict[str, float]:
     """Score the picks of a network by class, at the bound on their size that is best for the mean."""
     labels = segment(network, test.tomogram, precision=args.precision, voxel_size=test.voxel_size)
-    found = pick(labels)
+    # A class that the tomogram has no particle of cannot be scored.
+    found = pick(labels, ignore=tuple(set(test.class_names) - set(test.particles.classes.tolist())))
     truth = ParticleList(
         tuple(test.class_names[int(number)] for number in test.particles.classes),
         test.particles.positions,
