@@ -91,9 +91,7 @@ def test_one_list_for_several_tomograms(tmp_path: Path) -> None:
 def test_rows_of_other_tomograms_only(tmp_path: Path) -> None:
     """A list that does not tell whose its rows are, or only lists others, is no list of this tomogram."""
     path = _list(tmp_path / "a.csv", _old(ROWS), OLD_HEADER)
-    with pytest.raises(
-        FileFormatError, match="a.csv: expected rows of tomo_den_2.mrc .*, got tomo_den_0.mrc"
-    ):
+    with pytest.raises(FileFormatError, match="a.csv: expected rows of tomo_den_2.mrc .*, got tomo_den_0.mrc"):
         read_motif_list(path, voxel_size=10.0, density="tomo_den_2.mrc")
     path = _list(tmp_path / "b.csv", ROWS, HEADER)
     with pytest.raises(FileFormatError, match="b.csv: expected rows of tomo_den_0.mrc .*, got no column `Density`"):
