@@ -15,6 +15,9 @@ from torch import Tensor
 
 FOLDER_VARIABLE = "FAKET_AUG_REFERENCE"
 REQUIRE_VARIABLE = "FAKET_AUG_REQUIRE_REFERENCE"
+NIGHTLY_VARIABLE = "FAKET_AUG_NIGHTLY"
+#: Tests that start trainings in processes of their own.
+NIGHTLY = ("test_examples_", "test_distributed")
 PROJECT = Path(__file__).resolve().parents[1]
 
 
@@ -49,11 +52,17 @@ def reference_file() -> Callable[[Path, str], Path]:
 
 
 @pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark what needs the reference data, before `-m` selects."""
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Mark what needs the reference data, before `-m` selects; leave out what runs by night, unless it is named."""
     for item in items:
         if "reference" in getattr(item, "fixturenames", ()):
             item.add_marker(pytest.mark.reference)
+        if item.path.name.startswith(NIGHTLY):
+            item.add_marker(pytest.mark.nightly)
+    if os.environ.get(NIGHTLY_VARIABLE) != "1" and config.args_source is not pytest.Config.ArgsSource.ARGS:
+        kept = [item for item in items if not item.get_closest_marker("nightly")]
+        config.hook.pytest_deselected(items=[item for item in items if item.get_closest_marker("nightly")])
+        items[:] = kept
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

@@ -134,7 +134,7 @@ def test_f_beta_bad_input() -> None:
     with pytest.raises(ValueError, match=r"`radii\['A'\]` to be more than 0, got 0"):
         f_beta_score(one, one, radii={"A": 0.0}, voxel_size=10.0)
     other = _particles([("a", 0, 0, 0)])
-    with pytest.raises(ValueError, match="picks of classes among A, got a"):
+    with pytest.raises(ValueError, match="picks of 'A' to be called so, got 'a'"):
         f_beta_score(other, one, radii={"A": 10.0}, voxel_size=10.0)
     with pytest.raises(ValueError, match="a class with a weight of more than 0"):
         f_beta_score(one, one, radii={"A": 10.0}, voxel_size=10.0, weights={"A": 0.0})

@@ -74,7 +74,8 @@ def test_noisy_tilts_stay_as_they_are() -> None:
     found = made(thing, seed=0)
     assert torch.equal(found.tiltseries, thing.tilts)
     assert found.tiltseries.data_ptr() != thing.tilts.data_ptr()
-    assert torch.equal(found.tomogram, reconstruct(thing.tilts, ANGLES, depth=16, filter="shrec"))
+    # The simulator has a number of threads of its own.
+    torch.testing.assert_close(found.tomogram, reconstruct(thing.tilts, ANGLES, depth=16, filter="shrec"))
     assert found.record.settings["noise"] == "given"
     assert torch.equal(made(thing, seed=1).tiltseries, found.tiltseries)
 

@@ -257,7 +257,7 @@ def f_beta_score(
     Raises
     ------
     ValueError
-        If the lists differ in number, picks have a class that neither `radii` nor `truth` knows, or a radius, a weight
+        If the lists differ in number, picks name a class of `radii` or `truth` in other letters, or a radius, a weight
         or a setting cannot be.
 
     References
@@ -278,8 +278,10 @@ def f_beta_score(
         check_positive(f"weights[{name!r}]", shares[name], zero=True)
     known = {*radii, *(name for one in true_in for name in one.names)}
     unknown = sorted({name for one in found_in for name in one.names} - known)
-    if unknown:
-        raise ValueError(f"expected picks of classes among {', '.join(sorted(known))}, got {', '.join(unknown)}")
+    spelled = {name.lower(): name for name in known}
+    for name in unknown:
+        if name.lower() in spelled:
+            raise ValueError(f"expected picks of {spelled[name.lower()]!r} to be called so, got {name!r}")
     if sum(shares.values()) == 0:
         raise ValueError(f"expected a class with a weight of more than 0, got {shares}; set `weights` or `radii`")
     total = 0.0
