@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import itertools
+import socket
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -16,7 +17,7 @@ from torch import Tensor, distributed, multiprocessing, nn
 from faket_aug import SimulationError
 from faket_aug.picking import TrainingSettings, fit, tversky_loss
 from faket_aug.picking.logs import read_log
-from faket_aug.picking.ranks import RankError, Ranks
+from faket_aug.picking.ranks import RankError, Ranks, distributed_job
 from tests._helpers import WatchedSimulator, dataset, indices, loader, simulator
 
 #: What torchdata calls is deprecated, see tests/test_training.py.
@@ -288,6 +289,26 @@ def test_processes_that_have_not_joined(monkeypatch: pytest.MonkeyPatch, tmp_pat
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(ValueError, match=r"the 2 processes of a distributed job to have joined.*distributed_job"):
         fit(_network(), loader(dataset(), batch_size=5), tmp_path, settings=TrainingSettings(steps=1))
+
+
+def test_joining_a_job(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without torchrun nothing is joined; with it the processes are, for the length of the `with`."""
+    for name in ("RANK", "WORLD_SIZE"):
+        monkeypatch.delenv(name, raising=False)
+    with distributed_job("cpu") as rank:
+        assert (rank, distributed.is_initialized()) == (0, False)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    for name, value in {"RANK": 0, "WORLD_SIZE": 1, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}.items():
+        monkeypatch.setenv(name, str(value))
+    with distributed_job("cpu") as rank:
+        assert (rank, distributed.is_initialized(), distributed.get_backend()) == (0, True, "gloo")
+        # A job within the job is the same one.
+        with distributed_job("cpu"):
+            pass
+        assert distributed.is_initialized()
+    assert not distributed.is_initialized()
 
 
 def test_alone() -> None:
