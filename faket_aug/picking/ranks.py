@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, TypeVar
@@ -14,6 +15,9 @@ from faket_aug._distributed import known_ranks
 
 T = TypeVar("T")
 _ENDED, _HAS_BATCH, _FAILED = range(3)
+#: Seconds before a rank ends for another's error: torchrun ends all processes as soon as one has ended, and the one that
+#: knows the cause has to say it first.
+_GRACE = 5.0
 
 
 class RankError(RuntimeError):
@@ -98,6 +102,7 @@ class Ranks:
             if error is not None:
                 raise error
             if _FAILED in states:
+                time.sleep(_GRACE)
                 raise RankError(f"rank {states.index(_FAILED)} failed while it made its batches; see its own error")
             if _HAS_BATCH not in states:
                 return
@@ -152,6 +157,7 @@ class Ranks:
         if error is not None:
             raise error
         if told[1]:
+            time.sleep(_GRACE)
             raise RankError("rank 0 failed; see its own error")
         made: T = told[0]
         return made
