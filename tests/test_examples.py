@@ -246,6 +246,7 @@ def _two_ranks(data: Path, output: Path, work: Path, *arguments: str) -> subproc
     return _run([*TORCHRUN, *command[command.index(str(EXAMPLE)) :], *arguments], work)
 
 
+@pytest.mark.nightly
 @pytest.mark.slow
 def test_two_ranks_resume_exactly(data: Path, tmp_path: Path) -> None:
     """Two processes train one network; stopped within an epoch and resumed, it is that of a run never stopped."""
@@ -263,6 +264,7 @@ def test_two_ranks_resume_exactly(data: Path, tmp_path: Path) -> None:
     assert _files(tmp_path / "whole") == ["checkpoint.pt", "preview.png"]
 
 
+@pytest.mark.nightly
 @pytest.mark.slow
 def test_failing_rank_stops_the_job_and_says_why(data: Path, tmp_path: Path) -> None:
     """A specimen that only one rank reads is named; the other rank ends, too."""

@@ -15,8 +15,8 @@ from faket_aug._distributed import known_ranks
 
 T = TypeVar("T")
 _ENDED, _HAS_BATCH, _FAILED = range(3)
-#: Seconds before a rank ends for another's error: torchrun ends all processes as soon as one has ended, and the one that
-#: knows the cause has to say it first.
+#: Seconds before a rank ends for another's error: torchrun ends all processes as soon as one has ended, and the one
+#: that knows the cause has to say it first.
 _GRACE = 5.0
 
 
