@@ -253,9 +253,9 @@ def test_more_ranks_than_tomograms(found: Callable[[str], list[Any]]) -> None:
 
 
 def test_error_of_a_rank_ends_all(found: Callable[[str], list[Any]]) -> None:
-    """The rank that fails says why, the others say which one it was."""
+    """The rank that fails says why, the others which one it was, and why."""
     first, second = (rank["error"] for rank in found("failing"))
-    assert first == "RankError: rank 1 failed while it made its batches; see its own error"
+    assert first == f"RankError: rank 1 failed while it made its batches: {second}"
     assert second.startswith("SimulationError: specimen")
     assert second.endswith("something is wrong")
 
@@ -263,7 +263,7 @@ def test_error_of_a_rank_ends_all(found: Callable[[str], list[Any]]) -> None:
 def test_damaged_checkpoint_ends_all(found: Callable[[str], list[Any]]) -> None:
     first, second = (rank["error"] for rank in found("damaged"))
     assert "checkpoint.pt: expected a checkpoint, got another or a damaged file" in first
-    assert second == "RankError: rank 0 failed; see its own error"
+    assert second == f"RankError: rank 0 failed: {first}"
 
 
 def test_other_number_of_ranks_is_refused(found: Callable[[str], list[Any]], folder: Path) -> None:

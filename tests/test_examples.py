@@ -274,8 +274,9 @@ def test_failing_rank_stops_the_job_and_says_why(data: Path, tmp_path: Path) -> 
     done = _two_ranks(data, tmp_path / "run", tmp_path / "work", *specimens, "--steps", "6")
     assert done.returncode != 0
     lines = [line for line in done.stderr.splitlines() if line.startswith("train_deepfinder: error: ")]
-    assert len([line for line in lines if "expected labels of the density's shape" in line]) == 1
-    assert all("shape" in line or "failed while it made its batches; see its own error" in line for line in lines)
+    # Whichever rank comes to speak before torchrun ends them all.
+    assert lines
+    assert all("expected labels of the density's shape" in line for line in lines)
     assert _files(tmp_path / "run") == []
 
 

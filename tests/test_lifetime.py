@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import multiprocessing
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -279,10 +280,10 @@ def _left_in(folder: Path, *, sockets: bool = False) -> list[str]:
     """What lies in a folder; `sockets` leaves out those through which workers hand over tensors.
 
     multiprocessing makes them in each worker, and leaves them when it ends workers at a program's end: a DataLoader
-    over any dataset does so.
+    over any dataset does so. It looks for a folder to make them in by writing a file whose name is eight letters.
     """
     left = sorted(str(path.relative_to(folder)) for path in folder.rglob("*"))
-    return [name for name in left if not (sockets and name.startswith("pymp-"))]
+    return [name for name in left if not (sockets and re.fullmatch(r"pymp-.*|[a-z0-9_]{8}", name))]
 
 
 def _wait_for_the_end_of(pids: set[int]) -> None:

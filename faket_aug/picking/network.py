@@ -68,6 +68,8 @@ class DeepFinderNet(nn.Module):
         check_positive("voxel_size", voxel_size, zero=True)
         self.register_buffer("_voxel_size", torch.tensor(float(voxel_size), dtype=torch.float64))
         self.apply(_reset)
+        # Channels last: convolutions are 1.4 (bfloat16) to 2.7 times (float32) as fast on a CPU.
+        self.to(memory_format=torch.channels_last_3d)
 
     @property
     def voxel_size(self) -> float:

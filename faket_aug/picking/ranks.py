@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, TypeVar
@@ -15,13 +14,10 @@ from faket_aug._distributed import known_ranks
 
 T = TypeVar("T")
 _ENDED, _HAS_BATCH, _FAILED = range(3)
-#: Seconds before a rank ends for another's error: torchrun ends all processes as soon as one has ended, and the one
-#: that knows the cause has to say it first.
-_GRACE = 5.0
 
 
 class RankError(RuntimeError):
-    """Another process of the job failed; the message names its rank, and its own error says why."""
+    """Another process of the job failed; the message names its rank and ends with its error."""
 
 
 @contextmanager
@@ -99,11 +95,11 @@ class Ranks:
             except Exception as failure:
                 state, error = _FAILED, failure
             states = self._states(state)
-            if error is not None:
-                raise error
             if _FAILED in states:
-                time.sleep(_GRACE)
-                raise RankError(f"rank {states.index(_FAILED)} failed while it made its batches; see its own error")
+                # torchrun ends all processes as soon as one has ended, maybe before the one that failed could say why.
+                failed = states.index(_FAILED)
+                cause = self.gather(_last_line(error))[failed]
+                raise error or RankError(f"rank {failed} failed while it made its batches: {cause}")
             if _HAS_BATCH not in states:
                 return
             yield batch, states.count(_HAS_BATCH)
@@ -146,19 +142,16 @@ class Ranks:
         """
         if self.world == 1:
             return make()
-        told: list[Any] = [None, True]
+        told: list[Any] = [None, ""]
         error: Exception | None = None
         if self.rank == 0:
             try:
-                told = [make(), False]
+                told = [make(), ""]
             except Exception as failure:
-                error = failure
+                told, error = [None, _last_line(failure)], failure
         distributed.broadcast_object_list(told, src=0)
-        if error is not None:
-            raise error
         if told[1]:
-            time.sleep(_GRACE)
-            raise RankError("rank 0 failed; see its own error")
+            raise error or RankError(f"rank 0 failed: {told[1]}")
         made: T = told[0]
         return made
 
@@ -169,3 +162,8 @@ class Ranks:
         found: list[Any] = [None] * self.world
         distributed.all_gather_object(found, own)
         return found
+
+
+def _last_line(error: Exception | None) -> str:
+    """What an error says in the end: a worker's begins with its traceback."""
+    return "" if error is None else f"{type(error).__name__}: {error}".splitlines()[-1]
