@@ -71,7 +71,30 @@ def test_mean_shift_takes_the_majority() -> None:
     labels[:, :, 32:][labels[:, :, 32:] == 1] = 2
     picks = pick(labels, method="mean-shift", bandwidth=10)
     assert picks.classes.tolist() == [1]
-    assert len(pick(labels)) == 2
+    assert len(pick(labels, heal=0.0)) == 2
+
+
+def test_components_heal_patches_of_another_class() -> None:
+    """A small patch belongs to the particle that it touches most; what is large, or touches nothing, stays apart."""
+    labels = _balls(((1, (20, 30, 30), 5),))
+    size = int((labels == 1).sum())
+    labels[:, :, 33:][labels[:, :, 33:] == 1] = 2
+    labels[:, :, 35:][labels[:, :, 35:] == 2] = 3  # a patch of a patch
+    labels[5, 5, 5] = 3
+    picks = pick(labels)
+    assert picks.classes.tolist() == [1, 3]
+    assert picks.sizes.tolist() == [size, 1]
+    assert picks.positions[0] == pytest.approx((20, 30, 30))
+    patches = int((labels == 2).sum()) / int((labels == 1).sum())
+    assert pick(labels, heal=patches).classes.tolist()[:2] == [1, 2]
+
+
+def test_a_patch_goes_where_it_touches_most() -> None:
+    labels = torch.zeros((12, 12, 30), dtype=torch.uint8)
+    labels[:, :, :10], labels[:, :, 12:] = 1, 2
+    labels[:, :, 10:12] = 3
+    labels[:6, :, 12] = 0
+    assert pick(labels).sizes.tolist() == [12 * 12 * 18 - 6 * 12, 12 * 12 * 12]
 
 
 @pytest.mark.parametrize("method", ["components", "mean-shift"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -11,12 +12,14 @@ import numpy as np
 import numpy.typing as npt
 from torch import Tensor
 
-from faket_aug._checks import check_choice, check_count, check_ndim, check_positive
+from faket_aug._checks import check_choice, check_count, check_fraction, check_ndim, check_positive
 from faket_aug.formats.particles import ParticleList
 
 METHODS = ("components", "mean-shift")
 #: DeepFinder's radius of a cluster at 10 Å, voxels.
 BANDWIDTH = 5.0
+#: A piece of another class with less than this share of its neighbour's voxels is a patch of the neighbour.
+HEAL = 0.5
 #: Voxels of one piece that the modes are found from.
 _LARGEST_PIECE = 20_000
 _MOST_STEPS = 100
@@ -79,6 +82,7 @@ def pick(
     *,
     method: str = "components",
     bandwidth: float = BANDWIDTH,
+    heal: float = HEAL,
     min_sizes: int | Mapping[int, int] = 1,
     ignore: tuple[int, ...] = (),
 ) -> Picks:
@@ -89,14 +93,18 @@ def pick(
     labels
         `(z, y, x)`, whole numbers, 0 is background; from `segment`.
     method
-        `"components"`: voxels of one class that touch (also by edges and corners) are a particle; fast, and neighbours
-        of one class that touch become one. `"mean-shift"`: DeepFinder's. Voxels of all classes together flow to the
-        modes of their density, each mode is a particle, and most of its voxels give its class; it parts neighbours
-        that touch, and heals particles labelled in patches of several classes. Pieces that do not touch do not see
-        each other, which makes it fast.
+        `"components"`: voxels of one class that touch (also by edges and corners) are a particle, and with it small
+        patches of other classes (see `heal`); fast, and neighbours of one class that touch become one.
+        `"mean-shift"`: DeepFinder's. Voxels of all classes together flow to the modes of their density, each mode is a
+        particle, and most of its voxels give its class; it parts neighbours that touch, and heals particles labelled in
+        patches of several classes. Pieces that do not touch do not see each other, which makes it fast.
     bandwidth
         Of the mean shift, voxels; about the radius of the smallest particles. Particles whose centres are nearer than
         that become one; much larger ones may be parted.
+    heal
+        Of the components: a network labels parts of a particle as another class. A piece that touches a larger one of
+        another class, and has less than this share of its voxels, is a part of that; where several do, of the one with
+        the most contact. 0 leaves all pieces apart.
     min_sizes
         Voxels that a pick has at least; one number, or one for each class (`choose_min_sizes` finds them).
     ignore
@@ -118,12 +126,13 @@ def pick(
     check_ndim("labels", labels, "z y x")
     check_choice("method", method, METHODS)
     check_positive("bandwidth", bandwidth)
+    check_fraction("heal", heal)
     for least in min_sizes.values() if isinstance(min_sizes, Mapping) else (min_sizes,):
         check_count("min_sizes", least, zero=True)
     numbers = labels.detach().cpu().numpy()
     if ignore:
         numbers = np.where(np.isin(numbers, ignore), 0, numbers)
-    found = list(_components(numbers) if method == "components" else _mean_shift(numbers, bandwidth))
+    found = list(_components(numbers, heal) if method == "components" else _mean_shift(numbers, bandwidth))
     order = sorted(range(len(found)), key=lambda i: (-found[i][2], found[i][1]))
     picks = Picks(
         classes=np.array([found[i][0] for i in order], dtype=np.int64),
@@ -148,21 +157,72 @@ def _pieces(mask: npt.NDArray[Any]) -> Iterator[Integers]:
     yield from np.split(voxels[np.argsort(rows, kind="stable")], ends[:-1]) if count else ()
 
 
-def _components(numbers: npt.NDArray[Any]) -> Iterator[_Found]:
-    for number in np.unique(numbers[numbers > 0]).tolist():
-        for voxels in _pieces(numbers == number):
-            yield int(number), tuple(voxels.mean(axis=0).tolist()), len(voxels)
+def _components(numbers: npt.NDArray[Any], heal: float) -> Iterator[_Found]:
+    for voxels in _pieces(numbers > 0):
+        classes = numbers[tuple(voxels.T)]
+        members = np.zeros(len(voxels), dtype=np.int64)
+        if (classes != classes[0]).any():
+            members, classes = _healed(voxels, classes, heal)
+        yield from (_one(voxels[own], classes[own]) for own in _groups(members))
+
+
+def _one(voxels: Integers, classes: npt.NDArray[Any]) -> _Found:
+    return int(np.bincount(classes).argmax()), tuple(voxels.mean(axis=0).tolist()), len(voxels)
+
+
+def _groups(members: Integers) -> Iterator[Integers]:
+    """The rows of each member."""
+    order = np.argsort(members, kind="stable")
+    yield from np.split(order, np.flatnonzero(np.diff(members[order])) + 1)
+
+
+def _healed(voxels: Integers, classes: npt.NDArray[Any], heal: float) -> tuple[Integers, Integers]:
+    """For each voxel of a piece of several classes, to which part of it it belongs, and that part's class."""
+    from scipy import ndimage
+
+    origin = voxels.min(axis=0)
+    rows = tuple((voxels - origin).T)
+    parts = np.zeros(voxels.max(axis=0) - origin + 1, dtype=np.int64)
+    count, part_classes = 0, [0]
+    for number in np.unique(classes).tolist():
+        own = np.zeros(parts.shape, dtype=bool)
+        own[rows] = classes == number
+        found, more = ndimage.label(own, structure=np.ones((3, 3, 3), dtype=int))
+        parts[own] = found[own] + count
+        count += more
+        part_classes += [number] * more
+    sizes = np.bincount(parts.ravel(), minlength=count + 1)
+    whole = np.arange(count + 1)
+    most = np.zeros(count + 1, dtype=np.int64)
+    for first, second, contact in _contacts(parts):
+        small, large = sorted((first, second), key=lambda part: (sizes[part], part))
+        if sizes[small] < heal * sizes[large] and contact > most[small]:
+            most[small], whole[small] = contact, large
+    # The largest first: what a patch belongs to may be a patch itself.
+    for part in np.argsort(-sizes, kind="stable"):
+        whole[part] = whole[whole[part]]
+    members = whole[parts[rows]]
+    return members, np.array(part_classes)[members]
+
+
+def _contacts(parts: Integers) -> list[tuple[int, int, int]]:
+    """Which numbered parts touch, and by how many pairs of voxels."""
+    found = []
+    for shift in [step for step in itertools.product((-1, 0, 1), repeat=3) if step > (0, 0, 0)]:
+        here = parts[tuple(slice(max(0, s), s if s < 0 else None) for s in shift)]
+        there = parts[tuple(slice(max(0, -s), -s if s > 0 else None) for s in shift)]
+        touch = (here > 0) & (there > 0) & (here != there)
+        found.append(np.sort(np.stack([here[touch], there[touch]], axis=1), axis=1))
+    pairs, counts = np.unique(np.concatenate(found), axis=0, return_counts=True)
+    return [(*pair, count) for pair, count in zip(pairs.tolist(), counts.tolist(), strict=True)]
 
 
 def _mean_shift(numbers: npt.NDArray[Any], bandwidth: float) -> Iterator[_Found]:
     for voxels in _pieces(numbers > 0):
         classes = numbers[tuple(voxels.T)]
         members = _modes(voxels, bandwidth)
-        for index in np.unique(members):
-            own = members == index
-            # The mode itself wanders where a particle is larger than the window; the mean of its voxels does not.
-            place = tuple(voxels[own].mean(axis=0).tolist())
-            yield int(np.bincount(classes[own]).argmax()), place, int(own.sum())
+        # The mode itself wanders where a particle is larger than the window; the mean of its voxels does not.
+        yield from (_one(voxels[own], classes[own]) for own in _groups(members))
 
 
 def _modes(voxels: Integers, bandwidth: float) -> Integers:
