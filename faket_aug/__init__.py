@@ -15,6 +15,7 @@
 
 from faket_aug._checks import CacheError, FileFormatError, SimulationError, WeightsError
 from faket_aug.augmentation import PatchAugmentation
+from faket_aug.ctf import ContrastTransfer
 from faket_aug.dataset import FakETDataset
 from faket_aug.features import VGG19Features
 from faket_aug.filaments import FilamentSpecies
@@ -26,6 +27,7 @@ from faket_aug.mixing import LabelledPatches, LabelledTomogram, MixedPatches
 from faket_aug.noise import NoiseModel
 from faket_aug.projection import backproject, project
 from faket_aug.reconstruction import reconstruct
+from faket_aug.response import MicroscopeResponse
 from faket_aug.simulator import MODALITIES, FakETSimulator
 from faket_aug.species import FiducialSpecies, IceSlab, ParticleSpecies
 from faket_aug.specimen import GrandModel, ParticleTable, ShrecSpecimens
@@ -41,6 +43,7 @@ __version__ = "0.1.0"
 __all__ = [
     "MODALITIES",
     "CacheError",
+    "ContrastTransfer",
     "CopickSpecimens",
     "FakETDataset",
     "FakETSimulator",
@@ -54,6 +57,7 @@ __all__ = [
     "LabelledPatches",
     "LabelledTomogram",
     "MembraneSpecies",
+    "MicroscopeResponse",
     "MixedPatches",
     "NoiseModel",
     "ParticleSpecies",

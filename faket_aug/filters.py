@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from faket_aug._checks import check_choice, check_ndim
 from faket_aug.sparse import result_dtype, working_dtype
@@ -109,3 +110,37 @@ def _apply_along_x(images: Tensor, filter: str) -> Tensor:
     weighted = torch.fft.rfft(images, dim=-1) * fourier_weights(filter, width).to(images)
     filtered: Tensor = torch.fft.irfft(weighted, n=width, dim=-1)
     return filtered
+
+
+class PaddedGrid:
+    """The half spectrum of images that are padded by reflection, so that a filter does not wrap around their edges.
+
+    Parameters
+    ----------
+    shape
+        (y, x) of the images.
+    reach
+        Pixels that the filter carries information away; the padding is wider, but half the image at most.
+    device
+        Of the images.
+    """
+
+    def __init__(self, shape: tuple[int, int], reach: int, device: torch.device) -> None:
+        self._margin = min(reach + 16, min(shape) // 2)
+        self._images = shape
+        #: (y, x) of the padded images.
+        self.shape = (shape[0] + 2 * self._margin, shape[1] + 2 * self._margin)
+        k_y = torch.fft.fftfreq(self.shape[0], dtype=torch.float64, device=device)[:, None]
+        k_x = torch.fft.rfftfreq(self.shape[1], dtype=torch.float64, device=device)
+        #: `(y, x // 2 + 1)`, cycles per pixel.
+        self.radius = torch.hypot(k_y, k_x)
+        #: `(y, x // 2 + 1)`, radians from +x towards +y.
+        self.direction = torch.atan2(k_y, k_x)
+
+    def filtered(self, image: Tensor, transfer: Tensor) -> Tensor:
+        """Multiply the spectrum of an image `(y, x)` by a real function `(y, x // 2 + 1)` on the grid."""
+        padded = functional.pad(image[None], (self._margin,) * 4, mode="reflect")[0]
+        result = torch.fft.irfft2(torch.fft.rfft2(padded) * transfer.to(image.dtype), s=self.shape)
+        height, width = self._images
+        inside: Tensor = result[self._margin : self._margin + height, self._margin : self._margin + width]
+        return inside

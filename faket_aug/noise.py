@@ -1,4 +1,4 @@
-"""The noise of a microscope: how much of a measured tilt is signal, as smooth curves over the tilt angle."""
+"""What a microscope makes of clean tilts: how much of a measured tilt is signal, as smooth curves over its angle."""
 
 from __future__ import annotations
 
@@ -13,8 +13,12 @@ import torch
 from torch import Tensor
 
 from faket_aug._checks import check_ndim, check_positive, check_same_shape
+from faket_aug.ctf import ContrastTransfer
 from faket_aug.geometry import Angles, as_tilt_angles
+from faket_aug.response import MicroscopeResponse
+from faket_aug.spectra import SeriesSpectra, series_spectra
 from faket_aug.statistics import clip_images, constant_images, match_mean_std, mean_std, standardize
+from faket_aug.unpaired import SeriesGain, fit_response
 
 #: The content image keeps this share of the noise's deviation (FakET's quarter).
 CONTENT_NOISE = 0.25
@@ -71,7 +75,9 @@ class NoiseCurves:
 class NoiseModel:
     """Tilt-dependent Gaussian noise, fitted to a microscope's tilt-series.
 
-    Each curve is a polynomial of the tilt angle for every series; the series are then averaged.
+    Each curve is a polynomial of the tilt angle for every series; the series are then averaged. With a `response`
+    (`fit_unpaired`), the signal passes the microscope's transfer function, and the noise has its spectrum; without, as
+    published, the signal stays as it is and the noise is white.
 
     Parameters
     ----------
@@ -79,6 +85,8 @@ class NoiseModel:
         One entry for each tilt-series of the fit.
     order
         Order of the polynomials; 2 as published, 0 is BASELINE.
+    response
+        Transfer function and noise spectrum; of the curves, only the mean is used beside it.
 
     Notes
     -----
@@ -91,6 +99,7 @@ class NoiseModel:
 
     series: tuple[SeriesNoise, ...]
     order: int = 2
+    response: MicroscopeResponse | None = None
 
     def __post_init__(self) -> None:
         if not self.series:
@@ -196,9 +205,58 @@ class NoiseModel:
         )
         return cls(series=(series,), order=order)
 
+    @classmethod
+    def fit_unpaired(
+        cls,
+        target: Tensor | Sequence[Tensor],
+        clean: Tensor | Sequence[Tensor],
+        tilt_angles: Angles | Sequence[Angles],
+        clean_angles: Angles | Sequence[Angles] | None = None,
+        *,
+        pixel_size: float,
+        ctf: ContrastTransfer | None = None,
+        order: int = 2,
+    ) -> Self:
+        """Fit transfer function, noise spectrum and means to tilts of which no truth is known, as `fit_response` does.
+
+        Not part of the published method.
+
+        Parameters
+        ----------
+        target
+            `(tilt, y, x)`, measured tilts, aligned (the axis is y), or a list of such stacks, of any sizes and steps.
+        clean
+            `(tilt, y, x)`, *negated* projections of any specimens of the same kind and pixel size, or a list of such.
+        tilt_angles
+            `(tilt,)`, degrees, of the targets, or a list of such.
+        clean_angles
+            The same of the clean projections; by default those of the (first) target.
+        pixel_size
+            Å.
+        ctf, order
+            The microscope, and the order of polynomials over the tilt angle, see `unpaired.fit_response`.
+
+        Raises
+        ------
+        ValueError
+            As `unpaired.fit_response`; or if numbers of stacks or angles do not go together, or a tilt is constant.
+        """
+        targets, cleans = _as_list(target), _as_list(clean)
+        angles: Any = [tilt_angles] if isinstance(target, Tensor) else tilt_angles
+        others: Any = [clean_angles] if isinstance(clean, Tensor) else clean_angles
+        others = [angles[0]] * len(cleans) if clean_angles is None else others
+        if len(targets) != len(angles) or len(cleans) != len(others):
+            counts = f"{len(angles)} for {len(targets)} measured and {len(others)} for {len(cleans)} clean ones"
+            raise ValueError(f"expected as many sets of angles as series, got {counts}")
+        measured = [_spectra(t, a, f"series {i}: target") for i, (t, a) in enumerate(zip(targets, angles, strict=True))]
+        known = [_spectra(c, a, f"series {i}: clean") for i, (c, a) in enumerate(zip(cleans, others, strict=True))]
+        response, gains = fit_response(measured, known, pixel_size=pixel_size, ctf=ctf, order=order)
+        series = tuple(_series_noise(s, gain) for s, gain in zip(measured, gains, strict=True))
+        return cls(series=series, order=order, response=response)
+
     def baseline(self) -> NoiseModel:
         """Return the BASELINE variant: the same for every tilt (polynomials of order 0)."""
-        return replace(self, order=0)
+        return replace(self, order=0, response=None if self.response is None else self.response.averaged())
 
     def curves(self, tilt_angles: Angles) -> NoiseCurves:
         """Evaluate the noise at tilt angles `(tilt,)` in degrees.
@@ -221,6 +279,8 @@ class NoiseModel:
     def sample(self, clean: Tensor, noise: Tensor, tilt_angles: Angles, *, noise_scale: float = 1.0) -> Tensor:
         """Make noisy tilts from clean ones: `r · c + σ · noise_scale · ε`, then the curves' mean and deviation.
 
+        With a `response`: `gain ∗ c + noise_scale · coloured noise`, then the curves' mean.
+
         Parameters
         ----------
         clean
@@ -238,6 +298,9 @@ class NoiseModel:
         """
         check_same_shape("noise", noise.shape, "clean", clean.shape)
         curves = self.curves(as_tilt_angles(tilt_angles, count=clean.shape[0]))
+        if self.response is not None:
+            measured = self.response.apply(clean, noise, tilt_angles, noise_scale=noise_scale)
+            return measured + _column(curves.mean, clean)
         r = _column(curves.correlation, clean)
         sigma = _column(curves.deviation, clean)
         noisy = r * standardize(clean) + (noise_scale * sigma) * noise
@@ -247,7 +310,8 @@ class NoiseModel:
 
     def to_json(self) -> str:
         """Write the model as JSON text."""
-        return json.dumps({"format": _FORMAT, "order": self.order, "series": [asdict(s) for s in self.series]})
+        data = {"format": _FORMAT, "order": self.order, "series": [asdict(s) for s in self.series]}
+        return json.dumps(data | ({} if self.response is None else {"response": self.response.to_dict()}))
 
     @classmethod
     def from_json(cls, text: str) -> Self:
@@ -259,9 +323,29 @@ class NoiseModel:
             If the text is not such a model; the message says what is missing or unknown.
         """
         data = json.loads(text)
-        if not isinstance(data, dict) or data.get("format") != _FORMAT or set(data) != {"format", "order", "series"}:
+        wanted = {"format", "order", "series"}
+        if not isinstance(data, dict) or data.get("format") != _FORMAT or set(data) - {"response"} != wanted:
             raise ValueError(f"expected a noise model of format {_FORMAT}, got {text[:80]!r}")
-        return cls(series=tuple(_series_from_json(data["series"])), order=data["order"])
+        response = MicroscopeResponse.from_dict(data["response"]) if "response" in data else None
+        return cls(series=tuple(_series_from_json(data["series"])), order=data["order"], response=response)
+
+
+def _spectra(images: Tensor, tilt_angles: Angles, name: str) -> SeriesSpectra:
+    check_ndim(name, images, "tilt y x")
+    angles = as_tilt_angles(tilt_angles, count=images.shape[0])
+    order = np.argsort(angles, kind="stable")
+    return series_spectra(images[torch.from_numpy(order)], angles[order], name=name)
+
+
+def _series_noise(spectra: SeriesSpectra, gain: SeriesGain) -> SeriesNoise:
+    share = (gain.signal / (gain.signal + gain.noise)).clip(0.0, 1.0)
+    return SeriesNoise(
+        tilt_angles=_floats(spectra.tilt_angles),
+        correlation=_floats(np.sqrt(share)),
+        deviation=_floats(np.sqrt(1 - share)),
+        mean=_floats(spectra.mean),
+        std=_floats(np.sqrt(gain.signal + gain.noise)),
+    )
 
 
 def _series_from_json(entries: Any) -> list[SeriesNoise]:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -22,6 +24,7 @@ from faket_aug._checks import (
 )
 from faket_aug._random import numpy_generator, torch_generator, torch_seed
 from faket_aug._threads import in_forked_process, intra_op_threads
+from faket_aug.ctf import ContrastTransfer
 from faket_aug.features import VGG19Features
 from faket_aug.filters import FILTERS
 from faket_aug.geometry import Angles, as_tilt_angles
@@ -46,6 +49,8 @@ from faket_aug.tomogram import SimulatedTomogram, SimulationRecord
 MODALITIES = ("noiseless", "baseline", "noisy", "content", "faket")
 #: Modalities that need a noise model.
 NOISY_MODALITIES = MODALITIES[1:]
+#: Voxels and pixels may differ by this share, where a noise model knows its pixel size.
+VOXEL_TOLERANCE = 0.02
 #: Besides torch, what a result's last bits depend on.
 _PACKAGES = ("faket_aug", "numpy", "scipy")
 #: For `noise`: that of the specimens' own tilts. What can be made of these.
@@ -69,6 +74,9 @@ class FakETSimulator:
         The noise model; not needed for `"noiseless"`. `"given"` for specimens that come as noisy tilts
         (`TiltedSpecimen`): nothing is added, `"noisy"` leaves them as they are, and for `"faket"` they are both the
         content and what the style transfer starts from.
+    ctf
+        A contrast transfer function, which clean tilts pass before there is noise in them; its defocus is drawn for
+        each tomogram. The specimens' voxel size must be known.
     style, features
         The style bank and the encoder that made it; needed for `"faket"` only.
     style_weights, content_layers, content_weight, step_size, iterations, average_decay
@@ -96,6 +104,7 @@ class FakETSimulator:
     tilt_angles: Angles
     modality: str = "faket"
     noise: NoiseModel | Literal["given"] | None = None
+    ctf: ContrastTransfer | None = None
     style: StyleBank | None = None
     features: VGG19Features | None = None
     style_weights: Sequence[float] | None = None
@@ -134,6 +143,12 @@ class FakETSimulator:
                     f'expected the modality to be one of {", ".join(GIVEN_MODALITIES)} with `noise="given"`, got '
                     f"{self.modality!r}: noise that tilts have already cannot be changed"
                 )
+        if self.ctf is not None:
+            if self.noise == GIVEN or (isinstance(self.noise, NoiseModel) and self.noise.response is not None):
+                raise ValueError(
+                    "expected no `ctf` with noise that has passed the microscope already, got one; leave it out"
+                )
+            self.ctf.drawn(len(self.tilt_angles), np.random.default_rng(0))
         if self.modality in NOISY_MODALITIES and self.noise is None:
             raise ValueError(f"expected `noise` for the modality {self.modality!r}, got None; fit a `NoiseModel`")
         if self.modality == "faket":
@@ -172,6 +187,7 @@ class FakETSimulator:
             "tilt_angles": list(self.tilt_angles),
             "modality": self.modality,
             "noise": self.noise.to_json() if noisy and isinstance(self.noise, NoiseModel) else self._given,
+            "ctf": self.ctf.to_dict() if self.ctf else None,
             "style": self.style.key if styled and self.style else None,
             "features": self.features.fingerprint if styled and self.features else None,
             "style_weights": None if self.style_weights is None else [float(w) for w in self.style_weights],
@@ -204,6 +220,10 @@ class FakETSimulator:
             The address.
         """
         style_series = -1
+        defocus: tuple[float, ...] = ()
+        if self.ctf is not None:
+            generator = numpy_generator(seed, "ctf", epoch=epoch, tomogram=tomogram)
+            defocus = tuple(np.ravel(self.ctf.drawn(len(self.tilt_angles), generator).defocus).tolist())
         if self.modality == "faket" and self.style is not None:
             generator = numpy_generator(seed, "style", epoch=epoch, tomogram=tomogram)
             style_series = int(generator.integers(len(self.style.series)))
@@ -216,6 +236,7 @@ class FakETSimulator:
             style_series=style_series,
             settings=self.settings(),
             versions={"torch": str(torch.__version__)} | {name: version(name) for name in _PACKAGES},
+            defocus=defocus,
         )
 
     def __call__(self, specimen: Specimen, *, seed: int, epoch: int = 0, tomogram: int = 0) -> SimulatedTomogram:
@@ -268,7 +289,11 @@ class FakETSimulator:
 
     def _simulate(self, specimen: Specimen, record: SimulationRecord) -> SimulatedTomogram:
         device = usable_device(self.device)
-        tilts = self._tilts(self._first_tilts(specimen, device), record)
+        first = self._first_tilts(specimen, device)
+        if self.ctf is not None:
+            drawn = replace(self.ctf, defocus=record.defocus, spread=0.0, jitter=0.0)
+            first = drawn.apply(first, specimen.voxel_size)
+        tilts = self._tilts(first, record)
         labels = specimen.labels.to(device)
         tomogram = reconstruct(
             tilts,
@@ -305,6 +330,12 @@ class FakETSimulator:
             raise ValueError(
                 'expected a specimen with tilts for `noise="given"`, got one that is projected; set `noise` to a '
                 "`NoiseModel`"
+            )
+        response = self.noise.response if isinstance(self.noise, NoiseModel) else None
+        if response is not None and not math.isclose(specimen.voxel_size, response.pixel_size, rel_tol=VOXEL_TOLERANCE):
+            raise ValueError(
+                f"expected voxels of {response.pixel_size:g} Å, the pixel size of the tilts that the noise was fitted "
+                f"to, got {specimen.voxel_size:g} Å; bin the tilts or resample the specimens"
             )
         density = specimen.density.to(device, torch.float32)
         # A microscope's tilts have dark particles: here, and nowhere else, the contrast is turned.

@@ -46,6 +46,8 @@ class SimulationRecord:
         The simulator's settings, as JSON types.
     versions
         Versions of the packages that made it.
+    defocus
+        `(tilt,)`, µm, as drawn; empty without a contrast transfer function.
     """
 
     seed: int
@@ -56,6 +58,11 @@ class SimulationRecord:
     style_series: int
     settings: Mapping[str, Any]
     versions: Mapping[str, str] = field(default_factory=dict)
+    defocus: tuple[float, ...] = ()
+
+    def __post_init__(self) -> None:
+        # JSON knows lists only.
+        object.__setattr__(self, "defocus", tuple(self.defocus))
 
     def to_json(self) -> str:
         """Write the record as JSON text."""

@@ -24,9 +24,9 @@ THINGS = (
 #: The rows of the design's layout (section 2), from the ground up; a module that is in none of them fails the test.
 ROWS = (
     ("_background", "_checks", "_distributed", "_progress", "_random", "_threads"),
-    ("geometry", "sparse", "statistics", "augmentation", "filters", "patches", "resample"),
+    ("geometry", "sparse", "statistics", "augmentation", "filters", "patches", "resample", "spectra"),
     ("formats", "formats.*"),
-    ("ctf", "features", "noise", "potential", "projection", "reconstruction", "style"),
+    ("ctf", "features", "noise", "potential", "projection", "reconstruction", "response", "style", "unpaired"),
     THINGS,
     # The simulator is the only module that knows stages and things; sampling cuts patches from things.
     ("sampling", "simulator"),
@@ -40,8 +40,11 @@ BESIDE = (
     (("_random",), ("_checks",)),
     (("_progress",), ("_random",)),
     (("statistics", "augmentation", "filters", "patches", "resample"), ("geometry", "sparse")),
-    (("filters", "patches", "resample"), ("statistics",)),
+    (("filters", "patches", "resample", "spectra"), ("statistics",)),
     (("formats", "formats.*"), ("formats.mrc", "formats._atomic", "formats.particles", "formats.tilts")),
+    (("noise", "response", "unpaired"), ("ctf",)),
+    (("noise", "unpaired"), ("response",)),
+    (("noise",), ("unpaired",)),
     (THINGS,) * 2,
     (("picking", "picking.*"),) * 2,
     (("mixing",), ("dataset",)),

@@ -27,8 +27,10 @@ from torch import Tensor
 
 from faket_aug import (
     MODALITIES,
+    ContrastTransfer,
     FakETSimulator,
     GrandModel,
+    MicroscopeResponse,
     NoiseModel,
     ParticleTable,
     SimulationError,
@@ -40,6 +42,8 @@ from faket_aug import (
     reconstruct,
 )
 from faket_aug.geometry import nearest_tilts
+from faket_aug.response import Envelope
+from faket_aug.spectra import RINGS
 from faket_aug.statistics import mean_std
 
 
@@ -551,3 +555,55 @@ def test_measured_tilts_are_the_negated_projections(model_0: Path) -> None:
     # At 0° both are the same tilt; beyond some degrees the difference is plain.
     steep = np.abs(series.tilt_angles) > 6
     assert (np.array(own) > np.array(mirrored) + 0.05)[steep].all()
+
+
+# --- the microscope ---------------------------------------------------------------------------------------------------
+
+
+def test_ctf_changes_clean_tilts() -> None:
+    """Clean tilts pass the function, whose defocus is drawn from the address of chance and kept in the record."""
+    ctf = ContrastTransfer(defocus=3.0, spread=0.5, jitter=0.02)
+    thing = specimen(0)
+    made = simulator(ctf=ctf)(thing, seed=0)
+    drawn = replace(ctf, defocus=made.record.defocus, spread=0.0, jitter=0.0)
+    plain = simulator()(thing, seed=0).tiltseries
+    assert len(made.record.defocus) == len(ANGLES)
+    assert torch.equal(made.tiltseries, drawn.apply(plain, thing.voxel_size))
+    assert not torch.allclose(made.tiltseries, plain, atol=1e-2)
+    other = simulator(ctf=ctf)(thing, seed=0, epoch=1).record.defocus
+    assert 2.4 < min(*other, *made.record.defocus) < max(*other, *made.record.defocus) < 3.6
+    assert other != made.record.defocus
+    again = simulator(ctf=ctf).simulate(thing, SimulationRecord.from_json(made.record.to_json()))
+    assert torch.equal(again.tiltseries, made.tiltseries)
+
+
+def test_ctf_goes_with_clean_tilts_only() -> None:
+    with pytest.raises(ValueError, match="expected no `ctf` with noise that has passed the microscope already"):
+        simulator("noisy", noise="given", ctf=ContrastTransfer(defocus=3.0))
+    with pytest.raises(ValueError, match=rf"expected `defocus` of {len(ANGLES)} tilts, got 2 numbers"):
+        simulator(ctf=ContrastTransfer(defocus=(3.0, 2.0)))
+
+
+def test_noise_with_a_response(tmp_path: Path) -> None:
+    """A fitted response takes the place of white noise; specimens must have its pixel size."""
+    thing = specimen(0)
+    model = noise_model()
+    noise = (tuple(np.full(len(RINGS), 4.0)),)
+    response = MicroscopeResponse(
+        pixel_size=thing.voxel_size,
+        ctf=ContrastTransfer(defocus=3.0),
+        envelope=Envelope(log_scale=0.0),
+        noise=noise,
+        angle_range=(-60.0, 60.0),
+    )
+    fitted = replace(model, response=response)
+    made = simulator("noisy", tmp_path, noise=fitted)(thing, seed=0)
+    mean, std = mean_std(made.tiltseries)
+    np.testing.assert_allclose(mean, model.curves(ANGLES).mean, rtol=1e-4)
+    assert 1.8 < float(std.mean()) < 20
+    assert not torch.equal(simulator("noisy", tmp_path, noise=fitted)(thing, seed=1).tiltseries, made.tiltseries)
+    other = replace(model, response=replace(response, pixel_size=2 * thing.voxel_size))
+    with pytest.raises(SimulationError, match="expected voxels of .* Å, the pixel size of the tilts"):
+        simulator("noisy", tmp_path, noise=other)(thing, seed=0)
+    with pytest.raises(ValueError, match="expected no `ctf` with noise that has passed"):
+        simulator("noisy", tmp_path, noise=fitted, ctf=ContrastTransfer(defocus=3.0))

@@ -1,0 +1,170 @@
+"""Radial spectra of tilts: their power, and what neighbouring tilts share of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from faket_aug._checks import check_ndim
+from faket_aug.statistics import constant_images
+
+FloatArray = npt.NDArray[np.float64]
+#: Cycles per pixel from one ring to the next.
+RING_WIDTH = 1 / 128
+#: Frequencies of the rings, cycles per pixel, from 0 to the corners of the spectrum.
+RINGS: FloatArray = np.arange(92, dtype=np.float64) * RING_WIDTH
+#: Share of a side over which images fade out before they are transformed.
+FADE = 0.125
+#: Pixels further than this many deviations from their tilt's mean are clipped: gold, hot pixels.
+OUTLIERS = 5.0
+#: Neighbouring tilts see the same where the frequency across the axis is below this, cycles per pixel ...
+LINE = 0.06
+#: ... if they are not further apart than this, degrees; in proportion less otherwise.
+LINE_STEP = 3.0
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class SeriesSpectra:
+    """Radial spectra of one tilt-series, as power of a pixel: white noise of deviation 1 has 1 everywhere.
+
+    Parameters
+    ----------
+    tilt_angles
+        `(tilt,)`, degrees.
+    power
+        `(tilt, ring)`, at the frequencies `RINGS`.
+    shared
+        `(tilt - 1, ring)`: real part of the product of each tilt's spectrum with its neighbour's, near the Fourier
+        line of the tilt axis; signal power without noise, so that it may be negative by chance.
+    counts, shared_counts
+        `(ring,)`: how many independent numbers each is a mean of.
+    mean
+        `(tilt,)`, of the pixels without outliers.
+    """
+
+    tilt_angles: FloatArray
+    power: FloatArray
+    shared: FloatArray
+    counts: FloatArray
+    shared_counts: FloatArray
+    mean: FloatArray
+
+
+def series_spectra(images: Tensor, tilt_angles: FloatArray, *, name: str = "series") -> SeriesSpectra:
+    """Compute the radial spectra of a tilt-series, tilt by tilt.
+
+    Parameters
+    ----------
+    images
+        `(tilt, y, x)`; the axis of rotation is y.
+    tilt_angles
+        `(tilt,)`, degrees, increasing.
+    name
+        For messages.
+
+    Raises
+    ------
+    ValueError
+        If a tilt is constant; the message names it.
+    """
+    check_ndim("images", images, "tilt y x")
+    constant = constant_images(images)
+    if constant:
+        at = ", ".join(f"{tilt_angles[i]:g}°" for i in constant)
+        raise ValueError(
+            f"{name}: expected every tilt to vary, got constant tilt(s) {constant} (at {at}); leave them out of the "
+            "series"
+        )
+    step = float(np.median(np.diff(tilt_angles))) if len(tilt_angles) > 1 else LINE_STEP
+    rings = _Rings((images.shape[-2], images.shape[-1]), LINE * min(1.0, LINE_STEP / step), images.device)
+    power, shared, means = [], [], []
+    before: Tensor | None = None
+    for image in images:
+        transform, mean = _transform(image)
+        power.append(rings.mean(transform.abs() ** 2))
+        if before is not None:
+            shared.append(rings.mean_near_axis((before.conj() * transform).real))
+        before = transform
+        means.append(mean)
+    return SeriesSpectra(
+        tilt_angles=tilt_angles,
+        power=np.stack(power),
+        shared=np.stack(shared) if shared else np.empty((0, len(RINGS))),
+        counts=rings.counts,
+        shared_counts=rings.counts_near_axis,
+        mean=np.array(means),
+    )
+
+
+def radial_filter(values: FloatArray, shape: tuple[int, int], device: torch.device) -> Tensor:
+    """Spread values of the rings `(ring,)` over the half spectrum of images of a shape; `(y, x // 2 + 1)`, float32."""
+    place = _radius(shape, device) / RING_WIDTH
+    low = place.long().clamp(max=len(values) - 2)
+    table = torch.from_numpy(values).to(device, torch.float32)
+    return torch.lerp(table[low], table[low + 1], (place - low).to(torch.float32))
+
+
+def _radius(shape: tuple[int, int], device: torch.device) -> Tensor:
+    k_y = torch.fft.fftfreq(shape[0], device=device)[:, None]
+    return torch.hypot(k_y, torch.fft.rfftfreq(shape[1], device=device))
+
+
+def _transform(image: Tensor) -> tuple[Tensor, float]:
+    """The spectrum of an image without its mean and outliers, faded out at its edges; and that mean."""
+    values = image.to(torch.float32)
+    for _ in range(3):
+        # Each time the deviation gets smaller, until the outliers no longer count.
+        mean, spread = values.mean(dtype=torch.float64), values.std() * OUTLIERS
+        values = values.clamp(mean.to(spread) - spread, mean.to(spread) + spread)
+    mean = values.mean(dtype=torch.float64)
+    window = _fade(image.shape[0], image.device)[:, None] * _fade(image.shape[1], image.device)
+    return torch.fft.rfft2((values - mean.to(values)) * window) / (window**2).sum().sqrt(), float(mean)
+
+
+def _fade(length: int, device: torch.device) -> Tensor:
+    place = (torch.arange(length, device=device) + 0.5) / length
+    edge = torch.minimum(place, 1 - place) / FADE
+    return torch.sin(edge.clamp(max=1.0) * (torch.pi / 2)) ** 2
+
+
+class _Rings:
+    """Means over rings of a half spectrum, at the frequencies `RINGS`."""
+
+    def __init__(self, shape: tuple[int, int], line: float, device: torch.device) -> None:
+        # Small images have coarser rings; the values at `RINGS` are interpolated.
+        self._width = max(RING_WIDTH, 1 / min(shape))
+        radius = _radius(shape, device)
+        k_x = torch.fft.rfftfreq(shape[1], device=device)
+        # All columns but the first (and the last of an even size) stand for two of the whole spectrum.
+        weight = torch.full((shape[1] // 2 + 1,), 2.0, dtype=torch.float64, device=device)
+        weight[0] = 1.0
+        if shape[1] % 2 == 0:
+            weight[-1] = 1.0
+        self._index = (radius / self._width).round().long().flatten()
+        self._weight = weight.expand(radius.shape).flatten()
+        self._near = self._weight * (k_x <= line).expand(radius.shape).flatten()
+        self._count = int(self._index.max()) + 1
+        # Each number of the half spectrum's pairs is independent once, and the window mixes neighbours.
+        self.counts = self._at_rings(self._sum(self._weight)) / 2
+        self.counts_near_axis = self._at_rings(self._sum(self._near)) / 2
+
+    def mean(self, values: Tensor) -> FloatArray:
+        return self._mean(values, self._weight)
+
+    def mean_near_axis(self, values: Tensor) -> FloatArray:
+        return self._mean(values, self._near)
+
+    def _mean(self, values: Tensor, weight: Tensor) -> FloatArray:
+        total, weights = self._sum(values.flatten() * weight), self._sum(weight)
+        return self._at_rings(total / np.where(weights > 0, weights, 1.0))
+
+    def _sum(self, weights: Tensor) -> Any:
+        return torch.bincount(self._index, weights=weights.to(torch.float64), minlength=self._count).cpu().numpy()
+
+    def _at_rings(self, values: FloatArray) -> FloatArray:
+        return np.interp(RINGS, np.arange(len(values)) * self._width, values)

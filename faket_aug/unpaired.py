@@ -1,0 +1,314 @@
+"""Fit a microscope's transfer function and noise without any truth: by what neighbouring tilts share."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import numpy.typing as npt
+from scipy import ndimage
+from scipy.optimize import OptimizeResult, least_squares
+
+from faket_aug.ctf import ContrastTransfer
+from faket_aug.response import ANGLE_UNIT, Envelope, MicroscopeResponse
+from faket_aug.spectra import LINE, RINGS, SeriesSpectra
+
+FloatArray = npt.NDArray[np.float64]
+#: Frequencies of the fit, cycles per pixel: below, specimens differ; above, the corners of the spectrum are empty.
+FIT_RANGE = (0.02, 0.48)
+#: µm, searched where nothing is known of the defocus.
+DEFOCUS_RANGE = (0.2, 10.0)
+#: Neighbours further apart than this, degrees, share too little.
+FARTHEST = 10.0
+#: The model's own error, relative: specimens are not quite of the same kind.
+_MODEL_ERROR = 0.05
+#: Shared power has to be this many times its own error, over all frequencies together.
+_SIGNIFICANT = 5.0
+#: Parts of the pairs of tilts that are left out in turn, for the errors.
+_PARTS = 5
+#: Deviation of the amplitude contrast from the given one: what it is depends on the ice.
+_CONTRAST_ERROR = 0.01
+#: The parameters that all series have in common (the envelope's, and the amplitude contrast), starts and bounds.
+_COMMON = ("tilt_2", "tilt_4", "square", "square_tilt", "linear", "amplitude_contrast")
+_START = (0.0, 0.0, 4.0, 2.0, 1.0)
+_LEAST = (-3.0, -3.0, 0.0, 0.0, 0.0, 0.0)
+_MOST = (3.0, 3.0, 60.0, 60.0, 15.0, 0.5)
+_SCALES = (0.3, 0.3, 5.0, 5.0, 1.0, 0.02)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class SeriesGain:
+    """What the fit says of one series.
+
+    Parameters
+    ----------
+    signal, noise
+        `(tilt,)`, power of a pixel, of all frequencies together.
+    """
+
+    signal: FloatArray
+    noise: FloatArray
+
+
+def fit_response(
+    targets: Sequence[SeriesSpectra],
+    cleans: Sequence[SeriesSpectra],
+    *,
+    pixel_size: float,
+    ctf: ContrastTransfer | None = None,
+    order: int = 2,
+    names: Sequence[str] = (),
+) -> tuple[MicroscopeResponse, list[SeriesGain]]:
+    """Fit gain and noise of a microscope from spectra of its tilts, and of clean projections of other specimens.
+
+    Neighbouring tilts share the specimen's spectrum near the Fourier line of the tilt axis, and share no noise: the
+    mean product of their spectra is signal power without noise. Its ratio to the same product of clean projections is
+    the gain's square, which is fitted by robust least squares: one envelope for all series, a scale and a defocus for
+    each. Noise power is what remains of the measured power.
+
+    Parameters
+    ----------
+    targets
+        Of the measured series, see `series_spectra`.
+    cleans
+        Of negated projections of any specimens of the same kind, with the same pixel size.
+    pixel_size
+        Å.
+    ctf
+        The microscope; with a spread, its defocus is searched within it, without, it is taken as known. Its amplitude
+        contrast is a start only. By default 300 kV, and a defocus from 0.2 to 10 µm.
+    order
+        Of the noise's polynomials over the tilt angle.
+    names
+        Of the targets, for messages.
+
+    Raises
+    ------
+    ValueError
+        If the pixel size is not known, a series has fewer than two tilts, its tilts are too far apart, or they share
+        nothing (they have to be aligned first).
+
+    Warns
+    -----
+    UserWarning
+        If the first ring lies beyond the sampling, so that the defocus is not determined.
+    """
+    if not pixel_size > 0:
+        raise ValueError(
+            f"expected `pixel_size` in Å, which the contrast transfer function needs, got {pixel_size!r}; set it"
+        )
+    labels = [*names, *(f"series {i}" for i in range(len(names), len(targets)))]
+    data = [_Pairs.of(t, cleans, label) for t, label in zip(targets, labels, strict=True)]
+    low, high = DEFOCUS_RANGE
+    ctf = ContrastTransfer(defocus=(low + high) / 2, spread=(high - low) / 2) if ctf is None else ctf
+    fit = _Fit(data, ctf, pixel_size)
+    found = fit.solve()
+    errors = fit.errors(found)
+    centre = replace(fit.transfer(found, 0), defocus=float(np.mean(fit.defocus(found))))
+    _warn_of_far_rings(centre, pixel_size, fit.known)
+    response = MicroscopeResponse(
+        pixel_size=pixel_size,
+        ctf=centre,
+        envelope=replace(fit.envelope(found, 0), log_scale=float(np.mean(fit.log_scales(found)))),
+        noise=((0.0,) * len(RINGS),),
+        angle_range=(
+            min(float(t.tilt_angles.min()) for t in targets),
+            max(float(t.tilt_angles.max()) for t in targets),
+        ),
+        defocus=tuple(fit.defocus(found).tolist()),
+        defocus_error=tuple(errors.tolist()),
+        gain_error=fit.gain_error,
+    )
+    angles, noises, gains = [], [], []
+    for index, (target, pairs) in enumerate(zip(targets, data, strict=True)):
+        own = replace(
+            response,
+            ctf=fit.transfer(found, index),
+            envelope=fit.envelope(found, index),
+        )
+        signal = own.gain(target.tilt_angles) ** 2 * pairs.clean_power
+        noise = target.power - signal
+        angles.append(target.tilt_angles)
+        noises.append(noise)
+        weights = target.counts / target.counts.sum()
+        gains.append(SeriesGain(signal=signal @ weights, noise=noise @ weights))
+    return replace(response, noise=_smooth(np.concatenate(angles), np.concatenate(noises), order)), gains
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Pairs:
+    """Shared power of the neighbours of one series, beside that of clean projections at the same angles."""
+
+    u: FloatArray  # (pair,)
+    shared: FloatArray  # (pair, ring)
+    clean: FloatArray  # (pair, ring)
+    error: FloatArray  # (pair, ring)
+    clean_power: FloatArray  # (tilt, ring)
+
+    @classmethod
+    def of(cls, target: SeriesSpectra, cleans: Sequence[SeriesSpectra], name: str) -> _Pairs:
+        angles = target.tilt_angles
+        if len(angles) < 2:
+            raise ValueError(f"{name}: expected two tilts or more, whose neighbours are compared, got {len(angles)}")
+        near = np.diff(angles) <= FARTHEST
+        if not near.any():
+            raise ValueError(
+                f"{name}: expected neighbouring tilts within {FARTHEST:g}°, which share a part of their spectra, got "
+                f"steps of {np.diff(angles).min():g}° and more"
+            )
+        middle = (angles[1:] + angles[:-1]) / 2
+        power = np.sqrt(target.power[1:] * target.power[:-1])
+        error = np.sqrt((power**2 + 2 * target.shared**2) / np.maximum(target.shared_counts, 1.0))
+        fitted = (FIT_RANGE[0] <= RINGS) & (RINGS <= LINE * 5)
+        total = target.shared[near][:, fitted].sum()
+        if total < _SIGNIFICANT * np.sqrt((error[near][:, fitted] ** 2).sum()):
+            raise ValueError(
+                f"{name}: expected neighbouring tilts that share a part of their spectra, got some that share nothing; "
+                "align the series first (`TiltSeries.aligned`)"
+            )
+        clean = np.mean([_at(middle, (c.tilt_angles[1:] + c.tilt_angles[:-1]) / 2, c.shared) for c in cleans], axis=0)
+        return cls(
+            u=middle[near] / ANGLE_UNIT,
+            shared=target.shared[near],
+            clean=clean[near],
+            error=(error + _MODEL_ERROR * np.abs(target.shared))[near],
+            clean_power=np.mean([_at(angles, c.tilt_angles, c.power) for c in cleans], axis=0),
+        )
+
+
+class _Fit:
+    """The parameters of all series in one vector: common ones, then a log scale and a defocus for each series."""
+
+    def __init__(self, data: list[_Pairs], ctf: ContrastTransfer, pixel_size: float) -> None:
+        self._data, self._ctf = data, ctf
+        self._rings = (FIT_RANGE[0] <= RINGS) & (FIT_RANGE[1] >= RINGS)
+        self._k = RINGS[self._rings]
+        self._q = self._k / pixel_size
+        #: Whether the defocus is given, not fitted.
+        self.known = ctf.spread == 0
+        self._given = float(np.mean(ctf.defocus))
+        self.gain_error = 0.0
+
+    def log_scales(self, parameters: FloatArray) -> FloatArray:
+        scales: FloatArray = parameters[len(_COMMON) :: 2]
+        return scales
+
+    def defocus(self, parameters: FloatArray) -> FloatArray:
+        fitted: FloatArray = parameters[len(_COMMON) + 1 :: 2]
+        return np.full(len(self._data), self._given) if self.known else fitted
+
+    def envelope(self, parameters: FloatArray, series: int) -> Envelope:
+        common = dict(zip(_COMMON, parameters.tolist(), strict=False))
+        del common["amplitude_contrast"]
+        return Envelope(log_scale=float(self.log_scales(parameters)[series]), **common)
+
+    def transfer(self, parameters: FloatArray, series: int) -> ContrastTransfer:
+        contrast = float(parameters[_COMMON.index("amplitude_contrast")])
+        defocus = float(self.defocus(parameters)[series])
+        return replace(self._ctf, defocus=defocus, amplitude_contrast=contrast, spread=0.0, jitter=0.0)
+
+    def solve(self) -> FloatArray:
+        starts = [self._given] if self.known else self._best_starts()
+        common = [*_START, self._ctf.amplitude_contrast]
+        fits = [self._fit(np.array([*common, *[self._log_scale(start), start] * len(self._data)])) for start in starts]
+        best: FloatArray = min(fits, key=lambda fit: fit.cost).x
+        return best
+
+    def errors(self, found: FloatArray) -> FloatArray:
+        """Standard errors of the defocus, by leaving out a fifth of the pairs of tilts in turn."""
+        others = np.stack([self._fit(found, left_out=part).x for part in range(_PARTS)])
+        factor = np.sqrt(_PARTS - 1)
+        u = np.array([0.0, 0.5, 1.0])
+        gains = np.log(np.maximum(np.abs([self._gain(p, u, 0) for p in others]), 1e-12))
+        strong = np.abs(self._gain(found, u, 0)) > np.abs(self._gain(found, u, 0)).max() / 5
+        self.gain_error = float(np.median(gains.std(axis=0)[strong]) * factor)
+        errors: FloatArray = np.stack([self.defocus(p) for p in others]).std(axis=0) * factor
+        return errors
+
+    def _gain(self, parameters: FloatArray, u: FloatArray, series: int) -> FloatArray:
+        envelope = self.envelope(parameters, series)
+        transfer = self.transfer(parameters, series).curve(self._q).numpy()
+        falling = np.exp(-envelope.falloff(u)[:, None] * self._k**2 - envelope.linear * self._k)
+        result: FloatArray = envelope.scale(u)[:, None] * falling * transfer
+        return result
+
+    def _residuals(self, parameters: FloatArray, left_out: int | None) -> FloatArray:
+        contrast = parameters[_COMMON.index("amplitude_contrast")] - self._ctf.amplitude_contrast
+        parts = [np.array([contrast / _CONTRAST_ERROR])]
+        for index, pairs in enumerate(self._data):
+            keep = np.arange(len(pairs.u)) % _PARTS != left_out
+            expected = pairs.clean[keep][:, self._rings] * self._gain(parameters, pairs.u[keep], index) ** 2
+            measured = pairs.shared[keep][:, self._rings]
+            parts.append(((expected - measured) / pairs.error[keep][:, self._rings]).ravel())
+        return np.concatenate(parts)
+
+    def _fit(self, start: FloatArray, left_out: int | None = None) -> OptimizeResult:
+        count = len(self._data)
+        low, high = self._given - self._ctf.spread, self._given + self._ctf.spread
+        if self.known:
+            low, high = self._given - 1e-6, self._given + 1e-6
+        # Logarithms of the shared power would be less work; but it may be negative, and is where it says most.
+        return least_squares(
+            self._residuals,
+            np.clip(start, [*_LEAST, *[-np.inf, low] * count], [*_MOST, *[np.inf, high] * count]),
+            bounds=([*_LEAST, *[-np.inf, low] * count], [*_MOST, *[np.inf, high] * count]),
+            x_scale=[*_SCALES, *[1.0, 0.3] * count],
+            loss="soft_l1",
+            args=(left_out,),
+        )
+
+    def _log_scale(self, defocus: float) -> float:
+        return self._trial(defocus, (_START[2], _START[4]))[1]
+
+    def _best_starts(self) -> list[float]:
+        """The defocus of the best local minima of a coarse search, with the scale solved for."""
+        # The phase at the highest frequency changes by a quarter of π from one to the next.
+        step = 1 / (4 * self._ctf.wavelength * self._q[-1] ** 2) / 1e4
+        low, high = self._given - self._ctf.spread, self._given + self._ctf.spread
+        places = np.linspace(low, high, int((high - low) / step) + 2)
+        shapes = ((0.0, 0.0), (_START[2], _START[4]), (15.0, 3.0))
+        costs = np.array([min(self._trial(place, shape)[0] for shape in shapes) for place in places])
+        lowest = np.flatnonzero(costs <= ndimage.minimum_filter1d(costs, 3))
+        chosen: list[float] = places[lowest[np.argsort(costs[lowest])][:6]].tolist()
+        return chosen
+
+    def _trial(self, defocus: float, shape: tuple[float, float]) -> tuple[float, float]:
+        """Squared residuals with the best scale, and that scale's logarithm."""
+        square, linear = shape
+        transfer = replace(self._ctf, defocus=defocus).curve(self._q).numpy()
+        form = np.exp(-2 * square * self._k**2 - 2 * linear * self._k) * transfer**2
+        expected = np.concatenate(
+            [(p.clean[:, self._rings] * form / p.error[:, self._rings]).ravel() for p in self._data]
+        )
+        measured = np.concatenate([(p.shared / p.error)[:, self._rings].ravel() for p in self._data])
+        scale = max(float(expected @ measured / max(expected @ expected, 1e-300)), 1e-12)
+        return float(((expected * scale - measured) ** 2).sum()), 0.5 * float(np.log(scale))
+
+
+def _at(angles: FloatArray, own: FloatArray, values: FloatArray) -> FloatArray:
+    """Values `(own, ring)` at other angles `(n,)`: interpolated, beyond the ends the last ones."""
+    interpolate: Callable[[FloatArray], FloatArray] = lambda column: np.interp(angles, own, column)  # noqa: E731
+    return np.apply_along_axis(interpolate, 0, values)
+
+
+def _smooth(angles: FloatArray, noise: FloatArray, order: int) -> tuple[tuple[float, ...], ...]:
+    """Polynomials over the tilts of the noise's power, smoothed over the rings."""
+    smooth = ndimage.gaussian_filter1d(noise, 1.0, axis=1, mode="nearest")
+    # Where specimens differ most, noise is what it is beside.
+    first = int(np.searchsorted(RINGS, FIT_RANGE[0]))
+    smooth[:, :first] = smooth[:, first : first + 1]
+    coefficients = np.polynomial.polynomial.polyfit(angles / ANGLE_UNIT, smooth, order)
+    return tuple(tuple(row) for row in coefficients.tolist())
+
+
+def _warn_of_far_rings(ctf: ContrastTransfer, pixel_size: float, known: bool) -> None:
+    first = 1 / np.sqrt(ctf.wavelength * abs(float(np.mean(ctf.defocus))) * 1e4)
+    if not known and first > FIT_RANGE[1] / pixel_size:
+        warnings.warn(
+            f"the first zero of a defocus of {float(np.mean(ctf.defocus)):.2g} µm lies at {first:.3g} 1/Å, beyond what "
+            f"pixels of {pixel_size:g} Å show: the defocus is not determined; give it as `ctf`, or use tilts that are "
+            "less binned",
+            stacklevel=3,
+        )
