@@ -22,6 +22,8 @@ FIT_RANGE = (0.02, 0.48)
 DEFOCUS_RANGE = (0.2, 10.0)
 #: Neighbours further apart than this, degrees, share too little.
 FARTHEST = 10.0
+#: Deviations in tilts and rings of the Gaussian that spectra are smoothed by, where they only have to be about right.
+SMOOTHING = (3.0, 1.0)
 #: The model's own error, relative: specimens are not quite of the same kind.
 _MODEL_ERROR = 0.05
 #: Shared power has to be this many times its own error, over all frequencies together.
@@ -160,7 +162,9 @@ class _Pairs:
             )
         middle = (angles[1:] + angles[:-1]) / 2
         power = np.sqrt(target.power[1:] * target.power[:-1])
-        error = np.sqrt((power**2 + 2 * target.shared**2) / np.maximum(target.shared_counts, 1.0))
+        # Errors of the smoothed power: with those of each number, the large ones would count less than the small.
+        level = _smoothed(np.abs(target.shared))
+        error = np.sqrt((_smoothed(power) ** 2 + 2 * level**2) / np.maximum(target.shared_counts, 1.0))
         fitted = (FIT_RANGE[0] <= RINGS) & (RINGS <= LINE * 5)
         total = target.shared[near][:, fitted].sum()
         if total < _SIGNIFICANT * np.sqrt((error[near][:, fitted] ** 2).sum()):
@@ -168,12 +172,12 @@ class _Pairs:
                 f"{name}: expected neighbouring tilts that share a part of their spectra, got some that share nothing; "
                 "align the series first (`TiltSeries.aligned`)"
             )
-        clean = np.mean([_at(middle, (c.tilt_angles[1:] + c.tilt_angles[:-1]) / 2, c.shared) for c in cleans], axis=0)
+        own = np.mean([_at(middle, (c.tilt_angles[1:] + c.tilt_angles[:-1]) / 2, c.shared) for c in cleans], axis=0)
         return cls(
             u=middle[near] / ANGLE_UNIT,
             shared=target.shared[near],
-            clean=clean[near],
-            error=(error + _MODEL_ERROR * np.abs(target.shared))[near],
+            clean=own[near],
+            error=(error + _MODEL_ERROR * level)[near],
             clean_power=np.mean([_at(angles, c.tilt_angles, c.power) for c in cleans], axis=0),
         )
 
@@ -285,6 +289,12 @@ class _Fit:
         measured = np.concatenate([(p.shared / p.error)[:, self._rings].ravel() for p in self._data])
         scale = max(float(expected @ measured / max(expected @ expected, 1e-300)), 1e-12)
         return float(((expected * scale - measured) ** 2).sum()), 0.5 * float(np.log(scale))
+
+
+def _smoothed(values: FloatArray) -> FloatArray:
+    """Values `(tilt, ring)`, averaged over some tilts and the next rings."""
+    result: FloatArray = ndimage.gaussian_filter(values, SMOOTHING, mode="nearest")
+    return result
 
 
 def _at(angles: FloatArray, own: FloatArray, values: FloatArray) -> FloatArray:
