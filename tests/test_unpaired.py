@@ -32,7 +32,7 @@ def _clean(seed: int, angles: np.ndarray = ANGLES, *, size: int = 128) -> Tensor
 
 
 def _microscope(defocus: float = 3.4) -> MicroscopeResponse:
-    noise = 300 * (1 + np.exp(-40 * RINGS**2))
+    noise = 600 * (1 + np.exp(-40 * RINGS**2))
     return MicroscopeResponse(
         pixel_size=10.0,
         ctf=ContrastTransfer(defocus=defocus),
@@ -65,7 +65,7 @@ def test_known_microscope_is_found() -> None:
     gain = true.gain(ANGLES)[:, FITTED]
     assert _deviation(response.gain(ANGLES)[:, FITTED], gain, np.abs(gain) > np.abs(gain).max() / 5) < 0.15
     noise = true.noise_power(ANGLES)
-    assert _deviation(response.noise_power(ANGLES), noise, np.broadcast_to(FITTED, noise.shape)) < 0.05
+    assert _deviation(response.noise_power(ANGLES), noise, np.broadcast_to(FITTED, noise.shape)) < 0.10
     assert np.allclose(model.curves(ANGLES).mean, 2000, atol=5)
     assert 0 < response.gain_error < 0.1
 
