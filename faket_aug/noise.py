@@ -315,7 +315,7 @@ class NoiseModel:
 
     @classmethod
     def from_json(cls, text: str) -> Self:
-        """Read a model from the text of `to_json`.
+        """Read a model from the text of `to_json`, or of a file that `faket-aug fit` wrote.
 
         Raises
         ------
@@ -324,7 +324,9 @@ class NoiseModel:
         """
         data = json.loads(text)
         wanted = {"format", "order", "series"}
-        if not isinstance(data, dict) or data.get("format") != _FORMAT or set(data) - {"response"} != wanted:
+        # `faket-aug fit` adds what the model was made from.
+        extra = {"response", "about"}
+        if not isinstance(data, dict) or data.get("format") != _FORMAT or set(data) - extra != wanted:
             raise ValueError(f"expected a noise model of format {_FORMAT}, got {text[:80]!r}")
         response = MicroscopeResponse.from_dict(data["response"]) if "response" in data else None
         return cls(series=tuple(_series_from_json(data["series"])), order=data["order"], response=response)

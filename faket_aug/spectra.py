@@ -115,15 +115,32 @@ def _radius(shape: tuple[int, int], device: torch.device) -> Tensor:
 
 
 def _transform(image: Tensor) -> tuple[Tensor, float]:
-    """The spectrum of an image without its mean and outliers, faded out at its edges; and that mean."""
+    """The spectrum of an image without slow changes and outliers, faded out at its edges; and its mean."""
     values = image.to(torch.float32)
+    slow = torch.zeros_like(values)
     for _ in range(3):
         # Each time the deviation gets smaller, until the outliers no longer count.
-        mean, spread = values.mean(dtype=torch.float64), values.std() * OUTLIERS
-        values = values.clamp(mean.to(spread) - spread, mean.to(spread) + spread)
-    mean = values.mean(dtype=torch.float64)
+        slow = _slow_changes(values)
+        spread = (values - slow).std() * OUTLIERS
+        values = torch.minimum(torch.maximum(values, slow - spread), slow + spread)
     window = _fade(image.shape[0], image.device)[:, None] * _fade(image.shape[1], image.device)
-    return torch.fft.rfft2((values - mean.to(values)) * window) / (window**2).sum().sqrt(), float(mean)
+    spectrum = torch.fft.rfft2((values - slow) * window) / (window**2).sum().sqrt()
+    return spectrum, float(values.mean(dtype=torch.float64))
+
+
+def _slow_changes(values: Tensor) -> Tensor:
+    """The best polynomial of order 2 in x and in y: ice that is thicker on one side, a beam that is not even."""
+    y, x = (_legendre(length, values.device) for length in values.shape)
+    # Orthonormal along each side, so that the coefficients are products.
+    slow: Tensor = y @ (y.T @ values.to(torch.float64) @ x) @ x.T
+    return slow.to(values)
+
+
+def _legendre(length: int, device: torch.device) -> Tensor:
+    """Orthonormal polynomials of order 0 to 2 on a side, `(length, 3)`."""
+    place = torch.linspace(-1, 1, length, dtype=torch.float64, device=device)
+    basis: Tensor = torch.linalg.qr(torch.stack([place**power for power in range(3)], dim=1)).Q
+    return basis
 
 
 def _fade(length: int, device: torch.device) -> Tensor:

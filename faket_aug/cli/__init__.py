@@ -11,6 +11,7 @@ import typer
 from faket_aug._checks import SimulationError
 from faket_aug.cli.compare import compare
 from faket_aug.cli.demo import demo
+from faket_aug.cli.fit import fit
 from faket_aug.cli.show import show
 from faket_aug.cli.simulate import simulate
 
@@ -22,7 +23,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="markdown",
 )
-for command in (demo, simulate, show, compare):
+for command in (demo, simulate, fit, show, compare):
     app.command()(command)
 
 #: What a user can cause: it is said in one line, without a traceback.

@@ -1,0 +1,142 @@
+"""`faket-aug fit`: a file that `simulate` takes, a picture, and what a user can get wrong."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import mrcfile
+import numpy as np
+import pytest
+import rich.progress  # noqa: F401 - it draws from Python's generator once, when it is imported
+import torch
+from _helpers import blobs
+from PIL import Image
+
+from faket_aug import ContrastTransfer, MicroscopeResponse, NoiseModel, project
+from faket_aug.cli import main
+from faket_aug.formats.angles import write_tlt
+from faket_aug.formats.mrc import write_mrc
+from faket_aug.procedural import procedural_specimen
+from faket_aug.response import Envelope
+from faket_aug.saving import TOMOGRAM_FILE
+from faket_aug.spectra import RINGS
+
+ANGLES = np.arange(-60.0, 61.0, 5.0)
+Run = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture(scope="module")
+def series(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A measured tilt-series of 3.5 µm defocus, with its angles beside it."""
+    path = tmp_path_factory.mktemp("measured") / "tilts.mrc"
+    specimen = procedural_specimen(shape=(40, 128, 128), seed=3)
+    clean = -project(specimen.density.float(), ANGLES)
+    scale = float(torch.log(100 / clean.std()))
+    noise = np.full(len(RINGS), 900.0)
+    response = MicroscopeResponse(
+        pixel_size=10.0,
+        ctf=ContrastTransfer(defocus=3.5),
+        envelope=Envelope(log_scale=scale, square=3.0),
+        noise=(tuple(noise),),
+        angle_range=(-60.0, 60.0),
+    )
+    grain = torch.randn(clean.shape, generator=torch.Generator().manual_seed(0))
+    write_mrc(path, 2000 + response.apply(clean, grain, ANGLES), voxel_size=10.0)
+    write_tlt(path.with_suffix(".tlt"), ANGLES)
+    return path
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
+    """Run `faket-aug fit`; its exit code, output and errors."""
+
+    def start(*arguments: object) -> tuple[int, str, str]:
+        monkeypatch.setattr("sys.argv", ["faket-aug", "fit", *map(str, arguments)])
+        with pytest.raises(SystemExit) as ending:
+            main()
+        output = capsys.readouterr()
+        return int(ending.value.code or 0), output.out, output.err
+
+    return start
+
+
+def test_fit(run: Run, series: Path, tmp_path: Path) -> None:
+    """The package's own specimens are enough to find the defocus; file and picture are there, and nothing else."""
+    target = tmp_path / "new" / "microscope.json"
+    code, output, errors = run(target, "--style", series, "--shape", "40,128,128", "--seed", 7)
+    assert code == 0, errors
+    model = NoiseModel.from_json(target.read_text())
+    assert model.response is not None
+    assert model.response.defocus[0] == pytest.approx(3.5, abs=0.3)
+    assert f"series 0: defocus {model.response.defocus[0]:.2f} ± " in output
+    assert "power of simulated over measured tilts: off by " in output
+    about = json.loads(target.read_text())["about"]
+    assert about["tilt_series"] == [str(series)]
+    assert sorted(path.name for path in target.parent.iterdir()) == ["microscope.json", "microscope.png"]
+    with Image.open(target.with_suffix(".png")) as picture:
+        assert np.asarray(picture).std() > 20
+
+
+def test_simulate_takes_it(
+    run: Run, series: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    target = tmp_path / "microscope.json"
+    template = tmp_path / "blob.mrc"
+    write_mrc(template, blobs((11, 11, 11), [(5, 5, 5)], 1.5), voxel_size=10.0)
+    generated = ["--templates", str(template), "--counts", "60", "--shape", "24,64,64"]
+    code, output, errors = run(target, "--style", series, *generated, "--defocus", "3.5")
+    assert code == 0, errors
+    assert "series 0: defocus 3.50 µm (given)" in output
+    arguments = ["simulate", str(tmp_path / "set"), *generated, "--noise", str(target), "--tilt-angles=-60:60:15"]
+    monkeypatch.setattr("sys.argv", ["faket-aug", *arguments])
+    with pytest.raises(SystemExit) as ending:
+        main()
+    assert not ending.value.code, capsys.readouterr().err
+    assert (tmp_path / "set" / "tomogram_0000" / TOMOGRAM_FILE).is_file()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "expected tilt-series of the microscope, got none; set --style"),
+        (["--style", "nowhere.mrc"], "expected a tilt-series, found none at nowhere.mrc"),
+        (["--style", "SERIES", "--defocus", "a"], "expected --defocus to be one number, or two with a comma"),
+        (["--style", "SERIES", "--count", "0"], "expected `count` to be a whole number of 1 or more"),
+    ],
+)
+def test_mistakes(run: Run, series: Path, tmp_path: Path, arguments: list[str], message: str) -> None:
+    given = [str(series) if part == "SERIES" else part for part in arguments]
+    code, _, errors = run(tmp_path / "microscope.json", "--shape", "16,64,64", *given)
+    assert code == 1
+    assert message in " ".join(errors.split())
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_unknown_and_other_pixel_sizes(run: Run, series: Path, tmp_path: Path) -> None:
+    """The transfer function needs the pixel size, and series and specimens have to agree in it."""
+    bare = tmp_path / "bare.mrc"
+    write_mrc(bare, torch.zeros(len(ANGLES), 32, 32) + torch.arange(32.0), voxel_size=1.0)
+    with mrcfile.open(bare, mode="r+") as stack:
+        stack.voxel_size = 0.0
+    write_tlt(bare.with_suffix(".tlt"), ANGLES)
+    code, _, errors = run(tmp_path / "a.json", "--style", bare)
+    assert (code, "bare.mrc: expected a pixel size in its header, got 0" in " ".join(errors.split())) == (1, True)
+    template = tmp_path / "blob.mrc"
+    write_mrc(template, blobs((11, 11, 11), [(5, 5, 5)], 1.5), voxel_size=10.0)
+    code, _, errors = run(
+        tmp_path / "a.json",
+        "--style",
+        series,
+        "--templates",
+        template,
+        "--counts",
+        9,
+        "--shape",
+        "16,64,64",
+        "--voxel-size",
+        12,
+    )
+    assert code == 1
+    assert "expected voxels of 10 Å, as the tilts' pixels, got 12 Å" in " ".join(errors.split())
