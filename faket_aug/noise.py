@@ -323,10 +323,8 @@ class NoiseModel:
             If the text is not such a model; the message says what is missing or unknown.
         """
         data = json.loads(text)
-        wanted = {"format", "order", "series"}
-        # `faket-aug fit` adds what the model was made from.
-        extra = {"response", "about"}
-        if not isinstance(data, dict) or data.get("format") != _FORMAT or set(data) - extra != wanted:
+        wanted, more = {"format", "order", "series"}, {"response", "about"}  # `faket-aug fit` says what it is about
+        if not isinstance(data, dict) or data.get("format") != _FORMAT or set(data) - more != wanted:
             raise ValueError(f"expected a noise model of format {_FORMAT}, got {text[:80]!r}")
         response = MicroscopeResponse.from_dict(data["response"]) if "response" in data else None
         return cls(series=tuple(_series_from_json(data["series"])), order=data["order"], response=response)
