@@ -15,11 +15,12 @@ import torch
 from torch.utils.data import DataLoader
 from typer.testing import CliRunner
 
-from faket_aug import FileFormatError, TiltSeries, project
+from faket_aug import FileFormatError, NoiseModel, TiltSeries, project
 from faket_aug.cli import app
 from faket_aug.formats.mrc import write_mrc
 from faket_aug.picking.arms import ArmResult, Experiment, read_result
 from faket_aug.picking.comparison import Arm, Comparison
+from faket_aug.picking.critic import Criticism, critic_markdown, shares
 from faket_aug.picking.losses import tversky_loss
 from faket_aug.picking.measured import measured_tomogram
 from faket_aug.picking.summary import (
@@ -285,6 +286,78 @@ def test_command(folders: Path, tmp_path: Path) -> None:
         CliRunner().invoke(app, other, catch_exceptions=False)
     with pytest.raises(ValueError, match="`--arm` to be one of 'BENCHMARK', .* got 'X'"):
         CliRunner().invoke(app, [*arguments, "--arm", "X"], catch_exceptions=False)
+
+
+@pytest.mark.slow
+def test_critic(folders: Path, tmp_path: Path) -> None:
+    """The critic alone is trained; the target's row is its own score, and each simulated arm has one."""
+    text = (
+        SMALL.replace("seeds = [0, 1]", "seeds = [0]")
+        + """
+[arms.NOISELESS]
+modality = "noiseless"
+"""
+    )
+    (folders / "critic.toml").write_text(text)
+    output = tmp_path / "out"
+    arguments = ["compare", str(folders / "critic.toml"), "--output", str(output)]
+    done = CliRunner().invoke(app, [*arguments, "--critic", "BENCHMARK"], catch_exceptions=False)
+    assert done.exit_code == 0
+    rows = list(csv.DictReader((output / "critic.csv").read_text().splitlines()))
+    assert [row["tomograms"] for row in rows] == ["target", "FAKET", "NOISELESS"]
+    own = read_result(output / "BENCHMARK" / "seed_0" / "result.json")
+    assert float(rows[0]["macro_f1"]) == pytest.approx(own.macro_f1, abs=1e-4)
+    assert not (output / "FAKET").exists()
+    assert [line.split(" | ")[0] for line in (output / "critic.md").read_text().splitlines()[2:]] == [
+        "| target",
+        "| FAKET",
+        "| NOISELESS",
+    ]
+    with pytest.raises(ValueError, match="a critic that is trained on measured tomograms, got 'FAKET'"):
+        CliRunner().invoke(app, [*arguments, "--critic", "FAKET"], catch_exceptions=False)
+
+
+def test_critic_scores_the_tomogram_that_it_is_given(folders: Path, tmp_path: Path) -> None:
+    """The measured tomogram put in the place of itself has the same score; another one is looked at instead."""
+    experiment = Experiment(_small(folders), tmp_path)
+    network = experiment.network(0)
+    folder = str(folders / "model_3")
+    measured = measured_tomogram(folder, filter="hann").tomogram
+    given, own = experiment.score(network, folder, {}, measured), experiment.score(network, folder, {})
+    assert (given.picks, given.found, given.macro_f1) == (own.picks, own.found, own.macro_f1)
+    seen = []
+    network.register_forward_hook(lambda _, inputs, __: seen.append(float(inputs[0].abs().max())))
+    experiment.score(network, folder, {}, torch.zeros_like(measured))
+    assert max(seen) == 0.0
+
+
+def test_shares_of_the_target() -> None:
+    """Scores are shares of the target's with the same seed, then averaged."""
+    scores = [("target", 0, 0.8), ("NOISY", 0, 0.4), ("target", 1, 0.5), ("NOISY", 1, 0.5)]
+    found = [Criticism(arm=arm, seed=seed, localization_f1=f1, macro_f1=f1) for arm, seed, f1 in scores]
+    assert shares(found)["NOISY"]["macro_f1"].mean == pytest.approx(0.75)
+    assert critic_markdown(found).splitlines()[3] == "| NOISY | 0.450 | 0.750 | 0.450 | 0.750 |"
+
+
+def test_unpaired_noise_has_a_response(folders: Path, tmp_path: Path) -> None:
+    """An arm may have noise that was fitted without the truth; the published one stays the default."""
+    made = _small(folders)
+    experiment = Experiment(made, tmp_path)
+    noise = experiment.simulator(Arm(modality="noisy")).noise
+    assert isinstance(noise, NoiseModel)
+    assert noise.response is None
+    asked: list[Any] = []
+
+    def fit(target: Any, clean: Any, *arguments: Any, **settings: Any) -> NoiseModel:
+        asked.append((len(target), len(clean), settings["pixel_size"]))
+        return noise
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(NoiseModel, "fit_unpaired", fit)
+        experiment.simulator(Arm(modality="noisy", noise="unpaired"))
+    assert asked == [(2, 1, 10.0)]
+    with pytest.raises(ValueError, match="`noise` to be one of 'paired', 'unpaired', got 'guessed'"):
+        Arm(noise="guessed")
 
 
 def _result(arm: str, seed: int, f1: float, confusion: list[list[int]]) -> ArmResult:

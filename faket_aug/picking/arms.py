@@ -113,14 +113,25 @@ class Experiment:
     @cached_property
     def noise(self) -> NoiseModel:
         """The published paired fit: measured tilts against the projections of the same specimens."""
-        clean, measured, angles = [], [], []
-        for folder in self.comparison.train:
-            # The axis of rotation goes through the middle of all of it.
-            truth, series = GrandModel.from_shrec(folder, z_range=None), TiltSeries.read(folder)
-            clean.append(-project(truth.density, series.tilt_angles))
-            measured.append(series.tilts)
-            angles.append(series.tilt_angles)
-        return NoiseModel.fit(clean, measured, angles)
+        measured = [TiltSeries.read(folder) for folder in self.comparison.train]
+        clean = [
+            _clean(folder, series.tilt_angles) for folder, series in zip(self.comparison.train, measured, strict=True)
+        ]
+        return NoiseModel.fit(clean, [one.tilts for one in measured], [one.tilt_angles for one in measured])
+
+    @cached_property
+    def unpaired_noise(self) -> NoiseModel:
+        """The fit without truth: the unlabelled tilt-series against projections of other specimens."""
+        made, angles = self.comparison, self.style[0].tilt_angles
+        clean = [_clean(folder, angles) for folder in made.clean or (made.validation,)]
+        pixel_size = self.style[0].pixel_size or GrandModel.from_shrec(made.validation).voxel_size
+        return NoiseModel.fit_unpaired(
+            [one.tilts for one in self.style],
+            clean,
+            [one.tilt_angles for one in self.style],
+            [angles] * len(clean),
+            pixel_size=pixel_size,
+        )
 
     @cached_property
     def validation(self) -> LabelledTomogram:
@@ -177,7 +188,7 @@ class Experiment:
         made = self.comparison
         settings: dict[str, Any] = {"filter": made.filter, "device": made.device, "threads": made.threads}
         if arm.modality != "noiseless":
-            settings["noise"] = self.noise
+            settings["noise"] = self.noise if arm.noise == "paired" else self.unpaired_noise
         if arm.modality == "faket":
             features = VGG19Features(arm.weights or made.weights, precision=made.precision)
             bank = StyleBank.build(
@@ -205,7 +216,7 @@ class Experiment:
                 return done
         network, history = self._train(name, seed, report)
         sizes = self._sizes(network)
-        scores = {str(test): _as_json(self._score(network, str(test), sizes)) for test in self.comparison.test}
+        scores = {str(test): _as_json(self.score(network, str(test), sizes)) for test in self.comparison.test}
         best = history.best
         result = ArmResult(
             arm=name,
@@ -220,6 +231,10 @@ class Experiment:
         )
         write_text(path, json.dumps(asdict(result), indent=1))
         return result
+
+    def weights(self, name: str, seed: int) -> Path:
+        """The file of an arm's trained weights."""
+        return _weights_of(self.folder(name, seed))
 
     def made_with(self, name: str) -> dict[str, Any]:
         """All that an arm's result depends on beside the training that all arms share, as JSON types."""
@@ -306,9 +321,31 @@ class Experiment:
         picks = self._picks(network, self.validation)
         return choose_min_sizes(picks, self.comparison.validation, class_names=self.class_names)
 
-    def _score(self, network: nn.Module, folder: str, sizes: Mapping[int, int]) -> ShrecScore:
-        picks = self._picks(network, self._measured(folder)).larger_than(sizes)
+    def score(
+        self, network: nn.Module, folder: str, sizes: Mapping[int, int], tomogram: Tensor | None = None
+    ) -> ShrecScore:
+        """Score a network's picks in a specimen's measured tomogram, or in another one of it.
+
+        Parameters
+        ----------
+        network
+            What segments.
+        folder
+            Of the specimen.
+        sizes
+            That picks must have, by class number.
+        tomogram
+            `(z, y, x)`, of the sections that are kept; the measured one by default.
+        """
+        measured = self._measured(folder)
+        seen = measured if tomogram is None else replace(measured, tomogram=tomogram)
+        picks = self._picks(network, seen).larger_than(sizes)
         return evaluate_shrec(picks.particles(self.class_names), folder, skip=self.comparison.skip)
+
+
+def _clean(folder: str, tilt_angles: Any) -> Tensor:
+    # The axis of rotation goes through the middle of all of it.
+    return -project(GrandModel.from_shrec(folder, z_range=None).density, tilt_angles)
 
 
 def read_result(path: Path) -> ArmResult:

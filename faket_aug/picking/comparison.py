@@ -19,6 +19,8 @@ from faket_aug.style import STYLE_LAYERS
 
 #: Where an arm's patches come from: tomograms of the target's own tilt-series, or simulated ones.
 SOURCES = ("measured", "simulated")
+#: How the noise of simulated tilts is fitted.
+NOISES = ("paired", "unpaired")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,6 +33,9 @@ class Arm:
         `"measured"`: the target's own labelled tomograms (BENCHMARK); `"simulated"`: made from the specimens.
     modality
         Of the simulation, see `FakETSimulator`.
+    noise
+        `"paired"`: as published, by the truth of the training specimens' tilts; `"unpaired"`: transfer function and
+        spectra without it, see `NoiseModel.fit_unpaired`.
     weights
         Of the encoder, in place of the comparison's: `"random"` for FAKET_RANDOM.
     start
@@ -45,6 +50,7 @@ class Arm:
 
     source: str = "simulated"
     modality: str = "faket"
+    noise: str = "paired"
     weights: str | None = None
     start: str | None = None
     tomograms: int | None = None
@@ -55,6 +61,7 @@ class Arm:
     def __post_init__(self) -> None:
         check_choice("source", self.source, SOURCES)
         check_choice("modality", self.modality, MODALITIES)
+        check_choice("noise", self.noise, NOISES)
         for name in ("tomograms", "steps"):
             if getattr(self, name) is not None:
                 check_count(name, getattr(self, name))
@@ -93,6 +100,9 @@ class Comparison:
         Of all chance; each arm is trained once with each.
     style
         Folders or stacks of unlabelled tilt-series; those of `train` by default.
+    clean
+        Folders of specimens whose projections the unpaired noise is fitted with; that of `validation` by default, which
+        is none of those that were measured for training.
     weights
         Encoder weights: a file, `"torchvision"` or `"random"`.
     style_layers
@@ -125,6 +135,7 @@ class Comparison:
     arms: Mapping[str, Arm]
     seeds: Sequence[int] = (0,)
     style: Sequence[str] = ()
+    clean: Sequence[str] = ()
     weights: str = "torchvision"
     style_layers: Sequence[int] = STYLE_LAYERS
     z_range: str | None = "auto"
@@ -233,7 +244,7 @@ class Comparison:
 
 def _from(path: Path, settings: dict[str, Any]) -> dict[str, Any]:
     """Take the paths among the settings from the file's folder."""
-    for name in ("train", "test", "style"):
+    for name in ("train", "test", "style", "clean"):
         if not isinstance(settings.get(name, []), list):
             raise ValueError(f"expected `{name}` to be a list of folders, got {settings[name]!r}")
         if name in settings:
