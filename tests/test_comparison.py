@@ -185,7 +185,7 @@ def test_picks_of_a_cropped_tomogram_count_from_the_whole(
     truth = measured_tomogram(folders / "model_3", filter="hann", z_range=z_range)
     monkeypatch.setattr("faket_aug.picking.arms.segment", lambda *_, **__: truth.labels)
     monkeypatch.setattr(made, "_measured", lambda folder: truth)
-    score = made._score(made.network(0), str(folders / "model_3"), {})
+    score = made.score(made.network(0), str(folders / "model_3"), {})
     inside = len(torch.unique(specimen(3, shape=(16, 32, 32)).instances[slice(*(z_range or (None,)))])) - 1
     assert score.false_positives == 0
     assert score.found >= inside - 1 > 1
