@@ -1,4 +1,4 @@
-"""A fixed number of intra-op threads: their number changes the order of sums, and so the last bits."""
+"""Where work runs: a device that can be used, and a fixed number of threads, since their number changes the last bits."""
 
 from __future__ import annotations
 
@@ -30,3 +30,23 @@ def in_forked_process() -> bool:
         return False
     method = getattr(type(process), "_start_method", None) or multiprocessing.get_start_method(allow_none=True)
     return bool(method == "fork")
+
+
+def usable_device(name: str) -> torch.device:
+    """Return a device, or say why it cannot be used.
+
+    Raises
+    ------
+    ValueError
+        If CUDA is asked for in a forked process, or where there is none.
+    """
+    device = torch.device(name)
+    if device.type == "cuda":
+        if in_forked_process():
+            raise ValueError(
+                f"expected a simulation on the CPU in a forked worker, got `device` {name!r}: CUDA does not survive a "
+                'fork; give the DataLoader `multiprocessing_context="spawn"`, or `num_workers=0`'
+            )
+        if not torch.cuda.is_available():
+            raise ValueError(f'expected a CUDA device for `device` {name!r}, found none; set `device` to "cpu"')
+    return device

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import warnings
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from itertools import pairwise
 from typing import Any, Self
@@ -14,12 +15,14 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from faket_aug._checks import check_fraction, check_ndim, check_positive
+from faket_aug._checks import check_choice, check_fraction, check_ndim, check_positive
 from faket_aug.filters import PaddedGrid
 from faket_aug.formats.tilts import TiltMetadata
 
 #: Of the field's usual microscope; what a file leaves out.
 VOLTAGE, SPHERICAL_ABERRATION, AMPLITUDE_CONTRAST = 300.0, 2.7, 0.07
+#: Ways to undo it, and the signal-to-noise ratio of the second.
+CORRECTIONS, SNR = ("phase-flip", "wiener"), 10.0
 PerTilt = float | tuple[float, ...]
 FloatArray = npt.NDArray[np.float64]
 
@@ -193,6 +196,39 @@ class ContrastTransfer:
         UserWarning
             If the function oscillates faster than the images' sampling in Fourier space; it names the frequency.
         """
+        return self._filtered(images, pixel_size, lambda transfer: transfer)
+
+    def correct(self, images: Tensor, pixel_size: float, *, method: str = "phase-flip", snr: float = SNR) -> Tensor:
+        """Undo what the function did to tilts, before they are reconstructed.
+
+        Parameters
+        ----------
+        images
+            `(tilt, y, x)`, floating point.
+        pixel_size
+            Å.
+        method
+            `"phase-flip"`: the sign is turned where the function is negative; `"wiener"`: the spectrum is multiplied by
+            `ctf / (ctf² + 1 / snr)`, which also lifts what the function weakens, the low frequencies above all.
+        snr
+            Signal power over noise power where the function is 1; of the Wiener filter.
+
+        Returns
+        -------
+        `(tilt, y, x)` in the images' dtype.
+
+        Raises
+        ------
+        ValueError, UserWarning
+            As `apply`; or for an unknown method.
+        """
+        check_choice("method", method, CORRECTIONS)
+        check_positive("snr", snr)
+        if method == "phase-flip":
+            return self._filtered(images, pixel_size, lambda transfer: torch.where(transfer < 0, -1.0, 1.0))
+        return self._filtered(images, pixel_size, lambda transfer: transfer / (transfer**2 + 1 / snr))
+
+    def _filtered(self, images: Tensor, pixel_size: float, filter: Callable[[Tensor], Tensor]) -> Tensor:
         check_ndim("images", images, "tilt y x")
         if not pixel_size > 0:
             raise ValueError(
@@ -210,7 +246,7 @@ class ContrastTransfer:
         for tilt in range(count):
             turned = 2 * (grid.direction - math.radians(float(angle[tilt])))
             along = float(defocus[tilt]) + float(astigmatism[tilt]) * torch.cos(turned)
-            result[tilt] = grid.filtered(images[tilt], self._transfer(q, along, float(shift[tilt])))
+            result[tilt] = grid.filtered(images[tilt], filter(self._transfer(q, along, float(shift[tilt]))))
         return result
 
     def reach(self, pixel_size: float) -> int:

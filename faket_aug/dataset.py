@@ -15,12 +15,12 @@ from faket_aug._background import MakeAhead
 from faket_aug._checks import SimulationError, check_count
 from faket_aug._distributed import current_gpu, known_ranks
 from faket_aug._progress import MAX_STREAMS, Resume, SharedProgress, StreamPosition, positions_after, stream_order
-from faket_aug._threads import in_forked_process, intra_op_threads
+from faket_aug._threads import in_forked_process, intra_op_threads, usable_device
 from faket_aug.augmentation import PatchAugmentation
 from faket_aug.generation import GrandModelGenerator, specimen_of, tomograms_of_epoch
 from faket_aug.patches import as_size, check_fits
 from faket_aug.sampling import LiveTomogram, PatchSampler, check_radii
-from faket_aug.simulator import FakETSimulator, usable_device
+from faket_aug.simulator import FakETSimulator
 from faket_aug.tilted import Specimen
 
 _FORMAT = 1

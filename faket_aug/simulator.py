@@ -23,8 +23,8 @@ from faket_aug._checks import (
     check_quantiles,
 )
 from faket_aug._random import numpy_generator, torch_generator, torch_seed
-from faket_aug._threads import in_forked_process, intra_op_threads
-from faket_aug.ctf import ContrastTransfer
+from faket_aug._threads import intra_op_threads, usable_device
+from faket_aug.ctf import CORRECTIONS, ContrastTransfer
 from faket_aug.features import VGG19Features
 from faket_aug.filters import FILTERS
 from faket_aug.geometry import Angles, as_tilt_angles
@@ -32,6 +32,7 @@ from faket_aug.noise import CONTENT_NOISE, NoiseModel
 from faket_aug.projection import BACKENDS, EXTENDS, project
 from faket_aug.reconstruction import reconstruct
 from faket_aug.resample import BINNINGS
+from faket_aug.response import MicroscopeResponse
 from faket_aug.statistics import match_mean_std
 from faket_aug.style import (
     AVERAGE_DECAY,
@@ -77,6 +78,9 @@ class FakETSimulator:
     ctf
         A contrast transfer function, which clean tilts pass before there is noise in them; its defocus is drawn for
         each tomogram. The specimens' voxel size must be known.
+    ctf_correction
+        `"phase-flip"` or `"wiener"`: tilts are corrected before they are reconstructed, see `ContrastTransfer.correct`,
+        for the function of `ctf` or of the noise's `response`; the tilt-series stays as it is.
     style, features
         The style bank and the encoder that made it; needed for `"faket"` only.
     style_weights, content_layers, content_weight, step_size, iterations, average_decay
@@ -105,6 +109,7 @@ class FakETSimulator:
     modality: str = "faket"
     noise: NoiseModel | Literal["given"] | None = None
     ctf: ContrastTransfer | None = None
+    ctf_correction: str | None = None
     style: StyleBank | None = None
     features: VGG19Features | None = None
     style_weights: Sequence[float] | None = None
@@ -144,11 +149,15 @@ class FakETSimulator:
                     f"{self.modality!r}: noise that tilts have already cannot be changed"
                 )
         if self.ctf is not None:
-            if self.noise == GIVEN or (isinstance(self.noise, NoiseModel) and self.noise.response is not None):
+            if self.noise == GIVEN or self._response is not None:
                 raise ValueError(
                     "expected no `ctf` with noise that has passed the microscope already, got one; leave it out"
                 )
             self.ctf.drawn(len(self.tilt_angles), np.random.default_rng(0))
+        if self.ctf_correction is not None:
+            check_choice("ctf_correction", self.ctf_correction, CORRECTIONS)
+            if self.ctf is None and self._response is None:
+                raise ValueError("expected `ctf`, or noise with a `response`, for `ctf_correction`, got neither")
         if self.modality in NOISY_MODALITIES and self.noise is None:
             raise ValueError(f"expected `noise` for the modality {self.modality!r}, got None; fit a `NoiseModel`")
         if self.modality == "faket":
@@ -173,6 +182,10 @@ class FakETSimulator:
         return (0.0, 1.0) if self.style is None else self.style.quantiles
 
     @property
+    def _response(self) -> MicroscopeResponse | None:
+        return self.noise.response if isinstance(self.noise, NoiseModel) and self.modality in NOISY_MODALITIES else None
+
+    @property
     def _given(self) -> str | None:
         return GIVEN if self.noise == GIVEN else None
 
@@ -188,6 +201,7 @@ class FakETSimulator:
             "modality": self.modality,
             "noise": self.noise.to_json() if noisy and isinstance(self.noise, NoiseModel) else self._given,
             "ctf": self.ctf.to_dict() if self.ctf else None,
+            "ctf_correction": self.ctf_correction,
             "style": self.style.key if styled and self.style else None,
             "features": self.features.fingerprint if styled and self.features else None,
             "style_weights": None if self.style_weights is None else [float(w) for w in self.style_weights],
@@ -290,13 +304,17 @@ class FakETSimulator:
     def _simulate(self, specimen: Specimen, record: SimulationRecord) -> SimulatedTomogram:
         device = usable_device(self.device)
         first = self._first_tilts(specimen, device)
+        ctf = None if self._response is None else self._response.ctf
         if self.ctf is not None:
-            drawn = replace(self.ctf, defocus=record.defocus, spread=0.0, jitter=0.0)
-            first = drawn.apply(first, specimen.voxel_size)
+            ctf = replace(self.ctf, defocus=record.defocus, spread=0.0, jitter=0.0)
+            first = ctf.apply(first, specimen.voxel_size)
         tilts = self._tilts(first, record)
+        corrected = tilts
+        if ctf is not None and self.ctf_correction is not None:
+            corrected = ctf.correct(tilts, specimen.voxel_size, method=self.ctf_correction)
         labels = specimen.labels.to(device)
         tomogram = reconstruct(
-            tilts,
+            corrected,
             self.tilt_angles,
             depth=labels.shape[0],
             filter=self.filter,
@@ -331,7 +349,7 @@ class FakETSimulator:
                 'expected a specimen with tilts for `noise="given"`, got one that is projected; set `noise` to a '
                 "`NoiseModel`"
             )
-        response = self.noise.response if isinstance(self.noise, NoiseModel) else None
+        response = self._response
         if response is not None and not math.isclose(specimen.voxel_size, response.pixel_size, rel_tol=VOXEL_TOLERANCE):
             raise ValueError(
                 f"expected voxels of {response.pixel_size:g} Å, the pixel size of the tilts that the noise was fitted "
@@ -385,23 +403,3 @@ class FakETSimulator:
         if key not in self._on_device:
             self._on_device[key] = copy.deepcopy(self.features).to(device)
         return self._on_device[key]
-
-
-def usable_device(name: str) -> torch.device:
-    """Return a device, or say why it cannot be used.
-
-    Raises
-    ------
-    ValueError
-        If CUDA is asked for in a forked process, or where there is none.
-    """
-    device = torch.device(name)
-    if device.type == "cuda":
-        if in_forked_process():
-            raise ValueError(
-                f"expected a simulation on the CPU in a forked worker, got `device` {name!r}: CUDA does not survive a "
-                'fork; give the DataLoader `multiprocessing_context="spawn"`, or `num_workers=0`'
-            )
-        if not torch.cuda.is_available():
-            raise ValueError(f'expected a CUDA device for `device` {name!r}, found none; set `device` to "cpu"')
-    return device

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from faket_aug._checks import FileFormatError, check_finite, check_ndim, check_positive
+from faket_aug.ctf import ContrastTransfer
 from faket_aug.formats.angles import find_tilt_angles, read_simulation_meta, read_tilt_angles
 from faket_aug.formats.aretomo import read_aln, read_aretomo_ctf
 from faket_aug.formats.imod import read_defocus, read_imod, read_xf
@@ -180,6 +181,27 @@ class TiltSeries:
             return self
         tilts = transform_images(self.tilts, matrices, shifts, shape=shape, fill=fill)
         return replace(self, tilts=tilts, metadata=metadata.after_alignment(shape, pixel_size=self.pixel_size))
+
+    def ctf_corrected(self, *, method: str = "phase-flip", ctf: ContrastTransfer | None = None) -> Self:
+        """Return the series corrected for the contrast transfer function, as before a reconstruction.
+
+        Parameters
+        ----------
+        method
+            `"phase-flip"` or `"wiener"`, see `ContrastTransfer.correct`.
+        ctf
+            By default what the metadata say of each tilt.
+
+        Raises
+        ------
+        ValueError
+            If neither `ctf` nor metadata tell the defocus, or the pixel size is not known.
+        """
+        if ctf is None:
+            if self.metadata is None:
+                raise ValueError(f"{self.name}: expected metadata with a defocus, got none; set `ctf`")
+            ctf = ContrastTransfer.from_metadata(self.metadata)
+        return replace(self, tilts=ctf.correct(self.tilts, self.pixel_size, method=method))
 
     def clipped(self, quantiles: tuple[float, float]) -> Self:
         """Return the series with each tilt clipped to its own values at two quantiles (against hot pixels)."""

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from faket_aug import ContrastTransfer, TiltMetadata
+from faket_aug import ContrastTransfer, TiltMetadata, TiltSeries
 
 #: λ of 300 kV, Å.
 WAVELENGTH = 0.0196875
@@ -84,6 +84,38 @@ def test_envelope_gain_and_phase_plate() -> None:
     np.testing.assert_allclose(gained, plain * np.interp(q, [0.0, 0.05], [1.0, 3.0]), atol=1e-12)
     plate = ContrastTransfer(defocus=0.5, amplitude_contrast=0.0, phase_shift=90.0)
     assert float(plate.curve(np.zeros(1))[0]) == pytest.approx(1.0)
+
+
+def test_phase_flip() -> None:
+    """Where the function is negative the sign is turned, so that all of the spectrum is positive."""
+    image = torch.zeros(1, 512, 512, dtype=torch.float64)
+    image[0, 256, 256] = 1.0
+    ctf = ContrastTransfer(defocus=1.2)
+    corrected = ctf.correct(ctf.apply(image, PIXEL), PIXEL)[0]
+    spectrum = torch.fft.fft2(torch.fft.ifftshift(corrected)).real
+    expected = np.abs(_textbook(np.abs(np.fft.fftfreq(512, PIXEL)), 1.2))
+    np.testing.assert_allclose(spectrum[0], expected, atol=0.05)
+
+
+def test_wiener() -> None:
+    """The filter is `ctf / (ctf² + 1 / snr)`; with much signal the image comes back, but for the zeros."""
+    y, x = np.mgrid[:128, :128] - 64
+    particle = -torch.from_numpy(np.exp(-(x**2 + y**2) / (2 * 3.0**2)))[None]
+    ctf = ContrastTransfer(defocus=0.5)
+    back = ctf.correct(ctf.apply(particle, PIXEL), PIXEL, method="wiener", snr=1e4)
+    assert float((back - particle).norm() / particle.norm()) < 0.05
+    with pytest.raises(ValueError, match="`method` to be one of 'phase-flip', 'wiener', got 'magic'"):
+        ctf.correct(particle, PIXEL, method="magic")
+
+
+def test_series_is_corrected_by_its_metadata() -> None:
+    tilts = torch.randn(2, 64, 64, generator=torch.Generator().manual_seed(0))
+    metadata = TiltMetadata(sections=np.arange(2), defocus_um=np.array([1.0, 2.0]))
+    series = TiltSeries(tilts=tilts, tilt_angles=np.array([0.0, 3.0]), pixel_size=PIXEL, metadata=metadata)
+    expected = ContrastTransfer(defocus=(1.0, 2.0)).correct(tilts, PIXEL)
+    assert torch.equal(series.ctf_corrected().tilts, expected)
+    with pytest.raises(ValueError, match=r"b\.mrc: expected metadata with a defocus, got none; set `ctf`"):
+        TiltSeries(tilts=tilts, tilt_angles=np.array([0.0, 3.0]), name="b.mrc").ctf_corrected()
 
 
 def test_draw() -> None:

@@ -584,6 +584,18 @@ def test_ctf_goes_with_clean_tilts_only() -> None:
         simulator(ctf=ContrastTransfer(defocus=(3.0, 2.0)))
 
 
+def test_tilts_are_corrected_before_the_reconstruction() -> None:
+    ctf = ContrastTransfer(defocus=3.0)
+    thing = specimen(0)
+    made, plain = (simulator(ctf=ctf, ctf_correction=how)(thing, seed=0) for how in ("phase-flip", None))
+    assert torch.equal(made.tiltseries, plain.tiltseries)
+    expected = reconstruct(ctf.correct(plain.tiltseries, thing.voxel_size), ANGLES, depth=SHAPE[0])
+    assert torch.allclose(made.tomogram, expected, atol=1e-5)
+    assert not torch.allclose(made.tomogram, plain.tomogram, atol=1e-3)
+    with pytest.raises(ValueError, match="expected `ctf`, or noise with a `response`, for `ctf_correction`"):
+        simulator(ctf_correction="phase-flip")
+
+
 def test_noise_with_a_response(tmp_path: Path) -> None:
     """A fitted response takes the place of white noise; specimens must have its pixel size."""
     thing = specimen(0)

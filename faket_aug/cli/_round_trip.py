@@ -21,7 +21,7 @@ from torch.utils.data import DataLoader
 
 from faket_aug._checks import check_positive
 from faket_aug._random import torch_generator, torch_seed
-from faket_aug._threads import intra_op_threads
+from faket_aug._threads import intra_op_threads, usable_device
 from faket_aug.cli._figures import loss_panel, richest_section, save_figure, slice_with_labels, tilt_panel
 from faket_aug.cli._microscope import Microscope
 from faket_aug.cli._unet import SmallUNet, seeded_network
@@ -31,7 +31,7 @@ from faket_aug.formats._atomic import make_writable_folder
 from faket_aug.noise import NoiseModel
 from faket_aug.procedural import procedural_specimen
 from faket_aug.projection import project
-from faket_aug.simulator import FakETSimulator, usable_device
+from faket_aug.simulator import FakETSimulator
 from faket_aug.specimen import GrandModel
 from faket_aug.style import CONTENT_LAYERS, STYLE_LAYERS
 from faket_aug.stylebank import StyleBank

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from faket_aug._checks import check_count
-from faket_aug._threads import intra_op_threads
+from faket_aug._threads import intra_op_threads, usable_device
 from faket_aug.cli._digests import digest_of_file
 from faket_aug.cli._figures import save_figure
 from faket_aug.cli._look import draw_look, look_at
@@ -24,7 +24,7 @@ from faket_aug.features import VGG19Features
 from faket_aug.formats.angles import read_tilt_angles
 from faket_aug.noise import NoiseModel
 from faket_aug.saving import check_names, is_whole, remove_parts
-from faket_aug.simulator import FakETSimulator, usable_device
+from faket_aug.simulator import FakETSimulator
 from faket_aug.stylebank import StyleBank
 from faket_aug.tiltseries import TiltSeries
 
