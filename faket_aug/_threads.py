@@ -1,4 +1,4 @@
-"""Where work runs: a device that can be used, and a fixed number of threads, since their number changes the last bits."""
+"""Where work runs: on a device that can be used, with a fixed number of threads, which changes the last bits."""
 
 from __future__ import annotations
 
