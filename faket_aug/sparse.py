@@ -16,6 +16,8 @@ from torch import Tensor
 
 #: Rows of y that one product takes on a CPU: the block of the stack stays in the second-level cache.
 _CPU_COLUMNS = 32
+#: Elements of a product on a CPU before it is turned into its place: they stay in the second-level cache, too.
+_CPU_ELEMENTS = 2**18
 #: Elements of a block that one product takes on a GPU (1 GiB of float32).
 _GPU_ELEMENTS = 2**28
 
@@ -100,17 +102,36 @@ def _product(stack: Tensor, plane_map: PlaneMap, adjoint: bool) -> Tensor:
     # Written through a view: autograd lets the result itself be changed in place, but not a view made in here.
     result = stack.new_empty((*batch, p_out, rows, q_out))
     out = result.view(-1, p_out, rows, q_out)
-    step = _CPU_COLUMNS if stack.device.type == "cpu" else max(1, _GPU_ELEMENTS // max(matrix.shape))
-    # One buffer for all blocks: fresh memory costs a CPU a page fault every 4 KiB.
-    buffer = stack.new_empty(matrix.shape[0], min(step, rows))
+    on_cpu = stack.device.type == "cpu"
+    step = _CPU_COLUMNS if on_cpu else max(1, _GPU_ELEMENTS // max(matrix.shape))
+    planes = max(1, _CPU_ELEMENTS // (min(step, rows) * q_out)) if on_cpu else p_out
+    parts = [(first, _rows_of(matrix, first * q_out, (first + planes) * q_out)) for first in range(0, p_out, planes)]
+    # One buffer for all: fresh memory costs a CPU a page fault every 4 KiB.
+    buffer = stack.new_empty(min(planes, p_out) * q_out * min(step, rows))
     for source, target in zip(flat, out, strict=True):
         for start in range(0, rows, step):
             block = source[:, start : start + step]  # (p, y, q)
             columns = block.permute(0, 2, 1).reshape(matrix.shape[1], -1).contiguous()
-            product = buffer if columns.shape[1] == buffer.shape[1] else buffer.new_empty(len(buffer), columns.shape[1])
-            product = torch.mm(matrix, columns, out=product).view(p_out, q_out, -1)
-            target[:, start : start + step] = product.permute(0, 2, 1)
+            for first, part in parts:
+                size = (part.shape[0], columns.shape[1])
+                product = torch.mm(part, columns, out=buffer[: size[0] * size[1]].view(size)).view(-1, q_out, size[1])
+                target[first : first + planes, start : start + step] = product.permute(0, 2, 1)
     return result
+
+
+def _rows_of(matrix: Tensor, first: int, last: int) -> Tensor:
+    """Some rows of a CSR matrix, without a copy of its weights."""
+    if first == 0 and last >= matrix.shape[0]:
+        return matrix
+    ends = matrix.crow_indices()[first : last + 1]
+    own = slice(int(ends[0]), int(ends[-1]))
+    return torch.sparse_csr_tensor(
+        ends - ends[0],
+        matrix.col_indices()[own],
+        matrix.values()[own],
+        size=(len(ends) - 1, matrix.shape[1]),
+        check_invariants=False,
+    )
 
 
 def _to_torch(matrix: Any, device: torch.device, dtype: torch.dtype) -> Tensor:
