@@ -23,6 +23,8 @@ from faket_aug.formats.tilts import TiltMetadata
 VOLTAGE, SPHERICAL_ABERRATION, AMPLITUDE_CONTRAST = 300.0, 2.7, 0.07
 #: Ways to undo it, and the signal-to-noise ratio of the second.
 CORRECTIONS, SNR = ("phase-flip", "wiener"), 10.0
+#: What may differ between tilts.
+PER_TILT = ("defocus", "astigmatism", "astigmatism_angle", "phase_shift")
 PerTilt = float | tuple[float, ...]
 FloatArray = npt.NDArray[np.float64]
 
@@ -83,7 +85,7 @@ class ContrastTransfer:
     radial_gain: tuple[tuple[float, float], ...] = ()
 
     def __post_init__(self) -> None:
-        for name in ("defocus", "astigmatism", "astigmatism_angle", "phase_shift"):
+        for name in PER_TILT:
             value = getattr(self, name)
             number = np.ndim(value) == 0
             given = float(value) if number else tuple(float(one) for one in value)
@@ -146,9 +148,9 @@ class ContrastTransfer:
         Raises
         ------
         ValueError
-            If there is a number for each tilt, and they are not `count`.
+            If something has a number for each tilt, and they are not `count`.
         """
-        defocus = self._per_tilt("defocus", count)
+        defocus, *_ = [self._per_tilt(name, count) for name in PER_TILT]
         defocus = defocus + generator.uniform(-1, 1) * self.spread + generator.standard_normal(count) * self.jitter
         return replace(self, defocus=tuple(defocus.tolist()), spread=0.0, jitter=0.0)
 
@@ -236,9 +238,7 @@ class ContrastTransfer:
                 "or the voxel size of the specimen's file"
             )
         count = images.shape[0]
-        defocus, astigmatism, angle, shift = (
-            self._per_tilt(name, count) for name in ("defocus", "astigmatism", "astigmatism_angle", "phase_shift")
-        )
+        defocus, astigmatism, angle, shift = (self._per_tilt(name, count) for name in PER_TILT)
         grid = PaddedGrid((images.shape[-2], images.shape[-1]), self.reach(pixel_size), images.device)
         self.check_sampling(pixel_size, min(grid.shape))
         q = grid.radius / pixel_size

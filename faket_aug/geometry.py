@@ -70,6 +70,32 @@ def nearest_tilts(tilt_angles: Angles, others: Angles) -> npt.NDArray[np.int64]:
     return nearest
 
 
+def joint_angles(*tilt_angles: Angles, tolerance: float | None = None) -> npt.NDArray[np.float64]:
+    """Collect the angles of several series.
+
+    Parameters
+    ----------
+    *tilt_angles
+        `(tilt,)` each, degrees.
+    tolerance
+        Degrees; angles that are no further apart are one. By default a quarter of the smallest median step, at most a
+        quarter of a degree.
+
+    Returns
+    -------
+    `(n,)`, degrees, increasing: each given angle is within `tolerance` of one of them.
+    """
+    series = [as_tilt_angles(one) for one in tilt_angles]
+    if tolerance is None:
+        steps = [float(np.median(np.diff(np.sort(angles)))) for angles in series if len(angles) > 1]
+        tolerance = min([1.0, *steps]) / 4
+    chosen: list[float] = []
+    for angle in np.unique(np.concatenate(series)).tolist():
+        if not chosen or angle - chosen[-1] > tolerance:
+            chosen.append(angle)
+    return np.array(chosen)
+
+
 def zxz_matrices(angles_deg: npt.ArrayLike) -> npt.NDArray[np.float64]:
     """Turn intrinsic ZXZ angles into rotation matrices `Rz(Z1) · Rx(X) · Rz(Z2)`.
 

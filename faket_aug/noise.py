@@ -16,8 +16,8 @@ from faket_aug._checks import check_ndim, check_positive, check_same_shape
 from faket_aug.ctf import ContrastTransfer
 from faket_aug.geometry import Angles, as_tilt_angles
 from faket_aug.response import MicroscopeResponse
-from faket_aug.spectra import SeriesSpectra, series_spectra
-from faket_aug.statistics import clip_images, constant_images, match_mean_std, mean_std, standardize
+from faket_aug.spectra import SeriesSpectra, matching_spectra, sorted_spectra
+from faket_aug.statistics import clip_images, match_mean_std, mean_std, refuse_constant, standardize
 from faket_aug.unpaired import SeriesGain, fit_response
 
 #: The content image keeps this share of the noise's deviation (FakET's quarter).
@@ -104,14 +104,7 @@ class NoiseModel:
     def __post_init__(self) -> None:
         if not self.series:
             raise ValueError("expected at least one fitted series, got none; make the model with `NoiseModel.fit`")
-        if not isinstance(self.order, int) or self.order < 0:
-            raise ValueError(f"expected `order` to be a whole number of 0 or more, got {self.order!r}")
-        fewest = min(len(set(series.tilt_angles)) for series in self.series)
-        if fewest <= self.order:
-            raise ValueError(
-                f"expected more than {self.order} tilt angles for polynomials of order {self.order}, got {fewest}; "
-                "set `order` lower"
-            )
+        _check_order(self.order, [series.tilt_angles for series in self.series])
 
     @classmethod
     def fit(
@@ -214,7 +207,7 @@ class NoiseModel:
         clean_angles: Angles | Sequence[Angles] | None = None,
         *,
         pixel_size: float,
-        ctf: ContrastTransfer | None = None,
+        ctf: ContrastTransfer | Sequence[ContrastTransfer] | None = None,
         order: int = 2,
     ) -> Self:
         """Fit transfer function, noise spectrum and means to tilts of which no truth is known, as `fit_response` does.
@@ -226,30 +219,37 @@ class NoiseModel:
         target
             `(tilt, y, x)`, measured tilts, aligned (the axis is y), or a list of such stacks, of any sizes and steps.
         clean
-            `(tilt, y, x)`, *negated* projections of any specimens of the same kind and pixel size, or a list of such.
+            `(tilt, y, x)`, *negated* projections of any specimens of the same kind and pixel size (which nothing here
+            tells), at the targets' angles or more, or a list of such.
         tilt_angles
             `(tilt,)`, degrees, of the targets, or a list of such.
         clean_angles
-            The same of the clean projections; by default those of the (first) target.
+            The same of the clean projections; by default those of the (first) target. For series with different angles
+            see `geometry.joint_angles`.
         pixel_size
             Å.
         ctf, order
-            The microscope, and the order of polynomials over the tilt angle, see `unpaired.fit_response`.
+            The microscope, or one for each target, and the order of polynomials over the tilt angle, see
+            `unpaired.fit_response`.
 
         Raises
         ------
         ValueError
-            As `unpaired.fit_response`; or if numbers of stacks or angles do not go together, or a tilt is constant.
+            As `unpaired.fit_response` and `spectra.matching_spectra`; or if numbers of stacks or angles do not go
+            together, a tilt is constant, or two tilts of a target have the same angle.
         """
         targets, cleans = _as_list(target), _as_list(clean)
         angles: Any = [tilt_angles] if isinstance(target, Tensor) else tilt_angles
         others: Any = [clean_angles] if isinstance(clean, Tensor) else clean_angles
-        others = [angles[0]] * len(cleans) if clean_angles is None else others
+        others = [angles[0]] * len(cleans) if clean_angles is None and len(angles) else others
         if len(targets) != len(angles) or len(cleans) != len(others):
             counts = f"{len(angles)} for {len(targets)} measured and {len(others)} for {len(cleans)} clean ones"
             raise ValueError(f"expected as many sets of angles as series, got {counts}")
-        measured = [_spectra(t, a, f"series {i}: target") for i, (t, a) in enumerate(zip(targets, angles, strict=True))]
-        known = [_spectra(c, a, f"series {i}: clean") for i, (c, a) in enumerate(zip(cleans, others, strict=True))]
+        measured = [
+            sorted_spectra(t, a, f"series {i}: target") for i, (t, a) in enumerate(zip(targets, angles, strict=True))
+        ]
+        _check_order(order, [one.tilt_angles for one in measured if len(one.tilt_angles) > 1])
+        known = matching_spectra(cleans, others, measured)
         response, gains = fit_response(measured, known, pixel_size=pixel_size, ctf=ctf, order=order)
         series = tuple(_series_noise(s, gain) for s, gain in zip(measured, gains, strict=True))
         return cls(series=series, order=order, response=response)
@@ -330,11 +330,14 @@ class NoiseModel:
         return cls(series=tuple(_series_from_json(data["series"])), order=data["order"], response=response)
 
 
-def _spectra(images: Tensor, tilt_angles: Angles, name: str) -> SeriesSpectra:
-    check_ndim(name, images, "tilt y x")
-    angles = as_tilt_angles(tilt_angles, count=images.shape[0])
-    order = np.argsort(angles, kind="stable")
-    return series_spectra(images[torch.from_numpy(order)], angles[order], name=name)
+def _check_order(order: int, tilt_angles: Sequence[Floats | FloatArray]) -> None:
+    if not isinstance(order, int) or order < 0:
+        raise ValueError(f"expected `order` to be a whole number of 0 or more, got {order!r}")
+    fewest = min((len(set(angles)) for angles in tilt_angles), default=order + 1)
+    if fewest <= order:
+        raise ValueError(
+            f"expected more than {order} tilt angles for polynomials of order {order}, got {fewest}; set `order` lower"
+        )
 
 
 def _series_noise(spectra: SeriesSpectra, gain: SeriesGain) -> SeriesNoise:
@@ -369,7 +372,7 @@ def _fit_series(
     check_same_shape("target", target.shape, "clean", clean.shape)
     angles = as_tilt_angles(tilt_angles, count=clean.shape[0])
     mean, std = _target_statistics(target, angles, quantiles, f"{name}: target")
-    _refuse_constant(clean, angles, f"{name}: clean")
+    refuse_constant(clean, angles, f"{name}: clean")
     measured = clip_images(target, quantiles).to(torch.float64)
     product = standardize(clean.to(torch.float64)) * standardize(measured)
     # Differs from FakET: in closed form, not by bisection.
@@ -393,19 +396,9 @@ def _target_statistics(
     target: Tensor, angles: FloatArray, quantiles: tuple[float, float], name: str
 ) -> tuple[FloatArray, FloatArray]:
     clipped = clip_images(target, quantiles)
-    _refuse_constant(clipped, angles, name)
+    refuse_constant(clipped, angles, name)
     mean, std = mean_std(clipped)
     return mean.cpu().numpy(), std.cpu().numpy()
-
-
-def _refuse_constant(images: Tensor, angles: FloatArray, name: str) -> None:
-    constant = constant_images(images)
-    if constant:
-        at = ", ".join(f"{angles[i]:g}°" for i in constant)
-        raise ValueError(
-            f"{name}: expected every tilt to vary, got constant tilt(s) {constant} (at {at}); leave them out of the "
-            "series"
-        )
 
 
 def _column(values: FloatArray, like: Tensor) -> Tensor:

@@ -49,6 +49,11 @@ class Envelope:
     square_tilt: float = 0.0
     linear: float = 0.0
 
+    def __post_init__(self) -> None:
+        for name, value in asdict(self).items():
+            if not isinstance(value, int | float) or not np.isfinite(value):
+                raise ValueError(f"expected a finite number for `{name}` of an envelope, got {value!r}")
+
     def scale(self, u: FloatArray) -> FloatArray:
         """The factor of each tilt, `(tilt,)`."""
         result: FloatArray = np.exp(self.log_scale + self.tilt_2 * u**2 + self.tilt_4 * u**4)
@@ -86,7 +91,8 @@ class MicroscopeResponse:
     Raises
     ------
     ValueError
-        If the noise has other than one number for each ring.
+        If the noise has other than one number for each ring, `ctf` has numbers for each tilt, or another number cannot
+        be.
     """
 
     pixel_size: float
@@ -102,6 +108,11 @@ class MicroscopeResponse:
         check_positive("pixel_size", self.pixel_size)
         if not self.noise or any(len(row) != len(RINGS) or not np.isfinite(row).all() for row in self.noise):
             raise ValueError(f"expected `noise` of {len(RINGS)} finite numbers for each power of the angle")
+        if any(isinstance(getattr(self.ctf, name), tuple) for name in ("defocus", "phase_shift")):
+            raise ValueError("expected a `ctf` of all tilts, got numbers for each tilt; give their means")
+        low, high = self.angle_range
+        if not -90 <= low <= high <= 90:
+            raise ValueError(f"expected `angle_range` of two increasing angles in degrees, got {self.angle_range!r}")
 
     def gain(self, tilt_angles: Angles, frequencies: FloatArray = RINGS) -> FloatArray:
         """Evaluate the gain.
@@ -202,7 +213,10 @@ class MicroscopeResponse:
             envelope = Envelope(**data["envelope"])
         except TypeError as error:
             raise ValueError(f"expected an envelope, got {data['envelope']!r}") from error
-        lists = {name: tuple(data[name]) for name in ("angle_range", "defocus", "defocus_error")}
-        noise = tuple(tuple(row) for row in data["noise"])
-        known = {"envelope": envelope, "ctf": ContrastTransfer.from_dict(data["ctf"]), "noise": noise}
-        return cls(**(dict(data) | lists | known))
+        try:
+            lists = {name: tuple(data[name]) for name in ("angle_range", "defocus", "defocus_error")}
+            noise = tuple(tuple(row) for row in data["noise"])
+            known = {"envelope": envelope, "ctf": ContrastTransfer.from_dict(data["ctf"]), "noise": noise}
+            return cls(**(dict(data) | lists | known))
+        except TypeError as error:
+            raise ValueError(f"expected the numbers of a microscope's response, got others: {error}") from error

@@ -156,7 +156,7 @@ class FakETSimulator:
             self.ctf.drawn(len(self.tilt_angles), np.random.default_rng(0))
         if self.ctf_correction is not None:
             check_choice("ctf_correction", self.ctf_correction, CORRECTIONS)
-            if self.ctf is None and self._response is None:
+            if self.ctf is None and getattr(self.noise, "response", None) is None:
                 raise ValueError("expected `ctf`, or noise with a `response`, for `ctf_correction`, got neither")
         if self.modality in NOISY_MODALITIES and self.noise is None:
             raise ValueError(f"expected `noise` for the modality {self.modality!r}, got None; fit a `NoiseModel`")
@@ -304,14 +304,16 @@ class FakETSimulator:
     def _simulate(self, specimen: Specimen, record: SimulationRecord) -> SimulatedTomogram:
         device = usable_device(self.device)
         first = self._first_tilts(specimen, device)
-        ctf = None if self._response is None else self._response.ctf
+        response, pixel_size = self._response, specimen.voxel_size
+        ctf = None if response is None else response.ctf
         if self.ctf is not None:
             ctf = replace(self.ctf, defocus=record.defocus, spread=0.0, jitter=0.0)
-            first = ctf.apply(first, specimen.voxel_size)
+            first = ctf.apply(first, pixel_size)
         tilts = self._tilts(first, record)
         corrected = tilts
         if ctf is not None and self.ctf_correction is not None:
-            corrected = ctf.correct(tilts, specimen.voxel_size, method=self.ctf_correction)
+            pixel_size = pixel_size if response is None else response.pixel_size
+            corrected = ctf.correct(tilts, pixel_size, method=self.ctf_correction)
         labels = specimen.labels.to(device)
         tomogram = reconstruct(
             corrected,
@@ -336,6 +338,12 @@ class FakETSimulator:
 
     def _first_tilts(self, specimen: Specimen, device: torch.device) -> Tensor:
         """Project a specimen, or take the tilts that it comes as."""
+        response = self._response
+        if response is not None and not math.isclose(specimen.voxel_size, response.pixel_size, rel_tol=VOXEL_TOLERANCE):
+            raise ValueError(
+                f"expected voxels of {response.pixel_size:g} Å, the pixel size of the tilts that the noise was fitted "
+                f"to, got {specimen.voxel_size:g} Å; bin the tilts or resample the specimens"
+            )
         if isinstance(specimen, TiltedSpecimen):
             if specimen.noisy != (self.noise == GIVEN):
                 raise ValueError(
@@ -348,12 +356,6 @@ class FakETSimulator:
             raise ValueError(
                 'expected a specimen with tilts for `noise="given"`, got one that is projected; set `noise` to a '
                 "`NoiseModel`"
-            )
-        response = self._response
-        if response is not None and not math.isclose(specimen.voxel_size, response.pixel_size, rel_tol=VOXEL_TOLERANCE):
-            raise ValueError(
-                f"expected voxels of {response.pixel_size:g} Å, the pixel size of the tilts that the noise was fitted "
-                f"to, got {specimen.voxel_size:g} Å; bin the tilts or resample the specimens"
             )
         density = specimen.density.to(device, torch.float32)
         # A microscope's tilts have dark particles: here, and nowhere else, the contrast is turned.

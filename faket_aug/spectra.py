@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +12,8 @@ import torch
 from torch import Tensor
 
 from faket_aug._checks import check_ndim
-from faket_aug.statistics import constant_images
+from faket_aug.geometry import Angles, as_tilt_angles, nearest_tilts
+from faket_aug.statistics import refuse_constant
 
 FloatArray = npt.NDArray[np.float64]
 #: Cycles per pixel from one ring to the next.
@@ -26,6 +28,8 @@ OUTLIERS = 5.0
 LINE = 0.06
 #: ... if they are not further apart than this, degrees; in proportion less otherwise.
 LINE_STEP = 3.0
+#: Clean tilts stand for measured ones within this part of their step (of two of `LINE_STEP` where steps are coarser).
+NEAR = 0.25
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -73,13 +77,7 @@ def series_spectra(images: Tensor, tilt_angles: FloatArray, *, name: str = "seri
         If a tilt is constant; the message names it.
     """
     check_ndim("images", images, "tilt y x")
-    constant = constant_images(images)
-    if constant:
-        at = ", ".join(f"{tilt_angles[i]:g}°" for i in constant)
-        raise ValueError(
-            f"{name}: expected every tilt to vary, got constant tilt(s) {constant} (at {at}); leave them out of the "
-            "series"
-        )
+    refuse_constant(images, tilt_angles, name)
     step = float(np.median(np.diff(tilt_angles))) if len(tilt_angles) > 1 else LINE_STEP
     rings = _Rings((images.shape[-2], images.shape[-1]), LINE * min(1.0, LINE_STEP / step), images.device)
     power, shared, means = [], [], []
@@ -99,6 +97,78 @@ def series_spectra(images: Tensor, tilt_angles: FloatArray, *, name: str = "seri
         shared_counts=rings.counts_near_axis,
         mean=np.array(means),
     )
+
+
+def sorted_spectra(images: Tensor, tilt_angles: Angles, name: str) -> SeriesSpectra:
+    """Compute the spectra of tilts in any order; those of the result are sorted by angle.
+
+    Raises
+    ------
+    ValueError
+        If a tilt is constant, or two have the same angle.
+    """
+    check_ndim(name, images, "tilt y x")
+    angles = as_tilt_angles(tilt_angles, count=images.shape[0])
+    order = np.argsort(angles, kind="stable")
+    angles = angles[order]
+    twice = angles[1:][np.diff(angles) == 0]
+    if len(twice):
+        raise ValueError(f"{name}: expected tilts at different angles, got {twice[0]:g}° twice; leave one out")
+    return series_spectra(images[torch.from_numpy(order)], angles, name=name)
+
+
+def matching_spectra(
+    cleans: Sequence[Tensor], clean_angles: Sequence[Angles], measured: Sequence[SeriesSpectra]
+) -> list[list[SeriesSpectra]]:
+    """Compute the spectra of the clean tilts that stand for measured ones, for each measured series.
+
+    What neighbours share depends on the step between them: clean tilts have to have the measured ones' angles.
+
+    Parameters
+    ----------
+    cleans, clean_angles
+        Stacks of clean tilts `(tilt, y, x)` in any order, with angles `(tilt,)` in degrees.
+    measured
+        Spectra of the measured series.
+
+    Returns
+    -------
+    One list for each measured series, with one entry for each stack of clean tilts.
+
+    Raises
+    ------
+    ValueError
+        If a stack has no clean tilt near a measured one, or a clean tilt is constant.
+    """
+    known: dict[tuple[int, bytes, bytes], SeriesSpectra] = {}
+    result = []
+    for index, series in enumerate(measured):
+        row = []
+        for number, (images, own) in enumerate(zip(cleans, clean_angles, strict=True)):
+            check_ndim(f"clean {number}", images, "tilt y x")
+            angles = as_tilt_angles(own, count=images.shape[0])
+            chosen = _nearest(series.tilt_angles, angles, f"series {index}, clean {number}")
+            key = (number, chosen.tobytes(), series.tilt_angles.tobytes())
+            if key not in known:
+                tilts = images[torch.from_numpy(chosen)]
+                known[key] = series_spectra(tilts, series.tilt_angles, name=f"clean {number}")
+            row.append(known[key])
+        result.append(row)
+    return result
+
+
+def _nearest(wanted: FloatArray, angles: FloatArray, name: str) -> npt.NDArray[np.int64]:
+    chosen = nearest_tilts(wanted, angles)
+    step = float(np.median(np.diff(wanted))) if len(wanted) > 1 else LINE_STEP
+    tolerance = NEAR * min(step, 2 * LINE_STEP)
+    off = np.abs(angles[chosen] - wanted)
+    if off.max() > tolerance:
+        raise ValueError(
+            f"{name}: expected clean tilts at the measured ones' angles, within {tolerance:.2g}°, got none nearer to "
+            f"{wanted[off.argmax()]:g}° than {angles[chosen[off.argmax()]]:g}°; project the specimens at these angles, "
+            "too (`geometry.joint_angles`)"
+        )
+    return chosen
 
 
 def radial_filter(values: FloatArray, shape: tuple[int, int], device: torch.device) -> Tensor:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import torch
 from torch import Tensor
 
@@ -62,6 +64,23 @@ def constant_images(images: Tensor) -> list[int]:
     """List the indices of the images `(n, y, x)` that have no deviation."""
     mean, std = mean_std(images)
     return [int(i) for i in (std <= _flat(mean)).nonzero().flatten()]
+
+
+def refuse_constant(images: Tensor, tilt_angles: Iterable[float], name: str) -> None:
+    """Refuse tilts `(tilt, y, x)` of which one has no deviation.
+
+    Raises
+    ------
+    ValueError
+        If there is one; the message says which, and at what angle.
+    """
+    constant, angles = constant_images(images), list(tilt_angles)
+    if constant:
+        at = ", ".join(f"{angles[i]:g}°" for i in constant)
+        raise ValueError(
+            f"{name}: expected every tilt to vary, got constant tilt(s) {constant} (at {at}); leave them out of the "
+            "series"
+        )
 
 
 def _flat(mean: Tensor) -> Tensor:

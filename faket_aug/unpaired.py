@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -24,6 +24,8 @@ DEFOCUS_RANGE = (0.2, 10.0)
 FARTHEST = 10.0
 #: Deviations in tilts and rings of the Gaussian that spectra are smoothed by, where they only have to be about right.
 SMOOTHING = (3.0, 1.0)
+#: A defocus within this part of the searched range of one of its ends is not one that was found.
+_BOUND = 0.01
 #: The model's own error, relative: specimens are not quite of the same kind.
 _MODEL_ERROR = 0.05
 #: Shared power has to be this many times its own error, over all frequencies together.
@@ -56,10 +58,10 @@ class SeriesGain:
 
 def fit_response(
     targets: Sequence[SeriesSpectra],
-    cleans: Sequence[SeriesSpectra],
+    cleans: Sequence[Sequence[SeriesSpectra]],
     *,
     pixel_size: float,
-    ctf: ContrastTransfer | None = None,
+    ctf: ContrastTransfer | Sequence[ContrastTransfer] | None = None,
     order: int = 2,
     names: Sequence[str] = (),
 ) -> tuple[MicroscopeResponse, list[SeriesGain]]:
@@ -75,12 +77,13 @@ def fit_response(
     targets
         Of the measured series, see `series_spectra`.
     cleans
-        Of negated projections of any specimens of the same kind, with the same pixel size.
+        For each target: of negated projections of any specimens of the same kind, with the same pixel size, at the
+        target's angles, see `spectra.matching_spectra`.
     pixel_size
         Å.
     ctf
-        The microscope; with a spread, its defocus is searched within it, without, it is taken as known. Its amplitude
-        contrast is a start only. By default 300 kV, and a defocus from 0.2 to 10 µm.
+        The microscope, or one for each target; with a spread, its defocus is searched within it, without, it is taken
+        as known. Its amplitude contrast is a start only. By default 300 kV, and a defocus from 0.2 to 10 µm.
     order
         Of the noise's polynomials over the tilt angle.
     names
@@ -90,26 +93,33 @@ def fit_response(
     ------
     ValueError
         If the pixel size is not known, a series has fewer than two tilts, its tilts are too far apart, or they share
-        nothing (they have to be aligned first).
+        nothing (they have to be aligned first); if there are no series or clean tilts, or the microscopes differ in
+        more than defocus.
 
     Warns
     -----
     UserWarning
-        If the first ring lies beyond the sampling, so that the defocus is not determined.
+        If the defocus is not determined: the first ring lies beyond the sampling, or the best one is at an end of what
+        was searched.
     """
+    if not targets or not all(cleans) or len(cleans) != len(targets):
+        raise ValueError(
+            f"expected a measured series or more, and clean tilts for each, got {len(targets)} series and "
+            f"{[len(one) for one in cleans]} clean ones; give both"
+        )
     if not pixel_size > 0:
         raise ValueError(
             f"expected `pixel_size` in Å, which the contrast transfer function needs, got {pixel_size!r}; set it"
         )
     labels = [*names, *(f"series {i}" for i in range(len(names), len(targets)))]
-    data = [_Pairs.of(t, cleans, label) for t, label in zip(targets, labels, strict=True)]
-    low, high = DEFOCUS_RANGE
-    ctf = ContrastTransfer(defocus=(low + high) / 2, spread=(high - low) / 2) if ctf is None else ctf
-    fit = _Fit(data, ctf, pixel_size)
+    data = [_Pairs.of(t, own, label) for t, own, label in zip(targets, cleans, labels, strict=True)]
+    fit = _Fit(data, _microscopes(ctf, len(targets)), pixel_size)
     found = fit.solve()
     errors = fit.errors(found)
-    centre = replace(fit.transfer(found, 0), defocus=float(np.mean(fit.defocus(found))))
-    _warn_of_far_rings(centre, pixel_size, fit.known)
+    shift = float(np.mean([one.phase_shift for one in fit.ctfs]))
+    centre = replace(fit.transfer(found, 0), defocus=float(np.mean(fit.defocus(found))), phase_shift=shift)
+    _warn_of_far_rings(centre, pixel_size, bool(fit.known.all()))
+    fit.warn_of_bounds(found, labels)
     response = MicroscopeResponse(
         pixel_size=pixel_size,
         ctf=centre,
@@ -160,6 +170,10 @@ class _Pairs:
                 f"{name}: expected neighbouring tilts within {FARTHEST:g}°, which share a part of their spectra, got "
                 f"steps of {np.diff(angles).min():g}° and more"
             )
+        if any(not np.array_equal(clean.tilt_angles, angles) for clean in cleans):
+            raise ValueError(
+                f"{name}: expected clean tilts at the measured ones' angles; see `spectra.matching_spectra`"
+            )
         middle = (angles[1:] + angles[:-1]) / 2
         power = np.sqrt(target.power[1:] * target.power[:-1])
         # Errors of the smoothed power: with those of each number, the large ones would count less than the small.
@@ -172,27 +186,28 @@ class _Pairs:
                 f"{name}: expected neighbouring tilts that share a part of their spectra, got some that share nothing; "
                 "align the series first (`TiltSeries.aligned`)"
             )
-        own = np.mean([_at(middle, (c.tilt_angles[1:] + c.tilt_angles[:-1]) / 2, c.shared) for c in cleans], axis=0)
         return cls(
             u=middle[near] / ANGLE_UNIT,
             shared=target.shared[near],
-            clean=own[near],
+            clean=np.mean([c.shared for c in cleans], axis=0)[near],
             error=(error + _MODEL_ERROR * level)[near],
-            clean_power=np.mean([_at(angles, c.tilt_angles, c.power) for c in cleans], axis=0),
+            clean_power=np.mean([c.power for c in cleans], axis=0),
         )
 
 
 class _Fit:
     """The parameters of all series in one vector: common ones, then a log scale and a defocus for each series."""
 
-    def __init__(self, data: list[_Pairs], ctf: ContrastTransfer, pixel_size: float) -> None:
-        self._data, self._ctf = data, ctf
+    def __init__(self, data: list[_Pairs], ctfs: Sequence[ContrastTransfer], pixel_size: float) -> None:
+        self._data, self.ctfs = data, ctfs
         self._rings = (FIT_RANGE[0] <= RINGS) & (FIT_RANGE[1] >= RINGS)
         self._k = RINGS[self._rings]
         self._q = self._k / pixel_size
-        #: Whether the defocus is given, not fitted.
-        self.known = ctf.spread == 0
-        self._given = float(np.mean(ctf.defocus))
+        self._given = np.array([float(np.mean(ctf.defocus)) for ctf in ctfs])
+        self._spread = np.array([ctf.spread for ctf in ctfs])
+        #: Whether each series' defocus is given, not fitted.
+        self.known = self._spread == 0
+        self._contrast = ctfs[0].amplitude_contrast
         self.gain_error = 0.0
 
     def log_scales(self, parameters: FloatArray) -> FloatArray:
@@ -200,8 +215,7 @@ class _Fit:
         return scales
 
     def defocus(self, parameters: FloatArray) -> FloatArray:
-        fitted: FloatArray = parameters[len(_COMMON) + 1 :: 2]
-        return np.full(len(self._data), self._given) if self.known else fitted
+        return np.where(self.known, self._given, parameters[len(_COMMON) + 1 :: 2])
 
     def envelope(self, parameters: FloatArray, series: int) -> Envelope:
         common = dict(zip(_COMMON, parameters.tolist(), strict=False))
@@ -211,14 +225,25 @@ class _Fit:
     def transfer(self, parameters: FloatArray, series: int) -> ContrastTransfer:
         contrast = float(parameters[_COMMON.index("amplitude_contrast")])
         defocus = float(self.defocus(parameters)[series])
-        return replace(self._ctf, defocus=defocus, amplitude_contrast=contrast, spread=0.0, jitter=0.0)
+        return replace(self.ctfs[series], defocus=defocus, amplitude_contrast=contrast, spread=0.0)
 
     def solve(self) -> FloatArray:
-        starts = [self._given] if self.known else self._best_starts()
-        common = [*_START, self._ctf.amplitude_contrast]
-        fits = [self._fit(np.array([*common, *[self._log_scale(start), start] * len(self._data)])) for start in starts]
+        fits = []
+        for offset in [0.0] if self.known.all() else self._best_starts():
+            scale, places = self._trial(offset, (_START[2], _START[4]))[1], self._places(offset)
+            each = [number for place in places for number in (scale, place)]
+            fits.append(self._fit(np.array([*_START, self._contrast, *each])))
         best: FloatArray = min(fits, key=lambda fit: fit.cost).x
         return best
+
+    def warn_of_bounds(self, found: FloatArray, names: Sequence[str]) -> None:
+        for name, defocus, given, spread in zip(names, self.defocus(found), self._given, self._spread, strict=True):
+            if spread > 0 and abs(abs(defocus - given) - spread) < _BOUND * 2 * spread:
+                warnings.warn(
+                    f"{name}: the best defocus, {defocus:.2f} µm, lies at an end of what was searched, "
+                    f"{given - spread:.2f} to {given + spread:.2f} µm, and is not determined; search further (`ctf`)",
+                    stacklevel=4,
+                )
 
     def errors(self, found: FloatArray) -> FloatArray:
         """Standard errors of the defocus, by leaving out a fifth of the pairs of tilts in turn."""
@@ -239,7 +264,7 @@ class _Fit:
         return result
 
     def _residuals(self, parameters: FloatArray, left_out: int | None) -> FloatArray:
-        contrast = parameters[_COMMON.index("amplitude_contrast")] - self._ctf.amplitude_contrast
+        contrast = parameters[_COMMON.index("amplitude_contrast")] - self._contrast
         parts = [np.array([contrast / _CONTRAST_ERROR])]
         for index, pairs in enumerate(self._data):
             keep = np.arange(len(pairs.u)) % _PARTS != left_out
@@ -250,57 +275,75 @@ class _Fit:
 
     def _fit(self, start: FloatArray, left_out: int | None = None) -> OptimizeResult:
         count = len(self._data)
-        low, high = self._given - self._ctf.spread, self._given + self._ctf.spread
-        if self.known:
-            low, high = self._given - 1e-6, self._given + 1e-6
+        margin = np.maximum(self._spread, 1e-6)
+        low, high = (
+            [number for place in self._given + side * margin for number in (side * np.inf, place)] for side in (-1, 1)
+        )
         # Logarithms of the shared power would be less work; but it may be negative, and is where it says most.
         return least_squares(
             self._residuals,
-            np.clip(start, [*_LEAST, *[-np.inf, low] * count], [*_MOST, *[np.inf, high] * count]),
-            bounds=([*_LEAST, *[-np.inf, low] * count], [*_MOST, *[np.inf, high] * count]),
+            np.clip(start, [*_LEAST, *low], [*_MOST, *high]),
+            bounds=([*_LEAST, *low], [*_MOST, *high]),
             x_scale=[*_SCALES, *[1.0, 0.3] * count],
             loss="soft_l1",
             args=(left_out,),
         )
 
-    def _log_scale(self, defocus: float) -> float:
-        return self._trial(defocus, (_START[2], _START[4]))[1]
+    def _places(self, offset: float) -> FloatArray:
+        """The defocus of each series at an offset from the given ones, as far as each may be off."""
+        places: FloatArray = self._given + np.clip(offset, -self._spread, self._spread)
+        return places
 
     def _best_starts(self) -> list[float]:
-        """The defocus of the best local minima of a coarse search, with the scale solved for."""
+        """The offsets from the given defocus of the best local minima of a coarse search, with the scale solved for."""
         # The phase at the highest frequency changes by a quarter of π from one to the next.
-        step = 1 / (4 * self._ctf.wavelength * self._q[-1] ** 2) / 1e4
-        low, high = self._given - self._ctf.spread, self._given + self._ctf.spread
-        places = np.linspace(low, high, int((high - low) / step) + 2)
+        step = 1 / (4 * self.ctfs[0].wavelength * self._q[-1] ** 2) / 1e4
+        most = float(self._spread.max())
+        offsets = np.linspace(-most, most, int(2 * most / step) + 2)
         shapes = ((0.0, 0.0), (_START[2], _START[4]), (15.0, 3.0))
-        costs = np.array([min(self._trial(place, shape)[0] for shape in shapes) for place in places])
+        costs = np.array([min(self._trial(offset, shape)[0] for shape in shapes) for offset in offsets])
         lowest = np.flatnonzero(costs <= ndimage.minimum_filter1d(costs, 3))
-        chosen: list[float] = places[lowest[np.argsort(costs[lowest])][:6]].tolist()
+        chosen: list[float] = offsets[lowest[np.argsort(costs[lowest])][:6]].tolist()
         return chosen
 
-    def _trial(self, defocus: float, shape: tuple[float, float]) -> tuple[float, float]:
+    def _trial(self, offset: float, shape: tuple[float, float]) -> tuple[float, float]:
         """Squared residuals with the best scale, and that scale's logarithm."""
         square, linear = shape
-        transfer = replace(self._ctf, defocus=defocus).curve(self._q).numpy()
-        form = np.exp(-2 * square * self._k**2 - 2 * linear * self._k) * transfer**2
+        falling = np.exp(-2 * square * self._k**2 - 2 * linear * self._k)
+        forms = [
+            falling * replace(ctf, defocus=float(place)).curve(self._q).numpy() ** 2
+            for ctf, place in zip(self.ctfs, self._places(offset), strict=True)
+        ]
         expected = np.concatenate(
-            [(p.clean[:, self._rings] * form / p.error[:, self._rings]).ravel() for p in self._data]
+            [
+                (p.clean[:, self._rings] * f / p.error[:, self._rings]).ravel()
+                for p, f in zip(self._data, forms, strict=True)
+            ]
         )
         measured = np.concatenate([(p.shared / p.error)[:, self._rings].ravel() for p in self._data])
         scale = max(float(expected @ measured / max(expected @ expected, 1e-300)), 1e-12)
         return float(((expected * scale - measured) ** 2).sum()), 0.5 * float(np.log(scale))
 
 
+def _microscopes(ctf: ContrastTransfer | Sequence[ContrastTransfer] | None, count: int) -> list[ContrastTransfer]:
+    """One for each series, without what the fit leaves out."""
+    low, high = DEFOCUS_RANGE
+    ctf = ContrastTransfer(defocus=(low + high) / 2, spread=(high - low) / 2) if ctf is None else ctf
+    each = [ctf] * count if isinstance(ctf, ContrastTransfer) else list(ctf)
+    if len(each) != count:
+        raise ValueError(f"expected one `ctf`, or {count}, one for each series, got {len(each)}")
+    for name in ("voltage", "spherical_aberration", "amplitude_contrast", "b_factor", "radial_gain"):
+        values = [getattr(one, name) for one in each]
+        if len(set(values)) > 1:
+            raise ValueError(f"expected series of one microscope, got `{name}` of {values}; fit each apart")
+    plain = [replace(one, astigmatism=0.0, astigmatism_angle=0.0, jitter=0.0) for one in each]
+    return [replace(one, phase_shift=float(np.mean(one.phase_shift))) for one in plain]
+
+
 def _smoothed(values: FloatArray) -> FloatArray:
     """Values `(tilt, ring)`, averaged over some tilts and the next rings."""
     result: FloatArray = ndimage.gaussian_filter(values, SMOOTHING, mode="nearest")
     return result
-
-
-def _at(angles: FloatArray, own: FloatArray, values: FloatArray) -> FloatArray:
-    """Values `(own, ring)` at other angles `(n,)`: interpolated, beyond the ends the last ones."""
-    interpolate: Callable[[FloatArray], FloatArray] = lambda column: np.interp(angles, own, column)  # noqa: E731
-    return np.apply_along_axis(interpolate, 0, values)
 
 
 def _smooth(angles: FloatArray, noise: FloatArray, order: int) -> tuple[tuple[float, ...], ...]:

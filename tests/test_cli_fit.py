@@ -74,6 +74,8 @@ def test_fit(run: Run, series: Path, tmp_path: Path) -> None:
     assert "power of simulated over measured tilts: off by " in output
     about = json.loads(target.read_text())["about"]
     assert about["tilt_series"] == [str(series)]
+    assert (about["built_in"], about["aligned"], about["defocus_given"]) == (True, [False], [False])
+    assert "fiducials" not in about["options"]
     assert sorted(path.name for path in target.parent.iterdir()) == ["microscope.json", "microscope.png"]
     with Image.open(target.with_suffix(".png")) as picture:
         assert np.asarray(picture).std() > 20
@@ -95,6 +97,47 @@ def test_simulate_takes_it(
         main()
     assert not ending.value.code, capsys.readouterr().err
     assert (tmp_path / "set" / "tomogram_0000" / TOMOGRAM_FILE).is_file()
+
+
+def _with_mdoc(series: Path, folder: Path, **fields: float) -> Path:
+    """The series with SerialEM's file beside it in place of bare angles."""
+    folder.mkdir()
+    path = folder / series.name
+    path.write_bytes(series.read_bytes())
+    lines = ["PixelSpacing = 10", "ImageFile = tilts.mrc", "Voltage = 200", ""]
+    for index, angle in enumerate(ANGLES):
+        more = [f"{name} = {value}" for name, value in fields.items()]
+        lines += [f"[ZValue = {index}]", f"TiltAngle = {angle}", "RotationAngle = 85", *more, ""]
+    path.with_name(path.name + ".mdoc").write_text("\n".join(lines))
+    return path
+
+
+def test_what_the_microscope_left_behind(run: Run, series: Path, tmp_path: Path) -> None:
+    """SerialEM knows optics and the defocus it was set to, about which it is searched; but no shifts."""
+    path = _with_mdoc(series, tmp_path / "a", TargetDefocus=-3)
+    code, _, errors = run(tmp_path / "a.json", "--style", path, "--shape", "40,128,128", "--voltage", 300)
+    assert code == 0, errors
+    text = (tmp_path / "a.json").read_text()
+    response = NoiseModel.from_json(text).response
+    assert response is not None
+    assert response.defocus[0] == pytest.approx(3.5, abs=0.3)
+    assert response.ctf.voltage == 300
+    assert json.loads(text)["about"]["aligned"] == [False]
+    code, _, errors = run(tmp_path / "b.json", "--style", path, "--shape", "40,128,128", "--defocus", "2,5")
+    assert code == 0, errors
+    response = NoiseModel.from_json((tmp_path / "b.json").read_text()).response
+    assert response is not None
+    assert response.ctf.voltage == 200
+
+
+def test_built_in_specimens_have_no_detail(run: Run, series: Path, tmp_path: Path) -> None:
+    fine = tmp_path / "fine.mrc"
+    write_mrc(fine, torch.randn(len(ANGLES), 32, 32, generator=torch.Generator().manual_seed(0)), voxel_size=1.5)
+    write_tlt(fine.with_suffix(".tlt"), ANGLES)
+    code, _, errors = run(tmp_path / "a.json", "--style", fine)
+    assert code == 1
+    message = "expected pixels of 4 to 20 Å for the built-in specimens, got 1.5 Å; bin the tilts, or give specimens"
+    assert message in " ".join(errors.split())
 
 
 @pytest.mark.parametrize(

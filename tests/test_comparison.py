@@ -15,7 +15,7 @@ import torch
 from torch.utils.data import DataLoader
 from typer.testing import CliRunner
 
-from faket_aug import FileFormatError, NoiseModel, TiltSeries, project
+from faket_aug import ContrastTransfer, FileFormatError, NoiseModel, TiltSeries, project
 from faket_aug.cli import app
 from faket_aug.formats.mrc import write_mrc
 from faket_aug.picking.arms import ArmResult, Experiment, read_result
@@ -301,6 +301,11 @@ modality = "noiseless"
     (folders / "critic.toml").write_text(text)
     output = tmp_path / "out"
     arguments = ["compare", str(folders / "critic.toml"), "--output", str(output)]
+    one = CliRunner().invoke(app, [*arguments, "--critic", "BENCHMARK", "--arm", "NOISELESS"], catch_exceptions=False)
+    assert [line.split(" | ")[0] for line in one.output.splitlines() if line.startswith("| ")][1:] == [
+        "| target",
+        "| NOISELESS",
+    ]
     done = CliRunner().invoke(app, [*arguments, "--critic", "BENCHMARK"], catch_exceptions=False)
     assert done.exit_code == 0
     rows = list(csv.DictReader((output / "critic.csv").read_text().splitlines()))
@@ -313,6 +318,15 @@ modality = "noiseless"
         "| FAKET",
         "| NOISELESS",
     ]
+    kept = output / "BENCHMARK" / "seed_0" / "critic.json"
+    said = json.loads(kept.read_text())
+    said["FAKET"]["scores"]["macro_f1"] = 0.125
+    kept.write_text(json.dumps(said))
+    again = CliRunner().invoke(app, [*arguments, "--critic", "BENCHMARK"], catch_exceptions=False)
+    assert "0.125" in again.output, "what was judged is not judged again"
+    kept.write_text("[]")
+    with pytest.raises(FileFormatError, match=r"critic.json: expected what a critic said, got .*; remove it"):
+        CliRunner().invoke(app, [*arguments, "--critic", "BENCHMARK"], catch_exceptions=False)
     with pytest.raises(ValueError, match="a critic that is trained on measured tomograms, got 'FAKET'"):
         CliRunner().invoke(app, [*arguments, "--critic", "FAKET"], catch_exceptions=False)
 
@@ -337,6 +351,26 @@ def test_shares_of_the_target() -> None:
     found = [Criticism(arm=arm, seed=seed, localization_f1=f1, macro_f1=f1) for arm, seed, f1 in scores]
     assert shares(found)["NOISY"]["macro_f1"].mean == pytest.approx(0.75)
     assert critic_markdown(found).splitlines()[3] == "| NOISY | 0.450 | 0.750 | 0.450 | 0.750 |"
+
+
+def test_nothing_is_a_share_of_nothing() -> None:
+    found = [Criticism(arm=arm, seed=0, localization_f1=0.5, macro_f1=f1) for arm, f1 in (("target", 0.0), ("A", 0.2))]
+    assert np.isnan(shares(found)["A"]["macro_f1"].mean)
+    assert critic_markdown(found).splitlines()[3] == "| A | 0.500 | 1.000 | 0.200 | – |"
+
+
+def test_settings_of_the_simulator(folders: Path) -> None:
+    """A transfer function is a table; what the simulator does not know is refused when the file is read."""
+    path = folders / "ctf.toml"
+    path.write_text(SMALL + "\n[arms.CTF.simulator]\nctf = { defocus = 3.3, spread = 0.5 }\n")
+    arm = Comparison.from_toml(path).arms["CTF"]
+    assert arm.simulator_settings() == {"ctf": ContrastTransfer(defocus=3.3, spread=0.5)}
+    path.write_text(SMALL + "\n[arms.CTF.simulator]\nctf = { height = 3.3 }\n")
+    with pytest.raises(FileFormatError, match=r"ctf.toml: expected the parameters of a contrast transfer function"):
+        Comparison.from_toml(path)
+    path.write_text(SMALL + "\n[arms.CTF.simulator]\ndefocus = 3.3\n")
+    with pytest.raises(FileFormatError, match=r"expected settings of `FakETSimulator` in `simulator`, got defocus"):
+        Comparison.from_toml(path)
 
 
 def test_unpaired_noise_has_a_response(folders: Path, tmp_path: Path) -> None:

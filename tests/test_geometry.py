@@ -17,6 +17,7 @@ from faket_aug.geometry import (
     axis_index,
     from_skimage_sign,
     half_turn_about_tilt_axis,
+    joint_angles,
     nearest_tilts,
     quaternion_matrices,
     relion_angles,
@@ -233,3 +234,13 @@ def test_half_turn_is_what_180_degrees_do(phantom: Tensor) -> None:
     back = reconstruct(project(volume, angles), angles, depth=13, filter="ramp")
     turned = reconstruct(seen, angles, depth=13, filter="ramp")
     torch.testing.assert_close(turned, half_turn_about_tilt_axis(back), rtol=1e-9, atol=1e-9)
+
+
+def test_joint_angles() -> None:
+    """Each angle of each series is near one of them, and none is there twice."""
+    series = [np.arange(-60.0, 61.0, 3.0), np.arange(-48.05, 48.0, 2.0)[::-1]]
+    found = joint_angles(*series)
+    assert np.diff(found).min() > 0.25
+    assert max(float(np.abs(found - angle).min()) for angles in series for angle in angles) <= 0.25
+    np.testing.assert_array_equal(joint_angles([3.0, 0.0], [0.1]), [0.0, 3.0])
+    np.testing.assert_array_equal(joint_angles([0.0, 0.2, 0.4]), [0.0, 0.2, 0.4])

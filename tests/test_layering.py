@@ -41,6 +41,7 @@ BESIDE = (
     (("_progress",), ("_random",)),
     (("statistics", "augmentation", "filters", "patches", "resample"), ("geometry", "sparse")),
     (("filters", "patches", "resample", "spectra"), ("statistics",)),
+    (("spectra",), ("geometry",)),
     (("formats", "formats.*"), ("formats.mrc", "formats._atomic", "formats.particles", "formats.tilts")),
     (("noise", "response", "unpaired"), ("ctf",)),
     (("noise", "unpaired"), ("response",)),

@@ -85,6 +85,16 @@ def test_json() -> None:
         MicroscopeResponse.from_dict({"pixel_size": 1.0})
     with pytest.raises(ValueError, match="expected an envelope, got"):
         MicroscopeResponse.from_dict(response.to_dict() | {"envelope": {"height": 1}})
+    with pytest.raises(ValueError, match="expected a finite number for `square` of an envelope, got 'high'"):
+        MicroscopeResponse.from_dict(response.to_dict() | {"envelope": {"log_scale": 1.0, "square": "high"}})
+    with pytest.raises(ValueError, match="expected the numbers of a microscope's response, got others"):
+        MicroscopeResponse.from_dict(response.to_dict() | {"noise": None})
+    with pytest.raises(
+        ValueError, match=r"expected `angle_range` of two increasing angles in degrees, got \(60, -60\)"
+    ):
+        MicroscopeResponse.from_dict(response.to_dict() | {"angle_range": [60, -60]})
+    with pytest.raises(ValueError, match="expected a `ctf` of all tilts, got numbers"):
+        replace(response, ctf=ContrastTransfer(defocus=(3.0, 3.1)))
     with pytest.raises(ValueError, match=f"expected `noise` of {len(RINGS)} finite numbers"):
         replace(response, noise=((1.0,),))
 

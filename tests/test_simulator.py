@@ -45,6 +45,7 @@ from faket_aug.geometry import nearest_tilts
 from faket_aug.response import Envelope
 from faket_aug.spectra import RINGS
 from faket_aug.statistics import mean_std
+from faket_aug.tilted import TiltedSpecimen
 
 
 def _all(folder: Path, thing: GrandModel | None = None) -> dict[str, Tensor]:
@@ -582,6 +583,8 @@ def test_ctf_goes_with_clean_tilts_only() -> None:
         simulator("noisy", noise="given", ctf=ContrastTransfer(defocus=3.0))
     with pytest.raises(ValueError, match=rf"expected `defocus` of {len(ANGLES)} tilts, got 2 numbers"):
         simulator(ctf=ContrastTransfer(defocus=(3.0, 2.0)))
+    with pytest.raises(ValueError, match=rf"expected `phase_shift` of {len(ANGLES)} tilts, got 2 numbers"):
+        simulator(ctf=ContrastTransfer(defocus=3.0, phase_shift=(0.0, 90.0)))
 
 
 def test_tilts_are_corrected_before_the_reconstruction() -> None:
@@ -617,5 +620,19 @@ def test_noise_with_a_response(tmp_path: Path) -> None:
     other = replace(model, response=replace(response, pixel_size=2 * thing.voxel_size))
     with pytest.raises(SimulationError, match="expected voxels of .* Å, the pixel size of the tilts"):
         simulator("noisy", tmp_path, noise=other)(thing, seed=0)
+    tilts = -project(thing.density, ANGLES)
+    tilted = TiltedSpecimen(
+        tilts=tilts,
+        tilt_angles=np.array(ANGLES),
+        voxel_size=thing.voxel_size,
+        labels=thing.labels,
+        particles=thing.particles,
+        class_names=thing.class_names,
+    )
+    with pytest.raises(SimulationError, match="expected voxels of .* Å, the pixel size of the tilts"):
+        simulator("noisy", tmp_path, noise=other)(tilted, seed=0)
+    fitted_and_corrected = simulator("noisy", tmp_path, noise=fitted, ctf_correction="phase-flip")
+    clean = replace(fitted_and_corrected, modality="noiseless")(thing, seed=0)
+    assert torch.equal(clean.tomogram, simulator()(thing, seed=0).tomogram), "clean tilts have nothing to correct"
     with pytest.raises(ValueError, match="expected no `ctf` with noise that has passed"):
         simulator("noisy", tmp_path, noise=fitted, ctf=ContrastTransfer(defocus=3.0))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ import torch
 from torch import Tensor
 
 from faket_aug import ContrastTransfer, GrandModel, MicroscopeResponse, NoiseModel, TiltSeries, project
+from faket_aug.geometry import joint_angles
 from faket_aug.response import Envelope
 from faket_aug.spectra import RINGS, series_spectra
 
@@ -71,14 +73,44 @@ def test_known_microscope_is_found() -> None:
 
 
 def test_series_of_other_sizes_steps_and_orders() -> None:
-    """Any stack of the microscope serves; its order does not matter."""
+    """Any stack of the microscope serves; its order does not matter. Clean tilts have the angles of all."""
     shuffled = np.random.default_rng(0).permutation(len(ANGLES))
     coarse = np.arange(-48.0, 49.0, 3.0)
     targets = [_measured(1)[torch.from_numpy(shuffled)], _measured(2, coarse, size=96)]
-    model = NoiseModel.fit_unpaired(targets, [_clean(3)], [ANGLES[shuffled], coarse], [ANGLES], pixel_size=10.0)
+    both = joint_angles(ANGLES, coarse)
+    model = NoiseModel.fit_unpaired(targets, [_clean(3, both)], [ANGLES[shuffled], coarse], [both], pixel_size=10.0)
     assert model.response is not None
     np.testing.assert_allclose(model.response.defocus, (3.4, 3.4), atol=0.25)
     assert len(model.series[1].mean) == len(coarse)
+    message = r"series 1, clean 0: expected clean tilts at the measured ones' angles, within 0.75°, got none nearer to"
+    with pytest.raises(ValueError, match=message):
+        NoiseModel.fit_unpaired(targets, [_clean(3)], [ANGLES[shuffled], coarse], [ANGLES], pixel_size=10.0)
+
+
+def test_one_microscope_for_each_series() -> None:
+    """Each series has its own known or searched defocus; otherwise it has to be the same microscope."""
+    targets, known = [_measured(1), _measured(2, defocus=3.8)], ContrastTransfer(defocus=3.4)
+    near = ContrastTransfer(defocus=4.0, spread=1.0, astigmatism=0.1, phase_shift=(0.0,) * len(ANGLES))
+    model = NoiseModel.fit_unpaired(targets, _clean(3), [ANGLES] * 2, pixel_size=10.0, ctf=[known, near])
+    assert model.response is not None
+    assert model.response.defocus[0] == 3.4
+    assert model.response.defocus_error[0] == 0
+    assert model.response.defocus[1] == pytest.approx(3.8, abs=0.2)
+    assert model.response.defocus_error[1] > 0
+    assert (model.response.ctf.astigmatism, model.response.ctf.phase_shift) == (0.0, 0.0)
+    with pytest.raises(ValueError, match=r"expected series of one microscope, got `voltage` of \[300.0, 200.0\]"):
+        NoiseModel.fit_unpaired(
+            targets, _clean(3), [ANGLES] * 2, pixel_size=10.0, ctf=[known, replace(known, voltage=200.0)]
+        )
+    with pytest.raises(ValueError, match="expected one `ctf`, or 2, one for each series, got 1"):
+        NoiseModel.fit_unpaired(targets, _clean(3), [ANGLES] * 2, pixel_size=10.0, ctf=[known])
+
+
+def test_defocus_at_an_end_of_the_search() -> None:
+    with pytest.warns(UserWarning, match=r"series 0: the best defocus, 2.\d\d µm, lies at an end of what was searched"):
+        NoiseModel.fit_unpaired(
+            _measured(1), _clean(3), ANGLES, pixel_size=10.0, ctf=ContrastTransfer(defocus=2.5, spread=0.3)
+        )
 
 
 def test_known_defocus_is_kept() -> None:
@@ -105,6 +137,16 @@ def test_bad_series() -> None:
         NoiseModel.fit_unpaired(torch.ones_like(good), clean, ANGLES, pixel_size=10.0)
     with pytest.raises(ValueError, match="as many sets of angles as series, got 1 for 2 measured and 1 for 1 clean"):
         NoiseModel.fit_unpaired([good, good], clean, [ANGLES], pixel_size=10.0)
+    with pytest.raises(ValueError, match="expected a measured series or more, and clean tilts for each, got 1 series"):
+        NoiseModel.fit_unpaired(good, [], ANGLES, pixel_size=10.0)
+    with pytest.raises(ValueError, match="expected a measured series or more, and clean tilts for each, got 0 series"):
+        NoiseModel.fit_unpaired([], [clean], [], [ANGLES], pixel_size=10.0)
+    with pytest.raises(ValueError, match="series 0: target: expected tilts at different angles, got 0° twice"):
+        NoiseModel.fit_unpaired(good[:3], clean, [-4.0, 0.0, 0.0], ANGLES, pixel_size=10.0)
+    with pytest.raises(ValueError, match="series 0, clean 0: expected clean tilts at the measured ones' angles"):
+        NoiseModel.fit_unpaired(good, clean[:1], ANGLES, ANGLES[:1], pixel_size=10.0)
+    with pytest.raises(ValueError, match="expected more than 40 tilt angles for polynomials of order 40, got 31"):
+        NoiseModel.fit_unpaired(good, clean, ANGLES, pixel_size=10.0, order=40)
 
 
 def test_rings_beyond_the_sampling() -> None:

@@ -23,16 +23,27 @@ from faket_aug.cli._options import Options
 from faket_aug.cli._source import Source, make_source
 from faket_aug.ctf import ContrastTransfer
 from faket_aug.formats._atomic import write_text
-from faket_aug.geometry import nearest_tilts
+from faket_aug.geometry import joint_angles, nearest_tilts
 from faket_aug.noise import NoiseModel
-from faket_aug.procedural import procedural_specimen
+from faket_aug.procedural import MAX_VOXEL_SIZE, procedural_specimen
 from faket_aug.projection import project
 from faket_aug.specimen import GrandModel
 from faket_aug.spectra import RINGS, series_spectra
 from faket_aug.tiltseries import TiltSeries
+from faket_aug.unpaired import DEFOCUS_RANGE
 
 #: (z, y, x) of the built-in specimens, voxels.
 BUILT_IN_SHAPE = (64, 256, 256)
+#: Å, pixels that they serve for: finer ones would show that they have no detail.
+BUILT_IN_SIZES = (4.0, MAX_VOXEL_SIZE)
+#: µm, how far the microscope's setting may be off.
+NOMINAL_SPREAD = 1.5
+#: Settings of the contrast transfer function, and what metadata call them.
+OPTICS = {
+    "voltage": "voltage_kv",
+    "spherical_aberration": "spherical_aberration_mm",
+    "amplitude_contrast": "amplitude_contrast",
+}
 #: Voxels and pixels may differ by this share.
 _TOLERANCE = 0.02
 
@@ -90,11 +101,19 @@ def run(work: FitWork, progress: Callable[[int, int], None]) -> list[str]:
     series = [_read(path) for path in work.options.style]
     pixel_size = _pixel_size(series)
     options = work.options
+    if work.built_in and not BUILT_IN_SIZES[0] <= pixel_size <= BUILT_IN_SIZES[1]:
+        low, high = BUILT_IN_SIZES
+        raise ValueError(
+            f"{series[0].name}: expected pixels of {low:g} to {high:g} Å for the built-in specimens, got "
+            f"{pixel_size:g} Å; bin the tilts, or give specimens of your own (--specimens, --templates)"
+        )
     if not options.specimens and options.voxel_size is None:
         options = replace(options, voxel_size=pixel_size)
     source = _built_in(options, pixel_size) if work.built_in else make_source(options)
     # A slab of ice goes on beyond what is generated; specimens of files end where they end.
     extend = options.extend or ("zero" if options.specimens else "wrap")
+    optics = _optics(work, series)
+    angles = joint_angles(*(one.tilt_angles for one in series))
     clean = []
     for index in range(work.count):
         specimen = source.make(index)
@@ -103,32 +122,33 @@ def run(work: FitWork, progress: Callable[[int, int], None]) -> list[str]:
                 f"{specimen.name}: expected voxels of {pixel_size:g} Å, as the tilts' pixels, got "
                 f"{specimen.voxel_size:g} Å; set --voxel-size"
             )
-        clean.append(-project(specimen.density.to(torch.float32), series[0].tilt_angles, extend=extend))
+        clean.append(-project(specimen.density.to(torch.float32), angles, extend=extend))
         progress(index + 1, work.count)
     model = NoiseModel.fit_unpaired(
         [one.tilts for one in series],
         clean,
         [one.tilt_angles for one in series],
-        [series[0].tilt_angles] * len(clean),
+        [angles] * len(clean),
         pixel_size=pixel_size,
-        ctf=_optics(work, series),
+        ctf=optics,
     )
     picture = work.output.with_suffix(".png")
     work.output.parent.mkdir(parents=True, exist_ok=True)
     about = {
         "tilt_series": [one.name for one in series],
-        "aligned": [one.metadata is not None for one in series],
-        "options": options.to_json(),
+        "aligned": [one.metadata is not None and one.metadata.is_alignment for one in series],
+        "built_in": work.built_in,
+        "options": {n: v for n, v in options.to_json().items() if not (work.built_in and n == "fiducials")},
+        "defocus_given": [one.spread == 0 for one in optics],
         "specimens": work.count,
         "faket_aug": version("faket_aug"),
     }
     write_text(work.output, json.dumps(json.loads(model.to_json()) | {"about": about}, indent=1))
-    noise = torch.randn(clean[0].shape, generator=torch_generator(torch_seed(options.seed, "noise")))
-    made = replace(
-        series[0], tilts=model.sample(clean[0], noise, series[0].tilt_angles), name="simulated", metadata=None
-    )
+    own = clean[0][torch.from_numpy(nearest_tilts(series[0].tilt_angles, angles))]
+    noise = torch.randn(own.shape, generator=torch_generator(torch_seed(options.seed, "noise")))
+    made = replace(series[0], tilts=model.sample(own, noise, series[0].tilt_angles), name="simulated", metadata=None)
     save_figure(draw_fit(model, series[0], made), picture)
-    return _report(model, series[0], made, work.output, picture)
+    return [*_defocus_lines(model, optics), *_report(model, series[0], made, work.output, picture)]
 
 
 def _built_in(options: Options, pixel_size: float) -> Source:
@@ -142,8 +162,7 @@ def _built_in(options: Options, pixel_size: float) -> Source:
 def _read(path: str) -> TiltSeries:
     """Read a series, aligned where the files beside it say how."""
     series = TiltSeries.read(path)
-    known = series.metadata is not None and series.metadata.axis_angle is not None
-    return series.aligned() if known else replace(series, metadata=None)
+    return series.aligned() if series.metadata is not None and series.metadata.is_alignment else series
 
 
 def _pixel_size(series: list[TiltSeries]) -> float:
@@ -158,17 +177,42 @@ def _pixel_size(series: list[TiltSeries]) -> float:
     return series[0].pixel_size
 
 
-def _optics(work: FitWork, series: list[TiltSeries]) -> ContrastTransfer | None:
-    """The microscope, as far as options or files tell it."""
-    optics: dict[str, Any] = dict(work.optics)
+def _optics(work: FitWork, series: list[TiltSeries]) -> list[ContrastTransfer]:
+    """The microscope of each series, as far as options or files tell it."""
+    optics = _settings(series) | dict(work.optics)
     if work.defocus is not None:
         numbers = _numbers(work.defocus)
-        return ContrastTransfer(defocus=float(np.mean(numbers)), spread=float(np.ptp(numbers)) / 2, **optics)
-    known = [one.metadata for one in series if one.metadata is not None and one.metadata.defocus_um is not None]
-    if len(known) == len(series):
-        each = [ContrastTransfer.from_metadata(metadata, **optics) for metadata in known]
-        return replace(each[0], defocus=float(np.mean([np.mean(one.defocus) for one in each])), astigmatism=0.0)
-    return ContrastTransfer(defocus=5.1, spread=4.9, **optics) if optics else None
+        one = ContrastTransfer(defocus=float(np.mean(numbers)), spread=float(np.ptp(numbers)) / 2, **optics)
+        return [one] * len(series)
+    return [_searched(one, optics) for one in series]
+
+
+def _settings(series: list[TiltSeries]) -> dict[str, Any]:
+    """Voltage, aberration and amplitude contrast of the files, as far as they know them."""
+    found: dict[str, Any] = {}
+    for own, theirs in OPTICS.items():
+        values = {getattr(one.metadata, theirs): one.name for one in series if one.metadata is not None}
+        values.pop(None, None)
+        if len(values) > 1:
+            names = ", ".join(f"{value:g} ({name})" for value, name in values.items())
+            raise ValueError(
+                f"expected series of one microscope, got `{own}` of {names}; fit each apart, or set "
+                f"--{own.replace('_', '-')}"
+            )
+        found.update((own, value) for value in values)
+    return found
+
+
+def _searched(series: TiltSeries, optics: dict[str, Any]) -> ContrastTransfer:
+    """A series' defocus: fitted tilt by tilt by another program, or meant by the microscope, or not known."""
+    low, high = DEFOCUS_RANGE
+    metadata = series.metadata
+    if metadata is None or metadata.defocus_um is None or not np.isfinite(metadata.defocus_um).any():
+        return ContrastTransfer(defocus=(low + high) / 2, spread=(high - low) / 2, **optics)
+    values = metadata.defocus_um[np.isfinite(metadata.defocus_um)]
+    # The same number for all tilts is what the microscope was set to.
+    spread = NOMINAL_SPREAD if np.ptp(values) == 0 else 0.0
+    return ContrastTransfer(defocus=float(np.mean(values)), spread=spread, **optics)
 
 
 def _numbers(text: str) -> list[float]:
@@ -181,16 +225,20 @@ def _numbers(text: str) -> list[float]:
     return numbers
 
 
+def _defocus_lines(model: NoiseModel, optics: list[ContrastTransfer]) -> list[str]:
+    assert model.response is not None, "it was fitted"
+    found = zip(model.response.defocus, model.response.defocus_error, optics, strict=True)
+    errors = [(f"{d:.2f}", "µm (given)" if ctf.spread == 0 else f"± {e:.2f} µm") for d, e, ctf in found]
+    return [f"series {i}: defocus {defocus} {error}" for i, (defocus, error) in enumerate(errors)]
+
+
 def _report(model: NoiseModel, measured: TiltSeries, made: TiltSeries, output: Path, picture: Path) -> list[str]:
     response = model.response
     assert response is not None, "it was fitted"
-    errors = [f"± {error:.2f} µm" if error > 0 else "µm (given)" for error in response.defocus_error]
-    lines = [f"series {i}: defocus {d:.2f} {e}" for i, (d, e) in enumerate(zip(response.defocus, errors, strict=True))]
     own, theirs = (_mean_power(one) for one in (made, measured))
     inner = (RINGS > 0) & (RINGS < 0.5)
     difference = float(np.median(np.abs(own / theirs - 1)[inner]))
     return [
-        *lines,
         f"gain within {response.gain_error:.1%} (standard error, median over frequencies and tilts)",
         f"power of simulated over measured tilts: off by {difference:.1%} (median over frequencies)",
         f"written to {output}; look at {picture}",

@@ -67,7 +67,7 @@ def compare(
     results: list[ArmResult] = []
     if critic is not None:
         check_choice("--critic", critic, comparison.arms)
-        _criticize(experiment, critic, seed or comparison.seeds, console)
+        _criticize(experiment, critic, seed or comparison.seeds, arm or (), console)
         return
     with Progress(*columns, console=console) as progress:
         for number in seed or comparison.seeds:
@@ -114,14 +114,17 @@ def _keep_settings(comparison: Comparison, output: Path) -> None:
     write_text(path, json.dumps(own, indent=1))
 
 
-def _criticize(experiment: Experiment, critic: str, seeds: Sequence[int], console: Console) -> None:
+def _criticize(
+    experiment: Experiment, critic: str, seeds: Sequence[int], only: Sequence[str], console: Console
+) -> None:
     from faket_aug.formats._atomic import write_text
-    from faket_aug.picking.critic import critic_csv, critic_markdown, criticize
+    from faket_aug.picking.critic import critic_csv, critic_markdown, criticize, read_criticisms
 
-    found = []
     for number in seeds:
-        found += criticize(experiment, critic, number)
+        criticize(experiment, critic, number, only=only)
         console.print(f"seed {number}: done", soft_wrap=True)
+    # Those of other calls, too: seeds may be run apart.
+    found = [row for number in experiment.comparison.seeds for row in read_criticisms(experiment, critic, number)]
     write_text(experiment.output / "critic.csv", critic_csv(found))
     write_text(experiment.output / "critic.md", critic_markdown(found))
     console.print(critic_markdown(found))

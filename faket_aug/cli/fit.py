@@ -48,7 +48,7 @@ def fit(
     count: Annotated[int, _option("Specimens that the clean spectra are averaged over; 2 by default.", _SPECIMENS)] = 2,
     seed: Annotated[int | None, _option("Of the generated ones; 0 by default.", _SPECIMENS)] = None,
     defocus: Annotated[
-        _Text, _option("µm, known: 3.5; or searched: 2,5. By default the files', or else 0.2,10.", _OPTICS)
+        _Text, _option("µm, known: 3.5; or searched: 2,5. By default by the files, or else 0.2,10.", _OPTICS)
     ] = None,
     voltage: Annotated[_Number, _option("kV; by default the files', or 300.", _OPTICS)] = None,
     spherical_aberration: Annotated[_Number, _option("mm; by default the files', or 2.7.", _OPTICS)] = None,
@@ -72,6 +72,7 @@ def fit(
     built_in = config is None and not {"specimens", *GENERATED} - {"shape"} & set(given)
     work = FitWork(
         output=output,
+        # Options want specimens of some kind; the built-in ones have their own.
         options=Options.read(config, given | ({"fiducials": 0} if built_in else {})),
         built_in=built_in,
         count=count,

@@ -21,6 +21,7 @@ from faket_aug._checks import FileFormatError
 from faket_aug.dataset import FakETDataset
 from faket_aug.features import VGG19Features
 from faket_aug.formats._atomic import write_text
+from faket_aug.geometry import joint_angles
 from faket_aug.mixing import LabelledPatches, LabelledTomogram
 from faket_aug.noise import NoiseModel
 from faket_aug.picking.clustering import Picks, pick
@@ -122,7 +123,7 @@ class Experiment:
     @cached_property
     def unpaired_noise(self) -> NoiseModel:
         """The fit without truth: the unlabelled tilt-series against projections of other specimens."""
-        made, angles = self.comparison, self.style[0].tilt_angles
+        made, angles = self.comparison, joint_angles(*(one.tilt_angles for one in self.style))
         clean = [_clean(folder, angles) for folder in made.clean or (made.validation,)]
         pixel_size = self.style[0].pixel_size or GrandModel.from_shrec(made.validation).voxel_size
         return NoiseModel.fit_unpaired(
@@ -196,7 +197,7 @@ class Experiment:
             )
             settings |= {"style": bank, "features": features}
         angles = self.style[0].tilt_angles
-        return FakETSimulator(tilt_angles=angles, modality=arm.modality, **(settings | dict(arm.simulator)))
+        return FakETSimulator(tilt_angles=angles, modality=arm.modality, **(settings | arm.simulator_settings()))
 
     def run(self, name: str, seed: int, report: Report | None = None) -> ArmResult:
         """Train an arm with a seed, choose on the validation specimen, score on the test specimens.

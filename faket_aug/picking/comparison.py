@@ -9,12 +9,13 @@ from pathlib import Path
 from typing import Any, Self
 
 from faket_aug._checks import FileFormatError, check_choice, check_count, check_positive
+from faket_aug.ctf import ContrastTransfer
 from faket_aug.filters import FILTERS
 from faket_aug.picking.clustering import BANDWIDTH, METHODS
 from faket_aug.picking.history import LEARNING_RATE
 from faket_aug.picking.inference import OVERLAP, PRECISIONS, TILE_SIZE, check_tiles
 from faket_aug.picking.network import WIDTHS
-from faket_aug.simulator import MODALITIES
+from faket_aug.simulator import MODALITIES, FakETSimulator
 from faket_aug.style import STYLE_LAYERS
 
 #: Where an arm's patches come from: tomograms of the target's own tilt-series, or simulated ones.
@@ -45,7 +46,7 @@ class Arm:
     steps, learning_rate
         In place of the comparison's.
     simulator
-        More settings of `FakETSimulator`.
+        More settings of `FakETSimulator`; `ctf` as a table of `ContrastTransfer`'s.
     """
 
     source: str = "simulated"
@@ -67,6 +68,17 @@ class Arm:
                 check_count(name, getattr(self, name))
         if self.learning_rate is not None:
             check_positive("learning_rate", self.learning_rate)
+        unknown = sorted(set(self.simulator) - {entry.name for entry in fields(FakETSimulator) if entry.init})
+        if unknown:
+            raise ValueError(f"expected settings of `FakETSimulator` in `simulator`, got {', '.join(unknown)}")
+        self.simulator_settings()
+
+    def simulator_settings(self) -> dict[str, Any]:
+        """Return `simulator` as `FakETSimulator` takes it."""
+        settings = dict(self.simulator)
+        if isinstance(settings.get("ctf"), Mapping):
+            settings["ctf"] = ContrastTransfer.from_dict(dict(settings["ctf"]))
+        return settings
 
 
 #: The published comparison.
