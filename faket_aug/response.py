@@ -75,7 +75,7 @@ class MicroscopeResponse:
     pixel_size
         Å.
     ctf
-        Its defocus is the series' mean.
+        Its defocus is the series' mean; `drawn` takes that of one of them.
     envelope
         The rest of the gain.
     noise
@@ -177,6 +177,14 @@ class MicroscopeResponse:
             total = signal + grain
             result[tilt] = total - total.mean()
         return result
+
+    def drawn(self, generator: np.random.Generator) -> Self:
+        """Return the response with the defocus of one of the fit's series; itself where none is known."""
+        return self.at_defocus(float(generator.choice(self.defocus))) if self.defocus else self
+
+    def at_defocus(self, defocus: float) -> Self:
+        """Return the response with another defocus, µm."""
+        return replace(self, ctf=replace(self.ctf, defocus=defocus))
 
     def averaged(self) -> Self:
         """Return a response that is the same at every tilt: the mean over the range of angles."""

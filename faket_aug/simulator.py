@@ -235,9 +235,11 @@ class FakETSimulator:
         """
         style_series = -1
         defocus: tuple[float, ...] = ()
+        generator = numpy_generator(seed, "ctf", epoch=epoch, tomogram=tomogram)
         if self.ctf is not None:
-            generator = numpy_generator(seed, "ctf", epoch=epoch, tomogram=tomogram)
             defocus = tuple(np.ravel(self.ctf.drawn(len(self.tilt_angles), generator).defocus).tolist())
+        elif self._response is not None:
+            defocus = tuple(np.ravel(self._response.drawn(generator).ctf.defocus).tolist())
         if self.modality == "faket" and self.style is not None:
             generator = numpy_generator(seed, "style", epoch=epoch, tomogram=tomogram)
             style_series = int(generator.integers(len(self.style.series)))
@@ -304,12 +306,14 @@ class FakETSimulator:
     def _simulate(self, specimen: Specimen, record: SimulationRecord) -> SimulatedTomogram:
         device = usable_device(self.device)
         first = self._first_tilts(specimen, device)
-        response, pixel_size = self._response, specimen.voxel_size
+        pixel_size = specimen.voxel_size
+        noise = self._noise_of(record)
+        response = noise.response if isinstance(noise, NoiseModel) else None
         ctf = None if response is None else response.ctf
         if self.ctf is not None:
             ctf = replace(self.ctf, defocus=record.defocus, spread=0.0, jitter=0.0)
             first = ctf.apply(first, pixel_size)
-        tilts = self._tilts(first, record)
+        tilts = self._tilts(first, noise, record)
         corrected = tilts
         if ctf is not None and self.ctf_correction is not None:
             pixel_size = pixel_size if response is None else response.pixel_size
@@ -361,14 +365,21 @@ class FakETSimulator:
         # A microscope's tilts have dark particles: here, and nowhere else, the contrast is turned.
         return -project(density, self.tilt_angles, extend=self.extend, backend=self.backend)
 
-    def _tilts(self, first: Tensor, record: SimulationRecord) -> Tensor:
-        if self.modality == "noiseless" or self.noise is None:
+    def _noise_of(self, record: SimulationRecord) -> NoiseModel | str | None:
+        """The noise of a tomogram: a response has the defocus that was drawn."""
+        if self._response is None or not isinstance(self.noise, NoiseModel):
+            return None if self.modality == "noiseless" else self.noise
+        drawn = [self._response.at_defocus(defocus) for defocus in record.defocus]
+        return replace(self.noise, response=drawn[0] if drawn else self._response)
+
+    def _tilts(self, first: Tensor, given: NoiseModel | str | None, record: SimulationRecord) -> Tensor:
+        if given is None:
             return first
-        if isinstance(self.noise, str):
+        if isinstance(given, str):
             return first if self.modality == "noisy" else self._restyled(first, first, record)
         generator = torch_generator(record.noise_seed, first.device)
         noise = torch.randn(first.shape, generator=generator, device=first.device)
-        model = self.noise.baseline() if self.modality == "baseline" else self.noise
+        model = given.baseline() if self.modality == "baseline" else given
         if self.modality == "content":
             return model.sample(first, noise, self.tilt_angles, noise_scale=CONTENT_NOISE)
         noisy = model.sample(first, noise, self.tilt_angles)

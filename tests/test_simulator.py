@@ -636,3 +636,29 @@ def test_noise_with_a_response(tmp_path: Path) -> None:
     assert torch.equal(clean.tomogram, simulator()(thing, seed=0).tomogram), "clean tilts have nothing to correct"
     with pytest.raises(ValueError, match="expected no `ctf` with noise that has passed"):
         simulator("noisy", tmp_path, noise=fitted, ctf=ContrastTransfer(defocus=3.0))
+
+
+def test_each_tomogram_has_the_defocus_of_one_series(tmp_path: Path) -> None:
+    """A response that was fitted to several series stands for all of them: the record says for which."""
+    thing = specimen(0)
+    response = MicroscopeResponse(
+        pixel_size=thing.voxel_size,
+        ctf=ContrastTransfer(defocus=3.0),
+        envelope=Envelope(log_scale=0.0),
+        noise=(tuple(np.full(len(RINGS), 1e-6)),),
+        angle_range=(-60.0, 60.0),
+        defocus=(2.5, 3.5),
+    )
+    make = simulator("noisy", tmp_path, noise=replace(noise_model(), response=response))
+    records = [make.draw(thing, seed=0, tomogram=number) for number in range(12)]
+    assert {record.defocus for record in records} == {(2.5,), (3.5,)}
+    made = make.simulate(thing, next(record for record in records if record.defocus == (3.5,)))
+    expected = response.at_defocus(3.5).apply(
+        -project(thing.density, ANGLES), torch.zeros(()).expand(5, *SHAPE[1:]), ANGLES
+    )
+    centred = made.tiltseries - made.tiltseries.mean(dim=(1, 2), keepdim=True)
+    assert torch.allclose(centred, expected, atol=0.05 * float(expected.std()))
+    other = response.at_defocus(2.5).apply(
+        -project(thing.density, ANGLES), torch.zeros(()).expand(5, *SHAPE[1:]), ANGLES
+    )
+    assert not torch.allclose(centred, other, atol=0.05 * float(expected.std()))
