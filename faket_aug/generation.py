@@ -16,6 +16,7 @@ from faket_aug._random import numpy_generator, seed_sequence
 from faket_aug._threads import intra_op_threads
 from faket_aug.assembly import AnySpecies, Assembly, Task
 from faket_aug.filaments import FilamentSpecies
+from faket_aug.formats.particles import match_names
 from faket_aug.membranes import MembraneSpecies
 from faket_aug.placement import Stamp, hull_points, uniform_directions
 from faket_aug.species import FiducialSpecies, IceSlab, ParticleSpecies, Slab, as_count
@@ -43,10 +44,10 @@ class GrandModelGenerator:
     Particles are turned uniformly at random, lie whole within the specimen and its ice, and do not overlap: no voxel
     belongs to two masks. Density below the templates' thresholds adds up where particles are close.
 
-    Classes are numbered from 1 in the order given: particles, membranes, filaments, fiducials; species of one name
-    share a number, distractors (`label=False`) have none. The particle table has a row for each labelled particle, bead
-    and subunit of a filament, and one for each membrane (at its centre, without orientation); classes that hold
-    membranes alone are the specimens' `not_particles`.
+    Classes are numbered from 1 in the order given (particles, membranes, filaments, fiducials), or as `class_table`
+    says; species of one name share a number, distractors (`label=False`) have none. The particle table has a row for
+    each labelled particle, bead and subunit of a filament, and one for each membrane (at its centre, without
+    orientation); classes that hold membranes alone are the specimens' `not_particles`.
 
     Parameters
     ----------
@@ -63,6 +64,8 @@ class GrandModelGenerator:
         only say in which ratio they do (1 each, where neither is given); those of membrane-bound ones stay as they are.
     gap
         Å; voxels of two masks are farther apart than this, from centre to centre. Without it masks may touch.
+    class_table
+        Names of class numbers, as other specimens have them (0 is background); all labelled species must be in it.
     device
         Where templates are turned and the volumes are made.
     threads
@@ -72,7 +75,7 @@ class GrandModelGenerator:
     ------
     ValueError
         For settings that cannot be: voxel sizes that differ, particles that are wider than the ice or fill more than it
-        holds, more than 255 classes, membrane-bound particles without membranes.
+        holds, more than 255 classes or one that `class_table` lacks, membrane-bound particles without membranes.
 
     Warns
     -----
@@ -100,6 +103,7 @@ class GrandModelGenerator:
     slab: IceSlab | None = None
     occupancy: float | None = None
     gap: float = 0.0
+    class_table: Mapping[int, str] | None = None
     device: str = "cpu"
     threads: int = 1
     #: Names of the class numbers, 0 is the background.
@@ -140,13 +144,27 @@ class GrandModelGenerator:
             raise ValueError(
                 f"expected at most {_MAX_CLASSES} classes, got {len(names)}; give species one `name`, or `label=False`"
             )
-        return {0: "background"} | dict(enumerate(names, start=1))
+        if self.class_table is None:
+            return {0: "background"} | dict(enumerate(names, start=1))
+        unknown = sorted(set(names) - set(match_names(names, self.class_table)))
+        if unknown:
+            raise ValueError(
+                f"expected species of the class table ({', '.join(self.class_table.values())}), got "
+                f"{', '.join(unknown)}; name them so, add them to `class_table`, or set `label=False`"
+            )
+        return dict(self.class_table)
+
+    @property
+    def _numbers(self) -> dict[str, int]:
+        """Class numbers of the labelled species, by their names."""
+        return match_names({one.class_name for one in self._species if one.label}, self.class_names)
 
     @property
     def _not_particles(self) -> frozenset[int]:
         """Numbers of the classes that hold membranes alone."""
-        names = {one.class_name for one in self._species if one.label and not isinstance(one, MembraneSpecies)}
-        return frozenset(number for number, name in self.class_names.items() if number and name not in names)
+        numbers = self._numbers
+        others = {one.class_name for one in self._species if one.label and not isinstance(one, MembraneSpecies)}
+        return frozenset(numbers.values()) - {numbers[name] for name in others}
 
     def _check_species(self, species: AnySpecies) -> None:
         slab = self._slab(None)
@@ -253,7 +271,7 @@ class GrandModelGenerator:
             self._size, slab, voxel_size=self.voxel_size, gap=self.gap / self.voxel_size, device=self.device
         )
         counts = self._particle_counts(slab.voxels(self._size), streams)
-        numbers = {name: number for number, name in self.class_names.items()}
+        numbers = self._numbers
         tasks = [
             Task(
                 species=species,

@@ -274,6 +274,7 @@ def read_templates(
     resolution: float | None = None,
     molecular_weights: Mapping[str, float] | None = None,
     assembly: str | int | None = None,
+    normalize: bool = True,
     recenter: bool = True,
 ) -> list[ParticleTemplate]:
     """Read all templates of a folder, sorted by name, or those of a list of files, in its order.
@@ -291,8 +292,8 @@ def read_templates(
         kDa of maps, by name; by default estimated from their volume.
     assembly
         Biological assembly of the structures.
-    recenter
-        Let the centres be centres of mass.
+    normalize, recenter
+        See `ParticleTemplate.from_map`; structures are in volts anyway.
 
     Raises
     ------
@@ -315,7 +316,7 @@ def read_templates(
         raise ValueError(f"expected `molecular_weights` of {', '.join(names)}, got one of {', '.join(unknown)}")
     settings: dict[str, Any] = {"voxel_size": voxel_size, "resolution": resolution, "recenter": recenter}
     return [
-        ParticleTemplate.from_map(path, molecular_weight=weights.get(name), **settings)
+        ParticleTemplate.from_map(path, molecular_weight=weights.get(name), normalize=normalize, **settings)
         if _suffix(path) in MAP_SUFFIXES
         else ParticleTemplate.from_structure(path, assembly=assembly, **settings)
         for path, name in zip(paths, names, strict=True)

@@ -373,6 +373,47 @@ def test_settings_of_the_simulator(folders: Path) -> None:
         Comparison.from_toml(path)
 
 
+def test_generated_specimens(folders: Path, tmp_path: Path) -> None:
+    """An arm may have a new specimen for every tomogram, with the classes' numbers and the density asked for."""
+    maps = folders / "maps"
+    maps.mkdir()
+    for name in ("small", "Large"):
+        values = torch.zeros(11, 11, 11)
+        values[3:8, 3:8, 3:8] = 1.0 if name == "small" else 2.0
+        write_mrc(maps / f"{name}.mrc", values, voxel_size=10.0)
+    text = (
+        SMALL
+        + """
+[arms.ENDLESS]
+modality = "noiseless"
+specimens = "generated"
+
+[generated]
+templates = ["maps"]
+shape = [16, 48, 48]
+count = 3
+normalize = false
+factor = 2.5
+"""
+    )
+    (folders / "endless.toml").write_text(text)
+    experiment = Experiment(Comparison.from_toml(folders / "endless.toml"), tmp_path)
+    data = experiment.dataset(experiment.comparison.arms["ENDLESS"], 0)
+    items = list(data)
+    assert {item["tomogram"] for item in items} == set(range(len(experiment.comparison.train)))
+    made = experiment.comparison.generated
+    assert made is not None
+    specimen_ = made.generator(10.0, experiment.class_names).generate(seed=0)
+    assert specimen_.class_names == experiment.class_names
+    plain = replace(made, factor=1.0).generator(10.0, experiment.class_names).generate(seed=0)
+    assert torch.allclose(specimen_.density, 2.5 * plain.density, rtol=1e-3, atol=1e-3)
+    assert torch.equal(specimen_.labels, plain.labels)
+    assert 1.5 < float(plain.density.max()) < 3.0, "maps keep their units"
+    (folders / "endless.toml").write_text(text.split("[generated]")[0])
+    with pytest.raises(FileFormatError, match="arm ENDLESS: expected `generated`, which says what its specimens hold"):
+        Comparison.from_toml(folders / "endless.toml")
+
+
 def test_unpaired_noise_has_a_response(folders: Path, tmp_path: Path) -> None:
     """An arm may have noise that was fitted without the truth; the published one stays the default."""
     made = _small(folders)

@@ -367,6 +367,25 @@ def test_classes_are_numbered_in_the_order_given() -> None:
     assert shared.generate(seed=0).particles.classes.tolist() == [1] * 7
 
 
+def test_classes_are_numbered_by_a_table() -> None:
+    """A table of other specimens gives the numbers; names may differ in case; all of it stays in `class_names`."""
+    table = {0: "background", 3: "SMALL", 5: "unused", 9: "Large"}
+    species = [
+        ParticleSpecies(templates=small(), count=4, name="large"),
+        ParticleSpecies(templates=small(), count=3, name="small"),
+    ]
+    made = generator(*species, class_table=table).generate(seed=0)
+    plain = generator(*species).generate(seed=0)
+    assert made.class_names == table
+    np.testing.assert_array_equal(made.particles.classes, np.array([0, 9, 3])[plain.particles.classes])
+    assert torch.equal(made.labels.long(), torch.tensor([0, 9, 3])[plain.labels.long()])
+    assert made.not_particles == frozenset()
+    with pytest.raises(
+        ValueError, match=r"expected species of the class table \(background, other\), got large, small;"
+    ):
+        generator(*species, class_table={0: "background", 1: "other"})
+
+
 def test_rows_without_orientation(busy: GrandModel) -> None:
     """Membranes and beads have a row without orientation; particles and subunits of filaments have one."""
     names = {name: number for number, name in busy.class_names.items()}

@@ -181,6 +181,11 @@ class Experiment:
         }
         if arm.source == "measured":
             return LabelledPatches(MeasuredTomograms(folders, filter=made.filter, z_range=made.z_range), **patches)
+        if arm.specimens == "generated":
+            assert made.generated is not None, "checked when the comparison was made"
+            voxel_size = self.validation.voxel_size
+            endless = made.generated.generator(voxel_size, self.class_names, threads=made.threads)
+            return FakETDataset(endless, self.simulator(arm), tomograms_per_epoch=len(folders), **patches)
         specimens = ShrecSpecimens(folders, z_range=made.z_range)
         return FakETDataset(specimens, self.simulator(arm), **patches)
 

@@ -4,22 +4,27 @@ from __future__ import annotations
 
 import tomllib
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Self
 
 from faket_aug._checks import FileFormatError, check_choice, check_count, check_positive
 from faket_aug.ctf import ContrastTransfer
 from faket_aug.filters import FILTERS
+from faket_aug.generation import GrandModelGenerator
 from faket_aug.picking.clustering import BANDWIDTH, METHODS
 from faket_aug.picking.history import LEARNING_RATE
 from faket_aug.picking.inference import OVERLAP, PRECISIONS, TILE_SIZE, check_tiles
 from faket_aug.picking.network import WIDTHS
 from faket_aug.simulator import MODALITIES, FakETSimulator
+from faket_aug.species import FiducialSpecies, ParticleSpecies
 from faket_aug.style import STYLE_LAYERS
+from faket_aug.templates import find_templates, read_templates
 
 #: Where an arm's patches come from: tomograms of the target's own tilt-series, or simulated ones.
 SOURCES = ("measured", "simulated")
+#: What simulated tilts are of: the training specimens, or new ones for every tomogram.
+SPECIMENS = ("train", "generated")
 #: How the noise of simulated tilts is fitted.
 NOISES = ("paired", "unpaired")
 
@@ -34,6 +39,8 @@ class Arm:
         `"measured"`: the target's own labelled tomograms (BENCHMARK); `"simulated"`: made from the specimens.
     modality
         Of the simulation, see `FakETSimulator`.
+    specimens
+        `"train"`: the training specimens, again and again; `"generated"`: new ones without end, see `Generated`.
     noise
         `"paired"`: as published, by the truth of the training specimens' tilts; `"unpaired"`: transfer function and
         spectra without it, see `NoiseModel.fit_unpaired`.
@@ -51,6 +58,7 @@ class Arm:
 
     source: str = "simulated"
     modality: str = "faket"
+    specimens: str = "train"
     noise: str = "paired"
     weights: str | None = None
     start: str | None = None
@@ -62,6 +70,7 @@ class Arm:
     def __post_init__(self) -> None:
         check_choice("source", self.source, SOURCES)
         check_choice("modality", self.modality, MODALITIES)
+        check_choice("specimens", self.specimens, SPECIMENS)
         check_choice("noise", self.noise, NOISES)
         for name in ("tomograms", "steps"):
             if getattr(self, name) is not None:
@@ -79,6 +88,54 @@ class Arm:
         if isinstance(settings.get("ctf"), Mapping):
             settings["ctf"] = ContrastTransfer.from_dict(dict(settings["ctf"]))
         return settings
+
+
+@dataclass(frozen=True, kw_only=True)
+class Generated:
+    """Specimens without end, see `GrandModelGenerator`; classes have the validation specimen's numbers.
+
+    Parameters
+    ----------
+    templates
+        Files or folders of density maps and structures, named as the classes.
+    shape
+        `(z, y, x)`, voxels.
+    count
+        Of each class: a number, or (lowest, highest).
+    normalize
+        Bring maps to volts, see `ParticleTemplate.from_map`.
+    factor
+        On the templates' density.
+    fiducials
+        Settings of `FiducialSpecies`; without, no gold.
+    """
+
+    templates: Sequence[str]
+    shape: Sequence[int]
+    count: int | Sequence[int]
+    normalize: bool = True
+    factor: float = 1.0
+    fiducials: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        check_positive("factor", self.factor)
+
+    def generator(self, voxel_size: float, class_names: Mapping[int, str], *, threads: int = 1) -> GrandModelGenerator:
+        """Make the generator for a voxel size in Å, with the numbers of a class table."""
+        count = self.count if isinstance(self.count, int) else (self.count[0], self.count[1])
+        paths = [path for entry in self.templates for path in find_templates(entry)]
+        made = read_templates(paths, voxel_size=voxel_size, normalize=self.normalize)
+        scaled = [
+            replace(one, density=one.density * self.factor, threshold=one.threshold * self.factor) for one in made
+        ]
+        return GrandModelGenerator(
+            particles=[ParticleSpecies(templates=one, count=count) for one in scaled],
+            fiducials=FiducialSpecies(**self.fiducials) if self.fiducials else (),
+            shape=self.shape,
+            voxel_size=voxel_size,
+            class_table=class_names,
+            threads=threads,
+        )
 
 
 #: The published comparison.
@@ -110,6 +167,8 @@ class Comparison:
         By name.
     seeds
         Of all chance; each arm is trained once with each.
+    generated
+        The specimens of arms that have `specimens="generated"`.
     style
         Folders or stacks of unlabelled tilt-series; those of `train` by default.
     clean
@@ -146,6 +205,7 @@ class Comparison:
     test: Sequence[str]
     arms: Mapping[str, Arm]
     seeds: Sequence[int] = (0,)
+    generated: Generated | None = None
     style: Sequence[str] = ()
     clean: Sequence[str] = ()
     weights: str = "torchvision"
@@ -198,6 +258,10 @@ class Comparison:
         for name, arm in self.arms.items():
             if "/" in name or name.startswith("."):
                 raise ValueError(f"expected names of arms that can be folders, got {name!r}")
+            if arm.specimens == "generated" and self.generated is None:
+                raise ValueError(
+                    f"arm {name}: expected `generated`, which says what its specimens hold, got none; set it"
+                )
             if arm.start is not None and arm.start not in self.arms:
                 raise ValueError(f"arm {name}: expected `start` to be one of {', '.join(self.arms)}, got {arm.start!r}")
             if arm.tomograms is not None and arm.tomograms > len(self.train):
@@ -249,6 +313,8 @@ class Comparison:
                 for name, entry in table.pop("arms", {}).items()
             }
             settings = _from(path, {"train": [], "test": []} | _known(cls, table, "the top"))
+            if "generated" in settings:
+                settings["generated"] = Generated(**_from(path, _known(Generated, settings["generated"], "generated")))
             return cls(arms=arms or PAPER_ARMS, **settings)
         except (ValueError, TypeError, AttributeError) as error:
             raise FileFormatError(f"{path}: {error}") from error
@@ -256,7 +322,7 @@ class Comparison:
 
 def _from(path: Path, settings: dict[str, Any]) -> dict[str, Any]:
     """Take the paths among the settings from the file's folder."""
-    for name in ("train", "test", "style", "clean"):
+    for name in ("train", "test", "style", "clean", "templates"):
         if not isinstance(settings.get(name, []), list):
             raise ValueError(f"expected `{name}` to be a list of folders, got {settings[name]!r}")
         if name in settings:
