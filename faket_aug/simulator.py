@@ -28,6 +28,7 @@ from faket_aug.ctf import CORRECTIONS, ContrastTransfer
 from faket_aug.features import VGG19Features
 from faket_aug.filters import FILTERS
 from faket_aug.geometry import Angles, as_tilt_angles
+from faket_aug.imperfections import Imperfections
 from faket_aug.noise import CONTENT_NOISE, NoiseModel
 from faket_aug.projection import BACKENDS, EXTENDS, project
 from faket_aug.reconstruction import reconstruct
@@ -81,6 +82,8 @@ class FakETSimulator:
     ctf_correction
         `"phase-flip"` or `"wiener"`: tilts are corrected before they are reconstructed, see `ContrastTransfer.correct`,
         for the function of `ctf` or of the noise's `response`; the tilt-series stays as it is.
+    imperfections
+        Misaligned tilts, radiation damage and the detector's transfer, of clean tilts; perfect by default.
     style, features
         The style bank and the encoder that made it; needed for `"faket"` only.
     style_weights, content_layers, content_weight, step_size, iterations, average_decay
@@ -110,6 +113,7 @@ class FakETSimulator:
     noise: NoiseModel | Literal["given"] | None = None
     ctf: ContrastTransfer | None = None
     ctf_correction: str | None = None
+    imperfections: Imperfections = field(default_factory=Imperfections)
     style: StyleBank | None = None
     features: VGG19Features | None = None
     style_weights: Sequence[float] | None = None
@@ -148,11 +152,13 @@ class FakETSimulator:
                     f'expected the modality to be one of {", ".join(GIVEN_MODALITIES)} with `noise="given"`, got '
                     f"{self.modality!r}: noise that tilts have already cannot be changed"
                 )
-        if self.ctf is not None:
-            if self.noise == GIVEN or self._response is not None:
+        for name in ("ctf", "imperfections"):
+            if getattr(self, name) and (self.noise == GIVEN or self._response is not None):
                 raise ValueError(
-                    "expected no `ctf` with noise that has passed the microscope already, got one; leave it out"
+                    f"expected no `{name}` with noise that has passed the microscope already, got one; leave it out"
                 )
+        self.imperfections.check_tilts(self.tilt_angles)
+        if self.ctf is not None:
             self.ctf.drawn(len(self.tilt_angles), np.random.default_rng(0))
         if self.ctf_correction is not None:
             check_choice("ctf_correction", self.ctf_correction, CORRECTIONS)
@@ -202,6 +208,7 @@ class FakETSimulator:
             "noise": self.noise.to_json() if noisy and isinstance(self.noise, NoiseModel) else self._given,
             "ctf": self.ctf.to_dict() if self.ctf else None,
             "ctf_correction": self.ctf_correction,
+            "imperfections": self.imperfections.to_dict() or None,
             "style": self.style.key if styled and self.style else None,
             "features": self.features.fingerprint if styled and self.features else None,
             "style_weights": None if self.style_weights is None else [float(w) for w in self.style_weights],
@@ -235,6 +242,7 @@ class FakETSimulator:
         """
         style_series = -1
         defocus: tuple[float, ...] = ()
+        alignment = numpy_generator(seed, "alignment", epoch=epoch, tomogram=tomogram)
         if self.ctf is not None:
             generator = numpy_generator(seed, "ctf", epoch=epoch, tomogram=tomogram)
             defocus = tuple(np.ravel(self.ctf.drawn(len(self.tilt_angles), generator).defocus).tolist())
@@ -251,6 +259,7 @@ class FakETSimulator:
             settings=self.settings(),
             versions={"torch": str(torch.__version__)} | {name: version(name) for name in _PACKAGES},
             defocus=defocus,
+            misalignment=self.imperfections.drawn(len(self.tilt_angles), alignment),
         )
 
     def __call__(self, specimen: Specimen, *, seed: int, epoch: int = 0, tomogram: int = 0) -> SimulatedTomogram:
@@ -303,7 +312,8 @@ class FakETSimulator:
 
     def _simulate(self, specimen: Specimen, record: SimulationRecord) -> SimulatedTomogram:
         device = usable_device(self.device)
-        first = self._first_tilts(specimen, device)
+        first = self._first_tilts(specimen, record, device)
+        first = self.imperfections.apply(first, specimen.voxel_size, self.tilt_angles, record.misalignment)
         ctf = None if self._response is None else self._response.ctf
         if self.ctf is not None:
             ctf = replace(self.ctf, defocus=record.defocus, spread=0.0, jitter=0.0)
@@ -334,7 +344,7 @@ class FakETSimulator:
             record=record,
         )
 
-    def _first_tilts(self, specimen: Specimen, device: torch.device) -> Tensor:
+    def _first_tilts(self, specimen: Specimen, record: SimulationRecord, device: torch.device) -> Tensor:
         """Project a specimen, or take the tilts that it comes as."""
         if isinstance(specimen, TiltedSpecimen):
             if specimen.noisy != (self.noise == GIVEN):
@@ -343,6 +353,7 @@ class FakETSimulator:
                     if self.noise == GIVEN
                     else 'expected clean tilts, got noisy ones; set `noise="given"`'
                 )
+            self.imperfections.check_fixed_angles()
             return specimen.tilts_at(self.tilt_angles).to(device, torch.float32)
         if self.noise == GIVEN:
             raise ValueError(
@@ -357,7 +368,8 @@ class FakETSimulator:
             )
         density = specimen.density.to(device, torch.float32)
         # A microscope's tilts have dark particles: here, and nowhere else, the contrast is turned.
-        return -project(density, self.tilt_angles, extend=self.extend, backend=self.backend)
+        angles, same = self.imperfections.true_tilt_angles(self.tilt_angles, record.misalignment)
+        return -project(density, angles, extend=self.extend, backend=self.backend, cache=same)
 
     def _tilts(self, first: Tensor, record: SimulationRecord) -> Tensor:
         if self.modality == "noiseless" or self.noise is None:
@@ -365,7 +377,7 @@ class FakETSimulator:
         if isinstance(self.noise, str):
             return first if self.modality == "noisy" else self._restyled(first, first, record)
         generator = torch_generator(record.noise_seed, first.device)
-        noise = torch.randn(first.shape, generator=generator, device=first.device)
+        noise = self.imperfections.coloured(torch.randn(first.shape, generator=generator, device=first.device))
         model = self.noise.baseline() if self.modality == "baseline" else self.noise
         if self.modality == "content":
             return model.sample(first, noise, self.tilt_angles, noise_scale=CONTENT_NOISE)
