@@ -118,7 +118,7 @@ class Detector:
         if self.at_nyquist is not None:
             return torch.exp(math.log(self.at_nyquist) * (k / NYQUIST) ** self.shape)
         known, values = zip(*self.table, strict=True)
-        return torch.from_numpy(np.interp(k.cpu().numpy(), known, values)).to(k.device)
+        return torch.from_numpy(np.asarray(np.interp(k.cpu().numpy(), known, values))).to(k.device)
 
     def coloured(self, noise: Tensor) -> Tensor:
         """Give white noise `(..., y, x)` the spectrum that the detector's has, without changing its deviation."""
