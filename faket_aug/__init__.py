@@ -16,19 +16,24 @@
 from faket_aug._checks import CacheError, FileFormatError, SimulationError, WeightsError
 from faket_aug.augmentation import PatchAugmentation
 from faket_aug.ctf import ContrastTransfer
+from faket_aug.damage import ExposureDamage
 from faket_aug.dataset import FakETDataset
+from faket_aug.detector import Detector
 from faket_aug.features import VGG19Features
 from faket_aug.filaments import FilamentSpecies
 from faket_aug.formats.structures import fetch_structure
 from faket_aug.formats.tilts import TiltMetadata
 from faket_aug.generation import GrandModelGenerator
+from faket_aug.imperfections import Imperfections
 from faket_aug.membranes import MembraneSpecies
+from faket_aug.misalignment import Misalignment
 from faket_aug.mixing import LabelledPatches, LabelledTomogram, MixedPatches
 from faket_aug.noise import NoiseModel
 from faket_aug.projection import backproject, project
 from faket_aug.reconstruction import reconstruct
 from faket_aug.response import MicroscopeResponse
-from faket_aug.simulator import MODALITIES, FakETSimulator
+from faket_aug.simulator import FakETSimulator
+from faket_aug.simulator_settings import MODALITIES
 from faket_aug.species import FiducialSpecies, IceSlab, ParticleSpecies
 from faket_aug.specimen import GrandModel, ParticleTable, ShrecSpecimens
 from faket_aug.specimens import CopickSpecimens, FolderSpecimens, PolnetSpecimens, read_specimens
@@ -45,6 +50,8 @@ __all__ = [
     "CacheError",
     "ContrastTransfer",
     "CopickSpecimens",
+    "Detector",
+    "ExposureDamage",
     "FakETDataset",
     "FakETSimulator",
     "FiducialSpecies",
@@ -54,10 +61,12 @@ __all__ = [
     "GrandModel",
     "GrandModelGenerator",
     "IceSlab",
+    "Imperfections",
     "LabelledPatches",
     "LabelledTomogram",
     "MembraneSpecies",
     "MicroscopeResponse",
+    "Misalignment",
     "MixedPatches",
     "NoiseModel",
     "ParticleSpecies",

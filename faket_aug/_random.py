@@ -8,7 +8,19 @@ import torch
 from faket_aug._checks import check_choice
 
 #: Streams that must not coincide; the position in this tuple is part of the address, so only append.
-STAGES = ("order", "specimen", "style", "noise", "patch", "augmentation", "demo", "encoder", "generation", "ctf")
+STAGES = (
+    "order",
+    "specimen",
+    "style",
+    "noise",
+    "patch",
+    "augmentation",
+    "demo",
+    "encoder",
+    "generation",
+    "ctf",
+    "alignment",
+)
 
 
 def seed_sequence(

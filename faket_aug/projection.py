@@ -23,7 +23,13 @@ MAX_WRAP_TILT_DEG = 85.0
 
 
 def project(
-    volume: Tensor, tilt_angles: Angles, *, width: int | None = None, extend: str = "zero", backend: str = "torch"
+    volume: Tensor,
+    tilt_angles: Angles,
+    *,
+    width: int | None = None,
+    extend: str = "zero",
+    backend: str = "torch",
+    cache: bool = True,
 ) -> Tensor:
     """Sum a volume along the beam at each tilt: rotate with bilinear interpolation, then add up.
 
@@ -45,6 +51,8 @@ def project(
     backend
         `"torch"`, or `"torch_radon"` where that package is installed (CUDA only, `extend="zero"` only, its own
         interpolation).
+    cache
+        Whether the geometry is kept for the next time; not worth it for angles that do not come again.
 
     Returns
     -------
@@ -65,7 +73,7 @@ def project(
     if backend == "torch_radon":
         _radon_extend(extend)
         return _radon_forward(volume.to(torch.float32), angles, width).to(dtype)
-    plane_map = _ray_map(angles, depth, size, width, extend, volume.device, working_dtype(dtype))
+    plane_map = _ray_map(angles, depth, size, width, extend, volume.device, working_dtype(dtype), cache=cache)
     return plane_map(volume.to(working_dtype(dtype))).to(dtype)
 
 
@@ -136,12 +144,16 @@ def _ray_map(
     extend: str,
     device: torch.device,
     dtype: torch.dtype,
+    *,
+    cache: bool = True,
 ) -> PlaneMap:
     def build() -> PlaneMap:
         tilts = [_ray_weights(math.radians(a), depth, size, width, extend) for a in angles]
         matrix = scipy.sparse.vstack(tilts, format="csr")
         return PlaneMap(matrix, (depth, size), (len(angles), width), device=device, dtype=dtype)
 
+    if not cache:
+        return build()
     key = ("rays", tuple(angles.tolist()), depth, size, width, extend, str(device), dtype)
     return geometry_cache.get(key, build)
 

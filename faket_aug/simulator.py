@@ -4,63 +4,38 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from faket_aug._checks import (
-    SimulationError,
-    check_choice,
-    check_count,
-    check_fraction,
-    check_positive,
-    check_quantiles,
-)
+from faket_aug._checks import SimulationError
 from faket_aug._random import numpy_generator, torch_generator, torch_seed
 from faket_aug._threads import intra_op_threads, usable_device
-from faket_aug.ctf import CORRECTIONS, ContrastTransfer
 from faket_aug.features import VGG19Features
-from faket_aug.filters import FILTERS
-from faket_aug.geometry import Angles, as_tilt_angles
+from faket_aug.geometry import as_tilt_angles
 from faket_aug.noise import CONTENT_NOISE, NoiseModel
-from faket_aug.projection import BACKENDS, EXTENDS, project
+from faket_aug.projection import project
 from faket_aug.reconstruction import reconstruct
-from faket_aug.resample import BINNINGS
-from faket_aug.response import MicroscopeResponse
+from faket_aug.simulator_settings import GIVEN, SimulatorSettings
+from faket_aug.spectra import match_spectrum
 from faket_aug.statistics import match_mean_std
-from faket_aug.style import (
-    AVERAGE_DECAY,
-    CONTENT_LAYERS,
-    CONTENT_WEIGHT,
-    MEMORY_BUDGET,
-    STEP_SIZE,
-    style_weights_for,
-    stylize,
-)
-from faket_aug.stylebank import StyleBank
+from faket_aug.style import stylize
 from faket_aug.tilted import Specimen, TiltedSpecimen
 from faket_aug.tomogram import SimulatedTomogram, SimulationRecord
 
-MODALITIES = ("noiseless", "baseline", "noisy", "content", "faket")
-#: Modalities that need a noise model.
-NOISY_MODALITIES = MODALITIES[1:]
 #: Voxels and pixels may differ by this share, where a noise model knows its pixel size.
 VOXEL_TOLERANCE = 0.02
 #: Besides torch, what a result's last bits depend on.
 _PACKAGES = ("faket_aug", "numpy", "scipy")
-#: For `noise`: that of the specimens' own tilts. What can be made of these.
-GIVEN = "given"
-GIVEN_MODALITIES = ("noisy", "faket")
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class FakETSimulator:
+class FakETSimulator(SimulatorSettings):
     """Simulate tilt-series of specimens, and reconstruct them.
 
     Parameters
@@ -81,10 +56,15 @@ class FakETSimulator:
     ctf_correction
         `"phase-flip"` or `"wiener"`: tilts are corrected before they are reconstructed, see `ContrastTransfer.correct`,
         for the function of `ctf` or of the noise's `response`; the tilt-series stays as it is.
+    imperfections
+        Misaligned tilts, radiation damage and the detector's transfer, of clean tilts; perfect by default.
     style, features
         The style bank and the encoder that made it; needed for `"faket"` only.
     style_weights, content_layers, content_weight, step_size, iterations, average_decay
-        Of the style transfer, see `stylize`.
+        Of the style transfer, see `stylize`; `stepsize.choose_step_size` finds a step for a microscope.
+    keep_spectrum
+        After the style transfer each tilt is filtered so that its radial power is what it was before (the microscope's,
+        with a fitted `response`): the transfer makes a grain that real tilts lack. Off, as published.
     quantiles
         That content and noisy stacks are brought to [0, 1] by; those of the style bank by default.
     filter, binning
@@ -105,123 +85,11 @@ class FakETSimulator:
         For unknown choices, or a modality whose noise, style or features are missing.
     """
 
-    tilt_angles: Angles
-    modality: str = "faket"
-    noise: NoiseModel | Literal["given"] | None = None
-    ctf: ContrastTransfer | None = None
-    ctf_correction: str | None = None
-    style: StyleBank | None = None
-    features: VGG19Features | None = None
-    style_weights: Sequence[float] | None = None
-    content_layers: Sequence[int] = CONTENT_LAYERS
-    content_weight: float = CONTENT_WEIGHT
-    step_size: float = STEP_SIZE
-    iterations: int = 1
-    average_decay: float = AVERAGE_DECAY
-    quantiles: tuple[float, float] | None = None
-    filter: str = "shrec"
-    binning: str = "spline"
-    extend: str = "zero"
-    backend: str = "torch"
-    memory_budget: int = MEMORY_BUDGET
-    device: str = "cpu"
-    threads: int = 1
     _on_device: dict[str, VGG19Features] = field(default_factory=dict, init=False, repr=False)
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "tilt_angles", tuple(as_tilt_angles(self.tilt_angles).tolist()))
-        check_choice("modality", self.modality, MODALITIES)
-        check_choice("filter", self.filter, FILTERS)
-        check_choice("binning", self.binning, BINNINGS)
-        check_choice("extend", self.extend, EXTENDS)
-        check_choice("backend", self.backend, BACKENDS)
-        check_count("iterations", self.iterations)
-        check_positive("step_size", self.step_size, zero=True)
-        check_fraction("average_decay", self.average_decay)
-        check_count("memory_budget", self.memory_budget)
-        check_count("threads", self.threads)
-        check_quantiles("quantiles", self.range_quantiles)
-        if isinstance(self.noise, str):
-            check_choice("noise", self.noise, [GIVEN])
-            if self.modality not in GIVEN_MODALITIES:
-                raise ValueError(
-                    f'expected the modality to be one of {", ".join(GIVEN_MODALITIES)} with `noise="given"`, got '
-                    f"{self.modality!r}: noise that tilts have already cannot be changed"
-                )
-        if self.ctf is not None:
-            if self.noise == GIVEN or self._response is not None:
-                raise ValueError(
-                    "expected no `ctf` with noise that has passed the microscope already, got one; leave it out"
-                )
-            self.ctf.drawn(len(self.tilt_angles), np.random.default_rng(0))
-        if self.ctf_correction is not None:
-            check_choice("ctf_correction", self.ctf_correction, CORRECTIONS)
-            if self.ctf is None and getattr(self.noise, "response", None) is None:
-                raise ValueError("expected `ctf`, or noise with a `response`, for `ctf_correction`, got neither")
-        if self.modality in NOISY_MODALITIES and self.noise is None:
-            raise ValueError(f"expected `noise` for the modality {self.modality!r}, got None; fit a `NoiseModel`")
-        if self.modality == "faket":
-            if self.style is None or self.features is None:
-                raise ValueError(
-                    'expected `style` and `features` for the modality "faket", got None; build a '
-                    "`StyleBank` with `VGG19Features`"
-                )
-            if self.features.fingerprint != self.style.encoder:
-                raise ValueError(
-                    "expected the `features` that `style` was built with, got others (weights, pooling or precision "
-                    "differ); build the bank again with these"
-                )
-            self.features.check_layers([*self.content_layers, *self.style.style_layers])
-            style_weights_for(self.style.style_layers, self.style_weights)
-
-    @property
-    def range_quantiles(self) -> tuple[float, float]:
-        """The quantiles in use: the simulator's own, else the style bank's, else minimum and maximum."""
-        if self.quantiles is not None:
-            return self.quantiles
-        return (0.0, 1.0) if self.style is None else self.style.quantiles
-
-    @property
-    def _response(self) -> MicroscopeResponse | None:
-        return self.noise.response if isinstance(self.noise, NoiseModel) and self.modality in NOISY_MODALITIES else None
-
-    @property
-    def _given(self) -> str | None:
-        return GIVEN if self.noise == GIVEN else None
 
     def __getstate__(self) -> dict[str, Any]:
         # Copies of the encoder on a device belong to the process that made them.
         return {**self.__dict__, "_on_device": {}}
-
-    def settings(self) -> dict[str, Any]:
-        """Return all that the result depends on, as JSON types: strings, numbers, lists and dicts."""
-        noisy, styled = self.modality in NOISY_MODALITIES, self.modality == "faket"
-        settings: dict[str, Any] = {
-            "tilt_angles": list(self.tilt_angles),
-            "modality": self.modality,
-            "noise": self.noise.to_json() if noisy and isinstance(self.noise, NoiseModel) else self._given,
-            "ctf": self.ctf.to_dict() if self.ctf else None,
-            "ctf_correction": self.ctf_correction,
-            "style": self.style.key if styled and self.style else None,
-            "features": self.features.fingerprint if styled and self.features else None,
-            "style_weights": None if self.style_weights is None else [float(w) for w in self.style_weights],
-            "content_layers": [int(layer) for layer in self.content_layers],
-            "quantiles": [float(q) for q in self.range_quantiles],
-        }
-        names = (
-            "content_weight",
-            "step_size",
-            "iterations",
-            "average_decay",
-            "filter",
-            "binning",
-            "extend",
-            "backend",
-            "memory_budget",
-            "device",
-            "threads",
-        )
-        return settings | {name: getattr(self, name) for name in names}
 
     def draw(self, specimen: Specimen, *, seed: int, epoch: int = 0, tomogram: int = 0) -> SimulationRecord:
         """Draw all chance of a simulation from its address, without doing anything.
@@ -236,6 +104,7 @@ class FakETSimulator:
         style_series = -1
         defocus: tuple[float, ...] = ()
         generator = numpy_generator(seed, "ctf", epoch=epoch, tomogram=tomogram)
+        alignment = numpy_generator(seed, "alignment", epoch=epoch, tomogram=tomogram)
         if self.ctf is not None:
             defocus = tuple(np.ravel(self.ctf.drawn(len(self.tilt_angles), generator).defocus).tolist())
         elif self._response is not None:
@@ -253,6 +122,7 @@ class FakETSimulator:
             settings=self.settings(),
             versions={"torch": str(torch.__version__)} | {name: version(name) for name in _PACKAGES},
             defocus=defocus,
+            misalignment=self.imperfections.drawn(len(self.tilt_angles), alignment),
         )
 
     def __call__(self, specimen: Specimen, *, seed: int, epoch: int = 0, tomogram: int = 0) -> SimulatedTomogram:
@@ -305,8 +175,9 @@ class FakETSimulator:
 
     def _simulate(self, specimen: Specimen, record: SimulationRecord) -> SimulatedTomogram:
         device = usable_device(self.device)
-        first = self._first_tilts(specimen, device)
+        first = self._first_tilts(specimen, record, device)
         pixel_size = specimen.voxel_size
+        first = self.imperfections.apply(first, pixel_size, self.tilt_angles, record.misalignment)
         noise = self._noise_of(record)
         response = noise.response if isinstance(noise, NoiseModel) else None
         ctf = None if response is None else response.ctf
@@ -340,7 +211,7 @@ class FakETSimulator:
             record=record,
         )
 
-    def _first_tilts(self, specimen: Specimen, device: torch.device) -> Tensor:
+    def _first_tilts(self, specimen: Specimen, record: SimulationRecord, device: torch.device) -> Tensor:
         """Project a specimen, or take the tilts that it comes as."""
         response = self._response
         if response is not None and not math.isclose(specimen.voxel_size, response.pixel_size, rel_tol=VOXEL_TOLERANCE):
@@ -355,6 +226,7 @@ class FakETSimulator:
                     if self.noise == GIVEN
                     else 'expected clean tilts, got noisy ones; set `noise="given"`'
                 )
+            self.imperfections.check_fixed_angles()
             return specimen.tilts_at(self.tilt_angles).to(device, torch.float32)
         if self.noise == GIVEN:
             raise ValueError(
@@ -363,7 +235,8 @@ class FakETSimulator:
             )
         density = specimen.density.to(device, torch.float32)
         # A microscope's tilts have dark particles: here, and nowhere else, the contrast is turned.
-        return -project(density, self.tilt_angles, extend=self.extend, backend=self.backend)
+        angles, same = self.imperfections.true_tilt_angles(self.tilt_angles, record.misalignment)
+        return -project(density, angles, extend=self.extend, backend=self.backend, cache=same)
 
     def _noise_of(self, record: SimulationRecord) -> NoiseModel | str | None:
         """The noise of a tomogram: a response has the defocus that was drawn."""
@@ -378,7 +251,7 @@ class FakETSimulator:
         if isinstance(given, str):
             return first if self.modality == "noisy" else self._restyled(first, first, record)
         generator = torch_generator(record.noise_seed, first.device)
-        noise = torch.randn(first.shape, generator=generator, device=first.device)
+        noise = self.imperfections.coloured(torch.randn(first.shape, generator=generator, device=first.device))
         model = given.baseline() if self.modality == "baseline" else given
         if self.modality == "content":
             return model.sample(first, noise, self.tilt_angles, noise_scale=CONTENT_NOISE)
@@ -406,6 +279,8 @@ class FakETSimulator:
             quantiles=self.range_quantiles,
             memory_budget=self.memory_budget,
         )
+        if self.keep_spectrum:
+            styled = match_spectrum(styled, noisy)
         return match_mean_std(styled, style.mean, style.std)
 
     def _encoder(self, device: torch.device) -> VGG19Features:

@@ -11,7 +11,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from faket_aug._checks import check_ndim
+from faket_aug._checks import check_ndim, check_same_shape
 from faket_aug.geometry import Angles, as_tilt_angles, nearest_tilts
 from faket_aug.statistics import refuse_constant
 
@@ -177,6 +177,27 @@ def radial_filter(values: FloatArray, shape: tuple[int, int], device: torch.devi
     low = place.long().clamp(max=len(values) - 2)
     table = torch.from_numpy(values).to(device, torch.float32)
     return torch.lerp(table[low], table[low + 1], (place - low).to(torch.float32))
+
+
+def match_spectrum(images: Tensor, references: Tensor) -> Tensor:
+    """Filter images so that each has the radial power of its reference; its mean stays.
+
+    Parameters
+    ----------
+    images, references
+        `(n, y, x)`, floating point, of the same shape and in units of their own.
+    """
+    check_same_shape("references", references.shape, "images", images.shape)
+    shape = (int(images.shape[-2]), int(images.shape[-1]))
+    rings = _Rings(shape, LINE, images.device)
+    result = torch.empty_like(images)
+    for place, (image, reference) in enumerate(zip(images, references, strict=True)):
+        own, wanted = (torch.fft.rfft2((one - one.mean()).to(torch.float32)) for one in (image, reference))
+        power, target = (rings.mean(one.abs() ** 2) for one in (own, wanted))
+        factor = np.sqrt(target / np.where(power > 0, power, np.inf))
+        filtered = torch.fft.irfft2(own * radial_filter(factor, shape, images.device), s=shape)
+        result[place] = filtered.to(images.dtype) + image.mean()
+    return result
 
 
 def _radius(shape: tuple[int, int], device: torch.device) -> Tensor:

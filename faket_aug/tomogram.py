@@ -15,6 +15,7 @@ from torch import Tensor
 
 from faket_aug._checks import FileFormatError, check_same_shape
 from faket_aug.formats.particles import ParticleList
+from faket_aug.misalignment import TiltErrors
 from faket_aug.saving import (
     NOISELESS_FILE,
     RECORD_FILE,
@@ -48,6 +49,8 @@ class SimulationRecord:
         Versions of the packages that made it.
     defocus
         `(tilt,)`, µm, as drawn; empty without a contrast transfer function.
+    misalignment
+        `(tilt, 4)`, as drawn: what `misalignment.ERRORS` names; empty where tilts are aligned.
     """
 
     seed: int
@@ -59,10 +62,12 @@ class SimulationRecord:
     settings: Mapping[str, Any]
     versions: Mapping[str, str] = field(default_factory=dict)
     defocus: tuple[float, ...] = ()
+    misalignment: TiltErrors = ()
 
     def __post_init__(self) -> None:
         # JSON knows lists only.
         object.__setattr__(self, "defocus", tuple(self.defocus))
+        object.__setattr__(self, "misalignment", tuple(tuple(row) for row in self.misalignment))
 
     def to_json(self) -> str:
         """Write the record as JSON text."""
@@ -70,10 +75,10 @@ class SimulationRecord:
 
     @classmethod
     def from_json(cls, text: str) -> Self:
-        """Read a record from the text of `to_json`, strictly."""
+        """Read a record from the text of `to_json`, strictly; one from before there were misalignments has none."""
         data = json.loads(text)
         wanted = {entry.name for entry in fields(cls)}
-        if not isinstance(data, dict) or set(data) != wanted:
+        if not isinstance(data, dict) or set(data) | {"misalignment"} != wanted:
             raise ValueError(f"expected a simulation record with {sorted(wanted)}, got {text[:80]!r}")
         return cls(**data)
 

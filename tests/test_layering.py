@@ -21,15 +21,21 @@ THINGS = (
     *("labelling", "specimens", "stylebank", "templates", "tilted", "tiltseries", "tomogram"),
 )
 
+#: Stages of a simulation, and what belongs to them: tensors only.
+STAGES = (
+    *("ctf", "features", "noise", "potential", "projection", "reconstruction", "response", "style", "unpaired"),
+    *("damage", "detector", "imperfections", "misalignment"),
+)
+
 #: The rows of the design's layout (section 2), from the ground up; a module that is in none of them fails the test.
 ROWS = (
     ("_background", "_checks", "_distributed", "_progress", "_random", "_threads"),
     ("geometry", "sparse", "statistics", "augmentation", "filters", "patches", "resample", "spectra"),
     ("formats", "formats.*"),
-    ("ctf", "features", "noise", "potential", "projection", "reconstruction", "response", "style", "unpaired"),
+    STAGES,
     THINGS,
     # The simulator is the only module that knows stages and things; sampling cuts patches from things.
-    ("sampling", "simulator"),
+    ("sampling", "simulator", "simulator_settings"),
     ("dataset", "mixing"),
     ("picking", "picking.*"),
     ("cli", "cli.*"),
@@ -46,7 +52,9 @@ BESIDE = (
     (("noise", "response", "unpaired"), ("ctf",)),
     (("noise", "unpaired"), ("response",)),
     (("noise",), ("unpaired",)),
+    (("imperfections",), ("damage", "detector", "misalignment")),
     (THINGS,) * 2,
+    (("simulator",), ("simulator_settings",)),
     (("picking", "picking.*"),) * 2,
     (("mixing",), ("dataset",)),
     (("cli", "cli.*"),) * 2,

@@ -63,7 +63,7 @@ def test_round_trip_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     torch.save(narrow_state(widths=widths), tmp_path / "vgg19-dcbb9e9d.pth")
     (tmp_path / "particles").mkdir()
     write_mrc(tmp_path / "particles" / "bean.mrc", blobs((16, 16, 16), [(8, 8, 6), (8, 8, 10)], 2.0), voxel_size=10.0)
-    first, second, third, fourth, fifth = code_blocks("python")
+    first, second, third, microscope, fourth, fifth = code_blocks("python")
     names: dict[str, Any] = {}
     exec(compile(first.replace("range(70)", "range(1)"), "README.md", "exec"), names)
     assert names["batch"]["image"].shape[1:] == (1, 56, 56, 56)
@@ -76,6 +76,8 @@ def test_round_trip_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     assert torch.equal(again.tomogram, names["made"].tomogram)
     exec(compile(third, "README.md", "exec"), names)
     assert names["noise"].series[0].correlation[2] > 0.5
+    exec(compile(microscope, "README.md", "exec"), names)
+    assert len(names["real"].draw(names["specimens"][0], seed=0).misalignment) == len(ANGLES)
     exec(compile(fourth.replace("(180, 512, 512), ", "(64, 64, 64), "), "README.md", "exec"), names)
     assert names["endless"].class_names[1] == "bean"
     assert len(names["dataset"]) == 20 * 64

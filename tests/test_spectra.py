@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from faket_aug.spectra import RINGS, radial_filter, series_spectra
+from faket_aug.spectra import RINGS, match_spectrum, radial_filter, series_spectra
 
 ANGLES = np.arange(-15.0, 16.0, 3.0)
 INNER = (RINGS > 0.02) & (RINGS < 0.5)
@@ -73,3 +73,20 @@ def test_constant_tilt_is_named() -> None:
 
 def test_one_tilt_has_no_neighbour() -> None:
     assert series_spectra(_noise(1, 32, 32), np.zeros(1)).shared.shape == (0, len(RINGS))
+
+
+def test_match_spectrum() -> None:
+    """Each image has its reference's radial power after it, in the image's own phases, and its own mean."""
+    images = _noise(3, 96, 128) + torch.tensor([5.0, -2.0, 0.0])[:, None, None]
+    smooth = torch.fft.rfft2(_noise(3, 96, 128, seed=7))
+    k_y, k_x = torch.fft.fftfreq(96)[:, None], torch.fft.rfftfreq(128)
+    references = 30 * torch.fft.irfft2(smooth * torch.exp(-20 * (k_y**2 + k_x**2)), s=(96, 128))
+    made = match_spectrum(images, references)
+    found, wanted = (series_spectra(one, ANGLES[:3]).power for one in (made, references))
+    inner = (RINGS > 0.03) & (RINGS < 0.35)
+    np.testing.assert_allclose(found.mean(axis=0)[inner], wanted.mean(axis=0)[inner], rtol=0.2)
+    assert abs(np.median(found[:, inner] / wanted[:, inner]) - 1) < 0.03
+    assert torch.allclose(made.mean(dim=(1, 2)), images.mean(dim=(1, 2)), atol=1e-4)
+    phases = [torch.fft.rfft2(one)[:, 1:20, 1:20].angle() for one in (made, images)]
+    assert float((phases[0] - phases[1]).cos().min()) > 0.999
+    assert torch.equal(match_spectrum(torch.ones(1, 32, 32), _noise(1, 32, 32)), torch.ones(1, 32, 32))

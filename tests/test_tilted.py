@@ -14,7 +14,7 @@ import torch
 from faket_aug import FakETSimulator, FileFormatError, SimulationError, project
 from faket_aug.formats.mrc import write_mrc
 from faket_aug.reconstruction import reconstruct
-from faket_aug.simulator import GIVEN, MODALITIES
+from faket_aug.simulator_settings import GIVEN, MODALITIES
 from faket_aug.specimen import GrandModel
 from faket_aug.statistics import match_mean_std
 from faket_aug.style import stylize

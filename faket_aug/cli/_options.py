@@ -15,7 +15,7 @@ from faket_aug.features import PRECISIONS
 from faket_aug.filaments import FILAMENT_PRESETS
 from faket_aug.geometry import as_tilt_angles
 from faket_aug.saving import check_formats
-from faket_aug.simulator import MODALITIES
+from faket_aug.simulator_settings import MODALITIES
 
 #: Degrees, where neither angles nor a style are given: first, last and step.
 TILT_ANGLES = "-60:60:3"

@@ -16,7 +16,8 @@ from faket_aug.picking.clustering import BANDWIDTH, METHODS
 from faket_aug.picking.history import LEARNING_RATE
 from faket_aug.picking.inference import OVERLAP, PRECISIONS, TILE_SIZE, check_tiles
 from faket_aug.picking.network import WIDTHS
-from faket_aug.simulator import MODALITIES, FakETSimulator
+from faket_aug.simulator import FakETSimulator
+from faket_aug.simulator_settings import MODALITIES
 from faket_aug.species import FiducialSpecies, ParticleSpecies
 from faket_aug.style import STYLE_LAYERS
 from faket_aug.templates import find_templates, read_templates
