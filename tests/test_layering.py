@@ -36,7 +36,7 @@ ROWS = (
     THINGS,
     # The simulator is the only module that knows stages and things; sampling cuts patches from things.
     ("sampling", "simulator", "simulator_settings"),
-    ("dataset", "mixing"),
+    ("dataset", "mixing", "stepsize"),
     ("picking", "picking.*"),
     ("cli", "cli.*"),
 )
