@@ -12,7 +12,20 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from _helpers import ANGLES, SHAPE, VOXEL_SIZE, blobs, noise_model, simulator, specimen
+from _helpers import (
+    ANGLES,
+    MORE_WORKERS_THAN_CORES,
+    SHAPE,
+    VOXEL_SIZE,
+    assert_same_items,
+    blobs,
+    dataset,
+    loader,
+    noise_model,
+    simulator,
+    specimen,
+    unbatched,
+)
 from torch import Tensor
 
 from faket_aug import (
@@ -31,7 +44,9 @@ from faket_aug import (
     project,
     reconstruct,
 )
+from faket_aug._random import numpy_generator, torch_generator
 from faket_aug.damage import acquisition_order
+from faket_aug.formats.relion_tilts import read_relion
 from faket_aug.misalignment import ERRORS, misalign, true_tilt_angles
 from faket_aug.projection import project as plain_project
 from faket_aug.response import Envelope
@@ -194,6 +209,16 @@ def test_exposures_of_a_file() -> None:
             ExposureDamage.from_metadata(replace(metadata, exposure=exposure))
 
 
+def test_order_of_a_real_series(reference: Path, reference_file) -> None:
+    """EMPIAR-10164, taken by Hagen's own scheme, has the order and the exposures that are assumed."""
+    star = reference_file(reference, "data/real/metadata/relion5/1_import_TS_01.star")
+    metadata = read_relion(star)
+    metadata = metadata.take(np.argsort(metadata.tilt_angles))
+    assert acquisition_order(metadata.tilt_angles).tolist() == np.argsort(metadata.exposure).tolist()
+    found = ExposureDamage.from_metadata(metadata).accumulated(metadata.tilt_angles)
+    assert found.tolist() == ExposureDamage(per_tilt=3.0).accumulated(metadata.tilt_angles).tolist()
+
+
 def _wave(period: int, size: int = 128) -> Tensor:
     """A wave along x, of a whole number of periods."""
     wave = torch.cos(2 * np.pi / period * torch.arange(size, dtype=torch.float64))
@@ -313,11 +338,19 @@ def test_made_again_from_the_record() -> None:
     record = SimulationRecord.from_json(first.record.to_json())
     again = pickle.loads(pickle.dumps(made)).simulate(thing, record)
     assert record == first.record
+    assert record.misalignment == MANY.drawn(5, numpy_generator(7, "alignment", epoch=1, tomogram=2))
     assert torch.equal(again.tomogram, first.tomogram)
     assert torch.equal(again.tiltseries, first.tiltseries)
     others = [made.draw(thing, seed=7, epoch=e, tomogram=t).misalignment for e, t in ((1, 2), (1, 3), (2, 2))]
     assert others[0] == first.record.misalignment
     assert len(set(others)) == 3
+
+
+@pytest.mark.filterwarnings(MORE_WORKERS_THAN_CORES)
+def test_same_in_workers() -> None:
+    """Patches of imperfect tomograms are the same for any number of workers."""
+    here, there = (dataset(simulator("noisy", imperfections=ALL), count=2) for _ in range(2))
+    assert_same_items(unbatched(loader(there, workers=2, batch_size=3)), list(here))
 
 
 def test_settings_are_compared() -> None:
@@ -347,6 +380,16 @@ def test_all_together_in_their_order() -> None:
     tilts = misalign(-project(thing.density, true_tilt_angles(ANGLES, errors)), errors, thing.voxel_size)
     tilts = replace(ALL, misalignment=None).apply(tilts, thing.voxel_size, ANGLES, ())
     assert torch.equal(made.tiltseries, ctf.apply(tilts, thing.voxel_size))
+
+
+def test_noise_is_the_detectors() -> None:
+    """White noise takes the detector's spectrum before the noise model weights it."""
+    detector = Detector(at_nyquist=0.2, noise_share=0.9)
+    made = simulator("noisy", imperfections=Imperfections(detector=detector))(specimen(0), seed=1)
+    clean = simulator(imperfections=Imperfections(detector=detector))(specimen(0), seed=1).tiltseries
+    white = torch.randn(clean.shape, generator=torch_generator(made.record.noise_seed))
+    assert torch.equal(made.tiltseries, noise_model().sample(clean, detector.coloured(white), ANGLES))
+    assert not torch.allclose(made.tiltseries, noise_model().sample(clean, white, ANGLES), atol=0.1)
 
 
 def test_specimens_that_come_as_tilts() -> None:
