@@ -323,7 +323,7 @@ class NoiseModel:
             If the text is not such a model; the message says what is missing or unknown.
         """
         data = json.loads(text)
-        wanted, more = {"format", "order", "series"}, {"response", "about"}  # `faket-aug fit` says what it is about
+        wanted, more = {"format", "order", "series"}, {"response", "tilt_angles", "style", "about"}
         if not isinstance(data, dict) or data.get("format") != _FORMAT or set(data) - more != wanted:
             raise ValueError(f"expected a noise model of format {_FORMAT}, got {text[:80]!r}")
         response = MicroscopeResponse.from_dict(data["response"]) if "response" in data else None

@@ -7,7 +7,7 @@ import math
 from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -18,6 +18,7 @@ from faket_aug._random import numpy_generator, torch_generator, torch_seed
 from faket_aug._threads import intra_op_threads, usable_device
 from faket_aug.features import VGG19Features
 from faket_aug.geometry import as_tilt_angles
+from faket_aug.microscope import read_microscope
 from faket_aug.noise import CONTENT_NOISE, NoiseModel
 from faket_aug.projection import project
 from faket_aug.reconstruction import reconstruct
@@ -86,6 +87,34 @@ class FakETSimulator(SimulatorSettings):
     """
 
     _on_device: dict[str, VGG19Features] = field(default_factory=dict, init=False, repr=False)
+
+    @classmethod
+    def from_file(cls, path: str | Path, **settings: Any) -> Self:
+        """Make a simulator of what `faket-aug fit` wrote: its noise, tilt angles and, with a style, its step.
+
+        Parameters
+        ----------
+        path
+            The JSON file; or one of `NoiseModel.to_json`, which knows no tilt angles.
+        **settings
+            Go before what the file says. With `style` and `features` the modality is `"faket"`, else `"noisy"`.
+
+        Raises
+        ------
+        FileNotFoundError, FileFormatError
+            If there is no such file, or it is something else; the message names it.
+        ValueError
+            If nobody tells the tilt angles, or a setting cannot be.
+        """
+        fitted = read_microscope(path)
+        known: dict[str, Any] = {"noise": fitted.noise, "modality": "noisy"}
+        if fitted.tilt_angles:
+            known["tilt_angles"] = fitted.tilt_angles
+        if settings.get("style") is not None:
+            known |= {"modality": "faket"} | dict(fitted.style)
+        if "tilt_angles" not in known | settings:
+            raise ValueError(f"{path}: expected `tilt_angles`, which this file does not tell, got none; set them")
+        return cls(**(known | settings))
 
     def __getstate__(self) -> dict[str, Any]:
         # Copies of the encoder on a device belong to the process that made them.

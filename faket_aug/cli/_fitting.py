@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -22,13 +21,17 @@ from faket_aug.cli._figures import save_figure, tilt_panel
 from faket_aug.cli._options import Options
 from faket_aug.cli._source import Source, make_source
 from faket_aug.ctf import ContrastTransfer
-from faket_aug.formats._atomic import write_text
+from faket_aug.features import VGG19Features
 from faket_aug.geometry import joint_angles, nearest_tilts
+from faket_aug.microscope import MicroscopeFile, write_microscope
 from faket_aug.noise import NoiseModel
 from faket_aug.procedural import MAX_VOXEL_SIZE, procedural_specimen
 from faket_aug.projection import project
+from faket_aug.simulator import FakETSimulator
 from faket_aug.specimen import GrandModel
 from faket_aug.spectra import RINGS, series_spectra
+from faket_aug.stepsize import StepChoice, choose_step_size, split_series
+from faket_aug.stylebank import StyleBank
 from faket_aug.tiltseries import TiltSeries
 from faket_aug.unpaired import DEFOCUS_RANGE
 
@@ -66,6 +69,8 @@ class FitWork:
         µm, as text: one number, or the lowest and the highest; nothing where it is to be found.
     optics
         Settings of the contrast transfer function that go before those of the files.
+    step
+        Whether the step of the style transfer is to be chosen.
     """
 
     output: Path
@@ -74,6 +79,7 @@ class FitWork:
     count: int
     defocus: str | None
     optics: Mapping[str, float]
+    step: bool = False
 
 
 def run(work: FitWork, progress: Callable[[int, int], None]) -> list[str]:
@@ -114,7 +120,8 @@ def run(work: FitWork, progress: Callable[[int, int], None]) -> list[str]:
     extend = options.extend or ("zero" if options.specimens else "wrap")
     optics = _optics(work, series)
     angles = joint_angles(*(one.tilt_angles for one in series))
-    clean = []
+    clean: list[Tensor] = []
+    specimens: list[GrandModel] = []
     for index in range(work.count):
         specimen = source.make(index)
         if abs(specimen.voxel_size / pixel_size - 1) > _TOLERANCE:
@@ -123,6 +130,8 @@ def run(work: FitWork, progress: Callable[[int, int], None]) -> list[str]:
                 f"{specimen.voxel_size:g} Å; set --voxel-size"
             )
         clean.append(-project(specimen.density.to(torch.float32), angles, extend=extend))
+        # One is enough for the choice of a step.
+        specimens = specimens or [specimen]
         progress(index + 1, work.count)
     model = NoiseModel.fit_unpaired(
         [one.tilts for one in series],
@@ -143,12 +152,30 @@ def run(work: FitWork, progress: Callable[[int, int], None]) -> list[str]:
         "specimens": work.count,
         "faket_aug": version("faket_aug"),
     }
-    write_text(work.output, json.dumps(json.loads(model.to_json()) | {"about": about}, indent=1))
+    choice = _choose_step(options, series, model, specimens, extend) if work.step else None
+    style = {} if choice is None else {"step_size": choice.step_size, "keep_spectrum": choice.keep_spectrum}
+    about |= {} if choice is None else {"step": choice.report()}
+    own_angles = tuple(series[0].tilt_angles.tolist())
+    write_microscope(work.output, MicroscopeFile(noise=model, tilt_angles=own_angles, style=style, about=about))
     own = clean[0][torch.from_numpy(nearest_tilts(series[0].tilt_angles, angles))]
     noise = torch.randn(own.shape, generator=torch_generator(torch_seed(options.seed, "noise")))
     made = replace(series[0], tilts=model.sample(own, noise, series[0].tilt_angles), name="simulated", metadata=None)
     save_figure(draw_fit(model, series[0], made), picture)
-    return [*_defocus_lines(model, optics), *_report(model, series[0], made, work.output, picture)]
+    steps = [] if choice is None else choice.report()
+    return [*_defocus_lines(model, optics), *steps, *_report(model, series[0], made, work.output, picture)]
+
+
+def _choose_step(
+    options: Options, series: list[TiltSeries], model: NoiseModel, specimens: Sequence[GrandModel], extend: str
+) -> StepChoice:
+    features = VGG19Features(options.weights, precision=options.precision)
+    style, held_out = split_series(series)
+    settings: dict[str, Any] = {} if options.style_layers is None else {"style_layers": options.style_layers}
+    bank = StyleBank.build(style, features, quantiles=options.quantiles or (0.0, 1.0), **settings)
+    simulator = FakETSimulator(
+        tilt_angles=series[0].tilt_angles, noise=model, style=bank, features=features, extend=extend
+    )
+    return choose_step_size(simulator, specimens, held_out, seed=options.seed)
 
 
 def _built_in(options: Options, pixel_size: float) -> Source:

@@ -22,6 +22,7 @@ from faket_aug.cli._sets import ABANDONED, PREVIEW_FILE, Shard, missing, open_se
 from faket_aug.cli._source import Source, make_source
 from faket_aug.features import VGG19Features
 from faket_aug.formats.angles import read_tilt_angles
+from faket_aug.microscope import read_microscope
 from faket_aug.noise import NoiseModel
 from faket_aug.saving import check_names, is_whole, remove_parts
 from faket_aug.simulator import FakETSimulator
@@ -128,14 +129,15 @@ def make_parts(options: Options) -> Parts:
     style = tuple(TiltSeries.read(path) for path in options.style)
     angles = _tilt_angles(options, style)
     given = {name: getattr(options, name) for name in _SIMULATOR_OPTIONS}
+    modality = options.chosen_modality
+    styled = modality == "faket"
+    fitted = dict(read_microscope(options.noise).style) if styled and options.noise is not None else {}
     plain = FakETSimulator(
         tilt_angles=angles,
         modality="noiseless",
-        **{name: value for name, value in given.items() if value is not None},
+        **(fitted | {name: value for name, value in given.items() if value is not None}),
     )
     usable_device(plain.device)
-    modality = options.chosen_modality
-    styled = modality == "faket"
     return Parts(
         plain=plain,
         noise=None if modality == "noiseless" else _noise(options, style, angles),
@@ -154,13 +156,7 @@ def _tilt_angles(options: Options, style: tuple[TiltSeries, ...]) -> Any:
 def _noise(options: Options, style: tuple[TiltSeries, ...], angles: Any) -> NoiseModel:
     """Read a noise model, or assume one; without measured tilts, of tilts with mean 0 and deviation 1."""
     if options.noise is not None:
-        path = Path(options.noise)
-        if not path.is_file():
-            raise FileNotFoundError(f"expected a noise model, found none at {path}; set --noise")
-        try:
-            return NoiseModel.from_json(path.read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise ValueError(f"{path}: {error}") from error
+        return read_microscope(options.noise).noise
     settings: dict[str, Any] = {} if options.snr is None else {"snr": options.snr}
     if options.quantiles is not None and style:
         settings["quantiles"] = options.quantiles

@@ -7,7 +7,8 @@ from typing import Annotated, Any
 
 import typer
 
-_TARGET, _SPECIMENS, _OPTICS = "The microscope's tilts", "Specimens of the same kind", "Its optics, where known"
+_TARGET, _SPECIMENS = "The microscope's tilts", "Specimens of the same kind"
+_OPTICS, _STEP = "Its optics, where known", "The style transfer's step"
 
 
 def _option(help: str, panel: str, **settings: Any) -> Any:
@@ -52,6 +53,12 @@ def fit(
     ] = None,
     voltage: Annotated[_Number, _option("kV; by default the files', or 300.", _OPTICS)] = None,
     spherical_aberration: Annotated[_Number, _option("mm; by default the files', or 2.7.", _OPTICS)] = None,
+    weights: Annotated[
+        _Text, _option("Encoder: with it, the step of the style transfer is chosen by held-out tilts, too.", _STEP)
+    ] = None,
+    precision: Annotated[_Text, _option("Of the encoder: float32 (the default) or bfloat16.", _STEP)] = None,
+    style_layers: Annotated[_Text, _option("ReLUs of VGG-19: 1,6,11,20,29.", _STEP)] = None,
+    quantiles: Annotated[_Text, _option("Range of the style's values: 0.001,0.999 against beads.", _STEP)] = None,
     amplitude_contrast: Annotated[_Number, _option("Where its fit starts; the files', or 0.07.", _OPTICS)] = None,
 ) -> None:
     """Fit transfer function and noise of a microscope, without labels, and show simulated tilts beside measured ones.
@@ -78,6 +85,7 @@ def fit(
         count=count,
         defocus=defocus,
         optics={name: value for name, value in optics.items() if value is not None},
+        step=weights is not None,
     )
 
     from faket_aug.cli._console import showing_progress, showing_warnings

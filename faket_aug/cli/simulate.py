@@ -79,8 +79,10 @@ def simulate(
     precision: Annotated[_Text, _option("Of the encoder: float32 (the default) or bfloat16.", _TILTS)] = None,
     style_layers: Annotated[_Text, _option("ReLUs of VGG-19: 1,6,11,20,29.", _TILTS)] = None,
     style_cache: Annotated[_Text, _option("Folder that keeps the encoded style; by default the set's.", _TILTS)] = None,
-    step_size: Annotated[_Number, _option("Of the style transfer.", _TILTS)] = None,
-    noise: Annotated[_Text, _option("Fitted noise, the JSON of NoiseModel.to_json.", _TILTS)] = None,
+    step_size: Annotated[
+        _Number, _option("Of the style transfer; by default that of --noise, or 0.15.", _TILTS)
+    ] = None,
+    noise: Annotated[_Text, _option("What `faket-aug fit` wrote, or the JSON of NoiseModel.to_json.", _TILTS)] = None,
     snr: Annotated[_Number, _option("Without it: signal power over noise power at 0°.", _TILTS)] = None,
     quantiles: Annotated[_Text, _option("Range of the style's values: 0.001,0.999 against beads.", _TILTS)] = None,
     tilt_angles: Annotated[

@@ -1,0 +1,71 @@
+"""The file of a fitted microscope: its noise and response, tilt angles, and the step of the style transfer."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from faket_aug._checks import FileFormatError
+from faket_aug.formats._atomic import write_text
+from faket_aug.geometry import as_tilt_angles
+from faket_aug.noise import NoiseModel
+
+#: What of a simulator's settings `MicroscopeFile.style` may hold.
+STYLE_SETTINGS = ("step_size", "keep_spectrum")
+
+
+@dataclass(frozen=True, kw_only=True)
+class MicroscopeFile:
+    """What `faket-aug fit` found of a microscope.
+
+    Parameters
+    ----------
+    noise
+        Fitted noise, with a response.
+    tilt_angles
+        `(tilt,)`, degrees, of the first series; empty where not known.
+    style
+        Settings of the style transfer that were chosen, see `STYLE_SETTINGS`; empty where none were.
+    about
+        What it was made from, as JSON types.
+    """
+
+    noise: NoiseModel
+    tilt_angles: tuple[float, ...] = ()
+    style: Mapping[str, Any] = field(default_factory=dict)
+    about: Mapping[str, Any] = field(default_factory=dict)
+
+
+def read_microscope(path: str | Path) -> MicroscopeFile:
+    """Read a microscope's file, or one of `NoiseModel.to_json`.
+
+    Raises
+    ------
+    FileNotFoundError, FileFormatError
+        If there is no such file, or it is something else.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"expected a fitted microscope or noise model, found none at {path}")
+    try:
+        text = path.read_text(encoding="utf-8")
+        noise = NoiseModel.from_json(text)
+        data = json.loads(text)
+        style = data.get("style", {})
+        if not isinstance(style, dict) or not set(style) <= set(STYLE_SETTINGS):
+            raise ValueError(f"expected `style` with settings of {', '.join(STYLE_SETTINGS)}, got {style!r}")
+        angles = tuple(as_tilt_angles(data["tilt_angles"]).tolist()) if "tilt_angles" in data else ()
+    except (ValueError, TypeError) as error:
+        raise FileFormatError(f"{path}: {error}") from error
+    return MicroscopeFile(noise=noise, tilt_angles=angles, style=style, about=data.get("about", {}))
+
+
+def write_microscope(path: str | Path, microscope: MicroscopeFile) -> None:
+    """Write a microscope's file; what was there stays until the new one is whole."""
+    data = json.loads(microscope.noise.to_json())
+    data |= {"tilt_angles": list(microscope.tilt_angles)} if microscope.tilt_angles else {}
+    data |= {"style": dict(microscope.style)} if microscope.style else {}
+    write_text(Path(path), json.dumps(data | {"about": dict(microscope.about)}, indent=1))

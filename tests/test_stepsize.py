@@ -1,0 +1,73 @@
+"""The choice of a step: tilts that were made with one, or without, are what it has to find again."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from faket_aug import FakETSimulator, StyleBank, TiltSeries
+from faket_aug.stepsize import STEPS, choose_step_size, split_series
+from tests._helpers import ANGLES, narrow_vgg, noise_model, simulator, specimen, style_series
+
+SIZE = (16, 96, 96)
+
+
+@pytest.fixture
+def styled(tmp_path: Path) -> FakETSimulator:
+    """A simulator of noisy tilts that a step takes far towards a style of stripes."""
+    features = narrow_vgg(tmp_path)
+    y = torch.arange(96.0)
+    stripes = torch.sin(y * 1.3)[:, None] * 30 + torch.zeros(len(ANGLES), 96, 96) + torch.linspace(0, 9, 96)
+    bank = StyleBank.build(TiltSeries(tilts=stripes, tilt_angles=np.array(ANGLES)), features, style_layers=(1, 6))
+    return simulator("faket", tmp_path, style=bank, features=features, noise=noise_model())
+
+
+def _measured(made: FakETSimulator, seed: int) -> TiltSeries:
+    tilts = made(specimen(seed, shape=SIZE), seed=seed).tiltseries
+    return TiltSeries(tilts=tilts, tilt_angles=np.array(ANGLES), name=f"series {seed}")
+
+
+@pytest.mark.parametrize("step", [0.0, 0.05])
+def test_the_step_of_the_measured_tilts_is_found(styled: FakETSimulator, step: float) -> None:
+    """Tilts that a microscope with this very step made: it is found again, and none where there was none."""
+    measured = [_measured(replace(styled, step_size=step), seed) for seed in (4, 5)]
+    choice = choose_step_size(styled, [specimen(6, shape=SIZE)], measured)
+    assert (choice.step_size, choice.keep_spectrum) == (step, False)
+    assert [trial.step_size for trial in choice.trials] == [0.0, *np.repeat(STEPS, 2)]
+    best = next(t for t in choice.trials if (t.step_size, t.keep_spectrum) == (step, False))
+    assert best.score == min(trial.score for trial in choice.trials)
+    assert choice.applied(styled).step_size == step
+    assert f"chosen: step {step:g}" in choice.report()[-1]
+    assert "between measured tilts: spectrum" in choice.report()[-2]
+
+
+def test_one_series_is_shared_out() -> None:
+    """Tilts of the bank are never those that are held out."""
+    one = style_series(0)
+    (style,), (held_out,) = split_series([one])
+    assert sorted([*style.tilt_angles, *held_out.tilt_angles]) == sorted(one.tilt_angles)
+    assert not set(style.tilt_angles) & set(held_out.tilt_angles)
+    several = [style_series(seed) for seed in range(3)]
+    style_, held_out_ = split_series(several)
+    assert [len(style_), len(held_out_)] == [2, 1]
+    assert style_[1] is several[2]
+
+
+def test_one_held_out_series_is_compared_with_itself(styled: FakETSimulator) -> None:
+    choice = choose_step_size(
+        styled, [specimen(6, shape=SIZE)], [_measured(replace(styled, step_size=0.0), 4)], steps=(0.15,)
+    )
+    assert choice.natural_spectrum > 0
+    assert choice.step_size == 0
+
+
+def test_what_cannot_be_chosen_from(styled: FakETSimulator) -> None:
+    held_out = [style_series(0)]
+    with pytest.raises(ValueError, match="expected a simulator of the modality \"faket\", got 'noisy'"):
+        choose_step_size(replace(styled, modality="noisy"), [specimen(0)], held_out)
+    with pytest.raises(ValueError, match="expected specimens and held-out tilt-series, got 0 and 1"):
+        choose_step_size(styled, [], held_out)
