@@ -15,6 +15,12 @@ import faket_aug
 
 PACKAGE = Path(faket_aug.__file__).parent
 
+#: Stages, on tensors.
+STAGES = (
+    *("ctf", "features", "noise", "potential", "projection", "reconstruction", "reprojection", "response", "style"),
+    "unpaired",
+)
+
 #: Things that read, make and write themselves.
 THINGS = (
     *("assembly", "filaments", "generation", "membranes", "placement", "procedural", "saving", "species", "specimen"),
@@ -26,7 +32,7 @@ ROWS = (
     ("_background", "_checks", "_distributed", "_progress", "_random", "_threads"),
     ("geometry", "sparse", "statistics", "augmentation", "filters", "patches", "resample", "spectra"),
     ("formats", "formats.*"),
-    ("ctf", "features", "noise", "potential", "projection", "reconstruction", "response", "style", "unpaired"),
+    STAGES,
     THINGS,
     # The simulator is the only module that knows stages and things; sampling cuts patches from things.
     ("sampling", "simulator"),
@@ -45,6 +51,7 @@ BESIDE = (
     (("noise", "response", "unpaired"), ("ctf",)),
     (("noise", "unpaired"), ("response",)),
     (("noise",), ("unpaired",)),
+    (("reprojection",), ("projection", "reconstruction")),
     (THINGS,) * 2,
     (("picking", "picking.*"),) * 2,
     (("mixing",), ("dataset",)),
