@@ -44,7 +44,7 @@ from faket_aug.picking import (
 
 #: What the weights of a training depend on besides its own settings.
 NETWORK = ("widths", "patch_size", "batch_size", "patches_per_tomogram", "seed", "device")
-SIMULATION = ("specimens", "style", "snr", "weights", "style_layers", "step_size", "filter")
+SIMULATION = ("specimens", "style", "microscope", "snr", "weights", "style_layers", "step_size", "filter")
 REAL = ("real", "picks", "labels", "names", "radius")
 BOTH = ("pretrain_steps", "lr", "real_share")
 
@@ -55,10 +55,16 @@ def arguments() -> argparse.Namespace:
     add = parser.add_argument
     add("--specimens", nargs="+", type=Path, required=True, metavar="FOLDER", help="any that `read_specimens` reads")
     add("--style", nargs="+", type=Path, required=True, metavar="PATH", help="unlabelled tilt-series, MRC or folder")
-    add("--snr", type=float, default=0.1, help="signal power over noise power at 0°")
+    add(
+        "--microscope",
+        type=Path,
+        metavar="JSON",
+        help="of `faket-aug fit --weights`, in place of assumed noise",
+    )
+    add("--snr", type=float, default=0.1, help="signal power over noise power at 0°, without it")
     add("--weights", default="torchvision", help="of VGG-19: a file, torchvision or random")
     add("--style-layers", nargs="+", type=int, default=[1, 6, 11, 20, 29], metavar="N", help="ReLUs of VGG-19")
-    add("--step-size", type=float, default=0.15, help="of the style transfer")
+    add("--step-size", type=float, help="of the style transfer; by default that of --microscope, or 0.15")
     add("--filter", default="shrec", help="of the simulated tomograms' reconstruction: the real ones' is best")
     add("--real", nargs="+", required=True, metavar="TOMOGRAM", help="real labelled tomograms, MRC")
     add("--picks", nargs="+", required=True, metavar="LIST", help="one for each tomogram, or one for all")
@@ -96,15 +102,16 @@ def simulated_patches(args: argparse.Namespace) -> fa.FakETDataset:
     """Simulate tomograms of the specimens in the style of the microscope."""
     style = [fa.TiltSeries.read(path) for path in args.style]
     features = fa.VGG19Features(args.weights, precision=args.precision)
-    simulator = fa.FakETSimulator(
-        tilt_angles=style[0].tilt_angles,
-        noise=fa.NoiseModel.assume(style[0].tilts, style[0].tilt_angles, snr=args.snr),
-        style=fa.StyleBank.build(style, features, style_layers=args.style_layers),
-        features=features,
-        step_size=args.step_size,
-        filter=args.filter,
-        device=args.device,
-    )
+    angles = style[0].tilt_angles
+    settings = {"tilt_angles": angles, "features": features, "filter": args.filter, "device": args.device}
+    settings["style"] = fa.StyleBank.build(style, features, style_layers=args.style_layers)
+    if args.step_size is not None:
+        settings["step_size"] = args.step_size
+    if args.microscope is not None:
+        simulator = fa.FakETSimulator.from_file(args.microscope, **settings)
+    else:
+        noise = fa.NoiseModel.assume(style[0].tilts, angles, snr=args.snr)
+        simulator = fa.FakETSimulator(noise=noise, **settings)
     return fa.FakETDataset(fa.read_specimens(args.specimens), simulator, **patch_settings(args))
 
 

@@ -54,7 +54,13 @@ def arguments() -> argparse.Namespace:
     add("--style", nargs="+", type=Path, required=True, metavar="PATH", help="unlabelled tilt-series, MRC or folder")
     add("--output", type=Path, required=True, metavar="FOLDER", help="for checkpoint and picture")
     add("--paired", type=Path, metavar="FOLDER", help="a specimen with measured projections: the noise is fitted to it")
-    add("--snr", type=float, default=0.1, help="signal power over noise power at 0°, without --paired")
+    add(
+        "--microscope",
+        type=Path,
+        metavar="JSON",
+        help="of `faket-aug fit --weights`, in place of assumed noise",
+    )
+    add("--snr", type=float, default=0.1, help="signal power over noise power at 0°, without either")
     add("--weights", default="torchvision", help="of VGG-19: a file, torchvision or random")
     add("--style-layers", nargs="+", type=int, default=[1, 6, 11, 20, 29], metavar="N", help="ReLUs of VGG-19")
     text = "range of the tilts' values; 0 1 as published, 0.001 0.999 against hot pixels and gold beads"
@@ -84,6 +90,8 @@ def arguments() -> argparse.Namespace:
     args = parser.parse_args()
     if args.patch_size % 4 or min(args.patch_size, args.batch_size, args.steps, args.checkpoint_every) < 1:
         parser.error("--patch-size has to be a multiple of 4; it, --batch-size, --steps, --checkpoint-every 1 or more")
+    if args.paired is not None and args.microscope is not None:
+        parser.error("expected --paired or --microscope, got both")
     if args.precision == "auto":
         args.precision = "bfloat16" if args.device == "cpu" and cpu_has_bfloat16() else "float32"
     return args
@@ -92,16 +100,20 @@ def arguments() -> argparse.Namespace:
 def make_dataset(args: argparse.Namespace, style: list[fa.TiltSeries]) -> fa.FakETDataset:
     """Put simulator and dataset together."""
     angles, quantiles = style[0].tilt_angles, (args.quantiles[0], args.quantiles[1])
-    if args.paired is None:
+    noise = None
+    if args.paired is None and args.microscope is None:
         noise = fa.NoiseModel.assume(style[0].tilts, angles, snr=args.snr, quantiles=quantiles)
-    else:
+    elif args.paired is not None:
         known, measured = fa.GrandModel.from_shrec(args.paired), fa.TiltSeries.read(args.paired)
         clean = -fa.project(known.density, measured.tilt_angles)  # dark particles, as in the measured tilts
         noise = fa.NoiseModel.fit(clean, measured.tilts, measured.tilt_angles, quantiles=quantiles)
     vgg = fa.VGG19Features(args.weights, precision=args.precision)
     bank = fa.StyleBank.build(style, vgg, style_layers=args.style_layers, quantiles=quantiles, cache=args.cache)
-    chosen = {"quantiles": quantiles, "filter": args.filter, "device": args.device}
-    simulator = fa.FakETSimulator(tilt_angles=angles, noise=noise, style=bank, features=vgg, **chosen)
+    chosen = {"style": bank, "features": vgg, "quantiles": quantiles, "filter": args.filter, "device": args.device}
+    if noise is None:
+        simulator = fa.FakETSimulator.from_file(args.microscope, tilt_angles=angles, **chosen)
+    else:
+        simulator = fa.FakETSimulator(tilt_angles=angles, noise=noise, **chosen)
     patches = {"patch_size": args.patch_size, "patches_per_tomogram": args.patches_per_tomogram, "seed": args.seed}
     # At most 13, as published; in smaller patches the particles stay in sight.
     patches["shift"] = min(13, args.patch_size // 4)

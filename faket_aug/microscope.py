@@ -38,6 +38,23 @@ class MicroscopeFile:
     style: Mapping[str, Any] = field(default_factory=dict)
     about: Mapping[str, Any] = field(default_factory=dict)
 
+    def style_settings(self, step_size: float | None = None) -> dict[str, Any]:
+        """Return settings of the style transfer: the given step, or the chosen ones.
+
+        Raises
+        ------
+        ValueError
+            If there is a response, for which the published step is too far, and no step.
+        """
+        if step_size is not None:
+            return {"step_size": step_size}
+        if not self.style and self.noise.response is not None:
+            raise ValueError(
+                "expected a step size of the style transfer for a fitted response, got none; let `faket-aug fit "
+                "--weights` choose one, or set it (0 for none, 0.15 as published for white noise)"
+            )
+        return dict(self.style)
+
 
 def read_microscope(path: str | Path) -> MicroscopeFile:
     """Read a microscope's file, or one of `NoiseModel.to_json`.

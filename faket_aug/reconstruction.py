@@ -77,14 +77,16 @@ def reconstruct(
     tilts = filter_projections(tilts, filter) * (math.pi / len(angles))
     size = tilts.shape[-1] if width is None else width
     check_positive("width", size)
-    plane_map = _voxel_map(angles, depth, size, tilts.shape[-1], tilts.device, tilts.dtype)
+    plane_map = voxel_map(angles, depth, size, tilts.shape[-1], tilts.device, tilts.dtype)
     # Differs from FakET: nothing is flipped along z, since projection and reconstruction have the same sign.
     return plane_map(tilts).to(dtype)
 
 
-def _voxel_map(
+def voxel_map(
     angles: npt.NDArray[np.float64], depth: int, size: int, width: int, device: torch.device, dtype: torch.dtype
 ) -> PlaneMap:
+    """Return the map from filtered tilts `(tilt, x')` to voxels `(z, x)`: the sum of smeared tilts, not scaled."""
+
     def build() -> PlaneMap:
         slabs = [_voxel_weights(angles, z, size, width) for z in range(-axis_index(depth), depth - axis_index(depth))]
         matrix = scipy.sparse.vstack(slabs, format="csr")

@@ -104,14 +104,15 @@ class FakETSimulator(SimulatorSettings):
         FileNotFoundError, FileFormatError
             If there is no such file, or it is something else; the message names it.
         ValueError
-            If nobody tells the tilt angles, or a setting cannot be.
+            If nobody tells the tilt angles, or the step for a style (0.15 is too far for tilts that are right already);
+            or a setting cannot be.
         """
         fitted = read_microscope(path)
         known: dict[str, Any] = {"noise": fitted.noise, "modality": "noisy"}
         if fitted.tilt_angles:
             known["tilt_angles"] = fitted.tilt_angles
         if settings.get("style") is not None:
-            known |= {"modality": "faket"} | dict(fitted.style)
+            known |= {"modality": "faket"} | fitted.style_settings(settings.get("step_size"))
         if "tilt_angles" not in known | settings:
             raise ValueError(f"{path}: expected `tilt_angles`, which this file does not tell, got none; set them")
         return cls(**(known | settings))

@@ -25,6 +25,7 @@ from faket_aug.formats.serialem import read_serialem
 from faket_aug.formats.tilts import TiltMetadata, ranks
 from faket_aug.formats.warp import read_tomostar, read_warp_xml
 from faket_aug.geometry import Angles, as_tilt_angles
+from faket_aug.reprojection import reproject, reproject_halves
 from faket_aug.resample import transform_images
 from faket_aug.statistics import clip_images
 
@@ -47,6 +48,7 @@ WITH_ANGLES = (".xml", ".aln", ".tlt", ".rawtlt", ".star", ".tomostar", ".mdoc")
 ANGLE_TOLERANCE = 1.0
 
 Metadata = TiltMetadata | str | Path
+Volume = Tensor | str | Path
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -150,6 +152,51 @@ class TiltSeries:
         tilts = tilts.to(torch.float32)
         return cls(tilts=tilts, tilt_angles=angles, pixel_size=pixel_size, name=str(stack), metadata=found)
 
+    @classmethod
+    def from_tomogram(
+        cls,
+        tomogram: Volume | Sequence[Volume],
+        tilt_angles: str | Path | Angles,
+        *,
+        filter: str | None = None,
+        halves: str = "tilts",
+        dark: bool = True,
+        voxel_size: float | None = None,
+    ) -> Self:
+        """Project a reconstructed tomogram, or a pair of half tomograms, so that its tilts serve as style.
+
+        What does not come back: means, and a part of the noise below `1 / (depth · Δθ)` across the axis, where
+        neighbours share the rest; see `faket_aug.reprojection`. `NoiseModel.fit_unpaired` needs noise that they do not
+        share: give it tilts of a pair, never those of one tomogram.
+
+        Parameters
+        ----------
+        tomogram
+            `(z, y, x)` with the tilt axis along y, or the path of an MRC file; or a pair (even, odd) of such.
+        tilt_angles
+            Degrees, or a file of them (`.tlt`): of all tilts that were reconstructed, with their signs turned where the
+            tomogram's z runs the other way.
+        filter, halves
+            As `reproject` and `reproject_halves` (for pairs).
+        dark
+            Whether particles are dark in the tomogram. If not, it is negated.
+        voxel_size
+            Å, which becomes the pixel size; by default the header's.
+
+        Raises
+        ------
+        ValueError, FileFormatError
+            As `reproject` and `reproject_halves`; or if the voxel size is not known.
+        """
+        given = [tomogram] if isinstance(tomogram, Tensor | str | Path) else tomogram
+        parts = [_volume(part, voxel_size) for part in given]
+        angles = read_tilt_angles(tilt_angles) if isinstance(tilt_angles, str | Path) else as_tilt_angles(tilt_angles)
+        if isinstance(tomogram, Tensor | str | Path):
+            tilts = reproject(parts[0][0], angles, filter=filter)
+        else:
+            tilts = reproject_halves([part[0] for part in parts], angles, halves=halves, filter=filter)
+        return cls(tilts=tilts if dark else -tilts, tilt_angles=angles, pixel_size=parts[0][1], name=parts[0][2])
+
     def aligned(self, *, shape: tuple[int, int] | None = None, fill: str = "mean") -> Self:
         """Return the series shifted and turned so that the axis of rotation is y and runs through pixel `n // 2` of x.
 
@@ -206,6 +253,16 @@ class TiltSeries:
     def clipped(self, quantiles: tuple[float, float]) -> Self:
         """Return the series with each tilt clipped to its own values at two quantiles (against hot pixels)."""
         return replace(self, tilts=clip_images(self.tilts, quantiles))
+
+
+def _volume(source: Volume, voxel_size: float | None) -> tuple[Tensor, float, str]:
+    """A tomogram, its voxel size and its name."""
+    name = "tomogram" if isinstance(source, Tensor) else str(source)
+    volume, size = (source, 0.0) if isinstance(source, Tensor) else read_mrc(source)
+    size = size if voxel_size is None else voxel_size
+    if not size > 0:
+        raise ValueError(f"{name}: expected a voxel size in Å, got {size:g}; set `voxel_size`")
+    return volume, size, name
 
 
 def _find_stack(path: Path) -> Path:

@@ -362,6 +362,7 @@ def _warn_of_far_rings(ctf: ContrastTransfer, pixel_size: float, known: bool) ->
         warnings.warn(
             f"the first zero of a defocus of {float(np.mean(ctf.defocus)):.2g} µm lies at {first:.3g} 1/Å, beyond what "
             f"pixels of {pixel_size:g} Å show: the defocus is not determined; give it as `ctf`, or use tilts that are "
-            "less binned",
+            "less binned; tilts out of a single tomogram share noise, which looks the same (take those of a pair of "
+            "half tomograms, see `TiltSeries.from_tomogram`)",
             stacklevel=3,
         )

@@ -577,7 +577,10 @@ def test_the_cluster_example(templates: Path, tmp_path: Path) -> None:
         (["--fiducials", "1", "--modality", "faket"], "expected tilt-series for the modality 'faket', got none; set"),
         (["--fiducials", "1", "--snr", "-1"], "expected `snr` to be more than 0, got -1.0"),
         (["--fiducials", "1", "--snr", "1", "--noise", "n.json"], "expected either --noise or --snr, got both"),
-        (["--fiducials", "1", "--noise", "n.json"], "expected a fitted microscope or noise model, found none at n.json"),
+        (
+            ["--fiducials", "1", "--noise", "n.json"],
+            "expected a fitted microscope or noise model, found none",
+        ),
         (["--fiducials", "1", "--noise", "config.json"], "config.json: expected a noise model of format 1"),
         (["--fiducials", "1", "--tilt-angles", "60:-60:3"], "expected --tilt-angles to be first:last:step"),
         (["--fiducials", "1", "--tilt-angles", "a.tlt"], "expected a file of tilt angles, found none at a.tlt"),

@@ -14,7 +14,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from faket_aug import NoiseModel
 from faket_aug.formats.mrc import write_mrc
+from faket_aug.microscope import MicroscopeFile, write_microscope
 from faket_aug.projection import project
 
 EXAMPLE = Path(__file__).resolve().parents[1] / "examples" / "train_deepfinder.py"
@@ -199,6 +201,8 @@ def test_goes_on_by_itself_and_refuses_other_settings(run: Run, tmp_path: Path) 
         (["--specimens", "nowhere"], "nowhere: expected a specimen in SHREC's layout"),
         (["--style", "nowhere.mrc"], "expected a tilt-series, found none at nowhere.mrc"),
         (["--paired", "{data}/model_1"], "projections.mrc or a single stack"),
+        (["--microscope", "nowhere.json"], "expected a fitted microscope or noise model, found none at nowhere.json"),
+        (["--microscope", "a.json", "--paired", "b"], "expected --paired or --microscope, got both"),
         (["--weights", "nowhere.pth"], "nowhere.pth: there is no such file"),
         (["--style-layers", "1", "29"], "weights that reach layer 29"),
         (["--patch-size", "20"], "expected --patch-size to fit its (16, 32, 32) voxels, got 20"),
@@ -278,6 +282,20 @@ def test_failing_rank_stops_the_job_and_says_why(data: Path, tmp_path: Path) -> 
     assert lines
     assert all("expected labels of the density's shape" in line for line in lines)
     assert _files(tmp_path / "run") == []
+
+
+@pytest.mark.slow
+def test_noise_of_a_fitted_microscope(run: Run, data: Path, tmp_path: Path) -> None:
+    """Its file takes the place of assumed noise, and its step that of the published one."""
+    microscope = tmp_path / "microscope.json"
+    noise = NoiseModel.assume(
+        torch.randn(7, 8, 8, generator=torch.Generator().manual_seed(0)), np.arange(-60.0, 61.0, 20.0), snr=0.3
+    )
+    write_microscope(microscope, MicroscopeFile(noise=noise, style={"step_size": 0.02}))
+    _finished(run(tmp_path / "run", "--steps", "2", "--microscope", str(microscope)))
+    settings = _checkpoint(tmp_path / "run")["settings"]
+    assert settings["step_size"] == 0.02
+    assert settings["noise"] == noise.to_json()
 
 
 @pytest.mark.slow

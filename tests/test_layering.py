@@ -15,6 +15,12 @@ import faket_aug
 
 PACKAGE = Path(faket_aug.__file__).parent
 
+#: Stages, on tensors.
+STAGES = (
+    *("ctf", "features", "noise", "potential", "projection", "reconstruction", "reprojection", "response", "style"),
+    "unpaired",
+)
+
 #: Things that read, make and write themselves.
 THINGS = (
     *("assembly", "filaments", "generation", "membranes", "placement", "procedural", "saving", "species", "specimen"),
@@ -53,6 +59,7 @@ BESIDE = (
     (("noise", "unpaired"), ("response",)),
     (("noise",), ("unpaired",)),
     (("imperfections",), ("damage", "detector", "misalignment")),
+    (("reprojection",), ("projection", "reconstruction")),
     (THINGS,) * 2,
     (("simulator",), ("simulator_settings",)),
     (("picking", "picking.*"),) * 2,

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
-from faket_aug import FakETSimulator, FileFormatError, StyleBank
+from faket_aug import ContrastTransfer, FakETSimulator, FileFormatError, MicroscopeResponse, StyleBank
 from faket_aug.microscope import MicroscopeFile, read_microscope, write_microscope
+from faket_aug.response import Envelope
+from faket_aug.spectra import RINGS
 from tests._helpers import ANGLES, STYLE_LAYERS, narrow_vgg, noise_model, specimen, style_series
 
 
@@ -35,6 +39,24 @@ def test_from_file(fitted: Path, tmp_path: Path) -> None:
     assert (styled.modality, styled.step_size, styled.keep_spectrum) == ("faket", 0.02, True)
     own = FakETSimulator.from_file(fitted, style=bank, features=features, step_size=0.15, tilt_angles=ANGLES[:3])
     assert (own.step_size, own.tilt_angles) == (0.15, ANGLES[:3])
+
+
+def test_a_response_needs_a_step_of_its_own(fitted: Path, tmp_path: Path) -> None:
+    """The published step is for white noise; after a fitted response somebody has to say how far to go."""
+    response = MicroscopeResponse(
+        pixel_size=10.0,
+        ctf=ContrastTransfer(defocus=3.0),
+        envelope=Envelope(log_scale=0.0),
+        noise=(tuple(np.full(len(RINGS), 4.0)),),
+        angle_range=(-60.0, 60.0),
+    )
+    write_microscope(fitted, MicroscopeFile(noise=replace(noise_model(), response=response), tilt_angles=ANGLES))
+    features = narrow_vgg(tmp_path)
+    bank = StyleBank.build(style_series(0), features, style_layers=STYLE_LAYERS)
+    with pytest.raises(ValueError, match="expected a step size of the style transfer for a fitted response, got none"):
+        FakETSimulator.from_file(fitted, style=bank, features=features)
+    assert FakETSimulator.from_file(fitted, style=bank, features=features, step_size=0.0).step_size == 0.0
+    assert FakETSimulator.from_file(fitted).modality == "noisy"
 
 
 def test_a_bare_noise_model(tmp_path: Path) -> None:

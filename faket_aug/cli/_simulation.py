@@ -131,7 +131,7 @@ def make_parts(options: Options) -> Parts:
     given = {name: getattr(options, name) for name in _SIMULATOR_OPTIONS}
     modality = options.chosen_modality
     styled = modality == "faket"
-    fitted = dict(read_microscope(options.noise).style) if styled and options.noise is not None else {}
+    fitted = read_microscope(options.noise).style_settings(options.step_size) if styled and options.noise else {}
     plain = FakETSimulator(
         tilt_angles=angles,
         modality="noiseless",
