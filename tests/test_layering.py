@@ -15,12 +15,6 @@ import faket_aug
 
 PACKAGE = Path(faket_aug.__file__).parent
 
-#: Stages, on tensors.
-STAGES = (
-    *("ctf", "features", "noise", "potential", "projection", "reconstruction", "reprojection", "response", "style"),
-    "unpaired",
-)
-
 #: Things that read, make and write themselves.
 THINGS = (
     *("assembly", "filaments", "generation", "membranes", "placement", "procedural", "saving", "species", "specimen"),
@@ -30,7 +24,7 @@ THINGS = (
 #: Stages of a simulation, and what belongs to them: tensors only.
 STAGES = (
     *("ctf", "features", "noise", "potential", "projection", "reconstruction", "response", "style", "unpaired"),
-    *("damage", "detector", "imperfections", "misalignment"),
+    *("damage", "detector", "imperfections", "misalignment", "reprojection"),
 )
 
 #: The rows of the design's layout (section 2), from the ground up; a module that is in none of them fails the test.
