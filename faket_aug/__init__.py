@@ -40,6 +40,7 @@ from faket_aug.specimens import CopickSpecimens, FolderSpecimens, PolnetSpecimen
 from faket_aug.style import StyleTargets, stylize
 from faket_aug.stylebank import StyleBank
 from faket_aug.templates import ParticleTemplate, read_templates
+from faket_aug.thonrings import DefocusEstimate, fit_defocus
 from faket_aug.tiltseries import TiltSeries
 from faket_aug.tomogram import SimulatedTomogram, SimulationRecord
 
@@ -50,6 +51,7 @@ __all__ = [
     "CacheError",
     "ContrastTransfer",
     "CopickSpecimens",
+    "DefocusEstimate",
     "Detector",
     "ExposureDamage",
     "FakETDataset",
@@ -87,6 +89,7 @@ __all__ = [
     "__version__",
     "backproject",
     "fetch_structure",
+    "fit_defocus",
     "project",
     "read_specimens",
     "read_templates",

@@ -24,13 +24,13 @@ THINGS = (
 #: Stages of a simulation, and what belongs to them: tensors only.
 STAGES = (
     *("ctf", "features", "noise", "potential", "projection", "reconstruction", "response", "style", "unpaired"),
-    *("damage", "detector", "imperfections", "misalignment", "reprojection"),
+    *("damage", "detector", "imperfections", "misalignment", "reprojection", "thonrings"),
 )
 
 #: The rows of the design's layout (section 2), from the ground up; a module that is in none of them fails the test.
 ROWS = (
     ("_background", "_checks", "_distributed", "_progress", "_random", "_threads"),
-    ("geometry", "sparse", "statistics", "augmentation", "filters", "patches", "resample", "spectra"),
+    ("geometry", "sparse", "statistics", "augmentation", "filters", "patches", "resample", "ringpower", "spectra"),
     ("formats", "formats.*"),
     STAGES,
     THINGS,
@@ -49,7 +49,7 @@ BESIDE = (
     (("filters", "patches", "resample", "spectra"), ("statistics",)),
     (("spectra",), ("geometry",)),
     (("formats", "formats.*"), ("formats.mrc", "formats._atomic", "formats.particles", "formats.tilts")),
-    (("noise", "response", "unpaired"), ("ctf",)),
+    (("noise", "response", "thonrings", "unpaired"), ("ctf",)),
     (("noise", "unpaired"), ("response",)),
     (("noise",), ("unpaired",)),
     (("imperfections",), ("damage", "detector", "misalignment")),

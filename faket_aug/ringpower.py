@@ -1,0 +1,165 @@
+"""Power of images in cells of direction and frequency, and what of it is not smooth."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from functools import cached_property
+from itertools import product
+from typing import Self
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from scipy.interpolate import BSpline
+from torch import Tensor
+
+FloatArray = npt.NDArray[np.float64]
+#: Å, between which rings are compared: specimens differ beyond the first, ice has a ring of its own at 3.7 Å.
+RESOLUTION_RANGE = (30.0, 4.0)
+#: The same in pixels, for coarse ones: the ends lie at so many pixels or more.
+PIXEL_RANGE = (6.0, 1 / 0.45)
+#: Rings that are compared, at the least.
+LEAST_RINGS = 12
+#: Directions over half a turn.
+SECTORS = 36
+#: From one knot of the smooth background to the next, as a ratio of frequencies: rings lie closer.
+KNOTS = 1.6
+#: Rings next to the middle of a spectrum, and lines next to its axes, that a window's own peak reaches.
+_PEAK = 2
+#: Pixels further than this many deviations from their image's mean are clipped: gold, hot pixels.
+_OUTLIERS = 5.0
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class RingPower:
+    """Power of images in cells of direction and frequency.
+
+    Parameters
+    ----------
+    q
+        `(ring,)`, 1/Å.
+    angles
+        `(sector,)`, radians, from +x towards +y.
+    total, counts
+        `(sector, ring)`: the sum over a cell, and of how many numbers it is; none in some cells near the middle.
+    tile
+        Side of the tiles that the spectra are of, pixels.
+    pixel_size
+        Å.
+    """
+
+    q: FloatArray
+    angles: FloatArray
+    total: FloatArray
+    counts: FloatArray
+    tile: int
+    pixel_size: float
+
+    @classmethod
+    def of(cls, images: Tensor, pixel_size: float, length: int, resolution_range: tuple[float, float]) -> Self:
+        """Average the power of overlapping tiles of a side, over images `(image, y, x)` and the cells.
+
+        Raises
+        ------
+        ValueError
+            If there are too few rings within the range of resolution, Å.
+        """
+        low = max(resolution_range[0], PIXEL_RANGE[0] * pixel_size)
+        high = max(resolution_range[1], PIXEL_RANGE[1] * pixel_size)
+        side = length * pixel_size
+        first, last = max(math.ceil(side / low), _PEAK + 1), math.floor(side / high)
+        count = max(last - first + 1, 0)
+        if count < LEAST_RINGS:
+            raise ValueError(
+                f"expected {LEAST_RINGS} rings or more from {low:g} to {high:g} Å, got {count} in tiles "
+                f"of {length} pixels of {pixel_size:g} Å; set `resolution_range` or `tile`, or take larger images"
+            )
+        x, y = np.fft.rfftfreq(length) * length, np.fft.fftfreq(length)[:, None] * length
+        radius = np.hypot(x, y)
+        ring = np.rint(radius).astype(np.int64) - first
+        # Of the lines next to the axes, edges and rows of a camera make crosses.
+        use = (ring >= 0) & (ring <= last - first) & (x >= _PEAK) & (np.abs(y) >= _PEAK)
+        sector = np.floor((np.arctan2(y, x) / np.pi + 0.5) * SECTORS).astype(np.int64)
+        shape = (SECTORS, count)
+        cell = (sector * shape[1] + ring)[use]
+        power = _power(images, length)[use]
+        return cls(
+            # The phase goes with the square of the frequency, so does its mean over a ring.
+            q=np.sqrt(np.bincount(ring[use], radius[use] ** 2) / np.bincount(ring[use])) / side,
+            angles=((np.arange(SECTORS) + 0.5) / SECTORS - 0.5) * np.pi,
+            total=np.bincount(cell, power, minlength=math.prod(shape)).astype(np.float64).reshape(shape),
+            counts=np.bincount(cell, minlength=math.prod(shape)).astype(np.float64).reshape(shape),
+            tile=length,
+            pixel_size=pixel_size,
+        )
+
+    def mean(self) -> Self:
+        """The mean over all directions, as a single one halfway between axis and diagonal."""
+        total, counts = (values.sum(axis=0, keepdims=True) for values in (self.total, self.counts))
+        return replace(self, angles=np.array([np.pi / 8]), total=total, counts=counts)
+
+    @cached_property
+    def root(self) -> FloatArray:
+        """Root of the counts, in inverse proportion to which a cell's mean varies."""
+        return np.sqrt(self.counts)
+
+    @cached_property
+    def values(self) -> FloatArray:
+        """Power relative to its background, less 1, without what is smooth; weighted by `root`."""
+        weight = self.counts.sum(axis=0)
+        basis = self._basis * np.sqrt(weight)[:, None]
+        level = np.log(self.total.sum(axis=0) / weight) * np.sqrt(weight)
+        background = np.exp(self._basis @ np.linalg.lstsq(basis, level, rcond=None)[0])
+        return self.rest(self.total / np.maximum(self.counts, 1.0) / background - 1)
+
+    def rest(self, values: FloatArray) -> FloatArray:
+        """What is not smooth of values `(..., sector, ring)`, weighted by `root`."""
+        weighted = values * self.root
+        smooth = np.einsum("...sr,srk->...sk", weighted, self._smooth)
+        result: FloatArray = weighted - np.einsum("...sk,srk->...sr", smooth, self._smooth)
+        return result
+
+    @cached_property
+    def _smooth(self) -> FloatArray:
+        """An orthonormal basis of what is smooth in each direction, `(sector, ring, k)`."""
+        smooth: FloatArray = np.linalg.qr(self._basis * self.root[..., None]).Q
+        return smooth
+
+    @cached_property
+    def _basis(self) -> FloatArray:
+        count = max(round(math.log(self.q[-1] / self.q[0], KNOTS)), 1)
+        inner = np.geomspace(self.q[0], self.q[-1], count + 1)
+        inner[[0, -1]] = self.q[[0, -1]]
+        knots = np.concatenate([[self.q[0]] * 3, inner, [self.q[-1]] * 3])
+        basis: FloatArray = BSpline.design_matrix(self.q, knots, 3).toarray()
+        return basis
+
+
+def _power(images: Tensor, length: int) -> FloatArray:
+    """The mean power of the tiles of all images, `(y, x // 2 + 1)`."""
+    window = torch.hann_window(length, device=images.device)
+    window = window[:, None] * window
+    total = torch.zeros(length, length // 2 + 1, dtype=torch.float64, device=images.device)
+    count = 0
+    for image in images:
+        for tile in _tiles(_clipped(image), length):
+            total += torch.fft.rfft2((tile - tile.mean()) * window).abs() ** 2
+            count += 1
+    power: FloatArray = (total / count).cpu().numpy()
+    return power
+
+
+def _clipped(image: Tensor) -> Tensor:
+    values = image.to(torch.float64)
+    values = values - values.mean()
+    limit = float(values.std()) * _OUTLIERS
+    return values.clamp(-limit, limit).to(torch.float32)
+
+
+def _tiles(image: Tensor, length: int) -> Iterator[Tensor]:
+    """Tiles that lie evenly over the image, and overlap by a half or more."""
+    sides = (np.linspace(0, n - length, math.ceil(2 * (n - length) / length) + 1) for n in image.shape)
+    for y, x in product(*(np.rint(side).astype(np.int64).tolist() for side in sides)):
+        yield image[y : y + length, x : x + length]
