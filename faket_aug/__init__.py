@@ -37,6 +37,7 @@ from faket_aug.simulator_settings import MODALITIES
 from faket_aug.species import FiducialSpecies, IceSlab, ParticleSpecies
 from faket_aug.specimen import GrandModel, ParticleTable, ShrecSpecimens
 from faket_aug.specimens import CopickSpecimens, FolderSpecimens, PolnetSpecimens, read_specimens
+from faket_aug.stepsize import StepChoice, choose_step_size
 from faket_aug.style import StyleTargets, stylize
 from faket_aug.stylebank import StyleBank
 from faket_aug.templates import ParticleTemplate, read_templates
@@ -80,6 +81,7 @@ __all__ = [
     "SimulatedTomogram",
     "SimulationError",
     "SimulationRecord",
+    "StepChoice",
     "StyleBank",
     "StyleTargets",
     "TiltMetadata",
@@ -88,6 +90,7 @@ __all__ = [
     "WeightsError",
     "__version__",
     "backproject",
+    "choose_step_size",
     "fetch_structure",
     "fit_defocus",
     "project",

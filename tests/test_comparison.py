@@ -15,7 +15,7 @@ import torch
 from torch.utils.data import DataLoader
 from typer.testing import CliRunner
 
-from faket_aug import ContrastTransfer, FileFormatError, NoiseModel, TiltSeries, project
+from faket_aug import ContrastTransfer, FakETSimulator, FileFormatError, NoiseModel, TiltSeries, project
 from faket_aug.cli import app
 from faket_aug.formats.mrc import write_mrc
 from faket_aug.picking.arms import ArmResult, Experiment, read_result
@@ -412,6 +412,27 @@ factor = 2.5
     (folders / "endless.toml").write_text(text.split("[generated]")[0])
     with pytest.raises(FileFormatError, match="arm ENDLESS: expected `generated`, which says what its specimens hold"):
         Comparison.from_toml(folders / "endless.toml")
+
+
+def test_step_is_chosen(folders: Path, tmp_path: Path) -> None:
+    """`"auto"`: held-out tilts choose, once for all seeds, and a file says why."""
+    (folders / "auto.toml").write_text(
+        SMALL + '\n[arms.AUTO]\n[arms.AUTO.simulator]\nstep_size = "auto"\ncontent_layers = [3]\n'
+    )
+    experiment = Experiment(Comparison.from_toml(folders / "auto.toml"), tmp_path / "out")
+    arm = experiment.comparison.arms["AUTO"]
+    made = experiment.simulator(arm)
+    assert made.style is not None
+    assert len(made.style.series) == len(experiment.style), "all of the style, once the step is chosen"
+    text = (tmp_path / "out" / "step_size.txt").read_text()
+    assert f"chosen: step {made.step_size:g}" in text.splitlines()[-1]
+    (tmp_path / "out" / "step_size.txt").write_text("")
+    assert experiment.simulator(arm).step_size == made.step_size
+    assert (tmp_path / "out" / "step_size.txt").read_text() == "", "not chosen again"
+    with pytest.raises(ValueError, match=r'expected `step_size` as a number, or "auto" with the modality "faket"'):
+        Arm(modality="noisy", simulator={"step_size": "auto"})
+    with pytest.raises(ValueError, match="expected `step_size` to be a number, got 'auto'; `choose_step_size` finds"):
+        FakETSimulator(tilt_angles=ANGLES, modality="noiseless", step_size="auto")  # type: ignore[arg-type]
 
 
 def test_unpaired_noise_has_a_response(folders: Path, tmp_path: Path) -> None:

@@ -25,7 +25,7 @@ from faket_aug.geometry import joint_angles
 from faket_aug.mixing import LabelledPatches, LabelledTomogram
 from faket_aug.noise import NoiseModel
 from faket_aug.picking.clustering import Picks, pick
-from faket_aug.picking.comparison import SCORING_SETTINGS, Arm, Comparison
+from faket_aug.picking.comparison import AUTO, SCORING_SETTINGS, Arm, Comparison
 from faket_aug.picking.history import TrainingHistory, TrainingSettings
 from faket_aug.picking.inference import segment
 from faket_aug.picking.losses import tversky_loss
@@ -36,10 +36,13 @@ from faket_aug.picking.training import BEST, CHECKPOINT, fit, load_weights
 from faket_aug.projection import project
 from faket_aug.simulator import FakETSimulator
 from faket_aug.specimen import GrandModel, ShrecSpecimens
+from faket_aug.stepsize import choose_step_size, split_series
 from faket_aug.stylebank import StyleBank
 from faket_aug.tiltseries import TiltSeries
 
 RESULT = "result.json"
+#: Why a step of the style transfer was chosen, see `Arm.simulator`.
+STEP = "step_size.txt"
 _PACKAGES = ("faket_aug", "torch", "torchvision", "numpy", "scipy", "scikit-image", "scikit-learn")
 #: Told of what is going on: arm, seed, step, and steps in all.
 Report = Callable[[str, int, int, int], None]
@@ -101,6 +104,7 @@ class Experiment:
 
     def __init__(self, comparison: Comparison, output: str | Path) -> None:
         self.comparison, self.output = comparison, Path(output)
+        self._steps: dict[str, dict[str, Any]] = {}
 
     def folder(self, arm: str, seed: int) -> Path:
         """The folder of one arm with one seed."""
@@ -201,8 +205,24 @@ class Experiment:
                 self.style, features, style_layers=tuple(made.style_layers), cache=self.output / "style"
             )
             settings |= {"style": bank, "features": features}
-        angles = self.style[0].tilt_angles
-        return FakETSimulator(tilt_angles=angles, modality=arm.modality, **(settings | arm.simulator_settings()))
+        settings |= {"tilt_angles": self.style[0].tilt_angles, "modality": arm.modality} | arm.simulator_settings()
+        if settings.get("step_size") == AUTO:
+            settings |= self._chosen_step(settings)
+        return FakETSimulator(**settings)
+
+    def _chosen_step(self, settings: Mapping[str, Any]) -> dict[str, Any]:
+        """Choose the step by style series that are held out and a specimen that nothing is trained on; once a run."""
+        key = json.dumps([settings["noise"].to_json(), settings["features"].fingerprint])
+        if key not in self._steps:
+            bank, held_out = split_series(self.style)
+            features, made = settings["features"], self.comparison
+            style = StyleBank.build(bank, features, style_layers=tuple(made.style_layers), cache=self.output / "style")
+            trial = FakETSimulator(**(dict(settings) | {"style": style, "step_size": 0.0}))
+            folder = (made.clean or (made.validation,))[0]
+            choice = choose_step_size(trial, [GrandModel.from_shrec(folder, z_range=made.z_range)], held_out)
+            write_text(self.output / STEP, "\n".join(choice.report()) + "\n")
+            self._steps[key] = {"step_size": choice.step_size, "keep_spectrum": choice.keep_spectrum}
+        return self._steps[key]
 
     def run(self, name: str, seed: int, report: Report | None = None) -> ArmResult:
         """Train an arm with a seed, choose on the validation specimen, score on the test specimens.

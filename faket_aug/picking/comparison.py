@@ -24,6 +24,8 @@ from faket_aug.templates import find_templates, read_templates
 
 #: Where an arm's patches come from: tomograms of the target's own tilt-series, or simulated ones.
 SOURCES = ("measured", "simulated")
+#: For `step_size`: chosen by tilts that are held out.
+AUTO = "auto"
 #: What simulated tilts are of: the training specimens, or new ones for every tomogram.
 SPECIMENS = ("train", "generated")
 #: How the noise of simulated tilts is fitted.
@@ -54,7 +56,8 @@ class Arm:
     steps, learning_rate
         In place of the comparison's.
     simulator
-        More settings of `FakETSimulator`; `ctf` as a table of `ContrastTransfer`'s.
+        More settings of `FakETSimulator`; `ctf` as a table of `ContrastTransfer`'s, `step_size` also as `"auto"`, see
+        `choose_step_size`.
     """
 
     source: str = "simulated"
@@ -82,6 +85,9 @@ class Arm:
         if unknown:
             raise ValueError(f"expected settings of `FakETSimulator` in `simulator`, got {', '.join(unknown)}")
         self.simulator_settings()
+        step = self.simulator.get("step_size", 0.0)
+        if isinstance(step, str) and (step != AUTO or self.modality != "faket"):
+            raise ValueError(f'expected `step_size` as a number, or "{AUTO}" with the modality "faket", got {step!r}')
 
     def simulator_settings(self) -> dict[str, Any]:
         """Return `simulator` as `FakETSimulator` takes it."""
