@@ -73,7 +73,7 @@ class SimulatorSettings:
         check_count("iterations", self.iterations)
         if isinstance(self.step_size, str):
             raise ValueError(
-                f"expected `step_size` to be a number, got {self.step_size!r}; `choose_step_size` finds one for your tilts"
+                f"expected `step_size` to be a number, got {self.step_size!r}; `choose_step_size` finds one"
             )
         check_positive("step_size", self.step_size, zero=True)
         check_fraction("average_decay", self.average_decay)
