@@ -13,7 +13,7 @@ from torch import Tensor
 
 from faket_aug.geometry import nearest_tilts
 from faket_aug.simulator import FakETSimulator
-from faket_aug.spectra import RINGS, series_spectra
+from faket_aug.spectra import RINGS, match_spectrum, series_spectra
 from faket_aug.statistics import standardize
 from faket_aug.style import style_grams, style_weights_for
 from faket_aug.tilted import Specimen
@@ -142,16 +142,25 @@ def choose_step_size(
     chosen = angles[np.unique(np.linspace(0, len(angles) - 1, tilts).round().astype(int))]
     measured = [_Look.of(_at(series, chosen), simulator) for series in held_out]
     natural = _natural(measured, [_at(series, chosen) for series in held_out], simulator)
-    candidates = [(0.0, False), *((step, kept) for step in steps if step > 0 for kept in (False, True))]
-    trials = []
-    for step, kept in candidates:
-        candidate = replace(simulator, tilt_angles=chosen, step_size=step, keep_spectrum=kept)
-        made = [candidate(specimen, seed=seed, tomogram=i) for i, specimen in enumerate(specimens)]
-        looks = [_Look.of(TiltSeries(tilts=one.tiltseries.cpu(), tilt_angles=chosen), simulator) for one in made]
+    trial = replace(simulator, tilt_angles=chosen)
+
+    def tilts_of(made: FakETSimulator) -> list[Tensor]:
+        return [made(specimen, seed=seed, tomogram=i).tiltseries.cpu() for i, specimen in enumerate(specimens)]
+
+    def tried(images: Sequence[Tensor], step: float, kept: bool) -> StepTrial:
+        looks = [_Look.of(TiltSeries(tilts=one, tilt_angles=chosen), simulator) for one in images]
         distances = [look.distances(one, simulator.style_weights) for look in looks for one in measured]
         spectrum, gram = (float(value) for value in np.mean(distances, axis=0))
         score = max(spectrum / natural[0], 1.0) + max(gram / natural[1], 1.0)
-        trials.append(StepTrial(step_size=step, keep_spectrum=kept, spectrum=spectrum, gram=gram, score=score))
+        return StepTrial(step_size=step, keep_spectrum=kept, spectrum=spectrum, gram=gram, score=score)
+
+    # Looks do not depend on means and deviations: tilts before the step are those of a step of 0.
+    before = tilts_of(replace(trial, modality="noisy"))
+    trials = [tried(before, 0.0, False)]
+    for step in (step for step in steps if step > 0):
+        after = tilts_of(replace(trial, step_size=step, keep_spectrum=False))
+        trials.append(tried(after, step, False))
+        trials.append(tried([match_spectrum(a, b) for a, b in zip(after, before, strict=True)], step, True))
     best = min(trials, key=lambda trial: trial.score)
     best = best if best.score < trials[0].score - _WORTH else trials[0]
     return StepChoice(

@@ -10,6 +10,8 @@ import pytest
 import torch
 
 from faket_aug import FakETSimulator, StyleBank, TiltSeries
+from faket_aug.spectra import RINGS, match_spectrum, series_spectra
+from faket_aug.statistics import standardize
 from faket_aug.stepsize import STEPS, choose_step_size, split_series
 from tests._helpers import ANGLES, narrow_vgg, noise_model, simulator, specimen, style_series
 
@@ -71,3 +73,20 @@ def test_what_cannot_be_chosen_from(styled: FakETSimulator) -> None:
         choose_step_size(replace(styled, modality="noisy"), [specimen(0)], held_out)
     with pytest.raises(ValueError, match="expected specimens and held-out tilt-series, got 0 and 1"):
         choose_step_size(styled, [], held_out)
+
+
+def test_tilts_keep_the_spectrum_they_had(styled: FakETSimulator) -> None:
+    """With `keep_spectrum` the transfer changes tilts, but not how their power is spread over frequencies."""
+    angles, thing = np.array(ANGLES), specimen(6, shape=SIZE)
+    noisy, moved, kept = (
+        standardize(made(thing, seed=3).tiltseries)
+        for made in (
+            replace(styled, modality="noisy"),
+            replace(styled, step_size=0.1),
+            replace(styled, step_size=0.1, keep_spectrum=True),
+        )
+    )
+    assert torch.allclose(kept, standardize(match_spectrum(moved, noisy)), atol=1e-3)
+    assert not torch.allclose(kept, noisy, atol=0.1)
+    power = [series_spectra(one, angles).power[:, (RINGS > 0.03) & (RINGS < 0.5)] for one in (noisy, moved, kept)]
+    assert np.abs(np.log(power[2] / power[0])).mean() < 0.2 * np.abs(np.log(power[1] / power[0])).mean()
