@@ -127,6 +127,13 @@ def real_patches(args: argparse.Namespace, class_names: Mapping[int, str]) -> fa
     return fa.LabelledPatches(tomograms, **patch_settings(args), **spheres)
 
 
+def setting_of(args: argparse.Namespace, name: str) -> str:
+    """What a training depends on: of the microscope's file its content."""
+    if name == "microscope" and args.microscope is not None:
+        return str(args.microscope.read_text())
+    return str(getattr(args, name))
+
+
 def patch_settings(args: argparse.Namespace) -> dict[str, int]:
     """What real and simulated patches have in common."""
     shift = min(13, args.patch_size // 4)
@@ -157,7 +164,7 @@ def train(args: argparse.Namespace, network: nn.Module, dataset: fa.FakETDataset
         DataLoader(dataset, batch_size=args.batch_size),
         args.output / (f"scratch_{how['steps']}" if name == "scratch" else name),
         settings=TrainingSettings(**how, cross_entropy=1.0, precision=args.precision),
-        depends_on={key: str(getattr(args, key)) for key in depends_on},
+        depends_on={key: setting_of(args, key) for key in depends_on},
         device=args.device,
         progress=True,
     )

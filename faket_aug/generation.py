@@ -146,7 +146,16 @@ class GrandModelGenerator:
             )
         if self.class_table is None:
             return {0: "background"} | dict(enumerate(names, start=1))
-        unknown = sorted(set(names) - set(match_names(names, self.class_table)))
+        wrong = [
+            number for number in self.class_table if not isinstance(number, int) or not 0 <= number <= _MAX_CLASSES
+        ]
+        found = match_names(names, self.class_table)
+        if wrong or 0 in found.values():
+            raise ValueError(
+                f"expected a `class_table` with whole numbers from 0 (background) to {_MAX_CLASSES}, got "
+                f"{dict(self.class_table)!r}"
+            )
+        unknown = sorted(set(names) - set(found))
         if unknown:
             raise ValueError(
                 f"expected species of the class table ({', '.join(self.class_table.values())}), got "

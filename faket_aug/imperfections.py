@@ -36,6 +36,11 @@ class Imperfections:
         What the specimen has lost at each tilt by the exposure before.
     detector
         The detector's transfer, and with it the noise's spectrum.
+
+    Notes
+    -----
+    A noise model without response brings what is left of the signal to its own share of each tilt: with it, damage and
+    detector change how the signal's power is spread over frequencies, not how much there is.
     """
 
     misalignment: Misalignment | None = None

@@ -8,10 +8,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from faket_aug._checks import FileFormatError
+from faket_aug._checks import FileFormatError, check_choice
 from faket_aug.formats._atomic import write_text
 from faket_aug.geometry import as_tilt_angles
 from faket_aug.noise import NoiseModel
+from faket_aug.projection import EXTENDS
 
 #: What of a simulator's settings `MicroscopeFile.style` may hold.
 STYLE_SETTINGS = ("step_size", "keep_spectrum")
@@ -29,6 +30,8 @@ class MicroscopeFile:
         `(tilt,)`, degrees, of the first series; empty where not known.
     style
         Settings of the style transfer that were chosen, see `STYLE_SETTINGS`; empty where none were.
+    extend
+        How specimens went on beyond their sides in the fit, see `project`; None where not known.
     about
         What it was made from, as JSON types.
     """
@@ -36,6 +39,7 @@ class MicroscopeFile:
     noise: NoiseModel
     tilt_angles: tuple[float, ...] = ()
     style: Mapping[str, Any] = field(default_factory=dict)
+    extend: str | None = None
     about: Mapping[str, Any] = field(default_factory=dict)
 
     def style_settings(self, step_size: float | None = None) -> dict[str, Any]:
@@ -75,9 +79,12 @@ def read_microscope(path: str | Path) -> MicroscopeFile:
         if not isinstance(style, dict) or not set(style) <= set(STYLE_SETTINGS):
             raise ValueError(f"expected `style` with settings of {', '.join(STYLE_SETTINGS)}, got {style!r}")
         angles = tuple(as_tilt_angles(data["tilt_angles"]).tolist()) if "tilt_angles" in data else ()
+        extend = data.get("extend")
+        if extend is not None:
+            check_choice("extend", extend, EXTENDS)
     except (ValueError, TypeError) as error:
         raise FileFormatError(f"{path}: {error}") from error
-    return MicroscopeFile(noise=noise, tilt_angles=angles, style=style, about=data.get("about", {}))
+    return MicroscopeFile(noise=noise, tilt_angles=angles, style=style, extend=extend, about=data.get("about", {}))
 
 
 def write_microscope(path: str | Path, microscope: MicroscopeFile) -> None:
@@ -85,4 +92,5 @@ def write_microscope(path: str | Path, microscope: MicroscopeFile) -> None:
     data = json.loads(microscope.noise.to_json())
     data |= {"tilt_angles": list(microscope.tilt_angles)} if microscope.tilt_angles else {}
     data |= {"style": dict(microscope.style)} if microscope.style else {}
+    data |= {"extend": microscope.extend} if microscope.extend else {}
     write_text(Path(path), json.dumps(data | {"about": dict(microscope.about)}, indent=1))

@@ -236,7 +236,7 @@ class NoiseModel:
         ------
         ValueError
             As `unpaired.fit_response` and `spectra.matching_spectra`; or if numbers of stacks or angles do not go
-            together, a tilt is constant, or two tilts of a target have the same angle.
+            together, or a tilt is constant.
         """
         targets, cleans = _as_list(target), _as_list(clean)
         angles: Any = [tilt_angles] if isinstance(target, Tensor) else tilt_angles
@@ -323,7 +323,7 @@ class NoiseModel:
             If the text is not such a model; the message says what is missing or unknown.
         """
         data = json.loads(text)
-        wanted, more = {"format", "order", "series"}, {"response", "tilt_angles", "style", "about"}
+        wanted, more = {"format", "order", "series"}, {"response", "tilt_angles", "style", "extend", "about"}
         if not isinstance(data, dict) or data.get("format") != _FORMAT or set(data) - more != wanted:
             raise ValueError(f"expected a noise model of format {_FORMAT}, got {text[:80]!r}")
         response = MicroscopeResponse.from_dict(data["response"]) if "response" in data else None

@@ -24,7 +24,7 @@ from faket_aug.projection import project
 from faket_aug.reconstruction import reconstruct
 from faket_aug.simulator_settings import GIVEN, SimulatorSettings
 from faket_aug.spectra import match_spectrum
-from faket_aug.statistics import match_mean_std
+from faket_aug.statistics import match_mean_std, mean_std
 from faket_aug.style import stylize
 from faket_aug.tilted import Specimen, TiltedSpecimen
 from faket_aug.tomogram import SimulatedTomogram, SimulationRecord
@@ -44,9 +44,9 @@ class FakETSimulator(SimulatorSettings):
     tilt_angles
         `(tilt,)`, degrees.
     modality
-        What the tilts are: `"noiseless"` (negated projections), `"baseline"` (noise that does not depend on the
-        tilt), `"noisy"` (tilt-dependent noise), `"content"` (a quarter of it), `"faket"` (noisy, then one step of
-        style transfer).
+        What the tilts are: `"noiseless"` (negated projections, which passed `ctf` or the noise's `response`, if there
+        is one), `"baseline"` (noise that does not depend on the tilt), `"noisy"` (tilt-dependent noise), `"content"` (a
+        quarter of it), `"faket"` (noisy, then one step of style transfer).
     noise
         The noise model; not needed for `"noiseless"`. `"given"` for specimens that come as noisy tilts
         (`TiltedSpecimen`): nothing is added, `"noisy"` leaves them as they are, and for `"faket"` they are both the
@@ -90,7 +90,7 @@ class FakETSimulator(SimulatorSettings):
 
     @classmethod
     def from_file(cls, path: str | Path, **settings: Any) -> Self:
-        """Make a simulator of what `faket-aug fit` wrote: its noise, tilt angles and, with a style, its step.
+        """Make a simulator of what `faket-aug fit` wrote: noise, tilt angles, `extend` and, with a style, the step.
 
         Parameters
         ----------
@@ -109,9 +109,9 @@ class FakETSimulator(SimulatorSettings):
         """
         fitted = read_microscope(path)
         known: dict[str, Any] = {"noise": fitted.noise, "modality": "noisy"}
-        if fitted.tilt_angles:
-            known["tilt_angles"] = fitted.tilt_angles
-        if settings.get("style") is not None:
+        known |= {"tilt_angles": fitted.tilt_angles} if fitted.tilt_angles else {}
+        known |= {"extend": fitted.extend} if fitted.extend else {}
+        if settings.get("style") is not None and settings.get("modality", "faket") == "faket":
             known |= {"modality": "faket"} | fitted.style_settings(settings.get("step_size"))
         if "tilt_angles" not in known | settings:
             raise ValueError(f"{path}: expected `tilt_angles`, which this file does not tell, got none; set them")
@@ -278,8 +278,10 @@ class FakETSimulator(SimulatorSettings):
     def _tilts(self, first: Tensor, given: NoiseModel | str | None, record: SimulationRecord) -> Tensor:
         if given is None:
             return first
+        if self.modality == "noiseless" and isinstance(given, NoiseModel):
+            return given.sample(first, torch.zeros_like(first), self.tilt_angles, noise_scale=0.0)
         if isinstance(given, str):
-            return first if self.modality == "noisy" else self._restyled(first, first, record)
+            return first if self.modality == "noisy" else self.restyle(first, first, series=record.style_series)
         generator = torch_generator(record.noise_seed, first.device)
         noise = self.imperfections.coloured(torch.randn(first.shape, generator=generator, device=first.device))
         model = given.baseline() if self.modality == "baseline" else given
@@ -290,11 +292,27 @@ class FakETSimulator(SimulatorSettings):
             return noisy
         content = model.sample(first, noise, self.tilt_angles, noise_scale=CONTENT_NOISE)
         del noise
-        return self._restyled(content, noisy, record)
+        return self.restyle(content, noisy, series=record.style_series)
 
-    def _restyled(self, content: Tensor, noisy: Tensor, record: SimulationRecord) -> Tensor:
+    def restyle(self, content: Tensor, noisy: Tensor, *, series: int) -> Tensor:
+        """Transfer the style to noisy tilts; a step of 0 leaves them as they are.
+
+        Parameters
+        ----------
+        content, noisy
+            `(tilt, y, x)`, at the simulator's angles.
+        series
+            Of the style bank.
+
+        Returns
+        -------
+        `(tilt, y, x)`; each tilt has the style's mean and deviation, or, with a fitted response or `keep_spectrum`, the
+        noisy tilt's own.
+        """
+        if self.step_size == 0:
+            return noisy
         assert self.style is not None, "checked when the simulator was made"
-        style = self.style.select(self.tilt_angles, series=record.style_series).to(noisy.device)
+        style = self.style.select(self.tilt_angles, series=series).to(noisy.device)
         styled = stylize(
             content,
             noisy,
@@ -311,7 +329,8 @@ class FakETSimulator(SimulatorSettings):
         )
         if self.keep_spectrum:
             styled = match_spectrum(styled, noisy)
-        return match_mean_std(styled, style.mean, style.std)
+        own = self.keep_spectrum or self._response is not None
+        return match_mean_std(styled, *(mean_std(noisy) if own else (style.mean, style.std)))
 
     def _encoder(self, device: torch.device) -> VGG19Features:
         assert self.features is not None, "checked when the simulator was made"

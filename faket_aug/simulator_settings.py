@@ -97,7 +97,7 @@ class SimulatorSettings:
             self.ctf.drawn(len(self.tilt_angles), np.random.default_rng(0))
         if self.ctf_correction is not None:
             check_choice("ctf_correction", self.ctf_correction, CORRECTIONS)
-            if self.ctf is None and getattr(self.noise, "response", None) is None:
+            if self.ctf is None and self._response is None:
                 raise ValueError("expected `ctf`, or noise with a `response`, for `ctf_correction`, got neither")
         if self.modality in NOISY_MODALITIES and self.noise is None:
             raise ValueError(f"expected `noise` for the modality {self.modality!r}, got None; fit a `NoiseModel`")
@@ -124,7 +124,7 @@ class SimulatorSettings:
 
     @property
     def _response(self) -> MicroscopeResponse | None:
-        return self.noise.response if isinstance(self.noise, NoiseModel) and self.modality in NOISY_MODALITIES else None
+        return self.noise.response if isinstance(self.noise, NoiseModel) else None
 
     @property
     def _given(self) -> str | None:
@@ -132,7 +132,7 @@ class SimulatorSettings:
 
     def settings(self) -> dict[str, Any]:
         """Return all that the result depends on, as JSON types: strings, numbers, lists and dicts."""
-        noisy, styled = self.modality in NOISY_MODALITIES, self.modality == "faket"
+        noisy, styled = self.modality in NOISY_MODALITIES or self._response is not None, self.modality == "faket"
         settings: dict[str, Any] = {
             "tilt_angles": list(self.tilt_angles),
             "modality": self.modality,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -105,16 +106,21 @@ def sorted_spectra(images: Tensor, tilt_angles: Angles, name: str) -> SeriesSpec
     Raises
     ------
     ValueError
-        If a tilt is constant, or two have the same angle.
+        If a tilt is constant.
+
+    Warns
+    -----
+    UserWarning
+        If two tilts have the same angle: the first one is used.
     """
     check_ndim(name, images, "tilt y x")
     angles = as_tilt_angles(tilt_angles, count=images.shape[0])
     order = np.argsort(angles, kind="stable")
     angles = angles[order]
-    twice = angles[1:][np.diff(angles) == 0]
-    if len(twice):
-        raise ValueError(f"{name}: expected tilts at different angles, got {twice[0]:g}° twice; leave one out")
-    return series_spectra(images[torch.from_numpy(order)], angles, name=name)
+    kept = np.concatenate([[True], np.diff(angles) > 0])
+    if not kept.all():
+        warnings.warn(f"{name}: of tilts at the same angle, {angles[~kept][0]:g}°, the first is used", stacklevel=4)
+    return series_spectra(images[torch.from_numpy(order[kept])], angles[kept], name=name)
 
 
 def matching_spectra(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -12,7 +13,9 @@ import torch
 from torch import Tensor
 
 from faket_aug.geometry import nearest_tilts
+from faket_aug.imperfections import Imperfections
 from faket_aug.simulator import FakETSimulator
+from faket_aug.simulator_settings import GIVEN
 from faket_aug.spectra import RINGS, match_spectrum, series_spectra
 from faket_aug.statistics import standardize
 from faket_aug.style import style_grams, style_weights_for
@@ -139,28 +142,34 @@ def choose_step_size(
             f"expected specimens and held-out tilt-series, got {len(specimens)} and {len(held_out)}; give both"
         )
     angles = np.asarray(simulator.tilt_angles)
-    chosen = angles[np.unique(np.linspace(0, len(angles) - 1, tilts).round().astype(int))]
+    index = np.unique(np.linspace(0, len(angles) - 1, tilts).round().astype(int))
+    chosen = angles[index]
     measured = [_Look.of(_at(series, chosen), simulator) for series in held_out]
     natural = _natural(measured, [_at(series, chosen) for series in held_out], simulator)
-    trial = replace(simulator, tilt_angles=chosen)
 
-    def tilts_of(made: FakETSimulator) -> list[Tensor]:
-        return [made(specimen, seed=seed, tomogram=i).tiltseries.cpu() for i, specimen in enumerate(specimens)]
+    def tilts_of(modality: str) -> list[Tensor]:
+        made = replace(simulator, modality=modality)
+        every = [made(specimen, seed=seed, tomogram=i).tiltseries for i, specimen in enumerate(specimens)]
+        return [one[torch.from_numpy(index)] for one in every]
 
     def tried(images: Sequence[Tensor], step: float, kept: bool) -> StepTrial:
-        looks = [_Look.of(TiltSeries(tilts=one, tilt_angles=chosen), simulator) for one in images]
+        looks = [_Look.of(TiltSeries(tilts=one.cpu(), tilt_angles=chosen), simulator) for one in images]
         distances = [look.distances(one, simulator.style_weights) for look in looks for one in measured]
         spectrum, gram = (float(value) for value in np.mean(distances, axis=0))
         score = max(spectrum / natural[0], 1.0) + max(gram / natural[1], 1.0)
         return StepTrial(step_size=step, keep_spectrum=kept, spectrum=spectrum, gram=gram, score=score)
 
-    # Looks do not depend on means and deviations: tilts before the step are those of a step of 0.
-    before = tilts_of(replace(trial, modality="noisy"))
-    trials = [tried(before, 0.0, False)]
+    noisy = tilts_of("noisy")
+    content = noisy if simulator.noise == GIVEN else tilts_of("content")
+    trials = [tried(noisy, 0.0, False)]
+    # Of these tilts alone; what was drawn for each tilt is in them already.
+    plain: dict[str, Any] = {"ctf": None, "ctf_correction": None, "imperfections": Imperfections()}
     for step in (step for step in steps if step > 0):
-        after = tilts_of(replace(trial, step_size=step, keep_spectrum=False))
+        made = replace(simulator, tilt_angles=chosen, step_size=step, keep_spectrum=False, **plain)
+        after = [made.restyle(a, b, series=0) for a, b in zip(content, noisy, strict=True)]
         trials.append(tried(after, step, False))
-        trials.append(tried([match_spectrum(a, b) for a, b in zip(after, before, strict=True)], step, True))
+        # Looks do not depend on means and deviations, which `restyle` adapts at last.
+        trials.append(tried([match_spectrum(a, b) for a, b in zip(after, noisy, strict=True)], step, True))
     best = min(trials, key=lambda trial: trial.score)
     best = best if best.score < trials[0].score - _WORTH else trials[0]
     return StepChoice(
@@ -206,7 +215,8 @@ class _Look:
         assert simulator.style is not None, "the modality needs it"
         assert simulator.features is not None, "the modality needs them"
         spectra = series_spectra(series.tilts, series.tilt_angles, name=series.name)
-        total = (spectra.power * spectra.counts).sum(axis=1, keepdims=True)
+        # The mean over pixels, so that images of other sizes compare.
+        total = (spectra.power * spectra.counts).sum(axis=1, keepdims=True) / spectra.counts.sum()
         # Of the texture, not of the brightest bead: by its own deviation each tilt comes into [0, 1].
         unit = (0.5 + standardize(series.tilts) / (2 * _DEVIATIONS)).clamp(0.0, 1.0)
         layers = simulator.style.style_layers

@@ -75,10 +75,10 @@ class SimulationRecord:
 
     @classmethod
     def from_json(cls, text: str) -> Self:
-        """Read a record from the text of `to_json`, strictly; one from before there were misalignments has none."""
+        """Read a record from the text of `to_json`, strictly."""
         data = json.loads(text)
         wanted = {entry.name for entry in fields(cls)}
-        if not isinstance(data, dict) or set(data) | {"misalignment"} != wanted:
+        if not isinstance(data, dict) or set(data) != wanted:
             raise ValueError(f"expected a simulation record with {sorted(wanted)}, got {text[:80]!r}")
         return cls(**data)
 

@@ -11,13 +11,14 @@ import numpy as np
 import pytest
 import rich.progress  # noqa: F401 - it draws from Python's generator once, when it is imported
 import torch
-from _helpers import blobs
+from _helpers import blobs, narrow_state
 from PIL import Image
 
 from faket_aug import ContrastTransfer, MicroscopeResponse, NoiseModel, project
 from faket_aug.cli import main
 from faket_aug.formats.angles import write_tlt
 from faket_aug.formats.mrc import write_mrc
+from faket_aug.microscope import read_microscope
 from faket_aug.procedural import procedural_specimen
 from faket_aug.response import Envelope
 from faket_aug.saving import TOMOGRAM_FILE
@@ -146,6 +147,9 @@ def test_built_in_specimens_have_no_detail(run: Run, series: Path, tmp_path: Pat
         ([], "expected tilt-series of the microscope, got none; set --style"),
         (["--style", "nowhere.mrc"], "expected a tilt-series, found none at nowhere.mrc"),
         (["--style", "SERIES", "--defocus", "a"], "expected --defocus to be one number, or two with a comma"),
+        (["--style", "SERIES", "--quantiles", "0.1,0.9"], "expected --weights with --precision, --style-layers or"),
+        (["--style", "SERIES", "--weights", "nowhere.pth"], "nowhere.pth: there is no such file"),
+        (["--style", "SERIES", "--voxel-size", "8"], "expected no --voxel-size with the built-in specimens"),
         (["--style", "SERIES", "--count", "0"], "expected `count` to be a whole number of 1 or more"),
     ],
 )
@@ -183,3 +187,28 @@ def test_unknown_and_other_pixel_sizes(run: Run, series: Path, tmp_path: Path) -
     )
     assert code == 1
     assert "expected voxels of 10 Å, as the tilts' pixels, got 12 Å" in " ".join(errors.split())
+
+
+def test_the_step_is_chosen(run: Run, series: Path, tmp_path: Path) -> None:
+    """With an encoder the file also says how far the style transfer should go, and what was tried."""
+    torch.save(narrow_state(), tmp_path / "vgg.pth")
+    target = tmp_path / "microscope.json"
+    code, output, errors = run(
+        target,
+        *("--style", series, "--shape", "40,128,128", "--defocus", "3.5", "--count", "1"),
+        *("--weights", tmp_path / "vgg.pth", "--style-layers", "1,6"),
+    )
+    assert code == 0, errors
+    found = read_microscope(target)
+    assert set(found.style) == {"step_size", "keep_spectrum"}
+    assert found.extend == "wrap"
+    np.testing.assert_allclose(found.tilt_angles, ANGLES, atol=0.01)
+    assert f"chosen: step {found.style['step_size']:g}" in output
+    assert found.about["step"][-1] in output
+    assert found.about["specimens"] == 1
+
+
+def test_the_picture_is_not_the_file(run: Run, series: Path, tmp_path: Path) -> None:
+    code, _, errors = run(tmp_path / "m.png", "--style", series)
+    assert code == 1
+    assert "expected an output that is no picture, got" in " ".join(errors.split())

@@ -15,7 +15,16 @@ import torch
 from torch.utils.data import DataLoader
 from typer.testing import CliRunner
 
-from faket_aug import ContrastTransfer, FakETSimulator, FileFormatError, NoiseModel, TiltSeries, project
+from faket_aug import (
+    ContrastTransfer,
+    ExposureDamage,
+    FakETSimulator,
+    FileFormatError,
+    Imperfections,
+    NoiseModel,
+    TiltSeries,
+    project,
+)
 from faket_aug.cli import app
 from faket_aug.formats.mrc import write_mrc
 from faket_aug.picking.arms import ArmResult, Experiment, read_result
@@ -368,6 +377,12 @@ def test_settings_of_the_simulator(folders: Path) -> None:
     path.write_text(SMALL + "\n[arms.CTF.simulator]\nctf = { height = 3.3 }\n")
     with pytest.raises(FileFormatError, match=r"ctf.toml: expected the parameters of a contrast transfer function"):
         Comparison.from_toml(path)
+    path.write_text(SMALL + "\n[arms.CTF.simulator.imperfections.damage]\nper_tilt = 3.0\n")
+    given = Comparison.from_toml(path).arms["CTF"].simulator_settings()
+    assert given == {"imperfections": Imperfections(damage=ExposureDamage(per_tilt=3.0))}
+    path.write_text(SMALL + "\n[arms.CTF.simulator]\nnoise = 3.3\n")
+    with pytest.raises(FileFormatError, match=r"expected settings of `FakETSimulator` in `simulator`, got noise"):
+        Comparison.from_toml(path)
     path.write_text(SMALL + "\n[arms.CTF.simulator]\ndefocus = 3.3\n")
     with pytest.raises(FileFormatError, match=r"expected settings of `FakETSimulator` in `simulator`, got defocus"):
         Comparison.from_toml(path)
@@ -415,7 +430,7 @@ factor = 2.5
 
 
 def test_step_is_chosen(folders: Path, tmp_path: Path) -> None:
-    """`"auto"`: held-out tilts choose, once for all seeds, and a file says why."""
+    """`"auto"`: held-out tilts choose, once for all seeds, and a file says which and why."""
     (folders / "auto.toml").write_text(
         SMALL + '\n[arms.AUTO]\n[arms.AUTO.simulator]\nstep_size = "auto"\ncontent_layers = [3]\n'
     )
@@ -424,11 +439,17 @@ def test_step_is_chosen(folders: Path, tmp_path: Path) -> None:
     made = experiment.simulator(arm)
     assert made.style is not None
     assert len(made.style.series) == len(experiment.style), "all of the style, once the step is chosen"
-    text = (tmp_path / "out" / "step_size.txt").read_text()
-    assert f"chosen: step {made.step_size:g}" in text.splitlines()[-1]
-    (tmp_path / "out" / "step_size.txt").write_text("")
-    assert experiment.simulator(arm).step_size == made.step_size
-    assert (tmp_path / "out" / "step_size.txt").read_text() == "", "not chosen again"
+    (path,) = (tmp_path / "out" / "steps").iterdir()
+    kept = json.loads(path.read_text())
+    assert kept["why"][-1].startswith(f"chosen: step {made.step_size:g}")
+    path.write_text(json.dumps(kept | {"chosen": {"step_size": 0.07, "keep_spectrum": True}}))
+    again = Experiment(experiment.comparison, tmp_path / "out").simulator(arm)
+    assert (again.step_size, again.keep_spectrum) == (0.07, True), "not chosen again"
+    path.write_text("[]")
+    with pytest.raises(FileFormatError, match="expected a chosen step, got .*; remove it"):
+        experiment.simulator(arm)
+    with pytest.raises(ValueError, match='expected no `keep_spectrum` beside a step of "auto"'):
+        Arm(simulator={"step_size": "auto", "keep_spectrum": True})
     with pytest.raises(ValueError, match=r'expected `step_size` as a number, or "auto" with the modality "faket"'):
         Arm(modality="noisy", simulator={"step_size": "auto"})
     with pytest.raises(ValueError, match="expected `step_size` to be a number, got 'auto'; `choose_step_size` finds"):

@@ -384,6 +384,9 @@ def test_classes_are_numbered_by_a_table() -> None:
         ValueError, match=r"expected species of the class table \(background, other\), got large, small;"
     ):
         generator(*species, class_table={0: "background", 1: "other"})
+    for wrong in ({0: "large", 1: "small"}, {-1: "large", 1: "small"}, {300: "large", 1: "small"}, {"1": "large"}):
+        with pytest.raises(ValueError, match="expected a `class_table` with whole numbers from 0"):
+            generator(*species, class_table=wrong)
 
 
 def test_rows_without_orientation(busy: GrandModel) -> None:

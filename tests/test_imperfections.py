@@ -363,15 +363,6 @@ def test_settings_are_compared() -> None:
         less.simulate(thing, made.draw(thing, seed=0))
 
 
-def test_records_from_before() -> None:
-    """A record without misalignment, of an earlier version, is still read."""
-    made = simulator()
-    data = json.loads(made.draw(specimen(0), seed=0).to_json())
-    del data["misalignment"], data["settings"]["imperfections"]
-    record = SimulationRecord.from_json(json.dumps(data))
-    assert torch.equal(made.simulate(specimen(0), record).tomogram, made(specimen(0), seed=0).tomogram)
-
-
 def test_all_together_in_their_order() -> None:
     """Clean tilts at the true angles are moved, weakened, and pass the lens."""
     thing, ctf = specimen(0), ContrastTransfer(defocus=3.0)

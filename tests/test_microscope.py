@@ -21,7 +21,7 @@ from tests._helpers import ANGLES, STYLE_LAYERS, narrow_vgg, noise_model, specim
 def fitted(tmp_path: Path) -> Path:
     path = tmp_path / "microscope.json"
     style = {"step_size": 0.02, "keep_spectrum": True}
-    made = MicroscopeFile(noise=noise_model(), tilt_angles=ANGLES, style=style, about={"specimens": 2})
+    made = MicroscopeFile(noise=noise_model(), tilt_angles=ANGLES, style=style, extend="wrap", about={"specimens": 2})
     write_microscope(path, made)
     assert read_microscope(path) == made
     return path
@@ -31,7 +31,8 @@ def test_from_file(fitted: Path, tmp_path: Path) -> None:
     """Noise and angles come from the file, with a style also the step; what is given goes before it."""
     plain = FakETSimulator.from_file(fitted)
     assert (plain.modality, plain.noise, plain.tilt_angles) == ("noisy", noise_model(), ANGLES)
-    expected = FakETSimulator(tilt_angles=ANGLES, modality="noisy", noise=noise_model())
+    assert FakETSimulator.from_file(fitted, extend="zero").extend == "zero"
+    expected = FakETSimulator(tilt_angles=ANGLES, modality="noisy", noise=noise_model(), extend="wrap")
     assert torch.equal(plain(specimen(0), seed=0).tomogram, expected(specimen(0), seed=0).tomogram)
     features = narrow_vgg(tmp_path)
     bank = StyleBank.build(style_series(0), features, style_layers=STYLE_LAYERS)
@@ -57,6 +58,7 @@ def test_a_response_needs_a_step_of_its_own(fitted: Path, tmp_path: Path) -> Non
         FakETSimulator.from_file(fitted, style=bank, features=features)
     assert FakETSimulator.from_file(fitted, style=bank, features=features, step_size=0.0).step_size == 0.0
     assert FakETSimulator.from_file(fitted).modality == "noisy"
+    assert FakETSimulator.from_file(fitted, modality="noisy", style=bank, features=features).modality == "noisy"
 
 
 def test_a_bare_noise_model(tmp_path: Path) -> None:
@@ -71,7 +73,14 @@ def test_files_that_are_none(fitted: Path, tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="expected a fitted microscope or noise model, found none at"):
         read_microscope(tmp_path / "nowhere.json")
     data = json.loads(fitted.read_text())
-    for wrong in ({"style": {"steps": 1}}, {"style": 3}, {"tilt_angles": "all"}, {"series": None}, {"other": 1}):
+    for wrong in (
+        {"style": {"steps": 1}},
+        {"style": 3},
+        {"tilt_angles": "all"},
+        {"extend": "far"},
+        {"series": None},
+        {"other": 1},
+    ):
         fitted.write_text(json.dumps(data | wrong))
         with pytest.raises(FileFormatError, match=r"microscope.json: "):
             read_microscope(fitted)

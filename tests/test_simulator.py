@@ -41,6 +41,7 @@ from faket_aug import (
     project,
     reconstruct,
 )
+from faket_aug._random import torch_generator
 from faket_aug.geometry import nearest_tilts
 from faket_aug.response import Envelope
 from faket_aug.spectra import RINGS
@@ -631,11 +632,39 @@ def test_noise_with_a_response(tmp_path: Path) -> None:
     )
     with pytest.raises(SimulationError, match="expected voxels of .* Å, the pixel size of the tilts"):
         simulator("noisy", tmp_path, noise=other)(tilted, seed=0)
-    fitted_and_corrected = simulator("noisy", tmp_path, noise=fitted, ctf_correction="phase-flip")
-    clean = replace(fitted_and_corrected, modality="noiseless")(thing, seed=0)
-    assert torch.equal(clean.tomogram, simulator()(thing, seed=0).tomogram), "clean tilts have nothing to correct"
+    corrected = simulator("noisy", tmp_path, noise=fitted, ctf_correction="phase-flip")(thing, seed=0)
+    assert not torch.allclose(corrected.tomogram, made.tomogram, atol=1e-3)
     with pytest.raises(ValueError, match="expected no `ctf` with noise that has passed"):
         simulator("noisy", tmp_path, noise=fitted, ctf=ContrastTransfer(defocus=3.0))
+
+
+def test_noiseless_tilts_are_the_other_half_of_noisy_ones(tmp_path: Path) -> None:
+    """With a response both pass the same microscope: their difference is noise, without the specimen."""
+    thing = specimen(0)
+    response = MicroscopeResponse(
+        pixel_size=thing.voxel_size,
+        ctf=ContrastTransfer(defocus=3.0),
+        envelope=Envelope(log_scale=2.0),
+        noise=(tuple(np.full(len(RINGS), 4.0)),),
+        angle_range=(-60.0, 60.0),
+        defocus=(2.0, 3.0, 4.0),
+    )
+    noisy = simulator("noisy", tmp_path, noise=replace(noise_model(), response=response))
+    clean = replace(noisy, modality="noiseless")
+    for number in range(3):
+        pair = [one(thing, seed=0, tomogram=number) for one in (noisy, clean)]
+        assert pair[0].record.defocus == pair[1].record.defocus
+        rest = pair[0].tiltseries - pair[1].tiltseries
+        grain = response.at_defocus(pair[0].record.defocus[0]).apply(
+            torch.zeros_like(rest),
+            torch.randn(rest.shape, generator=torch_generator(pair[0].record.noise_seed)),
+            ANGLES,
+        )
+        assert torch.allclose(rest, grain, atol=1e-3 * float(pair[0].tiltseries.abs().max()))
+        assert (
+            correlation(pair[1].tiltseries[2], response.apply(-project(thing.density, ANGLES), 0 * rest, ANGLES)[2])
+            > 0.8
+        )
 
 
 def test_each_tomogram_has_the_defocus_of_one_series(tmp_path: Path) -> None:

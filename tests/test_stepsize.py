@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from faket_aug import FakETSimulator, StyleBank, TiltSeries
+from faket_aug import ContrastTransfer, ExposureDamage, FakETSimulator, Imperfections, StyleBank, TiltSeries
 from faket_aug.spectra import RINGS, match_spectrum, series_spectra
 from faket_aug.statistics import standardize
 from faket_aug.stepsize import STEPS, choose_step_size, split_series
@@ -75,6 +75,40 @@ def test_what_cannot_be_chosen_from(styled: FakETSimulator) -> None:
         choose_step_size(styled, [], held_out)
 
 
+def test_tilts_of_other_sizes_compare(styled: FakETSimulator) -> None:
+    """The specimen's tilts need not be as large as the measured ones: the same noise is no farther."""
+    grain = torch.randn(len(ANGLES), 192, 160, generator=torch.Generator().manual_seed(1))
+    large, small = (
+        TiltSeries(tilts=one, tilt_angles=np.array(ANGLES)) for one in (grain, grain[:, :96, :96].contiguous())
+    )
+    found = [
+        choose_step_size(styled, [specimen(6, shape=SIZE)], [one], steps=()).trials[0].spectrum
+        for one in (large, small)
+    ]
+    assert found[0] == pytest.approx(found[1], rel=0.2)
+
+
+def test_settings_of_each_tilt_belong_to_the_whole_series(styled: FakETSimulator) -> None:
+    """Compared are some tilts of the series as it would be simulated, with what is said of every one of them."""
+    angles = np.linspace(-60, 60, 11)
+    series = TiltSeries(tilts=torch.randn(11, 96, 96, generator=torch.Generator().manual_seed(1)), tilt_angles=angles)
+    damage = ExposureDamage(per_tilt=3.0, before=tuple(3.0 * number for number in range(11)))
+    defocus = ContrastTransfer(defocus=tuple(np.linspace(2, 3, 11)))
+    given = replace(styled, tilt_angles=angles, ctf=defocus, imperfections=Imperfections(damage=damage))
+    choice = choose_step_size(given, [specimen(6, shape=SIZE)], [series], steps=(0.05,))
+    other = choose_step_size(
+        replace(given, imperfections=Imperfections()), [specimen(6, shape=SIZE)], [series], steps=(0.05,)
+    )
+    assert len(choice.trials) == 3
+    assert choice.trials[0].spectrum != other.trials[0].spectrum
+
+
+def test_no_step_leaves_tilts_as_they_are(styled: FakETSimulator) -> None:
+    thing = specimen(6, shape=SIZE)
+    made, noisy = replace(styled, step_size=0.0)(thing, seed=2), replace(styled, modality="noisy")(thing, seed=2)
+    assert torch.equal(made.tiltseries, noisy.tiltseries)
+
+
 def test_tilts_keep_the_spectrum_they_had(styled: FakETSimulator) -> None:
     """With `keep_spectrum` the transfer changes tilts, but not how their power is spread over frequencies."""
     angles, thing = np.array(ANGLES), specimen(6, shape=SIZE)
@@ -88,5 +122,9 @@ def test_tilts_keep_the_spectrum_they_had(styled: FakETSimulator) -> None:
     )
     assert torch.allclose(kept, standardize(match_spectrum(moved, noisy)), atol=1e-3)
     assert not torch.allclose(kept, noisy, atol=0.1)
+    raw = [
+        m(thing, seed=3).tiltseries for m in (replace(styled, modality="noisy"), replace(styled, keep_spectrum=True))
+    ]
+    assert torch.allclose(raw[0].std(dim=(1, 2)), raw[1].std(dim=(1, 2)), rtol=1e-3)
     power = [series_spectra(one, angles).power[:, (RINGS > 0.03) & (RINGS < 0.5)] for one in (noisy, moved, kept)]
     assert np.abs(np.log(power[2] / power[0])).mean() < 0.2 * np.abs(np.log(power[1] / power[0])).mean()

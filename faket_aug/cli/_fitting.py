@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -22,6 +22,7 @@ from faket_aug.cli._options import Options
 from faket_aug.cli._source import Source, make_source
 from faket_aug.ctf import ContrastTransfer
 from faket_aug.features import VGG19Features
+from faket_aug.formats._atomic import make_writable_folder
 from faket_aug.geometry import joint_angles, nearest_tilts
 from faket_aug.microscope import MicroscopeFile, write_microscope
 from faket_aug.noise import NoiseModel
@@ -37,6 +38,8 @@ from faket_aug.unpaired import DEFOCUS_RANGE
 
 #: (z, y, x) of the built-in specimens, voxels.
 BUILT_IN_SHAPE = (64, 256, 256)
+#: Specimens that are generated, and the ending of the picture.
+COUNT, PICTURE = 2, ".png"
 #: Å, pixels that they serve for: finer ones would show that they have no detail.
 BUILT_IN_SIZES = (4.0, MAX_VOXEL_SIZE)
 #: µm, how far the microscope's setting may be off.
@@ -64,7 +67,7 @@ class FitWork:
     built_in
         Whether the specimens are the package's own instead.
     count
-        Specimens that are projected.
+        Specimens that are projected; None for all of given folders, or 2.
     defocus
         µm, as text: one number, or the lowest and the highest; nothing where it is to be found.
     optics
@@ -76,7 +79,7 @@ class FitWork:
     output: Path
     options: Options
     built_in: bool
-    count: int
+    count: int | None
     defocus: str | None
     optics: Mapping[str, float]
     step: bool = False
@@ -101,7 +104,10 @@ def run(work: FitWork, progress: Callable[[int, int], None]) -> list[str]:
     ValueError, FileNotFoundError, FileFormatError
         If files are missing or wrong, or do not go together.
     """
-    check_count("count", work.count)
+    if work.count is not None:
+        check_count("count", work.count)
+    if work.output.suffix == PICTURE:
+        raise ValueError(f"expected an output that is no picture, got {work.output}; name it microscope.json")
     if not work.options.style:
         raise ValueError("expected tilt-series of the microscope, got none; set --style")
     series = [_read(path) for path in work.options.style]
@@ -115,14 +121,19 @@ def run(work: FitWork, progress: Callable[[int, int], None]) -> list[str]:
         )
     if not options.specimens and options.voxel_size is None:
         options = replace(options, voxel_size=pixel_size)
+    if work.built_in and options.voxel_size != pixel_size:
+        raise ValueError("expected no --voxel-size with the built-in specimens, which have the tilts' pixels, got one")
     source = _built_in(options, pixel_size) if work.built_in else make_source(options)
+    count = min(work.count or source.count or COUNT, source.count or 10**9)
+    features = VGG19Features(options.weights, precision=options.precision) if work.step else None
+    make_writable_folder(work.output.parent)
     # A slab of ice goes on beyond what is generated; specimens of files end where they end.
     extend = options.extend or ("zero" if options.specimens else "wrap")
     optics = _optics(work, series)
     angles = joint_angles(*(one.tilt_angles for one in series))
     clean: list[Tensor] = []
     specimens: list[GrandModel] = []
-    for index in range(work.count):
+    for index in range(count):
         specimen = source.make(index)
         if abs(specimen.voxel_size / pixel_size - 1) > _TOLERANCE:
             raise ValueError(
@@ -132,7 +143,7 @@ def run(work: FitWork, progress: Callable[[int, int], None]) -> list[str]:
         clean.append(-project(specimen.density.to(torch.float32), angles, extend=extend))
         # One is enough for the choice of a step.
         specimens = specimens or [specimen]
-        progress(index + 1, work.count)
+        progress(index + 1, count)
     model = NoiseModel.fit_unpaired(
         [one.tilts for one in series],
         clean,
@@ -141,22 +152,24 @@ def run(work: FitWork, progress: Callable[[int, int], None]) -> list[str]:
         pixel_size=pixel_size,
         ctf=optics,
     )
-    picture = work.output.with_suffix(".png")
-    work.output.parent.mkdir(parents=True, exist_ok=True)
+    picture = work.output.with_suffix(PICTURE)
     about = {
         "tilt_series": [one.name for one in series],
         "aligned": [one.metadata is not None and one.metadata.is_alignment for one in series],
         "built_in": work.built_in,
         "options": {n: v for n, v in options.to_json().items() if not (work.built_in and n == "fiducials")},
         "defocus_given": [one.spread == 0 for one in optics],
-        "specimens": work.count,
+        "specimens": count,
         "faket_aug": version("faket_aug"),
     }
-    choice = _choose_step(options, series, model, specimens, extend) if work.step else None
-    style = {} if choice is None else {"step_size": choice.step_size, "keep_spectrum": choice.keep_spectrum}
-    about |= {} if choice is None else {"step": choice.report()}
     own_angles = tuple(series[0].tilt_angles.tolist())
-    write_microscope(work.output, MicroscopeFile(noise=model, tilt_angles=own_angles, style=style, about=about))
+    found = MicroscopeFile(noise=model, tilt_angles=own_angles, extend=extend, about=about)
+    # The choice of a step may take longer than the fit, which then is there already.
+    write_microscope(work.output, found)
+    choice = None if features is None else _choose_step(options, features, series, model, specimens, extend)
+    if choice is not None:
+        style = {"step_size": choice.step_size, "keep_spectrum": choice.keep_spectrum}
+        write_microscope(work.output, replace(found, style=style, about=about | {"step": choice.report()}))
     own = clean[0][torch.from_numpy(nearest_tilts(series[0].tilt_angles, angles))]
     noise = torch.randn(own.shape, generator=torch_generator(torch_seed(options.seed, "noise")))
     made = replace(series[0], tilts=model.sample(own, noise, series[0].tilt_angles), name="simulated", metadata=None)
@@ -166,9 +179,13 @@ def run(work: FitWork, progress: Callable[[int, int], None]) -> list[str]:
 
 
 def _choose_step(
-    options: Options, series: list[TiltSeries], model: NoiseModel, specimens: Sequence[GrandModel], extend: str
+    options: Options,
+    features: VGG19Features,
+    series: list[TiltSeries],
+    model: NoiseModel,
+    specimens: Sequence[GrandModel],
+    extend: str,
 ) -> StepChoice:
-    features = VGG19Features(options.weights, precision=options.precision)
     style, held_out = split_series(series)
     settings: dict[str, Any] = {} if options.style_layers is None else {"style_layers": options.style_layers}
     bank = StyleBank.build(style, features, quantiles=options.quantiles or (0.0, 1.0), **settings)
@@ -206,7 +223,7 @@ def _pixel_size(series: list[TiltSeries]) -> float:
 
 def _optics(work: FitWork, series: list[TiltSeries]) -> list[ContrastTransfer]:
     """The microscope of each series, as far as options or files tell it."""
-    optics = _settings(series) | dict(work.optics)
+    optics = _settings(series, without=work.optics) | dict(work.optics)
     if work.defocus is not None:
         numbers = _numbers(work.defocus)
         one = ContrastTransfer(defocus=float(np.mean(numbers)), spread=float(np.ptp(numbers)) / 2, **optics)
@@ -214,10 +231,12 @@ def _optics(work: FitWork, series: list[TiltSeries]) -> list[ContrastTransfer]:
     return [_searched(one, optics) for one in series]
 
 
-def _settings(series: list[TiltSeries]) -> dict[str, Any]:
+def _settings(series: list[TiltSeries], *, without: Iterable[str]) -> dict[str, Any]:
     """Voltage, aberration and amplitude contrast of the files, as far as they know them."""
     found: dict[str, Any] = {}
     for own, theirs in OPTICS.items():
+        if own in without:
+            continue
         values = {getattr(one.metadata, theirs): one.name for one in series if one.metadata is not None}
         values.pop(None, None)
         if len(values) > 1:

@@ -22,7 +22,7 @@ from faket_aug.cli._sets import ABANDONED, PREVIEW_FILE, Shard, missing, open_se
 from faket_aug.cli._source import Source, make_source
 from faket_aug.features import VGG19Features
 from faket_aug.formats.angles import read_tilt_angles
-from faket_aug.microscope import read_microscope
+from faket_aug.microscope import MicroscopeFile, read_microscope
 from faket_aug.noise import NoiseModel
 from faket_aug.saving import check_names, is_whole, remove_parts
 from faket_aug.simulator import FakETSimulator
@@ -127,15 +127,17 @@ def make_parts(options: Options) -> Parts:
         If files are missing or wrong, or settings do not go together.
     """
     style = tuple(TiltSeries.read(path) for path in options.style)
-    angles = _tilt_angles(options, style)
+    fitted = None if options.noise is None else read_microscope(options.noise)
+    angles = _tilt_angles(options, style, fitted)
     given = {name: getattr(options, name) for name in _SIMULATOR_OPTIONS}
     modality = options.chosen_modality
     styled = modality == "faket"
-    fitted = read_microscope(options.noise).style_settings(options.step_size) if styled and options.noise else {}
+    known: dict[str, Any] = fitted.style_settings(options.step_size) if styled and fitted is not None else {}
+    known |= {"extend": fitted.extend} if fitted is not None and fitted.extend else {}
     plain = FakETSimulator(
         tilt_angles=angles,
         modality="noiseless",
-        **(fitted | {name: value for name, value in given.items() if value is not None}),
+        **(known | {name: value for name, value in given.items() if value is not None}),
     )
     usable_device(plain.device)
     return Parts(
@@ -147,7 +149,9 @@ def make_parts(options: Options) -> Parts:
     )
 
 
-def _tilt_angles(options: Options, style: tuple[TiltSeries, ...]) -> Any:
+def _tilt_angles(options: Options, style: tuple[TiltSeries, ...], fitted: MicroscopeFile | None) -> Any:
+    if options.tilt_angles is None and fitted is not None and fitted.tilt_angles:
+        return fitted.tilt_angles
     if options.tilt_angles is None:
         return style[0].tilt_angles if style else parse_angles(TILT_ANGLES)
     return read_tilt_angles(options.tilt_angles) if isinstance(options.tilt_angles, str) else options.tilt_angles

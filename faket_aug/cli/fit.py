@@ -46,7 +46,9 @@ def fit(
     shape: Annotated[_Text, _option("Voxels: z,y,x.", _SPECIMENS)] = None,
     voxel_size: Annotated[_Number, _option("Å; the tilts' pixel size by default.", _SPECIMENS)] = None,
     extend: Annotated[_Text, _option("Beyond the specimen: zero, or wrap (itself again).", _SPECIMENS)] = None,
-    count: Annotated[int, _option("Specimens that the clean spectra are averaged over; 2 by default.", _SPECIMENS)] = 2,
+    count: Annotated[
+        int | None, _option("Specimens that spectra are averaged over; by default all --specimens, or 2.", _SPECIMENS)
+    ] = None,
     seed: Annotated[int | None, _option("Of the generated ones; 0 by default.", _SPECIMENS)] = None,
     defocus: Annotated[
         _Text, _option("µm, known: 3.5; or searched: 2,5. By default by the files, or else 0.2,10.", _OPTICS)
@@ -71,6 +73,8 @@ def fit(
 
     own = ("context", "output", "config", "count", "defocus", "voltage", "spherical_aberration", "amplitude_contrast")
     given = {name: value for name, value in context.params.items() if name not in own and value not in (None, [], ())}
+    if weights is None and (precision or style_layers or quantiles):
+        raise ValueError("expected --weights with --precision, --style-layers or --quantiles, got none; set it")
     optics = {
         "voltage": voltage,
         "spherical_aberration": spherical_aberration,

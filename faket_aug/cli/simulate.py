@@ -86,11 +86,13 @@ def simulate(
     snr: Annotated[_Number, _option("Without it: signal power over noise power at 0°.", _TILTS)] = None,
     quantiles: Annotated[_Text, _option("Range of the style's values: 0.001,0.999 against beads.", _TILTS)] = None,
     tilt_angles: Annotated[
-        _Text, _option("first:last:step in degrees, or a file; the style's by default, or -60:60:3.", _TILTS)
+        _Text, _option("first:last:step in degrees, or a file; by default of --noise, --style, or -60:60:3.", _TILTS)
     ] = None,
     filter: Annotated[_Text, _option("Of the reconstruction: shrec, ramp, ...", _TILTS)] = None,
     binning: Annotated[_Text, _option("Of tilts finer than the labels: spline or fourier.", _TILTS)] = None,
-    extend: Annotated[_Text, _option("Beyond the specimen: zero, or wrap (itself again).", _TILTS)] = None,
+    extend: Annotated[
+        _Text, _option("Beyond the specimen: zero, or wrap (itself again); of --noise, or zero.", _TILTS)
+    ] = None,
     device: Annotated[_Text, _option("cpu or cuda.", _TILTS)] = None,
     threads: Annotated[_Whole, _option("Intra-op threads; their number changes the last bits.", _TILTS)] = None,
     formats: Annotated[

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import platform
@@ -41,8 +42,8 @@ from faket_aug.stylebank import StyleBank
 from faket_aug.tiltseries import TiltSeries
 
 RESULT = "result.json"
-#: Why a step of the style transfer was chosen, see `Arm.simulator`.
-STEP = "step_size.txt"
+#: Folder of the steps of the style transfer that were chosen, and why, see `Arm.simulator`.
+STEPS = "steps"
 _PACKAGES = ("faket_aug", "torch", "torchvision", "numpy", "scipy", "scikit-image", "scikit-learn")
 #: Told of what is going on: arm, seed, step, and steps in all.
 Report = Callable[[str, int, int, int], None]
@@ -104,7 +105,6 @@ class Experiment:
 
     def __init__(self, comparison: Comparison, output: str | Path) -> None:
         self.comparison, self.output = comparison, Path(output)
-        self._steps: dict[str, dict[str, Any]] = {}
 
     def folder(self, arm: str, seed: int) -> Path:
         """The folder of one arm with one seed."""
@@ -127,13 +127,15 @@ class Experiment:
     @cached_property
     def unpaired_noise(self) -> NoiseModel:
         """The fit without truth: the unlabelled tilt-series against projections of other specimens."""
-        made, angles = self.comparison, joint_angles(*(one.tilt_angles for one in self.style))
+        made = self.comparison
+        style = [one.aligned() if one.metadata and one.metadata.is_alignment else one for one in self.style]
+        angles = joint_angles(*(one.tilt_angles for one in style))
         clean = [_clean(folder, angles) for folder in made.clean or (made.validation,)]
         pixel_size = self.style[0].pixel_size or GrandModel.from_shrec(made.validation).voxel_size
         return NoiseModel.fit_unpaired(
-            [one.tilts for one in self.style],
+            [one.tilts for one in style],
             clean,
-            [one.tilt_angles for one in self.style],
+            [one.tilt_angles for one in style],
             [angles] * len(clean),
             pixel_size=pixel_size,
         )
@@ -207,22 +209,29 @@ class Experiment:
             settings |= {"style": bank, "features": features}
         settings |= {"tilt_angles": self.style[0].tilt_angles, "modality": arm.modality} | arm.simulator_settings()
         if settings.get("step_size") == AUTO:
-            settings |= self._chosen_step(settings)
+            settings |= self._chosen_step(arm, settings)
         return FakETSimulator(**settings)
 
-    def _chosen_step(self, settings: Mapping[str, Any]) -> dict[str, Any]:
-        """Choose the step by style series that are held out and a specimen that nothing is trained on; once a run."""
-        key = json.dumps([settings["noise"].to_json(), settings["features"].fingerprint])
-        if key not in self._steps:
+    def _chosen_step(self, arm: Arm, settings: Mapping[str, Any]) -> dict[str, Any]:
+        """Choose the step by style series that are held out and a specimen that nothing is trained on; once an arm."""
+        made, kind = self.comparison, json.loads(json.dumps(asdict(arm)))
+        name = hashlib.sha256(json.dumps(kind).encode()).hexdigest()[:8]
+        path = self.output / STEPS / f"{name}.json"
+        if not path.is_file():
             bank, held_out = split_series(self.style)
-            features, made = settings["features"], self.comparison
-            style = StyleBank.build(bank, features, style_layers=tuple(made.style_layers), cache=self.output / "style")
+            layers, features = tuple(made.style_layers), settings["features"]
+            style = StyleBank.build(bank, features, style_layers=layers, cache=self.output / "style")
             trial = FakETSimulator(**(dict(settings) | {"style": style, "step_size": 0.0}))
             folder = (made.clean or (made.validation,))[0]
             choice = choose_step_size(trial, [GrandModel.from_shrec(folder, z_range=made.z_range)], held_out)
-            write_text(self.output / STEP, "\n".join(choice.report()) + "\n")
-            self._steps[key] = {"step_size": choice.step_size, "keep_spectrum": choice.keep_spectrum}
-        return self._steps[key]
+            chosen = {"step_size": choice.step_size, "keep_spectrum": choice.keep_spectrum}
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_text(path, json.dumps({"arm": kind, "chosen": chosen, "why": choice.report()}, indent=1))
+        try:
+            found: dict[str, Any] = json.loads(path.read_text())["chosen"]
+        except (ValueError, TypeError, KeyError) as error:
+            raise FileFormatError(f"{path}: expected a chosen step, got {error!r}; remove it") from error
+        return found
 
     def run(self, name: str, seed: int, report: Report | None = None) -> ArmResult:
         """Train an arm with a seed, choose on the validation specimen, score on the test specimens.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Self
@@ -12,6 +12,7 @@ from faket_aug._checks import FileFormatError, check_choice, check_count, check_
 from faket_aug.ctf import ContrastTransfer
 from faket_aug.filters import FILTERS
 from faket_aug.generation import GrandModelGenerator
+from faket_aug.imperfections import Imperfections
 from faket_aug.picking.clustering import BANDWIDTH, METHODS
 from faket_aug.picking.history import LEARNING_RATE
 from faket_aug.picking.inference import OVERLAP, PRECISIONS, TILE_SIZE, check_tiles
@@ -56,8 +57,8 @@ class Arm:
     steps, learning_rate
         In place of the comparison's.
     simulator
-        More settings of `FakETSimulator`; `ctf` as a table of `ContrastTransfer`'s, `step_size` also as `"auto"`, see
-        `choose_step_size`.
+        More settings of `FakETSimulator`; `ctf` and `imperfections` as tables of theirs, `step_size` also as `"auto"`,
+        see `choose_step_size`.
     """
 
     source: str = "simulated"
@@ -81,19 +82,27 @@ class Arm:
                 check_count(name, getattr(self, name))
         if self.learning_rate is not None:
             check_positive("learning_rate", self.learning_rate)
-        unknown = sorted(set(self.simulator) - {entry.name for entry in fields(FakETSimulator) if entry.init})
+        own = {"tilt_angles", "modality", "noise", "style", "features"}
+        unknown = sorted(set(self.simulator) - {e.name for e in fields(FakETSimulator) if e.init and e.name not in own})
         if unknown:
             raise ValueError(f"expected settings of `FakETSimulator` in `simulator`, got {', '.join(unknown)}")
         self.simulator_settings()
         step = self.simulator.get("step_size", 0.0)
         if isinstance(step, str) and (step != AUTO or self.modality != "faket"):
             raise ValueError(f'expected `step_size` as a number, or "{AUTO}" with the modality "faket", got {step!r}')
+        if step == AUTO and "keep_spectrum" in self.simulator:
+            raise ValueError(f'expected no `keep_spectrum` beside a step of "{AUTO}", which chooses both; leave it out')
 
     def simulator_settings(self) -> dict[str, Any]:
         """Return `simulator` as `FakETSimulator` takes it."""
         settings = dict(self.simulator)
-        if isinstance(settings.get("ctf"), Mapping):
-            settings["ctf"] = ContrastTransfer.from_dict(dict(settings["ctf"]))
+        readers: Mapping[str, Callable[[dict[str, Any]], Any]] = {
+            "ctf": ContrastTransfer.from_dict,
+            "imperfections": Imperfections.from_dict,
+        }
+        for name, read in readers.items():
+            if isinstance(settings.get(name), Mapping):
+                settings[name] = read(dict(settings[name]))
         return settings
 
 
