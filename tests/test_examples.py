@@ -158,7 +158,9 @@ def test_writes_checkpoint_and_preview_only(run: Run, data: Path, tmp_path: Path
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("workers", "precision"), [(0, "bfloat16"), (2, "float32")])
+@pytest.mark.parametrize(
+    ("workers", "precision"), [(0, "bfloat16"), pytest.param(2, "float32", marks=pytest.mark.nightly)]
+)
 def test_resumed_run_equals_uninterrupted_one(run: Run, tmp_path: Path, workers: int, precision: str) -> None:
     """Stopped within an epoch and resumed, a run gives the weights of one never stopped, bit for bit."""
     options = ["--workers", str(workers), "--precision", precision]
@@ -177,6 +179,7 @@ def test_resumed_run_equals_uninterrupted_one(run: Run, tmp_path: Path, workers:
         assert _same(whole[key], parts[key]), f"{key} differs"
 
 
+@pytest.mark.nightly
 @pytest.mark.slow
 def test_goes_on_by_itself_and_refuses_other_settings(run: Run, tmp_path: Path) -> None:
     """Without `--resume` a run goes on where a checkpoint is; other settings are named; `--no-resume` starts anew."""
@@ -284,6 +287,7 @@ def test_failing_rank_stops_the_job_and_says_why(data: Path, tmp_path: Path) -> 
     assert _files(tmp_path / "run") == []
 
 
+@pytest.mark.nightly
 @pytest.mark.slow
 def test_noise_of_a_fitted_microscope(run: Run, data: Path, tmp_path: Path) -> None:
     """Its file takes the place of assumed noise, and its step that of the published one."""
