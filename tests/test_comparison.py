@@ -424,6 +424,8 @@ factor = 2.5
     assert torch.allclose(specimen_.density, 2.5 * plain.density, rtol=1e-3, atol=1e-3)
     assert torch.equal(specimen_.labels, plain.labels)
     assert 1.5 < float(plain.density.max()) < 3.0, "maps keep their units"
+    larger = replace(made, threshold=0.5).generator(10.0, experiment.class_names).generate(seed=0)
+    assert int((larger.labels > 0).sum()) > 1.2 * int((specimen_.labels > 0).sum())
     (folders / "endless.toml").write_text(text.split("[generated]")[0])
     with pytest.raises(FileFormatError, match="arm ENDLESS: expected `generated`, which says what its specimens hold"):
         Comparison.from_toml(folders / "endless.toml")

@@ -122,6 +122,9 @@ class Generated:
         Bring maps to volts, see `ParticleTemplate.from_map`.
     factor
         On the templates' density.
+    threshold
+        Density, after `factor`, above which a voxel belongs to a particle; each template's own by default. Labels should
+        be as large as those of the measured specimens.
     fiducials
         Settings of `FiducialSpecies`; without, no gold.
     """
@@ -131,10 +134,13 @@ class Generated:
     count: int | Sequence[int]
     normalize: bool = True
     factor: float = 1.0
+    threshold: float | None = None
     fiducials: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         check_positive("factor", self.factor)
+        if self.threshold is not None:
+            check_positive("threshold", self.threshold)
 
     def generator(self, voxel_size: float, class_names: Mapping[int, str], *, threads: int = 1) -> GrandModelGenerator:
         """Make the generator for a voxel size in Å, with the numbers of a class table."""
@@ -142,7 +148,8 @@ class Generated:
         paths = [path for entry in self.templates for path in find_templates(entry)]
         made = read_templates(paths, voxel_size=voxel_size, normalize=self.normalize)
         scaled = [
-            replace(one, density=one.density * self.factor, threshold=one.threshold * self.factor) for one in made
+            replace(one, density=one.density * self.factor, threshold=self.threshold or one.threshold * self.factor)
+            for one in made
         ]
         return GrandModelGenerator(
             particles=[ParticleSpecies(templates=one, count=count) for one in scaled],
