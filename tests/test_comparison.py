@@ -128,6 +128,15 @@ def test_published_settings() -> None:
     assert {"BENCHMARK", "NOISELESS", "BASELINE", "NOISY", "FAKET", "FAKET_RANDOM"} < set(made.arms)
 
 
+def test_settings_of_a_laptop() -> None:
+    """The other ready files can be read; the simulated arms of the second never see a label of the target."""
+    assert {"BENCHMARK", "FAKET"} < set(Comparison.from_toml(EXAMPLES / "compare_small.toml").arms)
+    made = Comparison.from_toml(EXAMPLES / "compare_unpaired.toml")
+    assert all(arm.source == "measured" or arm.noise == "unpaired" for arm in made.arms.values())
+    assert not set(made.clean) & {*made.train, *made.test}
+    assert made.generated is not None
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

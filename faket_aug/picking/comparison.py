@@ -123,8 +123,8 @@ class Generated:
     factor
         On the templates' density.
     threshold
-        Density, after `factor`, above which a voxel belongs to a particle; each template's own by default. Labels should
-        be as large as those of the measured specimens.
+        Density, after `factor`, above which a voxel belongs to a particle; by default each template's own. Labels
+        should be as large as those of the measured specimens.
     fiducials
         Settings of `FiducialSpecies`; without, no gold.
     """
