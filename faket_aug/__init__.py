@@ -14,6 +14,7 @@
 """
 
 from faket_aug._checks import CacheError, FileFormatError, SimulationError, WeightsError
+from faket_aug.alignment import align_by_neighbours
 from faket_aug.augmentation import PatchAugmentation
 from faket_aug.ctf import ContrastTransfer
 from faket_aug.damage import ExposureDamage
@@ -89,6 +90,7 @@ __all__ = [
     "VGG19Features",
     "WeightsError",
     "__version__",
+    "align_by_neighbours",
     "backproject",
     "choose_step_size",
     "fetch_structure",

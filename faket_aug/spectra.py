@@ -211,6 +211,11 @@ def _radius(shape: tuple[int, int], device: torch.device) -> Tensor:
     return torch.hypot(k_y, torch.fft.rfftfreq(shape[1], device=device))
 
 
+def faded_spectrum(image: Tensor) -> Tensor:
+    """Transform an image `(y, x)` without slow changes and outliers, faded out at its edges; `(y, x // 2 + 1)`."""
+    return _transform(image)[0]
+
+
 def _transform(image: Tensor) -> tuple[Tensor, float]:
     """The spectrum of an image without slow changes and outliers, faded out at its edges; and its mean."""
     values = image.to(torch.float32)

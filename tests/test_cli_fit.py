@@ -66,7 +66,7 @@ def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> 
 def test_fit(run: Run, series: Path, tmp_path: Path) -> None:
     """The package's own specimens are enough to find the defocus; file and picture are there, and nothing else."""
     target = tmp_path / "new" / "microscope.json"
-    code, output, errors = run(target, "--style", series, "--shape", "40,128,128", "--seed", 7)
+    code, output, errors = run(target, "--style", series, "--shape", "40,128,128", "--seed", 7, "--tilt-axis", 0)
     assert code == 0, errors
     model = NoiseModel.from_json(target.read_text())
     assert model.response is not None
@@ -75,7 +75,7 @@ def test_fit(run: Run, series: Path, tmp_path: Path) -> None:
     assert "power of simulated over measured tilts: off by " in output
     about = json.loads(target.read_text())["about"]
     assert about["tilt_series"] == [str(series)]
-    assert (about["built_in"], about["aligned"], about["defocus_given"]) == (True, [False], [False])
+    assert (about["built_in"], about["aligned"], about["defocus_given"]) == (True, [True], [False])
     assert "fiducials" not in about["options"]
     assert sorted(path.name for path in target.parent.iterdir()) == ["microscope.json", "microscope.png"]
     with Image.open(target.with_suffix(".png")) as picture:

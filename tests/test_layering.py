@@ -18,7 +18,17 @@ PACKAGE = Path(faket_aug.__file__).parent
 #: Things that read, make and write themselves.
 THINGS = (
     *("assembly", "filaments", "generation", "membranes", "placement", "procedural", "saving", "species", "specimen"),
-    *("labelling", "microscope", "specimens", "stylebank", "templates", "tilted", "tiltseries", "tomogram"),
+    *(
+        "alignment",
+        "labelling",
+        "microscope",
+        "specimens",
+        "stylebank",
+        "templates",
+        "tilted",
+        "tiltseries",
+        "tomogram",
+    ),
 )
 
 #: Stages of a simulation, and what belongs to them: tensors only.

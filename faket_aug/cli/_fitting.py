@@ -17,6 +17,7 @@ from torch import Tensor
 
 from faket_aug._checks import check_count
 from faket_aug._random import torch_generator, torch_seed
+from faket_aug.alignment import align_by_neighbours
 from faket_aug.cli._figures import save_figure, tilt_panel
 from faket_aug.cli._options import Options
 from faket_aug.cli._source import Source, make_source
@@ -74,6 +75,8 @@ class FitWork:
         Settings of the contrast transfer function that go before those of the files.
     step
         Whether the step of the style transfer is to be chosen.
+    tilt_axis
+        Degrees; series without alignment are aligned by their neighbours about it.
     """
 
     output: Path
@@ -83,6 +86,7 @@ class FitWork:
     defocus: str | None
     optics: Mapping[str, float]
     step: bool = False
+    tilt_axis: float | None = None
 
 
 def run(work: FitWork, progress: Callable[[int, int], None]) -> list[str]:
@@ -110,7 +114,7 @@ def run(work: FitWork, progress: Callable[[int, int], None]) -> list[str]:
         raise ValueError(f"expected an output that is no picture, got {work.output}; name it microscope.json")
     if not work.options.style:
         raise ValueError("expected tilt-series of the microscope, got none; set --style")
-    series = [_read(path) for path in work.options.style]
+    series = [_read(path, work.tilt_axis) for path in work.options.style]
     pixel_size = _pixel_size(series)
     options = work.options
     if work.built_in and not BUILT_IN_SIZES[0] <= pixel_size <= BUILT_IN_SIZES[1]:
@@ -156,6 +160,7 @@ def run(work: FitWork, progress: Callable[[int, int], None]) -> list[str]:
     about = {
         "tilt_series": [one.name for one in series],
         "aligned": [one.metadata is not None and one.metadata.is_alignment for one in series],
+        "tilt_axis": work.tilt_axis,
         "built_in": work.built_in,
         "options": {n: v for n, v in options.to_json().items() if not (work.built_in and n == "fiducials")},
         "defocus_given": [one.spread == 0 for one in optics],
@@ -203,10 +208,14 @@ def _built_in(options: Options, pixel_size: float) -> Source:
     return Source(make=make, count=None, class_names=None, settings={})
 
 
-def _read(path: str) -> TiltSeries:
-    """Read a series, aligned where the files beside it say how."""
+def _read(path: str, tilt_axis: float | None) -> TiltSeries:
+    """Read a series, aligned where the files beside it say how, or else by its neighbours if the axis is known."""
     series = TiltSeries.read(path)
-    return series.aligned() if series.metadata is not None and series.metadata.is_alignment else series
+    if series.metadata is not None and series.metadata.is_alignment:
+        return series.aligned()
+    if tilt_axis is None:
+        return series
+    return replace(series, metadata=align_by_neighbours(series, axis_angle=tilt_axis)).aligned()
 
 
 def _pixel_size(series: list[TiltSeries]) -> float:

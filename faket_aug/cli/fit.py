@@ -26,6 +26,10 @@ def fit(
         list[str] | None,
         _option("Unlabelled tilt-series, a stack or its folder; repeatable. Aligned by the files beside it.", _TARGET),
     ] = None,
+    tilt_axis: Annotated[
+        _Number,
+        _option("Degrees from the image's y: series without alignment are aligned by their neighbours.", _TARGET),
+    ] = None,
     config: Annotated[
         Path | None,
         _option("JSON file of the specimens' options, as of `simulate`; the command line wins.", _SPECIMENS),
@@ -71,7 +75,17 @@ def fit(
     from faket_aug.cli._fitting import FitWork, run
     from faket_aug.cli._options import GENERATED, Options
 
-    own = ("context", "output", "config", "count", "defocus", "voltage", "spherical_aberration", "amplitude_contrast")
+    own = (
+        "context",
+        "output",
+        "tilt_axis",
+        "config",
+        "count",
+        "defocus",
+        "voltage",
+        "spherical_aberration",
+        "amplitude_contrast",
+    )
     given = {name: value for name, value in context.params.items() if name not in own and value not in (None, [], ())}
     if weights is None and (precision or style_layers or quantiles):
         raise ValueError("expected --weights with --precision, --style-layers or --quantiles, got none; set it")
@@ -90,6 +104,7 @@ def fit(
         defocus=defocus,
         optics={name: value for name, value in optics.items() if value is not None},
         step=weights is not None,
+        tilt_axis=tilt_axis,
     )
 
     from faket_aug.cli._console import showing_progress, showing_warnings
