@@ -184,7 +184,7 @@ class _Pairs:
         if total < _SIGNIFICANT * np.sqrt((error[near][:, fitted] ** 2).sum()):
             raise ValueError(
                 f"{name}: expected neighbouring tilts that share a part of their spectra, got some that share nothing; "
-                "align the series first (`TiltSeries.aligned`)"
+                "align the series first (`TiltSeries.aligned`, `align_by_neighbours`)"
             )
         return cls(
             u=middle[near] / ANGLE_UNIT,

@@ -14,7 +14,7 @@ import torch
 from _helpers import blobs, narrow_state
 from PIL import Image
 
-from faket_aug import ContrastTransfer, MicroscopeResponse, NoiseModel, project
+from faket_aug import ContrastTransfer, MicroscopeResponse, NoiseModel, TiltSeries, project
 from faket_aug.cli import main
 from faket_aug.formats.angles import write_tlt
 from faket_aug.formats.mrc import write_mrc
@@ -66,7 +66,7 @@ def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> 
 def test_fit(run: Run, series: Path, tmp_path: Path) -> None:
     """The package's own specimens are enough to find the defocus; file and picture are there, and nothing else."""
     target = tmp_path / "new" / "microscope.json"
-    code, output, errors = run(target, "--style", series, "--shape", "40,128,128", "--seed", 7, "--tilt-axis", 0)
+    code, output, errors = run(target, "--style", series, "--shape", "40,128,128", "--seed", 7)
     assert code == 0, errors
     model = NoiseModel.from_json(target.read_text())
     assert model.response is not None
@@ -75,7 +75,7 @@ def test_fit(run: Run, series: Path, tmp_path: Path) -> None:
     assert "power of simulated over measured tilts: off by " in output
     about = json.loads(target.read_text())["about"]
     assert about["tilt_series"] == [str(series)]
-    assert (about["built_in"], about["aligned"], about["defocus_given"]) == (True, [True], [False])
+    assert (about["built_in"], about["aligned"], about["defocus_given"]) == (True, [False], [False])
     assert "fiducials" not in about["options"]
     assert sorted(path.name for path in target.parent.iterdir()) == ["microscope.json", "microscope.png"]
     with Image.open(target.with_suffix(".png")) as picture:
@@ -206,6 +206,22 @@ def test_the_step_is_chosen(run: Run, series: Path, tmp_path: Path) -> None:
     assert f"chosen: step {found.style['step_size']:g}" in output
     assert found.about["step"][-1] in output
     assert found.about["specimens"] == 1
+
+
+def test_series_without_alignment_are_aligned(run: Run, series: Path, tmp_path: Path) -> None:
+    """Given the axis, tilts that lie anywhere are brought upon each other; without it the fit refuses them."""
+    tilts = TiltSeries.read(series)
+    moved = torch.stack([one.roll((7 * (-1) ** i, 3 * i), dims=(0, 1)) for i, one in enumerate(tilts.tilts)])
+    path = tmp_path / "moved.mrc"
+    write_mrc(path, moved, voxel_size=10.0)
+    write_tlt(path.with_suffix(".tlt"), ANGLES)
+    given = ("--style", path, "--shape", "40,128,128", "--defocus", "3.5", "--count", "1")
+    code, _, errors = run(tmp_path / "a.json", *given)
+    assert (code, "align the series first" in " ".join(errors.split())) == (1, True)
+    code, _, errors = run(tmp_path / "a.json", *given, "--tilt-axis", 0)
+    assert code == 0, errors
+    about = read_microscope(tmp_path / "a.json").about
+    assert (about["aligned"], about["tilt_axis"]) == ([True], 0.0)
 
 
 def test_the_picture_is_not_the_file(run: Run, series: Path, tmp_path: Path) -> None:
