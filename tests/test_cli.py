@@ -320,6 +320,7 @@ class TestFigures:
         save_figure(figure, tmp_path / "beside.png")
 
 
+@pytest.mark.nightly
 @pytest.mark.slow
 def test_a_small_demo_learns_and_comes_again(no_cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The loss is finite and falls, the picture is whole, nothing else is written, and the seed determines it all."""

@@ -198,6 +198,7 @@ def test_goes_on_by_itself_and_refuses_other_settings(run: Run, tmp_path: Path) 
     assert len(_checkpoint(tmp_path)["losses"]) == 2
 
 
+@pytest.mark.nightly
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
@@ -223,6 +224,7 @@ def test_mistakes_get_one_line(run: Run, data: Path, tmp_path: Path, arguments: 
     assert _files(tmp_path) == []
 
 
+@pytest.mark.nightly
 def test_damaged_checkpoint_gets_one_line(run: Run, tmp_path: Path) -> None:
     """A file that is no checkpoint is named, with the remedy, and left as it is."""
     (tmp_path / "checkpoint.pt").write_bytes(b"not a checkpoint")
@@ -232,6 +234,7 @@ def test_damaged_checkpoint_gets_one_line(run: Run, tmp_path: Path) -> None:
     assert (tmp_path / "checkpoint.pt").read_bytes() == b"not a checkpoint"
 
 
+@pytest.mark.nightly
 @pytest.mark.slow
 def test_error_of_a_worker_gets_one_line(run: Run, data: Path, tmp_path: Path) -> None:
     """A specimen that only a worker reads is named, too."""
