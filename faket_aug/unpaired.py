@@ -32,6 +32,8 @@ _MODEL_ERROR = 0.05
 _SIGNIFICANT = 5.0
 #: Parts of the pairs of tilts that are left out in turn, for the errors.
 _PARTS = 5
+#: Of the costs and parameters of the fit, relative: at a bound the last digits take hundreds of steps.
+_TOLERANCE = 1e-6
 #: Deviation of the amplitude contrast from the given one: what it is depends on the ice.
 _CONTRAST_ERROR = 0.01
 #: The parameters that all series have in common (the envelope's, and the amplitude contrast), starts and bounds.
@@ -275,7 +277,8 @@ class _Fit:
 
     def _fit(self, start: FloatArray, left_out: int | None = None) -> OptimizeResult:
         count = len(self._data)
-        margin = np.maximum(self._spread, 1e-6)
+        # A known defocus is not asked for its parameter; narrow bounds would only make steps small.
+        margin = np.where(self.known, 1.0, self._spread)
         low, high = (
             [number for place in self._given + side * margin for number in (side * np.inf, place)] for side in (-1, 1)
         )
@@ -286,6 +289,8 @@ class _Fit:
             bounds=([*_LEAST, *low], [*_MOST, *high]),
             x_scale=[*_SCALES, *[1.0, 0.3] * count],
             loss="soft_l1",
+            ftol=_TOLERANCE,
+            xtol=_TOLERANCE,
             args=(left_out,),
         )
 
