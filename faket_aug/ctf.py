@@ -21,6 +21,8 @@ from faket_aug.formats.tilts import TiltMetadata
 
 #: Of the field's usual microscope; what a file leaves out.
 VOLTAGE, SPHERICAL_ABERRATION, AMPLITUDE_CONTRAST = 300.0, 2.7, 0.07
+#: µm, searched where nothing is known of the defocus.
+DEFOCUS_RANGE = (0.2, 10.0)
 #: Ways to undo it, and the signal-to-noise ratio of the second.
 CORRECTIONS, SNR = ("phase-flip", "wiener"), 10.0
 #: What may differ between tilts.
@@ -102,6 +104,11 @@ class ContrastTransfer:
         if any(low >= high for (low, _), (high, _) in pairwise(gain)):
             raise ValueError(f"expected `radial_gain` with increasing frequencies, got {self.radial_gain!r}")
         object.__setattr__(self, "radial_gain", gain)
+
+    @classmethod
+    def within(cls, low: float = DEFOCUS_RANGE[0], high: float = DEFOCUS_RANGE[1], **settings: Any) -> Self:
+        """Make a function whose defocus lies somewhere between two numbers, µm, other settings as given."""
+        return cls(defocus=(low + high) / 2, spread=(high - low) / 2, **settings)
 
     @classmethod
     def from_metadata(cls, metadata: TiltMetadata, **settings: Any) -> Self:

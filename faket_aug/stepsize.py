@@ -185,22 +185,18 @@ def split_series(series: Sequence[TiltSeries]) -> tuple[list[TiltSeries], list[T
     """Share out tilt-series: those for the style bank, and those held out. Of a single one, every second tilt."""
     if len(series) > 1:
         return list(series[::2]), list(series[1::2])
-    return [_every_second(series[0], 0)], [_every_second(series[0], 1)]
-
-
-def _every_second(series: TiltSeries, first: int) -> TiltSeries:
-    return TiltSeries(
-        tilts=series.tilts[first::2],
-        tilt_angles=series.tilt_angles[first::2],
-        pixel_size=series.pixel_size,
-        name=series.name,
+    one = series[0]
+    style, held_out = (
+        replace(one, tilts=one.tilts[first::2], tilt_angles=one.tilt_angles[first::2], metadata=None)
+        for first in (0, 1)
     )
+    return [style], [held_out]
 
 
 def _at(series: TiltSeries, angles: FloatArray) -> TiltSeries:
     """The tilts nearest to some angles, at these."""
     index = torch.from_numpy(nearest_tilts(angles, series.tilt_angles))
-    return TiltSeries(tilts=series.tilts[index], tilt_angles=angles, pixel_size=series.pixel_size, name=series.name)
+    return replace(series, tilts=series.tilts[index], tilt_angles=angles, metadata=None)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -20,8 +20,6 @@ from faket_aug.ringpower import RESOLUTION_RANGE, RingPower
 from faket_aug.statistics import constant_images
 
 FloatArray = npt.NDArray[np.float64]
-#: µm, searched where nothing is known of the defocus.
-DEFOCUS_RANGE = (0.2, 10.0)
 #: Side of the tiles, pixels.
 TILE = 512
 #: Smaller images, pixels, hold too little.
@@ -173,8 +171,7 @@ def _checked(images: Tensor, pixel_size: float) -> Tensor:
 
 
 def _microscope(ctf: ContrastTransfer | None) -> ContrastTransfer:
-    low, high = DEFOCUS_RANGE
-    ctf = ContrastTransfer(defocus=(low + high) / 2, spread=(high - low) / 2) if ctf is None else ctf
+    ctf = ContrastTransfer.within() if ctf is None else ctf
     if isinstance(ctf.defocus, tuple) or isinstance(ctf.phase_shift, tuple):
         raise ValueError("expected `ctf` with one defocus and one phase shift, got some for each tilt; set numbers")
     if ctf.spread == 0:

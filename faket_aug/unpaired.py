@@ -18,8 +18,6 @@ from faket_aug.spectra import LINE, RINGS, SeriesSpectra
 FloatArray = npt.NDArray[np.float64]
 #: Frequencies of the fit, cycles per pixel: below, specimens differ; above, the corners of the spectrum are empty.
 FIT_RANGE = (0.02, 0.48)
-#: µm, searched where nothing is known of the defocus.
-DEFOCUS_RANGE = (0.2, 10.0)
 #: Neighbours further apart than this, degrees, share too little.
 FARTHEST = 10.0
 #: Deviations in tilts and rings of the Gaussian that spectra are smoothed by, where they only have to be about right.
@@ -332,8 +330,7 @@ class _Fit:
 
 def _microscopes(ctf: ContrastTransfer | Sequence[ContrastTransfer] | None, count: int) -> list[ContrastTransfer]:
     """One for each series, without what the fit leaves out."""
-    low, high = DEFOCUS_RANGE
-    ctf = ContrastTransfer(defocus=(low + high) / 2, spread=(high - low) / 2) if ctf is None else ctf
+    ctf = ContrastTransfer.within() if ctf is None else ctf
     each = [ctf] * count if isinstance(ctf, ContrastTransfer) else list(ctf)
     if len(each) != count:
         raise ValueError(f"expected one `ctf`, or {count}, one for each series, got {len(each)}")

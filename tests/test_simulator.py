@@ -600,18 +600,23 @@ def test_tilts_are_corrected_before_the_reconstruction() -> None:
         simulator(ctf_correction="phase-flip")
 
 
+def _response(thing: GrandModel, *, scale: float, power: float, defocus: tuple[float, ...] = ()) -> MicroscopeResponse:
+    """White noise of a power, and a signal with nothing but a defocus of 3 µm and a scale (its logarithm)."""
+    return MicroscopeResponse(
+        pixel_size=thing.voxel_size,
+        ctf=ContrastTransfer(defocus=3.0),
+        envelope=Envelope(log_scale=scale),
+        noise=(tuple(np.full(len(RINGS), power)),),
+        angle_range=(-60.0, 60.0),
+        defocus=defocus,
+    )
+
+
 def test_noise_with_a_response(tmp_path: Path) -> None:
     """A fitted response takes the place of white noise; specimens must have its pixel size."""
     thing = specimen(0)
     model = noise_model()
-    noise = (tuple(np.full(len(RINGS), 4.0)),)
-    response = MicroscopeResponse(
-        pixel_size=thing.voxel_size,
-        ctf=ContrastTransfer(defocus=3.0),
-        envelope=Envelope(log_scale=0.0),
-        noise=noise,
-        angle_range=(-60.0, 60.0),
-    )
+    response = _response(thing, scale=0.0, power=4.0)
     fitted = replace(model, response=response)
     made = simulator("noisy", tmp_path, noise=fitted)(thing, seed=0)
     mean, std = mean_std(made.tiltseries)
@@ -641,14 +646,7 @@ def test_noise_with_a_response(tmp_path: Path) -> None:
 def test_noiseless_tilts_are_the_other_half_of_noisy_ones(tmp_path: Path) -> None:
     """With a response both pass the same microscope: their difference is noise, without the specimen."""
     thing = specimen(0)
-    response = MicroscopeResponse(
-        pixel_size=thing.voxel_size,
-        ctf=ContrastTransfer(defocus=3.0),
-        envelope=Envelope(log_scale=2.0),
-        noise=(tuple(np.full(len(RINGS), 4.0)),),
-        angle_range=(-60.0, 60.0),
-        defocus=(2.0, 3.0, 4.0),
-    )
+    response = _response(thing, scale=2.0, power=4.0, defocus=(2.0, 3.0, 4.0))
     noisy = simulator("noisy", tmp_path, noise=replace(noise_model(), response=response))
     clean = replace(noisy, modality="noiseless")
     for number in range(3):
@@ -670,14 +668,7 @@ def test_noiseless_tilts_are_the_other_half_of_noisy_ones(tmp_path: Path) -> Non
 def test_each_tomogram_has_the_defocus_of_one_series(tmp_path: Path) -> None:
     """A response that was fitted to several series stands for all of them: the record says for which."""
     thing = specimen(0)
-    response = MicroscopeResponse(
-        pixel_size=thing.voxel_size,
-        ctf=ContrastTransfer(defocus=3.0),
-        envelope=Envelope(log_scale=0.0),
-        noise=(tuple(np.full(len(RINGS), 1e-6)),),
-        angle_range=(-60.0, 60.0),
-        defocus=(2.5, 3.5),
-    )
+    response = _response(thing, scale=0.0, power=1e-6, defocus=(2.5, 3.5))
     make = simulator("noisy", tmp_path, noise=replace(noise_model(), response=response))
     records = [make.draw(thing, seed=0, tomogram=number) for number in range(12)]
     assert {record.defocus for record in records} == {(2.5,), (3.5,)}

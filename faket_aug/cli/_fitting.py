@@ -35,7 +35,6 @@ from faket_aug.spectra import RINGS, series_spectra
 from faket_aug.stepsize import StepChoice, choose_step_size, split_series
 from faket_aug.stylebank import StyleBank
 from faket_aug.tiltseries import TiltSeries
-from faket_aug.unpaired import DEFOCUS_RANGE
 
 #: (z, y, x) of the built-in specimens, voxels.
 BUILT_IN_SHAPE = (64, 256, 256)
@@ -235,8 +234,7 @@ def _optics(work: FitWork, series: list[TiltSeries]) -> list[ContrastTransfer]:
     optics = _settings(series, without=work.optics) | dict(work.optics)
     if work.defocus is not None:
         numbers = _numbers(work.defocus)
-        one = ContrastTransfer(defocus=float(np.mean(numbers)), spread=float(np.ptp(numbers)) / 2, **optics)
-        return [one] * len(series)
+        return [ContrastTransfer.within(min(numbers), max(numbers), **optics)] * len(series)
     return [_searched(one, optics) for one in series]
 
 
@@ -260,10 +258,9 @@ def _settings(series: list[TiltSeries], *, without: Iterable[str]) -> dict[str, 
 
 def _searched(series: TiltSeries, optics: dict[str, Any]) -> ContrastTransfer:
     """A series' defocus: fitted tilt by tilt by another program, or meant by the microscope, or not known."""
-    low, high = DEFOCUS_RANGE
     metadata = series.metadata
     if metadata is None or metadata.defocus_um is None or not np.isfinite(metadata.defocus_um).any():
-        return ContrastTransfer(defocus=(low + high) / 2, spread=(high - low) / 2, **optics)
+        return ContrastTransfer.within(**optics)
     values = metadata.defocus_um[np.isfinite(metadata.defocus_um)]
     # The same number for all tilts is what the microscope was set to.
     spread = NOMINAL_SPREAD if np.ptp(values) == 0 else 0.0

@@ -142,7 +142,7 @@ def make_parts(options: Options) -> Parts:
     usable_device(plain.device)
     return Parts(
         plain=plain,
-        noise=None if modality == "noiseless" else _noise(options, style, angles),
+        noise=None if modality == "noiseless" else _noise(options, style, angles, fitted),
         style=style if styled else (),
         features=VGG19Features(options.weights, precision=options.precision) if styled else None,
         noise_digest=None if modality == "noiseless" else _noise_digest(options, style),
@@ -157,10 +157,10 @@ def _tilt_angles(options: Options, style: tuple[TiltSeries, ...], fitted: Micros
     return read_tilt_angles(options.tilt_angles) if isinstance(options.tilt_angles, str) else options.tilt_angles
 
 
-def _noise(options: Options, style: tuple[TiltSeries, ...], angles: Any) -> NoiseModel:
-    """Read a noise model, or assume one; without measured tilts, of tilts with mean 0 and deviation 1."""
-    if options.noise is not None:
-        return read_microscope(options.noise).noise
+def _noise(options: Options, style: tuple[TiltSeries, ...], angles: Any, fitted: MicroscopeFile | None) -> NoiseModel:
+    """Take the fitted noise, or assume one; without measured tilts, of tilts with mean 0 and deviation 1."""
+    if fitted is not None:
+        return fitted.noise
     settings: dict[str, Any] = {} if options.snr is None else {"snr": options.snr}
     if options.quantiles is not None and style:
         settings["quantiles"] = options.quantiles
