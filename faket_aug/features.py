@@ -12,7 +12,6 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from torch.nn.grad import conv2d_input
 
 from faket_aug._checks import WeightsError, check_choice
 from faket_aug._random import torch_generator, torch_seed
@@ -168,14 +167,16 @@ class VGG19Features(nn.Module):
 
         Returns
         -------
-        The features, and a function from gradients by (some of) them, which it may overwrite, to the gradient by the
-        images, `(n, 3, y, x)` in float32.
+        The features, and a function from gradients by (some of) them to the gradient by the images, `(n, 3, y, x)` in
+        float32. It takes each layer's gradient once, the deepest first, may overwrite it, and can be used once.
         """
-        tape: list[_Saved] = []
-        features = self._run(images, layers, tape)
+        tapes: list[list[_Saved]] = [[]]
+        features = self._run(images, layers, tapes[0])
 
         def pullback(gradients: Mapping[int, Tensor]) -> Tensor:
-            return self._pull_back(gradients, tape, tuple(images.shape))
+            if not tapes:
+                raise RuntimeError("expected one use of a pull-back, which forgets as it goes, got another")
+            return self._pull_back(gradients, tapes.pop(), tuple(images.shape))
 
         return features, pullback
 
@@ -202,7 +203,8 @@ class VGG19Features(nn.Module):
 
     def _pull_back(self, gradients: Mapping[int, Tensor], tape: list[_Saved], shape: tuple[int, ...]) -> Tensor:
         gradient: Tensor | None = None
-        for saved in reversed(tape):
+        while tape:
+            saved = tape.pop()  # what is behind is not needed again
             if saved.index in POOLINGS:
                 gradient = None if gradient is None else self._unpool(gradient, saved)
                 continue
@@ -238,15 +240,15 @@ class VGG19Features(nn.Module):
         return functional.relu_(result)
 
     def _convolve_backward(self, gradient: Tensor, index: int) -> Tensor:
-        weight = self.convolutions[f"weight_{index}"]
-        n, _, height, width = gradient.shape
-        border = 1 if index == 0 else 0
-        shape = (n, weight.shape[1], height + 2 * border, width + 2 * border)
-        pulled: Tensor = conv2d_input(shape, weight, gradient, padding=1 - border)  # type: ignore[no-untyped-call]
-        if border:
-            like = pulled.new_empty((n, weight.shape[1], height, width))
-            pulled = torch.ops.aten.replication_pad2d_backward(pulled, like, (1, 1, 1, 1))
-        return pulled
+        # The transpose of a convolution is one with the weights turned round.
+        weight = self.convolutions[f"weight_{index}"].flip(2, 3).transpose(0, 1)
+        weight = weight.contiguous(memory_format=torch.channels_last)
+        if index:
+            return functional.conv2d(gradient, weight, padding=1)
+        pulled = functional.conv2d(gradient, weight, padding=2)
+        like = pulled[..., 1:-1, 1:-1]
+        padded: Tensor = torch.ops.aten.replication_pad2d_backward(pulled, like, (1, 1, 1, 1))
+        return padded
 
     def _pool(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
         if self.pooling == "max":

@@ -21,6 +21,8 @@ _WINDOWS: dict[str, Callable[[Tensor], Tensor]] = {
     "hann": lambda f: (1 + torch.cos(2 * math.pi * f)) / 2,
 }
 FILTERS = ("shrec", *_WINDOWS, "none")
+#: Pixels that are transformed at a time.
+_CPU_ELEMENTS, _GPU_ELEMENTS = 2**19, 2**27
 
 
 def filter_projections(projections: Tensor, filter: str = "shrec") -> Tensor:
@@ -46,12 +48,15 @@ def filter_projections(projections: Tensor, filter: str = "shrec") -> Tensor:
     check_ndim("projections", projections, "... y x")
     check_choice("filter", filter, FILTERS)
     dtype = result_dtype(projections.dtype)
-    images = projections.to(working_dtype(dtype))
     if filter == "none":
-        return images.to(dtype)
-    if filter == "shrec":
-        return _apply_shrec(images).to(dtype)
-    return _apply_along_x(images, filter).to(dtype)
+        return projections.to(dtype)
+    apply = _shrec_filter(projections) if filter == "shrec" else _filter_along_x(projections, filter)
+    # Some images at a time: their spectra stay in the cache, or in little of a GPU's memory.
+    flat = projections.reshape(-1, *projections.shape[-2:])
+    elements = _GPU_ELEMENTS if projections.is_cuda else _CPU_ELEMENTS
+    parts = torch.split(flat, max(1, elements // max(flat[:1].numel(), 1)))
+    filtered = [apply(part.to(working_dtype(dtype))).to(dtype) for part in parts]
+    return torch.cat(filtered).view(projections.shape)
 
 
 def fourier_weights(filter: str, length: int) -> Tensor:
@@ -91,25 +96,33 @@ def shrec_weights(height: int, width: int) -> Tensor:
     return weights / weights.max()
 
 
-def _apply_shrec(images: Tensor) -> Tensor:
+def _shrec_filter(images: Tensor) -> Callable[[Tensor], Tensor]:
     height, width = images.shape[-2:]
-    weights = shrec_weights(height, width).to(images)
+    weights = shrec_weights(height, width).to(images.device, working_dtype(result_dtype(images.dtype)))
     # The weights are not symmetric (the off-by-one), so the result of the complex transform has a small imaginary
     # part that is dropped: the same as with the weights' mean over k and -k, which the real transform can use.
     mirrored = torch.roll(weights.flip(0, 1), shifts=(1, 1), dims=(0, 1))
     even = ((weights + mirrored) / 2)[:, : width // 2 + 1]
     # FakET's toolbox drops each row's mean from what it is told not to filter (for even sizes the ramp does already).
     even[:, 0] = 0.0
-    weighted: Tensor = torch.fft.irfft2(torch.fft.rfft2(images) * even, s=(height, width))
-    return weighted
+
+    def apply(part: Tensor) -> Tensor:
+        weighted: Tensor = torch.fft.irfft2(torch.fft.rfft2(part) * even, s=(height, width))
+        return weighted
+
+    return apply
 
 
-def _apply_along_x(images: Tensor, filter: str) -> Tensor:
+def _filter_along_x(images: Tensor, filter: str) -> Callable[[Tensor], Tensor]:
     width = images.shape[-1]
-    # Periodic, without padding, as FakET: a constant tilt becomes zero, and edges meet their opposites.
-    weighted = torch.fft.rfft(images, dim=-1) * fourier_weights(filter, width).to(images)
-    filtered: Tensor = torch.fft.irfft(weighted, n=width, dim=-1)
-    return filtered
+    weights = fourier_weights(filter, width).to(images.device, working_dtype(result_dtype(images.dtype)))
+
+    def apply(part: Tensor) -> Tensor:
+        # Periodic, without padding, as FakET: a constant tilt becomes zero, and edges meet their opposites.
+        filtered: Tensor = torch.fft.irfft(torch.fft.rfft(part, dim=-1) * weights, n=width, dim=-1)
+        return filtered
+
+    return apply
 
 
 class PaddedGrid:

@@ -74,7 +74,8 @@ def reconstruct(
     if bin > 1:
         tilts = bin_images(tilts, bin, method=binning)
     # The scale goes to the tilts, which are many times smaller than the tomogram.
-    tilts = filter_projections(tilts, filter) * (math.pi / len(angles))
+    filtered, scale = filter_projections(tilts, filter), math.pi / len(angles)
+    tilts = filtered * scale if filter == "none" else filtered.mul_(scale)
     size = tilts.shape[-1] if width is None else width
     check_positive("width", size)
     plane_map = voxel_map(angles, depth, size, tilts.shape[-1], tilts.device, tilts.dtype)

@@ -13,11 +13,14 @@ import numpy as np
 import scipy.sparse
 import torch
 from torch import Tensor
+from torch.nn import functional
 
-#: Rows of y that one product takes on a CPU: the block of the stack stays in the second-level cache.
-_CPU_COLUMNS = 32
+#: Rows of y that one product takes on a CPU: a weight is read once for all of them, and they fill some registers.
+_CPU_COLUMNS = 64
 #: Elements of a product on a CPU before it is turned into its place: they stay in the second-level cache, too.
 _CPU_ELEMENTS = 2**18
+#: Whether this torch has the compiled kernels for sums of embeddings (x86).
+_HAS_BAGS = "fbgemm" in torch.backends.quantized.supported_engines
 #: Elements of a block that one product takes on a GPU (1 GiB of float32).
 _GPU_ELEMENTS = 2**28
 
@@ -106,17 +109,23 @@ def _product(stack: Tensor, plane_map: PlaneMap, adjoint: bool) -> Tensor:
     step = _CPU_COLUMNS if on_cpu else max(1, _GPU_ELEMENTS // max(matrix.shape))
     planes = max(1, _CPU_ELEMENTS // (min(step, rows) * q_out)) if on_cpu else p_out
     parts = [(first, _rows_of(matrix, first * q_out, (first + planes) * q_out)) for first in range(0, p_out, planes)]
-    # One buffer for all: fresh memory costs a CPU a page fault every 4 KiB.
-    buffer = stack.new_empty(min(planes, p_out) * q_out * min(step, rows))
+    multiply = _sum_bags if on_cpu and stack.dtype == torch.float32 and _HAS_BAGS else torch.mm
     for source, target in zip(flat, out, strict=True):
         for start in range(0, rows, step):
             block = source[:, start : start + step]  # (p, y, q)
             columns = block.permute(0, 2, 1).reshape(matrix.shape[1], -1).contiguous()
             for first, part in parts:
-                size = (part.shape[0], columns.shape[1])
-                product = torch.mm(part, columns, out=buffer[: size[0] * size[1]].view(size)).view(-1, q_out, size[1])
+                product = multiply(part, columns).view(-1, q_out, columns.shape[1])
                 target[first : first + planes, start : start + step] = product.permute(0, 2, 1)
     return result
+
+
+def _sum_bags(matrix: Tensor, columns: Tensor) -> Tensor:
+    """Multiply as weighted sums of embeddings, whose compiled kernels are two to three times as fast as `torch.mm`."""
+    ends, index, weight = matrix.crow_indices(), matrix.col_indices(), matrix.values()
+    return functional.embedding_bag(
+        index, columns, ends, mode="sum", per_sample_weights=weight, include_last_offset=True
+    )
 
 
 def _rows_of(matrix: Tensor, first: int, last: int) -> Tensor:

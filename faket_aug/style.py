@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -22,6 +22,8 @@ AVERAGE_DECAY = 0.99
 MEMORY_BUDGET = 2**30
 _BETAS = (0.9, 0.999)
 _EPS = 1e-8
+#: Elements of a layer that are looked at together: on a CPU what is made of them stays in the cache.
+_CPU_BLOCK, _GPU_BLOCK = 2**17, 2**28
 #: Bytes per pixel and channel-of-the-first-layer of one tilt's forward and backward pass, measured, with room.
 _BYTES_PER_PIXEL = 4 * 64 * 8
 
@@ -36,7 +38,10 @@ class Encoder(Protocol):
     def forward_and_pullback(
         self, images: Tensor, layers: Iterable[int]
     ) -> tuple[dict[int, Tensor], Callable[[Mapping[int, Tensor]], Tensor]]:
-        """Compute the same, and the map from gradients by the features to the gradient by the images."""
+        """Compute the same, and the map from gradients by the features to the gradient by the images.
+
+        The map takes each layer's gradient once, the deepest first, may overwrite it, and is used once.
+        """
         ...
 
 
@@ -93,8 +98,14 @@ def gram_matrix(features: Tensor) -> Tensor:
     `(n, channels, channels)`, accumulated in float32 at least: bfloat16 would lose the small layers.
     """
     flat = _pixels_by_channels(features)
-    wide = flat if flat.dtype == torch.float64 else flat.float()
-    return wide.mT @ wide / flat.shape[1]
+    gram = flat.new_zeros((len(flat), flat.shape[2], flat.shape[2]), dtype=_wide(flat.dtype))
+    pixels = max(1, _block(flat) // flat.shape[2])
+    for image, own in zip(flat, gram, strict=True):
+        # Some pixels at a time where they have to be widened; a matrix by a matrix, as batches of one are slow.
+        for some in [image] if image.dtype == gram.dtype else torch.split(image, pixels):
+            wide = some.to(gram.dtype)
+            own.addmm_(wide.mT, wide)
+    return gram.div_(flat.shape[1])
 
 
 def gray_to_rgb(tilts: Tensor) -> Tensor:
@@ -223,25 +234,73 @@ def _gradient(
 ) -> Tensor:
     """Differentiate the loss by the images; tilts add up, so each gets the gradient of its own loss."""
     found, pullback = features.forward_and_pullback(images, [*content, *grams])
-    slopes: dict[int, Tensor] = {}
-    for layer, target in content.items():
-        slopes[layer] = _error_slope(found[layer], target).mul_(content_weight)
-    for weight, (layer, gram) in zip(style_weights, grams.items(), strict=True):
-        slope = _gram_slope(found[layer], _error_slope(gram_matrix(found[layer]), gram).mul_(weight))
-        slopes[layer] = slopes[layer].add_(slope) if layer in slopes else slope
-    return pullback(slopes)
+    return pullback(_Slopes(found, content, content_weight, grams, style_weights))
 
 
-def _error_slope(found: Tensor, target: Tensor) -> Tensor:
-    """Derivative by `found` of `Σd² / (Σ|d| + 1e-8)` of each tilt, with `d = found - target`.
+class _Slopes(Mapping[int, Tensor]):
+    """The loss' derivatives by the features, each made when it is asked for, once: it is as large as its layer."""
 
-    The loss is FakET's: its gradient does not depend on the layer's scale.
+    def __init__(
+        self,
+        found: dict[int, Tensor],
+        content: Mapping[int, Tensor],
+        content_weight: float,
+        grams: Mapping[int, Tensor],
+        style_weights: Sequence[float],
+    ) -> None:
+        self._found, self._layers = found, sorted(found, reverse=True)
+        self._content, self._content_weight = content, content_weight
+        self._grams, self._style_weights = grams, dict(zip(grams, style_weights, strict=True))
+
+    def __getitem__(self, layer: int) -> Tensor:
+        if layer not in self._layers:
+            raise KeyError(layer)
+        found = self._found.pop(layer)  # nobody else needs it any more
+        slope: Tensor | None = None
+        if layer in self._grams:
+            gram_slope = _error_slope(gram_matrix(found), self._grams[layer])
+            slope = _gram_slope(found, gram_slope.mul_(self._style_weights[layer]))
+        if layer in self._content:
+            content = _error_slope(found, self._content[layer], self._content_weight)
+            slope = content if slope is None else slope.add_(content)
+        assert slope is not None, "features are found at the layers of the loss only"
+        return slope
+
+    def __contains__(self, layer: object) -> bool:
+        return layer in self._layers
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self._layers)
+
+    def __len__(self) -> int:
+        return len(self._layers)
+
+
+def _error_slope(found: Tensor, target: Tensor, weight: float = 1.0) -> Tensor:
+    """Derivative by `found` of `weight · Σd² / (Σ|d| + 1e-8)` of each tilt, with `d = found - target`.
+
+    The loss is FakET's: its gradient does not depend on the layer's scale. In the precision of `found`, which is
+    looked at block by block, so that what lies between is never in memory.
     """
-    difference = found.float() - target.float() if found.dtype != torch.float64 else found - target
-    axes = tuple(range(1, found.ndim))
-    total = difference.abs().sum(axes, keepdim=True) + _EPS
-    squares = difference.square().sum(axes, keepdim=True)
-    return difference * (2 / total) - difference.sign() * (squares / total**2)
+    # Channels are last in memory: so flattened, nothing is copied.
+    order = (0, 2, 3, 1) if found.ndim == 4 else (0, 1, 2)
+    pairs = found.permute(order).flatten(1), target.permute(order).flatten(1)
+    slope = torch.empty_like(pairs[0])
+    size = min(_block(found), slope.shape[1])
+    buffer = slope.new_empty(size, dtype=_wide(found.dtype))
+    for own, wanted, result in zip(*pairs, slope, strict=True):
+        blocks = list(zip(*(torch.split(values, size) for values in (own, wanted, result)), strict=True))
+        sums = torch.zeros(2, device=found.device, dtype=torch.float64)
+        for a, b, _ in blocks:
+            difference = buffer[: len(a)].copy_(a).sub_(b)
+            sums += torch.stack([torch.dot(difference, difference), difference.abs_().sum()])
+        total = sums[1] + _EPS
+        steep, level = (2 * weight / total).to(buffer.dtype), (weight * sums[0] / total**2).to(buffer.dtype)
+        for a, b, out in blocks:
+            difference = buffer[: len(a)].copy_(a).sub_(b)
+            out.copy_((difference * steep).sub_(difference.sign_().mul_(level)))
+    unflattened = slope.view([found.shape[axis] for axis in order])
+    return unflattened.permute(0, 3, 1, 2) if found.ndim == 4 else unflattened
 
 
 def _gram_slope(features: Tensor, gram_slope: Tensor) -> Tensor:
@@ -250,6 +309,15 @@ def _gram_slope(features: Tensor, gram_slope: Tensor) -> Tensor:
     flat = _pixels_by_channels(features)
     slope = flat @ (gram_slope * (2 / flat.shape[1])).to(flat.dtype)
     return slope.reshape(n, height, width, channels).permute(0, 3, 1, 2)
+
+
+def _block(values: Tensor) -> int:
+    return _GPU_BLOCK if values.is_cuda else _CPU_BLOCK
+
+
+def _wide(dtype: torch.dtype) -> torch.dtype:
+    """The precision of sums: float32 at least."""
+    return torch.promote_types(dtype, torch.float32)
 
 
 def _pixels_by_channels(features: Tensor) -> Tensor:

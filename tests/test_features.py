@@ -183,13 +183,16 @@ def test_pullback_is_the_derivative(narrow: Path, pooling: str, layers: tuple[in
 
 
 def test_pullback_of_some_layers(narrow: Path) -> None:
-    """The pull-back takes gradients by some or none of the layers (its to overwrite), any number of times."""
+    """The pull-back takes gradients by some or none of the layers (its to overwrite), once: it forgets as it goes."""
     features = VGG19Features(narrow)
     images = _images(1, 3, 24, 24)
-    found, pullback = features.forward_and_pullback(images, [1, 6, 11])
 
     def pulled(*layers: int) -> Tensor:
-        return pullback({layer: torch.ones_like(found[layer]) for layer in layers})
+        found, pullback = features.forward_and_pullback(images, [1, 6, 11])
+        gradient = pullback({layer: torch.ones_like(found[layer]) for layer in layers})
+        with pytest.raises(RuntimeError, match="one use"):
+            pullback({})
+        return gradient
 
     whole = pulled(1, 6, 11)
     apart = [pulled(layer) for layer in (1, 6, 11)]
