@@ -76,16 +76,29 @@ def check_same_shape(name: str, shape: Sequence[int], other: str, other_shape: S
         raise ValueError(f"expected `{name}` to have the shape of `{other}`, {tuple(other_shape)}, got {tuple(shape)}")
 
 
+#: Values that `check_finite` looks at together.
+_CHECKED = 2**24
+
+
 def check_finite(tensor: Tensor, what: str) -> None:
     """Raise a `FileFormatError` that counts the NaN and infinite values of `what`, if there are any."""
-    # The sum is finite exactly when no value is NaN or infinite (short of overflow), and needs no mask.
-    if not tensor.is_floating_point() or bool(torch.isfinite(tensor.sum(dtype=torch.float64))):
+    if not tensor.is_floating_point() or tensor.numel() == 0:
         return
-    bad = ~torch.isfinite(tensor)
-    count = int(bad.sum())
+    # Some sections at a time: so is what is larger than memory.
+    step = max(1, _CHECKED // tensor[0].numel())
+    count = 0
+    first: tuple[int, ...] = ()
+    for start in range(0, len(tensor), step):
+        part = tensor[start : start + step]
+        # The sum is finite exactly when no value is NaN or infinite (short of overflow), and needs no mask.
+        if bool(torch.isfinite(part.sum(dtype=torch.float64))):
+            continue
+        bad = (~torch.isfinite(part)).nonzero()
+        if len(bad) and not count:
+            first = (start + int(bad[0, 0]), *(int(i) for i in bad[0, 1:]))
+        count += len(bad)
     if count == 0:
         return
-    first = tuple(int(i) for i in bad.nonzero()[0])
     raise FileFormatError(
         f"{what}: expected finite numbers, got {count} NaN or infinite values, the first at index {first}; "
         "replace them before use"

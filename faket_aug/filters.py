@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from faket_aug._checks import check_choice, check_ndim
+from faket_aug._parts import by_parts
 from faket_aug.sparse import result_dtype, working_dtype
 
 #: Windows on the ramp `|f|`, with `f` in cycles per pixel.
@@ -21,8 +22,6 @@ _WINDOWS: dict[str, Callable[[Tensor], Tensor]] = {
     "hann": lambda f: (1 + torch.cos(2 * math.pi * f)) / 2,
 }
 FILTERS = ("shrec", *_WINDOWS, "none")
-#: Pixels that are transformed at a time.
-_CPU_ELEMENTS, _GPU_ELEMENTS = 2**19, 2**27
 
 
 def filter_projections(projections: Tensor, filter: str = "shrec") -> Tensor:
@@ -51,12 +50,9 @@ def filter_projections(projections: Tensor, filter: str = "shrec") -> Tensor:
     if filter == "none":
         return projections.to(dtype)
     apply = _shrec_filter(projections) if filter == "shrec" else _filter_along_x(projections, filter)
-    # Some images at a time: their spectra stay in the cache, or in little of a GPU's memory.
+    working = working_dtype(dtype)
     flat = projections.reshape(-1, *projections.shape[-2:])
-    elements = _GPU_ELEMENTS if projections.is_cuda else _CPU_ELEMENTS
-    parts = torch.split(flat, max(1, elements // max(flat[:1].numel(), 1)))
-    filtered = [apply(part.to(working_dtype(dtype))).to(dtype) for part in parts]
-    return torch.cat(filtered).view(projections.shape)
+    return by_parts(lambda part: apply(part.to(working)), flat, dtype=dtype).view(projections.shape)
 
 
 def fourier_weights(filter: str, length: int) -> Tensor:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from faket_aug._checks import check_ndim, check_positive, check_same_shape
+from faket_aug._parts import by_parts
 from faket_aug.ctf import ContrastTransfer
 from faket_aug.geometry import Angles, as_tilt_angles
 from faket_aug.response import MicroscopeResponse
@@ -303,7 +304,7 @@ class NoiseModel:
             return measured + _column(curves.mean, clean)
         r = _column(curves.correlation, clean)
         sigma = _column(curves.deviation, clean)
-        noisy = r * standardize(clean) + (noise_scale * sigma) * noise
+        noisy = by_parts(_mixed, standardize(clean), noise, r, noise_scale * sigma, dtype=clean.dtype)
         return match_mean_std(
             noisy, torch.from_numpy(curves.mean).to(clean.device), torch.from_numpy(curves.std).to(clean.device)
         )
@@ -328,6 +329,10 @@ class NoiseModel:
             raise ValueError(f"expected a noise model of format {_FORMAT}, got {text[:80]!r}")
         response = MicroscopeResponse.from_dict(data["response"]) if "response" in data else None
         return cls(series=tuple(_series_from_json(data["series"])), order=data["order"], response=response)
+
+
+def _mixed(clean: Tensor, noise: Tensor, clean_share: Tensor, noise_share: Tensor) -> Tensor:
+    return clean * clean_share + noise * noise_share
 
 
 def _check_order(order: int, tilt_angles: Sequence[Floats | FloatArray]) -> None:

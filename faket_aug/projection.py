@@ -30,6 +30,8 @@ def project(
     extend: str = "zero",
     backend: str = "torch",
     cache: bool = True,
+    device: torch.device | str | None = None,
+    dtype: torch.dtype | None = None,
 ) -> Tensor:
     """Sum a volume along the beam at each tilt: rotate with bilinear interpolation, then add up.
 
@@ -53,10 +55,13 @@ def project(
         interpolation).
     cache
         Whether the geometry is kept for the next time; not worth it for angles that do not come again.
+    device, dtype
+        Of the result; by default the volume's (float32 for integers). The volume is brought there some rows of y at a
+        time: one that lies in half precision, in host memory or on disk never is there as a whole.
 
     Returns
     -------
-    `(..., tilt, y, x')` on the volume's device, in its dtype (float32 for integers).
+    `(..., tilt, y, x')`.
 
     Raises
     ------
@@ -69,12 +74,13 @@ def project(
     angles = as_tilt_angles(tilt_angles)
     depth, size = volume.shape[-3], volume.shape[-1]
     width = _checked(size if width is None else width, "width", extend, backend, angles)
-    dtype = result_dtype(volume.dtype)
+    dtype = result_dtype(volume.dtype) if dtype is None else dtype
+    where = volume.device if device is None else torch.device(device)
     if backend == "torch_radon":
         _radon_extend(extend)
-        return _radon_forward(volume.to(torch.float32), angles, width).to(dtype)
-    plane_map = _ray_map(angles, depth, size, width, extend, volume.device, working_dtype(dtype), cache=cache)
-    return plane_map(volume.to(working_dtype(dtype))).to(dtype)
+        return _radon_forward(volume.to(where, torch.float32), angles, width).to(dtype)
+    plane_map = _ray_map(angles, depth, size, width, extend, where, working_dtype(dtype), cache=cache)
+    return plane_map(volume).to(dtype)
 
 
 def backproject(
@@ -120,7 +126,7 @@ def backproject(
         _radon_extend(extend)
         return _radon_adjoint(projections.to(torch.float32), angles, depth, size).to(dtype)
     plane_map = _ray_map(angles, depth, size, columns, extend, projections.device, working_dtype(dtype))
-    return plane_map(projections.to(working_dtype(dtype)), adjoint=True).to(dtype)
+    return plane_map(projections, adjoint=True).to(dtype)
 
 
 def _checked(width: int, name: str, extend: str, backend: str, angles: npt.NDArray[np.float64]) -> int:
@@ -148,9 +154,8 @@ def _ray_map(
     cache: bool = True,
 ) -> PlaneMap:
     def build() -> PlaneMap:
-        tilts = [_ray_weights(math.radians(a), depth, size, width, extend) for a in angles]
-        matrix = scipy.sparse.vstack(tilts, format="csr")
-        return PlaneMap(matrix, (depth, size), (len(angles), width), device=device, dtype=dtype)
+        tilts = (_ray_weights(math.radians(a), depth, size, width, extend) for a in angles)
+        return PlaneMap(tilts, (depth, size), (len(angles), width), device=device, dtype=dtype)
 
     if not cache:
         return build()
@@ -158,7 +163,7 @@ def _ray_map(
     return geometry_cache.get(key, build)
 
 
-def _ray_weights(tilt_rad: float, depth: int, size: int, width: int, extend: str) -> Any:
+def _ray_weights(tilt_rad: float, depth: int, size: int, width: int, extend: str) -> scipy.sparse.csr_matrix:
     """Weights `(x', z·x)` of one tilt, for one slice: bilinear interpolation, summed over the beam's steps."""
     cosine, sine = math.cos(tilt_rad), math.sin(tilt_rad)
     column = np.arange(width) - axis_index(width)

@@ -89,9 +89,8 @@ def voxel_map(
     """Return the map from filtered tilts `(tilt, x')` to voxels `(z, x)`: the sum of smeared tilts, not scaled."""
 
     def build() -> PlaneMap:
-        slabs = [_voxel_weights(angles, z, size, width) for z in range(-axis_index(depth), depth - axis_index(depth))]
-        matrix = scipy.sparse.vstack(slabs, format="csr")
-        return PlaneMap(matrix, (len(angles), width), (depth, size), device=device, dtype=dtype)
+        slabs = (_voxel_weights(angles, z, size, width) for z in range(-axis_index(depth), depth - axis_index(depth)))
+        return PlaneMap(slabs, (len(angles), width), (depth, size), device=device, dtype=dtype)
 
     key = ("voxels", tuple(angles.tolist()), depth, size, width, str(device), dtype)
     return geometry_cache.get(key, build)

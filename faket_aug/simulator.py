@@ -16,6 +16,7 @@ from torch import Tensor
 from faket_aug._checks import SimulationError
 from faket_aug._random import numpy_generator, torch_generator, torch_seed
 from faket_aug._threads import intra_op_threads, usable_device
+from faket_aug.ctf import ContrastTransfer
 from faket_aug.features import VGG19Features
 from faket_aug.geometry import as_tilt_angles
 from faket_aug.microscope import read_microscope
@@ -205,19 +206,16 @@ class FakETSimulator(SimulatorSettings):
 
     def _simulate(self, specimen: Specimen, record: SimulationRecord) -> SimulatedTomogram:
         device = usable_device(self.device)
-        first = self._first_tilts(specimen, record, device)
-        pixel_size = specimen.voxel_size
-        first = self.imperfections.apply(first, pixel_size, self.tilt_angles, record.misalignment)
         noise = self._noise_of(record)
         response = noise.response if isinstance(noise, NoiseModel) else None
         ctf = None if response is None else response.ctf
         if self.ctf is not None:
             ctf = replace(self.ctf, defocus=record.defocus, spread=0.0, jitter=0.0)
-            first = ctf.apply(first, pixel_size)
-        tilts = self._tilts(first, noise, record)
+        # Not kept here: `_tilts` lets go of the clean tilts as soon as it can.
+        tilts = self._tilts(self._clean_tilts(specimen, record, device, ctf), noise, record)
         corrected = tilts
         if ctf is not None and self.ctf_correction is not None:
-            pixel_size = pixel_size if response is None else response.pixel_size
+            pixel_size = specimen.voxel_size if response is None else response.pixel_size
             corrected = ctf.correct(tilts, pixel_size, method=self.ctf_correction)
         labels = specimen.labels.to(device)
         tomogram = reconstruct(
@@ -241,6 +239,14 @@ class FakETSimulator(SimulatorSettings):
             record=record,
         )
 
+    def _clean_tilts(
+        self, specimen: Specimen, record: SimulationRecord, device: torch.device, ctf: ContrastTransfer | None
+    ) -> Tensor:
+        """Make the tilts before there is noise in them; a response's transfer function comes with the noise."""
+        first, pixel_size = self._first_tilts(specimen, record, device), specimen.voxel_size
+        first = self.imperfections.apply(first, pixel_size, self.tilt_angles, record.misalignment)
+        return first if ctf is None or self.ctf is None else ctf.apply(first, pixel_size)
+
     def _first_tilts(self, specimen: Specimen, record: SimulationRecord, device: torch.device) -> Tensor:
         """Project a specimen, or take the tilts that it comes as."""
         response = self._response
@@ -263,10 +269,18 @@ class FakETSimulator(SimulatorSettings):
                 'expected a specimen with tilts for `noise="given"`, got one that is projected; set `noise` to a '
                 "`NoiseModel`"
             )
-        density = specimen.density.to(device, torch.float32)
-        # A microscope's tilts have dark particles: here, and nowhere else, the contrast is turned.
         angles, same = self.imperfections.true_tilt_angles(self.tilt_angles, record.misalignment)
-        return -project(density, angles, extend=self.extend, backend=self.backend, cache=same)
+        projected = project(
+            specimen.density,
+            angles,
+            extend=self.extend,
+            backend=self.backend,
+            cache=same,
+            device=device,
+            dtype=torch.float32,
+        )
+        # A microscope's tilts have dark particles: here, and nowhere else, the contrast is turned.
+        return projected.neg_()
 
     def _noise_of(self, record: SimulationRecord) -> NoiseModel | str | None:
         """The noise of a tomogram: a response has the defocus that was drawn."""
@@ -291,7 +305,7 @@ class FakETSimulator(SimulatorSettings):
         if self.modality != "faket":
             return noisy
         content = model.sample(first, noise, self.tilt_angles, noise_scale=CONTENT_NOISE)
-        del noise
+        del first, noise
         return self.restyle(content, noisy, series=record.style_series)
 
     def restyle(self, content: Tensor, noisy: Tensor, *, series: int) -> Tensor:

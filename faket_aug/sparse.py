@@ -6,7 +6,7 @@ import os
 import threading
 import warnings
 from collections import OrderedDict
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,8 +17,10 @@ from torch.nn import functional
 
 #: Rows of y that one product takes on a CPU: a weight is read once for all of them, and they fill some registers.
 _CPU_COLUMNS = 64
-#: Elements of a product on a CPU before it is turned into its place: they stay in the second-level cache, too.
+#: Elements of a product on a CPU before it is turned into its place: they stay in the second-level cache.
 _CPU_ELEMENTS = 2**18
+#: Weights of one product: their numbers fit 32 bits, and a GPU gets them in few parts.
+_WEIGHTS = 2**27
 #: Whether this torch has the compiled kernels for sums of embeddings (x86).
 _HAS_BAGS = "fbgemm" in torch.backends.quantized.supported_engines
 #: Elements of a block that one product takes on a GPU (1 GiB of float32).
@@ -30,8 +32,9 @@ class PlaneMap:
 
     Parameters
     ----------
-    matrix
-        `(p'·q', p·q)` in SciPy's CSR form.
+    matrices
+        In SciPy's CSR form, `(q', p·q)` for each of p', one after the other: they are never all there in SciPy's
+        double precision.
     planes_in, planes_out
         `(p, q)` and `(p', q')`.
     device, dtype
@@ -40,7 +43,7 @@ class PlaneMap:
 
     def __init__(
         self,
-        matrix: Any,
+        matrices: Iterable[Any],
         planes_in: tuple[int, int],
         planes_out: tuple[int, int],
         *,
@@ -49,36 +52,36 @@ class PlaneMap:
     ) -> None:
         self.planes_in = planes_in
         self.planes_out = planes_out
-        self._forward = _to_torch(matrix, device, dtype)
-        self._adjoint: Tensor | None = None
+        self.device = device
+        self.dtype = dtype
+        self._forward = _joined(matrices, device, dtype)
+        self._adjoint: list[Tensor] | None = None
         self._lock = threading.Lock()
 
     @property
     def nbytes(self) -> int:
         """Bytes that the map holds."""
-        held = self._forward.values().numel() * (self._forward.values().element_size() + 4)
+        held = sum(part.values().numel() * (part.values().element_size() + 4) for part in self._forward)
         return held if self._adjoint is None else 2 * held
 
-    def matrix(self, *, adjoint: bool) -> Tensor:
-        """Return the CSR matrix of the map or of its adjoint (made when first asked for)."""
+    def parts(self, *, adjoint: bool) -> list[Tensor]:
+        """Return the CSR matrices of some planes each, of the map or of its adjoint (made when first asked for)."""
         if not adjoint:
             return self._forward
         with self._lock:
             if self._adjoint is None:
-                forward = self._forward
-                csr = scipy.sparse.csr_matrix(
-                    (
-                        forward.values().cpu().numpy(),
-                        forward.col_indices().cpu().numpy(),
-                        forward.crow_indices().cpu().numpy(),
-                    ),
-                    shape=tuple(forward.shape),
-                )
-                self._adjoint = _to_torch(csr.T.tocsr(), forward.device, forward.dtype)
+                whole = scipy.sparse.vstack([_to_scipy(part) for part in self._forward], format="csr").T.tocsr()
+                rows = self.planes_in[1]
+                planes = (whole[first : first + rows] for first in range(0, whole.shape[0], rows))
+                self._adjoint = _joined(planes, self.device, self.dtype)
             return self._adjoint
 
     def __call__(self, stack: Tensor, *, adjoint: bool = False) -> Tensor:
-        """Apply the map to `(..., p, y, q)`, giving `(..., p', y, q')`; its adjoint the other way round."""
+        """Apply the map to `(..., p, y, q)`, giving `(..., p', y, q')`; its adjoint the other way round.
+
+        The stack may lie elsewhere, and in another precision, than the map and the result: it is brought there some
+        rows at a time.
+        """
         result: Tensor = _Apply.apply(stack, self, adjoint)
         return result
 
@@ -88,35 +91,37 @@ class _Apply(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, stack: Tensor, plane_map: PlaneMap, adjoint: bool) -> Tensor:
-        ctx.plane_map, ctx.adjoint = plane_map, adjoint
+        ctx.plane_map, ctx.adjoint, ctx.like = plane_map, adjoint, (stack.device, stack.dtype)
         return _product(stack, plane_map, adjoint)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        return _Apply.apply(grads[0], ctx.plane_map, not ctx.adjoint), None, None
+        return _Apply.apply(grads[0], ctx.plane_map, not ctx.adjoint).to(*ctx.like), None, None
 
 
 def _product(stack: Tensor, plane_map: PlaneMap, adjoint: bool) -> Tensor:
     """Multiply block by block over y, so that no transposed copy of the whole stack is made."""
-    matrix = plane_map.matrix(adjoint=adjoint)
+    device, dtype = plane_map.device, plane_map.dtype
     p_out, q_out = plane_map.planes_in if adjoint else plane_map.planes_out
     rows, batch = stack.shape[-2], stack.shape[:-3]
     flat = stack.reshape(-1, *stack.shape[-3:])  # (batch, p, y, q)
     # Written through a view: autograd lets the result itself be changed in place, but not a view made in here.
-    result = stack.new_empty((*batch, p_out, rows, q_out))
+    result = torch.empty((*batch, p_out, rows, q_out), device=device, dtype=dtype)
     out = result.view(-1, p_out, rows, q_out)
-    on_cpu = stack.device.type == "cpu"
-    step = _CPU_COLUMNS if on_cpu else max(1, _GPU_ELEMENTS // max(matrix.shape))
-    planes = max(1, _CPU_ELEMENTS // (min(step, rows) * q_out)) if on_cpu else p_out
-    parts = [(first, _rows_of(matrix, first * q_out, (first + planes) * q_out)) for first in range(0, p_out, planes)]
-    multiply = _sum_bags if on_cpu and stack.dtype == torch.float32 and _HAS_BAGS else torch.mm
+    on_cpu = device.type == "cpu"
+    largest = max(p_out * q_out, stack.shape[-3] * stack.shape[-1])
+    step = _CPU_COLUMNS if on_cpu else max(1, _GPU_ELEMENTS // largest)
+    parts = plane_map.parts(adjoint=adjoint)
+    multiply = _sum_bags if on_cpu and dtype == torch.float32 and _HAS_BAGS else torch.mm
     for source, target in zip(flat, out, strict=True):
         for start in range(0, rows, step):
-            block = source[:, start : start + step]  # (p, y, q)
-            columns = block.permute(0, 2, 1).reshape(matrix.shape[1], -1).contiguous()
-            for first, part in parts:
+            block = source[:, start : start + step].to(device).permute(0, 2, 1)  # (p, q, y)
+            columns = torch.empty(block.shape, device=device, dtype=dtype).copy_(block).flatten(0, 1)
+            first = 0
+            for part in parts:
                 product = multiply(part, columns).view(-1, q_out, columns.shape[1])
-                target[first : first + planes, start : start + step] = product.permute(0, 2, 1)
+                target[first : first + len(product), start : start + step] = product.permute(0, 2, 1)
+                first += len(product)
     return result
 
 
@@ -128,27 +133,22 @@ def _sum_bags(matrix: Tensor, columns: Tensor) -> Tensor:
     )
 
 
-def _rows_of(matrix: Tensor, first: int, last: int) -> Tensor:
-    """Some rows of a CSR matrix, without a copy of its weights."""
-    if first == 0 and last >= matrix.shape[0]:
-        return matrix
-    ends = matrix.crow_indices()[first : last + 1]
-    own = slice(int(ends[0]), int(ends[-1]))
-    return torch.sparse_csr_tensor(
-        ends - ends[0],
-        matrix.col_indices()[own],
-        matrix.values()[own],
-        size=(len(ends) - 1, matrix.shape[1]),
-        check_invariants=False,
-    )
+def _joined(matrices: Iterable[Any], device: torch.device, dtype: torch.dtype) -> list[Tensor]:
+    """Put CSR matrices of a plane each together, as many as one product takes, and bring them to torch."""
+    most_rows = _CPU_ELEMENTS // _CPU_COLUMNS if device.type == "cpu" else _GPU_ELEMENTS
+    parts: list[Tensor] = []
+    waiting: list[Any] = []
+    for matrix in matrices:
+        full = sum(m.shape[0] for m in waiting) + matrix.shape[0] > most_rows
+        if waiting and (full or sum(m.nnz for m in waiting) + matrix.nnz > _WEIGHTS):
+            parts.append(_to_torch(waiting, device, dtype))
+            waiting = []
+        waiting.append(matrix)
+    return [*parts, _to_torch(waiting, device, dtype)]
 
 
-def _to_torch(matrix: Any, device: torch.device, dtype: torch.dtype) -> Tensor:
-    if matrix.nnz >= 2**31:
-        raise ValueError(
-            f"expected a geometry of fewer than 2**31 weights, got {matrix.nnz}; project or reconstruct fewer tilts, "
-            "or a thinner volume, at a time"
-        )
+def _to_torch(matrices: Sequence[Any], device: torch.device, dtype: torch.dtype) -> Tensor:
+    matrix = scipy.sparse.vstack(matrices, format="csr")
     with warnings.catch_warnings():
         # torch calls its CSR layout a beta, once in a process; the product used here is tested in this package.
         warnings.filterwarnings("ignore", message="Sparse CSR tensor support is in beta")
@@ -159,6 +159,11 @@ def _to_torch(matrix: Any, device: torch.device, dtype: torch.dtype) -> Tensor:
             size=matrix.shape,
             check_invariants=False,
         ).to(device)
+
+
+def _to_scipy(matrix: Tensor) -> Any:
+    entries = (matrix.values(), matrix.col_indices(), matrix.crow_indices())
+    return scipy.sparse.csr_matrix(tuple(values.cpu().numpy() for values in entries), shape=tuple(matrix.shape))
 
 
 class PlaneMapCache:

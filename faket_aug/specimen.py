@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol, Self, overload
+from typing import Any, Protocol, Self, overload
 
 import numpy as np
 import numpy.typing as npt
@@ -149,7 +149,12 @@ class GrandModel:
 
     @classmethod
     def from_shrec(
-        cls, folder: str | Path, *, z_range: str | tuple[int, int] | None = "auto", voxel_size: float | None = None
+        cls,
+        folder: str | Path,
+        *,
+        z_range: str | tuple[int, int] | None = "auto",
+        voxel_size: float | None = None,
+        memory_map: bool = False,
     ) -> Self:
         """Read a specimen in SHREC's layout.
 
@@ -170,6 +175,9 @@ class GrandModel:
             all where projections are to be compared with measured ones.
         voxel_size
             Å, of the density; by default the header's.
+        memory_map
+            Leave the density on disk, in half or single precision as it is there: it is read while it is projected,
+            some rows at a time, and may be larger than memory.
 
         Raises
         ------
@@ -188,10 +196,11 @@ class GrandModel:
                 f"{files.labels}: expected labels of the depth of {files.density}, {depth}, or smaller by a whole "
                 f"factor, got {shape[0]}"
             )
-        density, header_size = read_mrc(files.density, rows=slice(keep.start * bin_z, keep.stop * bin_z))
+        rows = slice(keep.start * bin_z, keep.stop * bin_z)
+        density, header_size = read_mrc(files.density, rows=rows, memory_map=memory_map)
         particles = _particles(files, keep)
         return cls(
-            density=density.to(torch.float32),
+            density=density if memory_map else density.to(torch.float32),
             labels=_labels(files, particles, keep),
             instances=_instances(files.instances, shape, keep),
             particles=particles,
@@ -210,6 +219,7 @@ class GrandModel:
         particles: ParticleList | None = None,
         class_names: Mapping[int, str] | None = None,
         voxel_size: float | None = None,
+        memory_map: bool = False,
     ) -> Self:
         """Read a specimen from single MRC files, `(z, y, x)`.
 
@@ -224,6 +234,8 @@ class GrandModel:
             by numbers.
         voxel_size
             Å, of the density; by default the header's.
+        memory_map
+            As for `from_shrec`.
 
         Raises
         ------
@@ -231,10 +243,10 @@ class GrandModel:
             If a file is missing or wrong, or labels or particles are not in the table of names.
         """
         names = dict(class_names or {})
-        values, header = read_mrc(density)
+        values, header = read_mrc(density, memory_map=memory_map)
         stored, _ = read_mrc(labels)
         return cls(
-            density=values.to(torch.float32),
+            density=values if memory_map else values.to(torch.float32),
             labels=as_labels(stored, Path(labels), names),
             instances=None if instances is None else read_mrc(instances)[0].to(torch.int32),
             particles=ParticleTable.empty() if particles is None else particle_table(particles, names, Path(labels)),
@@ -251,7 +263,7 @@ class ShrecSpecimens(Sequence[GrandModel]):
     ----------
     folders
         One folder a specimen.
-    z_range, voxel_size
+    z_range, voxel_size, memory_map
         As for `GrandModel.from_shrec`.
     """
 
@@ -261,10 +273,10 @@ class ShrecSpecimens(Sequence[GrandModel]):
         *,
         z_range: str | tuple[int, int] | None = "auto",
         voxel_size: float | None = None,
+        memory_map: bool = False,
     ) -> None:
         self.folders = tuple(Path(folder) for folder in folders)
-        self._z_range = z_range
-        self._voxel_size = voxel_size
+        self._reading: dict[str, Any] = {"z_range": z_range, "voxel_size": voxel_size, "memory_map": memory_map}
         for folder in self.folders:
             _ShrecFiles.find(folder)
 
@@ -277,8 +289,8 @@ class ShrecSpecimens(Sequence[GrandModel]):
     def __getitem__(self, index: slice) -> ShrecSpecimens: ...
     def __getitem__(self, index: int | slice) -> GrandModel | ShrecSpecimens:
         if isinstance(index, slice):
-            return ShrecSpecimens(self.folders[index], z_range=self._z_range, voxel_size=self._voxel_size)
-        return GrandModel.from_shrec(self.folders[index], z_range=self._z_range, voxel_size=self._voxel_size)
+            return ShrecSpecimens(self.folders[index], **self._reading)
+        return GrandModel.from_shrec(self.folders[index], **self._reading)
 
     def __iter__(self) -> Iterator[GrandModel]:
         return (self[index] for index in range(len(self)))

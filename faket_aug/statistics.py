@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from faket_aug._checks import check_quantiles
+from faket_aug._parts import by_parts, slices_of
 
 
 def mean_std(images: Tensor) -> tuple[Tensor, Tensor]:
@@ -22,8 +23,10 @@ def mean_std(images: Tensor) -> tuple[Tensor, Tensor]:
     -------
     Mean and deviation, each `(...)`, in float64.
     """
-    wide = images.to(torch.float64)
-    return wide.mean(dim=(-2, -1)), wide.std(dim=(-2, -1), correction=0)
+    flat = images.reshape(-1, *images.shape[-2:])
+    parts = [torch.std_mean(flat[part].double(), dim=(-2, -1), correction=0) for part in slices_of(flat)]
+    std, mean = (torch.cat(values).view(images.shape[:-2]) for values in zip(*parts, strict=True))
+    return mean, std
 
 
 def standardize(images: Tensor) -> Tensor:
@@ -51,13 +54,28 @@ def match_mean_std(images: Tensor, mean: Tensor, std: Tensor) -> Tensor:
     own_mean, own_std = mean_std(images)
     scale = torch.where(own_std > _flat(own_mean), std.to(own_std) / own_std.clamp_min(1e-300), 0.0)
     offset = mean.to(own_mean) - own_mean * scale
-    if images.dtype == torch.float64:
-        return images * scale[..., None, None] + offset[..., None, None]
+    flat, dtype = images.reshape(-1, *images.shape[-2:]), images.dtype
+    if dtype == torch.float64:
+        result = by_parts(_scaled, flat, _as_column(scale), _as_column(offset), dtype=dtype)
+        return result.view(images.shape)
     # Subtracting first keeps float32's digits where the mean is large against the deviation.
-    centred = images - own_mean[..., None, None].to(images.dtype)
-    residue = own_mean - own_mean.to(images.dtype)
-    shift = mean.to(own_mean) - residue * scale
-    return centred * scale[..., None, None].to(images.dtype) + shift[..., None, None].to(images.dtype)
+    rounded = own_mean.to(dtype)
+    shift = mean.to(own_mean) - (own_mean - rounded) * scale
+    columns = (_as_column(values).to(dtype) for values in (rounded, scale, shift))
+    return by_parts(_centred_and_scaled, flat, *columns, dtype=dtype).view(images.shape)
+
+
+def _scaled(images: Tensor, scale: Tensor, offset: Tensor) -> Tensor:
+    return images * scale + offset
+
+
+def _centred_and_scaled(images: Tensor, mean: Tensor, scale: Tensor, offset: Tensor) -> Tensor:
+    return (images - mean) * scale + offset
+
+
+def _as_column(values: Tensor) -> Tensor:
+    """Turn `(...)` into `(n, 1, 1)`, a number for each image."""
+    return values.reshape(-1, 1, 1)
 
 
 def constant_images(images: Tensor) -> list[int]:
@@ -112,9 +130,18 @@ def to_unit_range(stack: Tensor, quantiles: tuple[float, float] = (0.0, 1.0)) ->
 
     A constant stack becomes 0.
     """
-    low, high = value_range(stack, quantiles)
-    unit = (stack - low) / (high - low) if high > low else torch.zeros_like(stack)
-    return unit if quantiles == (0.0, 1.0) else unit.clamp(0.0, 1.0)
+    return scale_to_unit(stack, value_range(stack, quantiles))
+
+
+def scale_to_unit(images: Tensor, limits: tuple[float, float]) -> Tensor:
+    """Bring `limits`, the values of a stack at two quantiles, to 0 and 1, clamping what lies outside.
+
+    Where both are the same, all becomes 0.
+    """
+    low, high = limits
+    if high <= low:
+        return torch.zeros_like(images)
+    return ((images - low) / (high - low)).clamp_(0.0, 1.0)
 
 
 def clip_images(images: Tensor, quantiles: tuple[float, float]) -> Tensor:

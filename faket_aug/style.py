@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from faket_aug._checks import check_fraction, check_ndim, check_positive, check_same_shape
-from faket_aug.statistics import to_unit_range
+from faket_aug.statistics import scale_to_unit, value_range
 
 STYLE_LAYERS = (1, 6, 11, 20, 29)
 STYLE_WEIGHTS = (256.0, 64.0, 16.0, 4.0, 1.0)
@@ -208,10 +208,11 @@ def stylize(
     check_fraction("average_decay", average_decay)
     check_same_shape("style.mean", style.mean.shape, "the tilts of content", content.shape[:1])
     weights = style_weights_for(tuple(style.grams), style_weights)
-    start, kept = to_unit_range(init, quantiles), to_unit_range(content, quantiles)
-    result = torch.empty_like(start)
-    for chunk in chunks_of_tilts(start.shape[0], start[0].numel(), memory_budget):
-        targets = features(gray_to_rgb(kept[chunk]), content_layers) if content_weight else {}
+    init_range, content_range = value_range(init, quantiles), value_range(content, quantiles)
+    result = torch.empty_like(init)
+    for chunk in chunks_of_tilts(init.shape[0], init[0].numel(), memory_budget):
+        kept, start = scale_to_unit(content[chunk], content_range), scale_to_unit(init[chunk], init_range)
+        targets = features(gray_to_rgb(kept), content_layers) if content_weight else {}
         grams = {layer: gram[chunk] for layer, gram in style.grams.items()}
 
         def gradient(
@@ -219,7 +220,7 @@ def stylize(
         ) -> Tensor:
             return _gradient(images, features, targets, content_weight, grams, weights)
 
-        images = gray_to_rgb(start[chunk]).contiguous()
+        images = gray_to_rgb(start).contiguous()
         result[chunk] = _descend(images, gradient, step_size, iterations, average_decay).mean(dim=1)
     return result
 

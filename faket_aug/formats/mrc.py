@@ -21,7 +21,9 @@ from faket_aug.formats._atomic import atomic_path
 _SAME_SIZE = 0.01
 
 
-def read_mrc(path: str | Path, *, rows: slice | None = None, stack: bool = False) -> tuple[Tensor, float]:
+def read_mrc(
+    path: str | Path, *, rows: slice | None = None, stack: bool = False, memory_map: bool = False
+) -> tuple[Tensor, float]:
     """Read an MRC file (`.mrc`, `.st`, `.mrcs`, `.map`; plain, or compressed by gzip or bzip2).
 
     Parameters
@@ -33,6 +35,9 @@ def read_mrc(path: str | Path, *, rows: slice | None = None, stack: bool = False
         Which sections, along the first axis, to read; all by default. The others stay on disk.
     stack
         Whether the sections are images of their own (a tilt-series), so that the header's size along z means nothing.
+    memory_map
+        Leave the data on disk, for files that are larger than memory: the tensor reads what is looked at. Half
+        precision stays as it is, and values are not checked for NaN here. Changes of the tensor do not reach the file.
 
     Returns
     -------
@@ -43,19 +48,45 @@ def read_mrc(path: str | Path, *, rows: slice | None = None, stack: bool = False
     ------
     FileFormatError
         If it is not an MRC file, is truncated, has a wrong header or voxels of unequal sides, or holds NaN or infinite
-        values.
+        values; with `memory_map` also if it is compressed, or not of plain floating-point numbers.
     FileNotFoundError
         If there is no such file.
     """
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"expected an MRC file, found none at {path}")
+    if memory_map:
+        mapped, sizes = _map(path, rows)
+        return torch.from_numpy(mapped), _side(sizes[: 2 if stack else 3], path)
     stored, sizes = _open(path, rows)
     if stored.ndim != 3:
         raise FileFormatError(f"{path}: expected an MRC file of three axes, got shape {stored.shape}")
     data = torch.from_numpy(_native(stored, path))
     check_finite(data, str(path))
     return data, _side(sizes[: 2 if stack else 3], path)
+
+
+def _map(path: Path, rows: slice | None) -> tuple[npt.NDArray[Any], list[float]]:
+    """Map a file's data into memory, to be read when it is looked at, and never written."""
+    try:
+        with mrcfile.mmap(path, mode="r") as file:
+            _check_axes(path, file)
+            dtype, shape, offset = file.data.dtype, file.data.shape, file.data.offset
+            sizes = _voxel_sizes(file)
+    except FileFormatError:
+        raise
+    except (ValueError, OSError) as error:
+        raise FileFormatError(
+            f"{path}: expected a whole, uncompressed MRC file for `memory_map`, got another ({error}); unpack it, or "
+            "read it without"
+        ) from error
+    if len(shape) != 3 or dtype.kind != "f" or not dtype.isnative:
+        raise FileFormatError(
+            f"{path}: expected three axes of floating-point numbers in this machine's byte order for `memory_map`, got "
+            f"{dtype.str} of shape {shape}; convert it, or read it without"
+        )
+    # Mode "c": the tensor may be written to, the file is not.
+    return np.memmap(path, dtype=dtype, mode="c", offset=offset, shape=shape)[rows or slice(None)], sizes
 
 
 #: What mrcfile and mmap say of a file that is shorter than its header says.
@@ -154,13 +185,14 @@ def write_mrc(path: str | Path, data: Tensor, *, voxel_size: float) -> None:
     path
         The file; an existing one is replaced when the new one is whole.
     data
-        `(z, y, x)` or `(tilt, y, x)`; floating point becomes float32, integers int8 or int16 as they fit.
+        `(z, y, x)` or `(tilt, y, x)`; float16 stays (mode 12), other floating point becomes float32, integers int8 or
+        int16 as they fit.
     voxel_size
         Å.
     """
     check_ndim("data", data, "z y x")
     check_positive("voxel_size", voxel_size)
-    values = data.detach().cpu().numpy()
+    values = (data.float() if data.dtype == torch.bfloat16 else data).detach().cpu().numpy()
     with atomic_path(path) as temporary:
         file = mrcfile.new(temporary, overwrite=True)
         try:
@@ -175,7 +207,7 @@ def write_mrc(path: str | Path, data: Tensor, *, voxel_size: float) -> None:
 
 def _storable(values: npt.NDArray[Any]) -> npt.NDArray[Any]:
     if values.dtype.kind == "f":
-        return values.astype(np.float32)
+        return values if values.dtype == np.float16 else values.astype(np.float32)
     low, high = int(values.min(initial=0)), int(values.max(initial=0))
     for dtype in (np.int8, np.int16):
         if np.iinfo(dtype).min <= low and high <= np.iinfo(dtype).max:
