@@ -50,3 +50,34 @@ def usable_device(name: str) -> torch.device:
         if not torch.cuda.is_available():
             raise ValueError(f'expected a CUDA device for `device` {name!r}, found none; set `device` to "cpu"')
     return device
+
+
+class SideStream:
+    """A stream of its own on a GPU, for work beside what the GPU is used for; nothing on a CPU.
+
+    There is one for all that is made: memory that was used on a stream is reused on that stream only.
+    """
+
+    def __init__(self) -> None:
+        self._stream: torch.cuda.Stream | None = None
+
+    @contextmanager
+    def of(self, name: str, index: int | None) -> Iterator[None]:
+        """Run the body on the stream of a device; `index` is the GPU that a plain `"cuda"` means."""
+        device = torch.device(name)
+        if device.type != "cuda":
+            yield
+            return
+        if self._stream is None:
+            self._stream = torch.cuda.Stream(torch.device("cuda", index) if device.index is None else device)  # type: ignore[no-untyped-call]
+        # It also makes its device the current one.
+        with torch.cuda.stream(self._stream):
+            yield
+
+
+def is_on(tensor: torch.Tensor, name: str | torch.device) -> bool:
+    """Tell whether a tensor lies on a device; a plain `"cuda"` is the current GPU."""
+    device = torch.device(name)
+    if device.type == "cuda" and device.index is None and tensor.is_cuda:
+        return tensor.device.index == torch.cuda.current_device()
+    return tensor.device == device

@@ -5,7 +5,6 @@ from __future__ import annotations
 import warnings
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -15,7 +14,7 @@ from faket_aug._background import MakeAhead
 from faket_aug._checks import SimulationError, check_count
 from faket_aug._distributed import current_gpu, known_ranks
 from faket_aug._progress import MAX_STREAMS, Resume, SharedProgress, StreamPosition, positions_after, stream_order
-from faket_aug._threads import in_forked_process, intra_op_threads, usable_device
+from faket_aug._threads import SideStream, in_forked_process, intra_op_threads, usable_device
 from faket_aug.augmentation import PatchAugmentation
 from faket_aug.generation import GrandModelGenerator, specimen_of, tomograms_of_epoch
 from faket_aug.patches import as_size, check_fits
@@ -142,12 +141,13 @@ class FakETDataset(IterableDataset[dict[str, Any]]):
         self._position: StreamPosition | None = None
         self._own_passes = 0
         self._cuda_index: int | None = None
+        self._side_stream = SideStream()
 
     def __getstate__(self) -> dict[str, Any]:
         # A spawned worker knows neither `torch.distributed` nor which GPU is this rank's: it is told what is known.
         gpu = current_gpu()
         told = {"_ranks": self._ranks or known_ranks(), "_cuda_index": self._cuda_index if gpu is None else gpu}
-        return {**self.__dict__, **told, "_position": None}
+        return {**self.__dict__, **told, "_position": None, "_side_stream": SideStream()}
 
     def __len__(self) -> int:
         """Items of an epoch on this rank, over all of its workers."""
@@ -255,7 +255,9 @@ class FakETDataset(IterableDataset[dict[str, Any]]):
     # Content ---------------------------------------------------------------------------------------------------------
 
     def _make(self, epoch: int, tomogram: int) -> LiveTomogram:
-        with nullcontext() if self._cuda_index is None else torch.cuda.device(self._cuda_index):
+        # What trains on the GPU goes on while the next tomogram is made there.
+        devices = [maker.device for maker, _ in self._makers()]
+        with self._side_stream.of(next((d for d in devices if d.startswith("cuda")), "cpu"), self._cuda_index):
             specimen = specimen_of(self.specimens, seed=self.seed, epoch=epoch, tomogram=tomogram)
             try:
                 check_fits(self.sampler.patch_size, specimen.labels.shape)
@@ -264,8 +266,8 @@ class FakETDataset(IterableDataset[dict[str, Any]]):
                 raise SimulationError(f"{specimen.name}: {error}") from error
             made = self.simulator(specimen, seed=self.seed, epoch=epoch, tomogram=tomogram)
             if made.tomogram.is_cuda:
-                # The reader may use another stream.
-                torch.cuda.current_stream().synchronize()
+                # The reader uses another stream.
+                torch.cuda.current_stream(made.tomogram.device).synchronize()
         return LiveTomogram.of(made, radii=radii)
 
     def _radii_in_voxels(self, specimen: Specimen) -> dict[int, float]:
@@ -280,10 +282,13 @@ class FakETDataset(IterableDataset[dict[str, Any]]):
 
     def _item(self, live: LiveTomogram, epoch: int, tomogram: int, patch: int) -> dict[str, Any]:
         with torch.no_grad(), intra_op_threads(self.simulator.threads):
-            sample = self.sampler.sample(live, seed=self.seed, epoch=epoch, tomogram=tomogram, patch=patch)
+            live.used_on_current_stream()
+            sample = self.sampler.sample(
+                live, seed=self.seed, epoch=epoch, tomogram=tomogram, patch=patch, device=self.item_device
+            )
         return {
-            "image": sample.image[None].to(self.item_device),
-            "label": sample.label.to(self.item_device),
+            "image": sample.image[None],
+            "label": sample.label,
             "index": tomogram * self.patches_per_tomogram + patch,
             "tomogram": tomogram,
             "position": torch.from_numpy(sample.position),

@@ -70,10 +70,8 @@ def normalize(patch: Tensor) -> Tensor:
     """Bring a patch to mean 0 and deviation 1; a constant one becomes 0."""
     wide = patch.double()
     mean, std = wide.mean(), wide.std(correction=0)
-    # The bound is what float32's rounding makes of a constant patch.
-    if float(std) <= 1e-7 * float(mean.abs()):
-        return torch.zeros_like(patch)
-    return ((wide - mean) / std).to(patch.dtype)
+    # The bound is what float32's rounding makes of a constant patch. Nothing here waits for a GPU.
+    return torch.where(std <= 1e-7 * mean.abs(), 0.0, (wide - mean) / std).to(patch.dtype)
 
 
 def sphere_labels(

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from faket_aug._checks import check_choice, check_count, check_fraction
 from faket_aug._random import numpy_generator
+from faket_aug._threads import is_on
 from faket_aug.augmentation import PatchAugmentation
 from faket_aug.geometry import half_turn_about_tilt_axis
 from faket_aug.patches import Size, clamp_center, cut, normalize, sphere_labels
@@ -60,6 +61,12 @@ class LiveTomogram:
             radii=radii,
         )
 
+    def used_on_current_stream(self) -> None:
+        """Keep the memory until what was launched on the reader's stream is done; another stream made it."""
+        for volume in (self.tomogram, self.labels):
+            if volume.is_cuda:
+                volume.record_stream(torch.cuda.current_stream(volume.device))
+
 
 @dataclass(frozen=True, kw_only=True)
 class Patch:
@@ -89,12 +96,28 @@ class PatchSampler:
         check_fraction("background_fraction", self.background_fraction)
         check_choice("target", self.target, TARGETS)
 
-    def sample(self, live: LiveTomogram, *, seed: int, epoch: int, tomogram: int, patch: int) -> Patch:
-        """Draw the patch of an address."""
+    def sample(
+        self,
+        live: LiveTomogram,
+        *,
+        seed: int,
+        epoch: int,
+        tomogram: int,
+        patch: int,
+        device: torch.device | str = "cpu",
+    ) -> Patch:
+        """Draw the patch of an address, and put it onto a device.
+
+        Where tomogram and patch share a GPU, all of it is done there, and nothing waits for it.
+        """
         generator = numpy_generator(seed, "patch", epoch=epoch, tomogram=tomogram, patch=patch)
         center, particle_class = self._choose_center(live, generator)
         turned = bool(generator.random() < 0.5) and self.half_turn
-        image, label = cut(live.tomogram, center, self.patch_size).to("cpu", torch.float32), self._label(live, center)
+        # kornia, which interpolates, is given patches on the CPU.
+        warped = self.augmentation is not None and self.augmentation.interpolates
+        where = device if is_on(live.tomogram, device) and not warped else "cpu"
+        image = cut(live.tomogram, center, self.patch_size).to(where, torch.float32)
+        label = self._label(live, center).to(where, torch.int64)
         if turned:
             image, label = half_turn_about_tilt_axis(image), half_turn_about_tilt_axis(label)
         if self.normalize:
@@ -107,8 +130,8 @@ class PatchSampler:
                 image = normalize(image)
         # Copies of their own: views would keep the whole tomogram alive.
         return Patch(
-            image=image.clone(memory_format=torch.contiguous_format),
-            label=label.clone(memory_format=torch.contiguous_format),
+            image=image.clone(memory_format=torch.contiguous_format).to(device),
+            label=label.clone(memory_format=torch.contiguous_format).to(device),
             position=center,
             particle_class=particle_class,
         )
@@ -132,6 +155,6 @@ class PatchSampler:
 
     def _label(self, live: LiveTomogram, center: npt.NDArray[np.int64]) -> Tensor:
         if self.target == "shape":
-            return cut(live.labels, center, self.patch_size).to("cpu", torch.int64)
+            return cut(live.labels, center, self.patch_size)
         origin = center - np.array(self.patch_size) // 2
         return sphere_labels(self.patch_size, origin, live.particles.classes, live.particles.positions, live.radii)

@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 from scipy.spatial.transform import Rotation
 
 from faket_aug import FileFormatError
+from faket_aug._checks import check_finite
 from faket_aug.formats import _atomic
 from faket_aug.formats._atomic import atomic_path, write_bytes, write_text
 from faket_aug.formats.angles import (
@@ -257,6 +258,16 @@ def test_not_finite(tmp_path: Path, value: float) -> None:
         read_mrc(_with_data(tmp_path / "a.mrc", values))
 
 
+def test_not_finite_in_many_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A large array is looked at in parts: all that is wrong is counted, and the first is named."""
+    monkeypatch.setattr("faket_aug._checks._CHECKED", 8)
+    values = torch.zeros(5, 2, 3)
+    values[3, 1, 2] = values[4, 0, 0] = torch.nan
+    with pytest.raises(FileFormatError, match=r"got 2 NaN or infinite values, the first at index \(3, 1, 2\)"):
+        check_finite(values, "a")
+    check_finite(torch.zeros(0, 2, 3), "a")
+
+
 def test_large_finite_values_pass(tmp_path: Path) -> None:
     """Values whose sum overflows float32 are finite all the same."""
     values = np.full((3, 4, 5), 3e38, dtype=np.float32)
@@ -321,6 +332,70 @@ def test_smallest_integers(tmp_path: Path, dtype: torch.dtype) -> None:
         assert dtype != torch.int16
     else:
         assert read_mrc(tmp_path / "a.mrc")[0].tolist() == [[[least, 1]]]
+
+
+@pytest.mark.parametrize(("dtype", "mode"), [(torch.float16, 12), (torch.bfloat16, 2)])
+def test_half_precision_is_written(tmp_path: Path, dtype: torch.dtype, mode: int) -> None:
+    """float16 is stored as it is; bfloat16, which MRC does not know, as float32."""
+    data = torch.randn(3, 4, 5, generator=torch.Generator().manual_seed(0)).to(dtype)
+    write_mrc(tmp_path / "a.mrc", data, voxel_size=2.0)
+    with mrcfile.open(tmp_path / "a.mrc") as file:
+        assert int(file.header.mode) == mode
+    assert torch.equal(read_mrc(tmp_path / "a.mrc")[0], data.float())
+
+
+# --- MRC, left on disk ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+@pytest.mark.parametrize("rows", [None, slice(1, 3)])
+def test_memory_map(tmp_path: Path, dtype: torch.dtype, rows: slice | None) -> None:
+    """A file that is left on disk reads the same, in its own precision; changes do not reach it."""
+    data = torch.randn(3, 4, 5, generator=torch.Generator().manual_seed(0)).to(dtype)
+    write_mrc(tmp_path / "a.mrc", data, voxel_size=2.0)
+    before = (tmp_path / "a.mrc").read_bytes()
+    found, voxel_size = read_mrc(tmp_path / "a.mrc", rows=rows, memory_map=True)
+    assert torch.equal(found, data[rows or slice(None)])
+    assert voxel_size == 2.0
+    found += 1.0
+    assert (tmp_path / "a.mrc").read_bytes() == before
+
+
+def test_memory_map_takes_no_memory(tmp_path: Path) -> None:
+    """64 MiB on disk are not read when they are mapped."""
+    path = tmp_path / "a.mrc"
+    with mrcfile.new_mmap(path, shape=(64, 512, 512), mrc_mode=2) as file:
+        file.voxel_size = 2.0
+    before = _own_memory()
+    found, _ = read_mrc(path, memory_map=True)
+    assert found.shape == (64, 512, 512)
+    assert _own_memory() - before < 2**23
+
+
+def _own_memory() -> int:
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE")
+
+
+def test_memory_map_of_what_cannot_be_mapped(tmp_path: Path) -> None:
+    """Integers, compressed files and other byte orders are refused, with what to do."""
+    write_mrc(tmp_path / "whole.mrc", torch.from_numpy(VALUES), voxel_size=2.0)
+    with pytest.raises(FileFormatError, match=r"whole.mrc: expected three axes of floating-point .*got \|i1 .*without"):
+        read_mrc(tmp_path / "whole.mrc", memory_map=True)
+    path = _mrc(tmp_path / "a.mrc", VALUES.astype(np.float32))
+    (tmp_path / "a.mrc.gz").write_bytes(gzip.compress(path.read_bytes()))
+    with pytest.raises(FileFormatError, match=r"a.mrc.gz: expected a whole, uncompressed MRC file"):
+        read_mrc(tmp_path / "a.mrc.gz", memory_map=True)
+    path.write_bytes(path.read_bytes()[:-4])
+    with pytest.raises(FileFormatError, match=r"a.mrc: expected a whole, uncompressed MRC file"):
+        read_mrc(path, memory_map=True)
+    with mrcfile.new(tmp_path / "foreign.mrc") as file:
+        file.set_data(VALUES.astype(">f4"))
+    with pytest.raises(FileFormatError, match=r"foreign.mrc: expected .* byte order .*got >f4"):
+        read_mrc(tmp_path / "foreign.mrc", memory_map=True)
+
+
+# --- MRC, the rest ----------------------------------------------------------------------------------------------------
 
 
 def test_axes_are_not_turned(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import math
 import sys
 import types
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -435,6 +436,44 @@ def test_torch_radon_for_real(phantom: Tensor) -> None:
     assert _correlation(back.cpu(), backproject(ours, ANGLES, depth=depth, backend="torch_radon").cpu()) > 0.99
 
 
+# --- what is larger than memory ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("stored", [torch.float16, torch.bfloat16])
+def test_half_precision_volume(phantom: Tensor, stored: torch.dtype) -> None:
+    """A volume in half precision is projected in float32, with gradients of its own precision."""
+    half = phantom.to(stored).requires_grad_()
+    found = project(half, ANGLES, dtype=torch.float32)
+    assert found.dtype == torch.float32
+    assert torch.equal(found, project(half.detach().float(), ANGLES))
+    found.sum().backward()
+    assert half.grad is not None
+    assert half.grad.dtype == stored
+
+
+def test_volume_is_never_copied_as_a_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rows of a volume in half precision are brought to the result's precision some at a time."""
+    sizes = []
+    empty = torch.empty
+
+    def watch(shape: Any, **settings: Any) -> Tensor:
+        sizes.append(math.prod(shape))
+        return empty(shape, **settings)
+
+    volume = torch.ones(4, 1000, 8, dtype=torch.float16)
+    project(volume, [0.0])
+    monkeypatch.setattr(torch, "empty", watch)
+    assert torch.equal(project(volume, [0.0], dtype=torch.float32), torch.full((1, 1000, 8), 4.0))
+    assert max(sizes) <= 1000 * 8  # the result
+    assert sizes[1:] == [4 * 8 * 64] * 15 + [4 * 8 * 40]
+
+
+def test_device_of_the_result(phantom: Tensor) -> None:
+    """The result's device can be named, as text or as a device."""
+    for device in ("cpu", torch.device("cpu")):
+        assert torch.equal(project(phantom, ANGLES, device=device), project(phantom, ANGLES))
+
+
 # --- GPU --------------------------------------------------------------------------------------------------------------
 
 
@@ -447,6 +486,12 @@ def test_cuda_equals_cpu(phantom: Tensor, extend: str) -> None:
     found = project(volume.cuda(), ANGLES, extend=extend)
     assert found.is_cuda
     torch.testing.assert_close(found.cpu(), expected, rtol=1e-4, atol=1e-4 * float(expected.abs().max()))
+    torch.testing.assert_close(
+        project(volume.half(), ANGLES, extend=extend, device="cuda", dtype=torch.float32).cpu(),
+        project(volume.half().float(), ANGLES, extend=extend),
+        rtol=1e-4,
+        atol=1e-4 * float(expected.abs().max()),
+    )
     back = backproject(expected, ANGLES, depth=14, extend=extend)
     torch.testing.assert_close(
         backproject(found, ANGLES, depth=14, extend=extend).cpu(), back, rtol=1e-4, atol=1e-4 * float(back.abs().max())

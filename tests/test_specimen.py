@@ -11,7 +11,7 @@ import mrcfile
 import numpy as np
 import pytest
 import torch
-from _helpers import CLASS_NAMES, SHAPE, blobs, specimen, table, write_shrec
+from _helpers import CLASS_NAMES, SHAPE, blobs, simulator, specimen, table, write_shrec
 from scipy.ndimage import center_of_mass
 from torch import Tensor
 
@@ -142,6 +142,27 @@ def test_half_precision_density(tmp_path: Path) -> None:
         file.voxel_size = 10.0
     found = GrandModel.from_shrec(folder)
     assert torch.equal(found.density, thing.density.half().float())
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
+def test_density_left_on_disk(tmp_path: Path, dtype: torch.dtype) -> None:
+    """A density that is left on disk keeps its precision there, and gives the tilts and patches of one in memory."""
+    thing = replace(specimen(0), density=specimen(0).density.to(dtype))
+    folder = write_shrec(tmp_path, thing)
+    found = ShrecSpecimens([folder], memory_map=True)[:1][0]
+    assert found.density.dtype == dtype
+    assert torch.equal(found.density, thing.density)
+    simulate = simulator("noisy")
+    again, expected = (simulate(each, seed=0) for each in (found, GrandModel.from_shrec(folder)))
+    assert torch.equal(again.tomogram, expected.tomogram)
+    files = folder / "grandmodel.mrc", folder / "class_mask.mrc"
+    assert GrandModel.from_files(*files, memory_map=True).density.dtype == dtype
+    assert torch.equal(GrandModel.from_files(*files).density, thing.density.float())
+    values = np.memmap(files[0], dtype=np.float16 if dtype == torch.float16 else np.float32, offset=1024, mode="r+")
+    values[7] = np.nan
+    values.flush()
+    with pytest.raises(FileFormatError, match=r"density: expected finite numbers, got 1 NaN .* index \(0, 0, 7\)"):
+        GrandModel.from_shrec(folder, memory_map=True)
 
 
 @pytest.mark.parametrize("dtype", [np.int8, np.int16, np.float32])
