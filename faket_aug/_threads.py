@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -62,10 +62,10 @@ class SideStream:
         self._stream: torch.cuda.Stream | None = None
 
     @contextmanager
-    def of(self, name: str, index: int | None) -> Iterator[None]:
-        """Run the body on the stream of a device; `index` is the GPU that a plain `"cuda"` means."""
-        device = torch.device(name)
-        if device.type != "cuda":
+    def of(self, names: Sequence[str], index: int | None) -> Iterator[None]:
+        """Run the body on the stream of the first GPU that is named; `index` is the one that a plain `"cuda"` means."""
+        device = next((device for device in map(torch.device, names) if device.type == "cuda"), None)
+        if device is None:
             yield
             return
         if self._stream is None:

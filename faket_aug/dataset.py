@@ -13,6 +13,7 @@ from torch.utils.data import IterableDataset, get_worker_info
 from faket_aug._background import MakeAhead
 from faket_aug._checks import SimulationError, check_count
 from faket_aug._distributed import current_gpu, known_ranks
+from faket_aug._memory import keep_memory
 from faket_aug._progress import MAX_STREAMS, Resume, SharedProgress, StreamPosition, positions_after, stream_order
 from faket_aug._threads import SideStream, in_forked_process, intra_op_threads, usable_device
 from faket_aug.augmentation import PatchAugmentation
@@ -144,7 +145,7 @@ class FakETDataset(IterableDataset[dict[str, Any]]):
         self._side_stream = SideStream()
 
     def __getstate__(self) -> dict[str, Any]:
-        # A spawned worker knows neither `torch.distributed` nor which GPU is this rank's: it is told what is known.
+        # A spawned worker is told what it cannot know: ranks, and which GPU is this rank's.
         gpu = current_gpu()
         told = {"_ranks": self._ranks or known_ranks(), "_cuda_index": self._cuda_index if gpu is None else gpu}
         return {**self.__dict__, **told, "_position": None, "_side_stream": SideStream()}
@@ -173,6 +174,8 @@ class FakETDataset(IterableDataset[dict[str, Any]]):
     def __iter__(self) -> Iterator[dict[str, Any]]:
         info = get_worker_info()
         worker, workers = (0, 1) if info is None else (info.id, info.num_workers)
+        if info is not None:
+            keep_memory()
         if workers > MAX_STREAMS:
             raise ValueError(f"expected at most {MAX_STREAMS} workers, got {workers}")
         usable_device(self.item_device)
@@ -192,8 +195,8 @@ class FakETDataset(IterableDataset[dict[str, Any]]):
 
     def _makers(self) -> list[tuple[FakETSimulator | GrandModelGenerator, str]]:
         """Return what computes on a device with threads, and how it is called."""
-        own = self.specimens
-        return [(self.simulator, "simulator"), *([(own, "generator")] if isinstance(own, GrandModelGenerator) else [])]
+        generators = [(self.specimens, "generator")] if isinstance(self.specimens, GrandModelGenerator) else []
+        return [(self.simulator, "simulator"), *generators]
 
     def _begin_pass(self, worker: int, workers: int) -> StreamPosition:
         """Find where this worker's pass begins: at a resume point, or at the start of the epoch."""
@@ -256,8 +259,7 @@ class FakETDataset(IterableDataset[dict[str, Any]]):
 
     def _make(self, epoch: int, tomogram: int) -> LiveTomogram:
         # What trains on the GPU goes on while the next tomogram is made there.
-        devices = [maker.device for maker, _ in self._makers()]
-        with self._side_stream.of(next((d for d in devices if d.startswith("cuda")), "cpu"), self._cuda_index):
+        with self._side_stream.of([maker.device for maker, _ in self._makers()], self._cuda_index):
             specimen = specimen_of(self.specimens, seed=self.seed, epoch=epoch, tomogram=tomogram)
             try:
                 check_fits(self.sampler.patch_size, specimen.labels.shape)
@@ -283,9 +285,8 @@ class FakETDataset(IterableDataset[dict[str, Any]]):
     def _item(self, live: LiveTomogram, epoch: int, tomogram: int, patch: int) -> dict[str, Any]:
         with torch.no_grad(), intra_op_threads(self.simulator.threads):
             live.used_on_current_stream()
-            sample = self.sampler.sample(
-                live, seed=self.seed, epoch=epoch, tomogram=tomogram, patch=patch, device=self.item_device
-            )
+            address = {"seed": self.seed, "epoch": epoch, "tomogram": tomogram, "patch": patch}
+            sample = self.sampler.sample(live, **address, device=self.item_device)
         return {
             "image": sample.image[None],
             "label": sample.label,

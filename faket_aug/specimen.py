@@ -176,8 +176,7 @@ class GrandModel:
         voxel_size
             Å, of the density; by default the header's.
         memory_map
-            Leave the density on disk, in half or single precision as it is there: it is read while it is projected,
-            some rows at a time, and may be larger than memory.
+            Leave the density on disk, half or single precision: it is read while it is projected, some rows at a time.
 
         Raises
         ------

@@ -39,7 +39,7 @@ STAGES = (
 
 #: The rows of the design's layout (section 2), from the ground up; a module that is in none of them fails the test.
 ROWS = (
-    ("_background", "_checks", "_distributed", "_parts", "_progress", "_random", "_threads"),
+    ("_background", "_checks", "_distributed", "_memory", "_parts", "_progress", "_random", "_threads"),
     ("geometry", "sparse", "statistics", "augmentation", "filters", "patches", "resample", "ringpower", "spectra"),
     ("formats", "formats.*"),
     STAGES,

@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from faket_aug._checks import SimulationError
+from faket_aug._memory import keep_memory
 from faket_aug.cli.compare import compare
 from faket_aug.cli.demo import demo
 from faket_aug.cli.fit import fit
@@ -47,6 +48,7 @@ def _options(
 
 def main() -> None:
     """Run the command line; errors that a user can cause become one line, and exit code 1."""
+    keep_memory()
     try:
         app()
     except USER_ERRORS as error:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import platform
-import statistics
-import time
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import radontea
 import torch
+from _report import Row, header, keep, median, seconds_of
 from skimage.transform import radon
 from torch import Tensor, nn
 
@@ -21,13 +20,6 @@ from faket_aug.style import STYLE_LAYERS, style_weights_for
 CONTENT_LAYER = 8
 
 
-def seconds_of(run: Callable[[], object]) -> float:
-    """Time one run."""
-    start = time.perf_counter()
-    run()
-    return time.perf_counter() - start
-
-
 def in_turn(own: Callable[[], object], other: Callable[[], object], repeats: int) -> tuple[list[float], list[float]]:
     """Run both once to warm up, then in turn: a machine whose speed drifts slows both."""
     own()
@@ -36,15 +28,15 @@ def in_turn(own: Callable[[], object], other: Callable[[], object], repeats: int
     return [pair[0] for pair in pairs], [pair[1] for pair in pairs]
 
 
-def report(name: str, other: str, times: tuple[list[float], list[float]], expected: str, scale: float = 1.0) -> None:
+def report(name: str, other: str, times: tuple[list[float], list[float]], expected: str, scale: float = 1.0) -> Row:
     """Print one line of the table: medians, and the median of the pairs' ratios with its range."""
-    own, reference = statistics.median(times[0]), statistics.median(times[1]) * scale
     ratios = sorted(b * scale / a for a, b in zip(*times, strict=True))
-    ratio = f"{statistics.median(ratios):6.2f} x ({ratios[0]:.2f} to {ratios[-1]:.2f}; expected {expected})"
-    print(f"{name:25s} {own:8.3f} s   {other:29s} {reference:8.2f} s   {ratio}")
+    ratio = f"{median(ratios):6.2f} x ({ratios[0]:.2f} to {ratios[-1]:.2f}; expected {expected})"
+    print(f"{name:25s} {median(times[0]):8.3f} s   {other:29s} {median(times[1]) * scale:8.2f} s   {ratio}", flush=True)
+    return {"name": name, "seconds": times[0], "ratios": ratios}
 
 
-def bench_projection(size: int, depth: int, angles: np.ndarray, repeats: int, slices: int) -> None:
+def bench_projection(size: int, depth: int, angles: np.ndarray, repeats: int, slices: int) -> Row:
     volume = torch.randn(depth, size, size)
     some = volume[:, :slices].numpy()
     times = in_turn(
@@ -52,10 +44,10 @@ def bench_projection(size: int, depth: int, angles: np.ndarray, repeats: int, sl
         lambda: [radon(some[:, y], theta=-angles, circle=False) for y in range(slices)],
         repeats,
     )
-    report("project", "skimage.transform.radon", times, ">= 60 x", size / slices)
+    return report("project", "skimage.transform.radon", times, ">= 90 x", size / slices)
 
 
-def bench_reconstruction(size: int, angles: np.ndarray, repeats: int, slices: int) -> None:
+def bench_reconstruction(size: int, angles: np.ndarray, repeats: int, slices: int) -> Row:
     tilts = torch.randn(len(angles), size, size)
     some, radians = tilts[:, :slices].numpy(), np.deg2rad(angles)
     times = in_turn(
@@ -63,7 +55,7 @@ def bench_reconstruction(size: int, angles: np.ndarray, repeats: int, slices: in
         lambda: [radontea.backproject(some[:, y], radians, weight_angles=False) for y in range(slices)],
         repeats,
     )
-    report("reconstruct", "radontea.backproject", times, ">= 40 x", size / slices)
+    return report("reconstruct", "radontea.backproject", times, ">= 70 x", size / slices)
 
 
 class PlainVGG(nn.Module):
@@ -120,13 +112,13 @@ def plain_style_step(vgg: PlainVGG, content: Tensor, init: Tensor, style: Tensor
         return ((0.99 * init + image.clamp(0, 1)) / 1.99).mean(dim=1)
 
 
-def bench_style(size: int, repeats: int) -> None:
+def bench_style(size: int, repeats: int) -> list[Row]:
     generator = torch.Generator().manual_seed(0)
     content, init, style = torch.rand(3, 1, size, size, generator=generator)
     series = TiltSeries(tilts=style, tilt_angles=np.zeros(1))
     features = VGG19Features("random")
-    vgg = PlainVGG(features)
-    for precision, expected in (("float32", ">= 1.3 x"), ("bfloat16", ">= 4 x with AMX")):
+    vgg, rows = PlainVGG(features), []
+    for precision, expected in (("float32", ">= 1.45 x"), ("bfloat16", ">= 6 x with AMX")):
         encoder = VGG19Features("random", precision=precision)
         target = StyleBank.build(series, encoder).select([0.0])
         times = in_turn(
@@ -134,7 +126,9 @@ def bench_style(size: int, repeats: int) -> None:
             lambda: plain_style_step(vgg, content[None], init[None], style[None]),
             repeats,
         )
-        report(f"stylize, 1 tilt, {precision}", "plain float32 loop, no cache", times, expected)
+        name = f"stylize {size}², {precision}"
+        rows.append(report(name, "plain float32 loop, no cache", times, expected))
+    return rows
 
 
 def main() -> None:
@@ -144,17 +138,18 @@ def main() -> None:
     parser.add_argument("--tilts", type=int, default=61)
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--slices", type=int, default=2, help="slices that the per-slice libraries are timed on")
+    parser.add_argument("--style-size", type=int, default=1024, help="pixels of the tilt that is stylized")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="keep the table")
     options = parser.parse_args()
     angles = np.linspace(-60.0, 60.0, options.tilts)
-    capability = torch.backends.cpu.get_cpu_capability()
-    print(
-        f"{platform.processor() or platform.machine()}, {capability}, {torch.get_num_threads()} threads, "
-        f"torch {torch.__version__}; {options.tilts} tilts of {options.size}², depth {options.depth}; medians of "
-        f"{options.repeats}"
-    )
-    bench_projection(options.size, options.depth, angles, options.repeats, options.slices)
-    bench_reconstruction(options.size, angles, options.repeats, options.slices)
-    bench_style(options.size, options.repeats)
+    print(f"{header(torch.device('cpu'))}; {options.tilts} tilts of {options.size}², depth {options.depth}; medians")
+    rows = [
+        bench_projection(options.size, options.depth, angles, options.repeats, options.slices),
+        bench_reconstruction(options.size, angles, options.repeats, options.slices),
+        *bench_style(options.style_size, options.repeats),
+    ]
+    settings = {name: value for name, value in vars(options).items() if name not in ("json", "repeats")}
+    keep(options.json, "stages", settings, torch.device("cpu"), rows)
 
 
 if __name__ == "__main__":
