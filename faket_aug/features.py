@@ -15,28 +15,26 @@ from torch.nn import functional
 
 from faket_aug._checks import WeightsError, check_choice
 from faket_aug._random import torch_generator, torch_seed
+from faket_aug.pooling import MODES as POOLING_MODES
+from faket_aug.pooling import pool, pool_with_pullback
 
 #: Indices of VGG-19's convolutions and poolings in torchvision's numbering; a ReLU follows each convolution.
 CONVOLUTIONS = (0, 2, 5, 7, 10, 12, 14, 16, 19, 21, 23, 25, 28, 30, 32, 34)
 POOLINGS = (4, 9, 18, 27)
 WIDTHS = (64, 64, 128, 128, 256, 256, 256, 256, 512, 512, 512, 512, 512, 512, 512, 512)
 RELUS = tuple(index + 1 for index in CONVOLUTIONS)
-POOLING_MODES = ("max", "average", "l2")
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 _MEAN = (0.485, 0.456, 0.406)
 _STD = (0.229, 0.224, 0.225)
-#: Factors that keep the features' scale when max pooling is replaced (as in published style transfer codes).
-_POOLING_SCALE = {"average": 2.0, "l2": 0.78}
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Saved:
-    """What the derivative needs of one layer: a convolution's output after the ReLU, or a pooling's input."""
+    """What the derivative needs of one layer: a convolution's output after the ReLU, or a pooling's pull-back."""
 
     index: int
-    activation: Tensor
-    pooled: Tensor | None = None
-    indices: Tensor | None = None
+    activation: Tensor | None = None
+    pullback: Callable[[Tensor], Tensor] | None = None
 
 
 class VGG19Features(nn.Module):
@@ -190,9 +188,11 @@ class VGG19Features(nn.Module):
             if index in CONVOLUTIONS:
                 result = self._convolve(result, index)
                 saved = _Saved(index=index, activation=result)
+            elif index in POOLINGS and tape is None:
+                result = pool(result, self.pooling)
             elif index in POOLINGS:
-                before, (result, indices) = result, self._pool(result)
-                saved = _Saved(index=index, activation=before, pooled=result, indices=indices)
+                result, pullback = pool_with_pullback(result, self.pooling)
+                saved = _Saved(index=index, pullback=pullback)
             else:
                 if index in wanted:
                     features[index] = result
@@ -205,9 +205,10 @@ class VGG19Features(nn.Module):
         gradient: Tensor | None = None
         while tape:
             saved = tape.pop()  # what is behind is not needed again
-            if saved.index in POOLINGS:
-                gradient = None if gradient is None else self._unpool(gradient, saved)
+            if saved.pullback is not None:
+                gradient = None if gradient is None else saved.pullback(gradient)
                 continue
+            assert saved.activation is not None, "kept of every convolution"
             own = gradients.get(saved.index + 1)
             if own is not None:
                 own = own.to(saved.activation.dtype)
@@ -250,29 +251,6 @@ class VGG19Features(nn.Module):
         padded: Tensor = torch.ops.aten.replication_pad2d_backward(pulled, like, (1, 1, 1, 1))
         return padded
 
-    def _pool(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
-        if self.pooling == "max":
-            pooled, indices = functional.max_pool2d(images, 2, return_indices=True)
-            return pooled, indices
-        if self.pooling == "average":
-            return functional.avg_pool2d(images, 2) * _POOLING_SCALE["average"], None
-        return functional.lp_pool2d(images, 2, 2) * _POOLING_SCALE["l2"], None
-
-    def _unpool(self, gradient: Tensor, saved: _Saved) -> Tensor:
-        before = saved.activation
-        if saved.indices is not None:
-            unpooled: Tensor = torch.ops.aten.max_pool2d_with_indices_backward(
-                gradient, before, [2, 2], [2, 2], [0, 0], [1, 1], False, saved.indices
-            )
-            return unpooled
-        if self.pooling == "average":
-            return _repeat_pixels(gradient * (_POOLING_SCALE["average"] / 4), before.shape)
-        assert saved.pooled is not None, "kept for every pooling"
-        # d/dx sqrt(Σx²) = x / sqrt(Σx²), and 0 where all x are 0, as in lp_pool2d of torch.
-        scale = _POOLING_SCALE["l2"]
-        ratio = torch.where(saved.pooled > 0, gradient * scale**2 / saved.pooled, 0.0)
-        return _repeat_pixels(ratio, before.shape) * before
-
     def _set_weights(self, weights: Mapping[int, tuple[Tensor, Tensor]]) -> None:
         digest = hashlib.sha256()
         for index, (weight, bias) in sorted(weights.items()):
@@ -292,13 +270,6 @@ def cpu_has_bfloat16() -> bool:
     """Tell whether the CPU multiplies in bfloat16 itself (AMX or AVX512-BF16); elsewhere it is slower than float32."""
     names = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
     return any(bool(getattr(torch.cpu, name, bool)()) for name in names)
-
-
-def _repeat_pixels(images: Tensor, shape: torch.Size) -> Tensor:
-    """Repeat each pixel twice along both axes; what an odd size leaves over is 0."""
-    repeated = images.repeat_interleave(2, dim=-2).repeat_interleave(2, dim=-1)
-    rest = (0, shape[-1] - repeated.shape[-1], 0, shape[-2] - repeated.shape[-2])
-    return functional.pad(repeated, rest)
 
 
 def _random_weights(seed: int) -> dict[int, tuple[Tensor, Tensor]]:

@@ -40,7 +40,18 @@ STAGES = (
 #: The rows of the design's layout (section 2), from the ground up; a module that is in none of them fails the test.
 ROWS = (
     ("_background", "_checks", "_distributed", "_memory", "_parts", "_progress", "_random", "_threads"),
-    ("geometry", "sparse", "statistics", "augmentation", "filters", "patches", "resample", "ringpower", "spectra"),
+    (
+        "geometry",
+        "sparse",
+        "statistics",
+        "augmentation",
+        "filters",
+        "patches",
+        "pooling",
+        "resample",
+        "ringpower",
+        "spectra",
+    ),
     ("formats", "formats.*"),
     STAGES,
     THINGS,
