@@ -8,13 +8,12 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import scipy.sparse
 import torch
 from torch import Tensor
 
 from faket_aug._checks import check_choice, check_ndim, check_positive
 from faket_aug.geometry import Angles, as_tilt_angles, axis_index
-from faket_aug.sparse import PlaneMap, geometry_cache, result_dtype, working_dtype
+from faket_aug.sparse import PlaneMap, Rows, csr_rows, geometry_cache, result_dtype, working_dtype
 
 EXTENDS = ("zero", "wrap")
 BACKENDS = ("torch", "torch_radon")
@@ -154,7 +153,7 @@ def _ray_map(
     cache: bool = True,
 ) -> PlaneMap:
     def build() -> PlaneMap:
-        tilts = (_ray_weights(math.radians(a), depth, size, width, extend) for a in angles)
+        tilts = (_ray_weights(math.radians(a), depth, size, width, extend, device) for a in angles)
         return PlaneMap(tilts, (depth, size), (len(angles), width), device=device, dtype=dtype)
 
     if not cache:
@@ -163,33 +162,31 @@ def _ray_map(
     return geometry_cache.get(key, build)
 
 
-def _ray_weights(tilt_rad: float, depth: int, size: int, width: int, extend: str) -> scipy.sparse.csr_matrix:
+def _ray_weights(tilt_rad: float, depth: int, size: int, width: int, extend: str, device: torch.device) -> Rows:
     """Weights `(x', z·x)` of one tilt, for one slice: bilinear interpolation, summed over the beam's steps."""
     cosine, sine = math.cos(tilt_rad), math.sin(tilt_rad)
-    column = np.arange(width) - axis_index(width)
     reach = _beam_reach(cosine, sine, depth, size, width, extend)
-    step = np.arange(-reach, reach + 1)
-    x = column[:, None] * cosine - step[None, :] * sine + axis_index(size)
-    z = column[:, None] * sine + step[None, :] * cosine + axis_index(depth)
+    column = torch.arange(width, device=device, dtype=torch.float64)[:, None] - axis_index(width)
+    step = torch.arange(-reach, reach + 1, device=device, dtype=torch.float64)
+    x = column * cosine - step * sine + axis_index(size)
+    z = column * sine + step * cosine + axis_index(depth)
     seen = (z > -1) & (z < depth)
     if extend == "zero":
         seen &= (x > -1) & (x < size)
-    row = np.nonzero(seen)[0].astype(np.int32)
-    x, z = x[seen], z[seen]
-    x_low, z_low = np.floor(x).astype(np.int32), np.floor(z).astype(np.int32)
+    row, x, z = seen.nonzero()[:, 0], x[seen], z[seen]
+    x_low, z_low = x.floor(), z.floor()
+    x_weight, z_weight = x - x_low, z - z_low
     rows, voxels, weights = [], [], []
-    for dz, weight_z in ((0, 1 - (z - z_low)), (1, z - z_low)):
-        for dx, weight_x in ((0, 1 - (x - x_low)), (1, x - x_low)):
-            iz, ix, weight = z_low + dz, x_low + dx, weight_z * weight_x
-            if extend == "wrap":
-                ix = np.mod(ix, size)
-            inside = (iz >= 0) & (iz < depth) & (ix >= 0) & (ix < size) & (weight > 0)
+    for iz, weight_z in ((z_low.long(), 1 - z_weight), (z_low.long() + 1, z_weight)):
+        for ix, weight_x in ((x_low.long(), 1 - x_weight), (x_low.long() + 1, x_weight)):
+            column_x = ix.remainder(size) if extend == "wrap" else ix
+            weight = weight_z * weight_x
+            inside = (iz >= 0) & (iz < depth) & (column_x >= 0) & (column_x < size) & (weight > 0)
             rows.append(row[inside])
-            voxels.append((iz * size + ix)[inside])
+            voxels.append((iz * size + column_x)[inside])
             weights.append(weight[inside])
-    entries = (np.concatenate(weights), (np.concatenate(rows), np.concatenate(voxels)))
-    # Duplicates, the same voxel met at several steps, are summed by the conversion.
-    return scipy.sparse.coo_matrix(entries, shape=(width, depth * size)).tocsr()
+    # The same voxel is met at several steps.
+    return csr_rows(torch.cat(rows), torch.cat(voxels), torch.cat(weights), width)
 
 
 def _beam_reach(cosine: float, sine: float, depth: int, size: int, width: int, extend: str) -> int:

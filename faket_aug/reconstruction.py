@@ -6,7 +6,6 @@ import math
 
 import numpy as np
 import numpy.typing as npt
-import scipy.sparse
 import torch
 from torch import Tensor
 
@@ -14,7 +13,7 @@ from faket_aug._checks import check_choice, check_ndim, check_positive
 from faket_aug.filters import FILTERS, filter_projections
 from faket_aug.geometry import Angles, as_tilt_angles, axis_index
 from faket_aug.resample import BINNINGS, bin_images
-from faket_aug.sparse import PlaneMap, geometry_cache, result_dtype, working_dtype
+from faket_aug.sparse import PlaneMap, Rows, geometry_cache, result_dtype, working_dtype
 
 
 def reconstruct(
@@ -96,7 +95,7 @@ def voxel_map(
     return geometry_cache.get(key, build)
 
 
-def _voxel_weights(angles: npt.NDArray[np.float64], z: int, size: int, width: int) -> scipy.sparse.csr_matrix:
+def _voxel_weights(angles: npt.NDArray[np.float64], z: int, size: int, width: int) -> Rows:
     """Weights `(x, tilt·x')` of one row of voxels: linear interpolation in each tilt, nothing beyond its edges."""
     x = np.arange(size) - axis_index(size)
     tilt_rad = np.deg2rad(angles)
@@ -108,4 +107,5 @@ def _voxel_weights(angles: npt.NDArray[np.float64], z: int, size: int, width: in
     inside = seen[..., None] & (weight > 0)
     index = column + (np.arange(len(angles)) * width)[None, :, None]
     ends = np.concatenate([[0], np.cumsum(inside.sum(axis=(1, 2)))])
-    return scipy.sparse.csr_matrix((weight[inside], index[inside], ends), shape=(size, len(angles) * width))
+    columns, weights = torch.from_numpy(index[inside]), torch.from_numpy(weight[inside])
+    return Rows(ends=torch.from_numpy(ends), columns=columns, weights=weights)

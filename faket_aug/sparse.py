@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import math
 import os
 import threading
 import warnings
 from collections import OrderedDict
-from collections.abc import Callable, Hashable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import scipy.sparse
 import torch
 from torch import Tensor
 from torch.nn import functional
@@ -27,14 +28,32 @@ _HAS_BAGS = "fbgemm" in torch.backends.quantized.supported_engines
 _GPU_ELEMENTS = 2**28
 
 
+@dataclass(frozen=True, kw_only=True)
+class Rows:
+    """Rows of a sparse matrix in CSR form: their ends, `(rows + 1,)` from 0, and each entry's column and weight."""
+
+    ends: Tensor
+    columns: Tensor
+    weights: Tensor
+
+    def __len__(self) -> int:
+        """Entries."""
+        return len(self.weights)
+
+    def to(self, device: torch.device, dtype: torch.dtype) -> Rows:
+        """Bring the rows to a device, with columns in 32 bits and weights of `dtype`."""
+        ends, columns = (values.to(device, torch.int32) for values in (self.ends, self.columns))
+        return Rows(ends=ends, columns=columns, weights=self.weights.to(device, dtype))
+
+
 class PlaneMap:
     """A linear map between planes, `(p, q) -> (p', q')`, to be applied to every row y of `(..., p, y, q)`.
 
     Parameters
     ----------
-    matrices
-        In SciPy's CSR form, `(q', p·q)` for each of p', one after the other: they are never all there in SciPy's
-        double precision.
+    planes
+        The rows of the map's matrix that belong to each of p', one after the other: they are never all there in double
+        precision.
     planes_in, planes_out
         `(p, q)` and `(p', q')`.
     device, dtype
@@ -43,7 +62,7 @@ class PlaneMap:
 
     def __init__(
         self,
-        matrices: Iterable[Any],
+        planes: Iterable[Rows],
         planes_in: tuple[int, int],
         planes_out: tuple[int, int],
         *,
@@ -54,7 +73,7 @@ class PlaneMap:
         self.planes_out = planes_out
         self.device = device
         self.dtype = dtype
-        self._forward = _joined(matrices, device, dtype)
+        self._forward = _joined(planes, planes_in, device, dtype)
         self._adjoint: list[Tensor] | None = None
         self._lock = threading.Lock()
 
@@ -70,11 +89,23 @@ class PlaneMap:
             return self._forward
         with self._lock:
             if self._adjoint is None:
-                whole = scipy.sparse.vstack([_to_scipy(part) for part in self._forward], format="csr").T.tocsr()
-                rows = self.planes_in[1]
-                planes = (whole[first : first + rows] for first in range(0, whole.shape[0], rows))
-                self._adjoint = _joined(planes, self.device, self.dtype)
+                self._adjoint = _joined(self._transposed(), self.planes_out, self.device, self.dtype)
             return self._adjoint
+
+    def _transposed(self) -> Iterator[Rows]:
+        starts = np.cumsum([0, *(part.shape[0] for part in self._forward)]).tolist()
+        rows = torch.cat(
+            [_row_of_each(part.crow_indices()) + start for part, start in zip(self._forward, starts, strict=False)]
+        )
+        columns, weights = (
+            torch.cat([getattr(p, name)() for p in self._forward]) for name in ("col_indices", "values")
+        )
+        planes, plane = self.planes_in
+        whole = csr_rows(columns, rows, weights, planes * plane)
+        for first in range(0, planes * plane, plane):
+            ends = whole.ends[first : first + plane + 1]
+            own = slice(int(ends[0]), int(ends[-1]))
+            yield Rows(ends=ends - ends[0], columns=whole.columns[own], weights=whole.weights[own])
 
     def __call__(self, stack: Tensor, *, adjoint: bool = False) -> Tensor:
         """Apply the map to `(..., p, y, q)`, giving `(..., p', y, q')`; its adjoint the other way round.
@@ -133,37 +164,51 @@ def _sum_bags(matrix: Tensor, columns: Tensor) -> Tensor:
     )
 
 
-def _joined(matrices: Iterable[Any], device: torch.device, dtype: torch.dtype) -> list[Tensor]:
-    """Put CSR matrices of a plane each together, as many as one product takes, and bring them to torch."""
+def csr_rows(rows: Tensor, columns: Tensor, weights: Tensor, count: int) -> Rows:
+    """Sort entries of a matrix of `count` rows by row and column, and add up those at the same place."""
+    width = int(columns.max()) + 1 if len(columns) else 1
+    place, order = (rows.long() * width + columns).sort(stable=True)
+    unique, inverse = torch.unique_consecutive(place, return_inverse=True)
+    summed = weights.new_zeros(len(unique)).index_add_(0, inverse, weights[order])
+    row = unique.div(width, rounding_mode="floor")
+    ends = functional.pad(torch.bincount(row, minlength=count).cumsum(0), (1, 0))
+    return Rows(ends=ends, columns=unique - row * width, weights=summed)
+
+
+def _joined(
+    planes: Iterable[Rows], planes_in: tuple[int, int], device: torch.device, dtype: torch.dtype
+) -> list[Tensor]:
+    """Put the rows of some planes together, as many as one product takes, as CSR matrices on a device."""
     most_rows = _CPU_ELEMENTS // _CPU_COLUMNS if device.type == "cpu" else _GPU_ELEMENTS
     parts: list[Tensor] = []
-    waiting: list[Any] = []
-    for matrix in matrices:
-        full = sum(m.shape[0] for m in waiting) + matrix.shape[0] > most_rows
-        if waiting and (full or sum(m.nnz for m in waiting) + matrix.nnz > _WEIGHTS):
-            parts.append(_to_torch(waiting, device, dtype))
+    waiting: list[Rows] = []
+    for rows in planes:
+        together = [*waiting, rows]
+        if waiting and (sum(len(r.ends) - 1 for r in together) > most_rows or sum(map(len, together)) > _WEIGHTS):
+            parts.append(_to_matrix(waiting, planes_in))
             waiting = []
-        waiting.append(matrix)
-    return [*parts, _to_torch(waiting, device, dtype)]
+        waiting.append(rows.to(device, dtype))
+    return [*parts, _to_matrix(waiting, planes_in)]
 
 
-def _to_torch(matrices: Sequence[Any], device: torch.device, dtype: torch.dtype) -> Tensor:
-    matrix = scipy.sparse.vstack(matrices, format="csr")
+def _to_matrix(some: Sequence[Rows], planes_in: tuple[int, int]) -> Tensor:
+    starts = np.cumsum([0, *(len(rows) for rows in some)]).tolist()
+    ends = torch.cat([some[0].ends[:1], *(rows.ends[1:] + start for rows, start in zip(some, starts, strict=False))])
     with warnings.catch_warnings():
         # torch calls its CSR layout a beta, once in a process; the product used here is tested in this package.
         warnings.filterwarnings("ignore", message="Sparse CSR tensor support is in beta")
         return torch.sparse_csr_tensor(
-            torch.from_numpy(matrix.indptr.astype(np.int32)),
-            torch.from_numpy(matrix.indices.astype(np.int32)),
-            torch.from_numpy(matrix.data).to(dtype),
-            size=matrix.shape,
+            ends,
+            torch.cat([rows.columns for rows in some]),
+            torch.cat([rows.weights for rows in some]),
+            size=(len(ends) - 1, math.prod(planes_in)),
             check_invariants=False,
-        ).to(device)
+        )
 
 
-def _to_scipy(matrix: Tensor) -> Any:
-    entries = (matrix.values(), matrix.col_indices(), matrix.crow_indices())
-    return scipy.sparse.csr_matrix(tuple(values.cpu().numpy() for values in entries), shape=tuple(matrix.shape))
+def _row_of_each(ends: Tensor) -> Tensor:
+    """Give the row of each entry of a CSR matrix."""
+    return torch.repeat_interleave(torch.arange(len(ends) - 1, device=ends.device), ends.diff())
 
 
 class PlaneMapCache:
