@@ -34,6 +34,7 @@ from faket_aug import FakETDataset, GrandModel, PatchAugmentation, SimulationErr
 from faket_aug._progress import stream_order
 from faket_aug.geometry import half_turn_about_tilt_axis
 from faket_aug.patches import cut, normalize
+from faket_aug.sampling import LiveTomogram
 
 PATCH = (8, 10, 12)
 
@@ -581,3 +582,35 @@ def test_dataset_leaves_specimens_alone() -> None:
         assert torch.equal(thing.density, density)
         assert torch.equal(thing.labels, labels)
         assert np.array_equal(thing.particles.positions, positions)
+
+
+# --- GPU --------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("item_device", ["cpu", "cuda"])
+@pytest.mark.parametrize("augmentation", [None, PatchAugmentation(flips="xyz"), PatchAugmentation(scale=(0.9, 1.1))])
+def test_cuda_gives_the_same_items(item_device: str, augmentation: PatchAugmentation | None) -> None:
+    """Tomograms made on a GPU, on a stream of their own, give the CPU's patches, wherever these are put."""
+    expected = list(dataset(simulator("noiseless"), augmentation=augmentation))
+    found = list(dataset(simulator("noiseless", device="cuda"), augmentation=augmentation, item_device=item_device))
+    for a, b in zip(found, expected, strict=True):
+        assert a["image"].device.type == a["label"].device.type == item_device
+        torch.testing.assert_close(a["image"].cpu(), b["image"], atol=1e-3, rtol=1e-3)
+        assert torch.equal(a["label"].cpu(), b["label"])
+        assert a["index"] == b["index"]
+
+
+@pytest.mark.gpu
+def test_cuda_waits_for_nothing() -> None:
+    """Cutting patches of a tomogram on the GPU does not wait for what is computed there."""
+    data = dataset(simulator("noiseless", device="cuda"))
+    live = LiveTomogram.of(data.simulator(specimen(0), seed=0), radii={})
+    torch.cuda.synchronize()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        for patch in range(4):
+            sample = data.sampler.sample(live, seed=0, epoch=0, tomogram=0, patch=patch, device="cuda")
+            assert sample.image.is_cuda
+    finally:
+        torch.cuda.set_sync_debug_mode("default")

@@ -2,20 +2,33 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import platform
 import statistics
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch.nn import functional
 
+from faket_aug import keep_memory
+
 #: What a row of a table has: `name`, `seconds` (each run's), and whatever else is known of it.
 Row = dict[str, Any]
+
+
+def read(parser: argparse.ArgumentParser) -> argparse.Namespace:
+    """Read the command line, with what all benchmarks can be told."""
+    parser.add_argument("--keep-memory", action="store_true", help="call `faket_aug.keep_memory` first")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="keep the table")
+    options = parser.parse_args()
+    if options.keep_memory and not keep_memory():
+        parser.error("expected glibc's memory for --keep-memory, found another")
+    return options
 
 
 def settle(device: torch.device) -> None:
@@ -96,12 +109,17 @@ def ceilings(device: torch.device, dtype: torch.dtype) -> tuple[float, float]:
     return max(rates[:2]) / 1e12, rates[2] / 1e9
 
 
-def keep(path: Path | None, benchmark: str, settings: Mapping[str, Any], device: torch.device, rows: list[Row]) -> None:
+#: Options that are no settings: they change how often and where to, not what.
+_BESIDE = ("json", "repeats", "mapped", "one")
+
+
+def keep(options: argparse.Namespace, benchmark: str, device: torch.device, rows: list[Row]) -> None:
     """Write a table as JSON, where a file is named."""
-    if path is not None:
-        table = {"benchmark": benchmark, "settings": dict(settings), "machine": machine(device), "rows": rows}
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(table, indent=1) + "\n")
+    if options.json is not None:
+        settings = {name: str(value) for name, value in vars(options).items() if name not in _BESIDE}
+        table = {"benchmark": benchmark, "settings": settings, "machine": machine(device), "rows": rows}
+        options.json.parent.mkdir(parents=True, exist_ok=True)
+        options.json.write_text(json.dumps(table, indent=1) + "\n")
 
 
 def header(device: torch.device) -> str:

@@ -13,10 +13,11 @@ import argparse
 import json
 import sys
 from pathlib import Path
+from statistics import median
 from typing import Any
 
-from _report import median
-
+#: What takes less than this is not compared, in seconds.
+SHORTEST = 1e-3
 #: A change that is smaller than this share is none, whatever the spread.
 LEAST = 0.05
 
@@ -36,7 +37,7 @@ def changes(old: dict[str, Any], new: dict[str, Any]) -> list[tuple[str, float, 
         before = kept.get(row["name"])
         # Ratios, where there are some: both sides were measured in one run, so the machine's mood is not in them.
         key = "ratios" if "ratios" in row else "seconds"
-        if before is None or key not in before:
+        if before is None or key not in before or min(median(row[key]), median(before[key])) < SHORTEST:
             continue
         factor = median(row[key]) / median(before[key])
         least = max(LEAST, spread(row[key]) + spread(before[key]))

@@ -11,16 +11,17 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import mrcfile
 import numpy as np
 import torch
-from _report import Row, ceilings, forget_peak, header, keep, median, peak_gib, seconds_of, settle
+from _report import Row, ceilings, forget_peak, header, keep, median, peak_gib, read, seconds_of, settle
 from torch import Tensor
 
-from faket_aug import FakETSimulator, NoiseModel, StyleBank, TiltSeries, VGG19Features, project
+from faket_aug import FakETSimulator, GrandModel, NoiseModel, StyleBank, TiltSeries, VGG19Features, project
 from faket_aug.features import CONVOLUTIONS, POOLINGS, WIDTHS
 from faket_aug.filters import filter_projections
 from faket_aug.formats.mrc import read_mrc
@@ -81,12 +82,12 @@ class Profile:
         self.whole: Row | None = None
 
     def stage(self, name: str, run: Callable[[], Any], *, gigabytes: float = 0.0) -> Any:
-        """Run a stage once to warm up, and some times to be measured."""
-        results = [run()]
+        """Run a stage once to warm up, and some times to be measured; with no repeats the only run is measured."""
+        results = [run()] if self.repeats else []
         settle(self.device)
         forget_peak(self.device)
         times = []
-        for _ in range(self.repeats):
+        for _ in range(max(1, self.repeats)):
             results.clear()  # so that there are never two
             times.append(seconds_of(lambda: results.append(run()), self.device))
         self.add(name, times, gigabytes=gigabytes)
@@ -129,6 +130,13 @@ def mapped_density(folder: Path, shape: tuple[int, int, int]) -> Tensor:
             for z in range(shape[0]):
                 file.data[z] = np.roll(section, z)
     return read_mrc(path, memory_map=True)[0]
+
+
+def binned(specimen: GrandModel, bin: int) -> GrandModel:
+    """Give a specimen coarser labels, and with them a tomogram that is binned."""
+    particles = replace(specimen.particles, positions=specimen.particles.positions / bin)
+    labels = specimen.labels[::bin, ::bin, ::bin].contiguous()
+    return replace(specimen, labels=labels, instances=None, particles=particles)
 
 
 def profile(options: argparse.Namespace, device: torch.device, watch: Profile) -> None:
@@ -188,10 +196,12 @@ def profile(options: argparse.Namespace, device: torch.device, watch: Profile) -
         device=str(device),
         threads=torch.get_num_threads(),
     )
-    simulator(specimen, seed=0)
+    whole = binned(specimen, options.bin)
+    if watch.repeats:
+        simulator(whole, seed=0)
     forget_peak(device)
-    times = [seconds_of(lambda: simulator(specimen, seed=1), device) for _ in range(watch.repeats)]
-    watch.whole = {"name": "a whole simulation, not binned", "seconds": times, "peak_gib": peak_gib(device)}
+    times = [seconds_of(lambda: simulator(whole, seed=1), device) for _ in range(max(1, watch.repeats))]
+    watch.whole = {"name": "a whole simulation", "seconds": times, "peak_gib": peak_gib(device)}
 
 
 def style_stages(
@@ -215,9 +225,10 @@ def style_stages(
         for tilt in content[chosen]:
             encoder(gray_to_rgb(tilt[None]), CONTENT_LAYERS)
 
-    seconds_of(featured, device)
+    if watch.repeats:
+        seconds_of(featured, device)
     forget_peak(device)
-    contents = [scale * seconds_of(featured, device) for _ in range(watch.repeats)]
+    contents = [scale * seconds_of(featured, device) for _ in range(max(1, watch.repeats))]
     watch.add("style: content features", contents, teraflop=flops[0])
     forwards, backwards, rests = [], [], []
     for repeat in range(watch.repeats + 1):
@@ -230,7 +241,7 @@ def style_stages(
             ),
             device,
         )
-        if repeat:
+        if repeat or not watch.repeats:
             forwards.append(scale * watched.forward)
             backwards.append(scale * watched.backward)
             rests.append(max(0.0, scale * (whole - watched.forward - watched.backward) - median(contents)))
@@ -268,9 +279,8 @@ def main() -> None:
     add("--patches", type=int, default=64)
     add("--style-tilts", type=int, help="tilts that are styled; by default 4 on a CPU, all on a GPU")
     add("--memory-budget", type=int, default=2**30)
-    add("--repeats", type=int, default=3)
-    add("--json", type=Path, metavar="FILE", help="keep the table")
-    options = parser.parse_args()
+    add("--repeats", type=int, default=3, help="0: everything runs once, cold")
+    options = read(parser)
     device = torch.device(options.device)
     options.depth = options.depth or options.size * 180 // 512
     options.style_tilts = min(options.tilts, options.style_tilts or (4 if device.type == "cpu" else options.tilts))
@@ -285,8 +295,7 @@ def main() -> None:
         watch = Profile(device, options.repeats, tflops, gbytes)
         profile(options, device, watch)
         watch.show()
-    settings = {name: str(value) for name, value in vars(options).items() if name not in ("json", "repeats", "mapped")}
-    keep(options.json, "profile_simulation", settings, device, watch.rows)
+    keep(options, "profile_simulation", device, watch.rows)
 
 
 if __name__ == "__main__":

@@ -13,12 +13,11 @@ import argparse
 import json
 import subprocess
 import sys
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from _report import Row, forget_peak, header, keep, median, peak_gib, seconds_of
+from _report import Row, forget_peak, header, keep, median, peak_gib, read, seconds_of
 
 from faket_aug import StyleBank, TiltSeries, VGG19Features, project, reconstruct, stylize
 
@@ -59,6 +58,7 @@ def measured(stage: str, size: int, tilts: int, options: argparse.Namespace) -> 
     """Measure in a process of its own."""
     command = [sys.executable, __file__, "--one", stage, str(size), str(tilts), "--repeats", str(options.repeats)]
     command += ["--device", options.device, "--precision", options.precision]
+    command += ["--keep-memory"] if options.keep_memory else []
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         raise RuntimeError(f"{stage} at {size}², {tilts} tilts: {done.stderr.strip().splitlines()[-1]}")
@@ -82,9 +82,8 @@ def main() -> None:
     add("--device", default="cpu")
     add("--precision", default="float32", choices=["float32", "bfloat16"])
     add("--repeats", type=int, default=2)
-    add("--json", type=Path, metavar="FILE", help="keep the table")
     add("--one", nargs=3, metavar=("STAGE", "SIZE", "TILTS"), help="measure this, and print JSON")
-    options = parser.parse_args()
+    options = read(parser)
     if options.one:
         stage, size, tilts = options.one
         print(json.dumps(measure(stage, int(size), int(tilts), options)))
@@ -94,8 +93,7 @@ def main() -> None:
     rows = [measured(stage, size, 4, options) for stage in ("stylize", "project") for size in options.sizes]
     rows += [measured("reconstruct", size, 16, options) for size in options.sizes]
     rows += [measured(stage, options.tilts_size, n, options) for stage in ("stylize", "project") for n in options.tilts]
-    settings = {name: str(value) for name, value in vars(options).items() if name not in ("json", "repeats", "one")}
-    keep(options.json, "scaling", settings, device, rows)
+    keep(options, "scaling", device, rows)
 
 
 if __name__ == "__main__":

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
-from pathlib import Path
 
 import numpy as np
 import radontea
 import torch
-from _report import Row, header, keep, median, seconds_of
+from _report import Row, header, keep, median, read, seconds_of
 from skimage.transform import radon
 from torch import Tensor, nn
 
@@ -139,8 +138,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--slices", type=int, default=2, help="slices that the per-slice libraries are timed on")
     parser.add_argument("--style-size", type=int, default=1024, help="pixels of the tilt that is stylized")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="keep the table")
-    options = parser.parse_args()
+    options = read(parser)
     angles = np.linspace(-60.0, 60.0, options.tilts)
     print(f"{header(torch.device('cpu'))}; {options.tilts} tilts of {options.size}², depth {options.depth}; medians")
     rows = [
@@ -148,8 +146,7 @@ def main() -> None:
         bench_reconstruction(options.size, angles, options.repeats, options.slices),
         *bench_style(options.style_size, options.repeats),
     ]
-    settings = {name: value for name, value in vars(options).items() if name not in ("json", "repeats")}
-    keep(options.json, "stages", settings, torch.device("cpu"), rows)
+    keep(options, "stages", torch.device("cpu"), rows)
 
 
 if __name__ == "__main__":

@@ -8,11 +8,10 @@ Prints the number of patches of a tomogram from which on the whole tomogram is c
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 
 import numpy as np
 import torch
-from _report import header, keep, median, seconds_of
+from _report import header, keep, median, read, seconds_of
 from torch import Tensor
 from torch.nn import functional
 
@@ -46,8 +45,7 @@ def main() -> None:
     parser.add_argument("--tilts", type=int, default=61)
     parser.add_argument("--patch-size", type=int, default=56)
     parser.add_argument("--repeats", type=int, default=7)
-    parser.add_argument("--json", type=Path, metavar="FILE", help="keep the table")
-    options = parser.parse_args()
+    options = read(parser)
     angles, patch = np.linspace(-60.0, 60.0, options.tilts), options.patch_size
     shape = (options.depth, options.size, options.size)
     tilts = filter_projections(torch.randn(options.tilts, options.size, options.size))
@@ -73,9 +71,8 @@ def main() -> None:
     one, every = (median(pair[i] for pair in pairs) for i in range(2))
     print(f"{header(torch.device('cpu'))}; {options.tilts} tilts of {options.size}², depth {options.depth}")
     print(f"one patch of {patch}³ {one * 1e3:.1f} ms, the whole tomogram {every * 1e3:.0f} ms, as {every / one:.0f}")
-    settings = {name: value for name, value in vars(options).items() if name not in ("json", "repeats")}
     rows = [{"name": name, "seconds": [p[i] for p in pairs]} for i, name in enumerate(("one patch", "whole tomogram"))]
-    keep(options.json, "subvolume", settings, torch.device("cpu"), rows)
+    keep(options, "subvolume", torch.device("cpu"), rows)
 
 
 if __name__ == "__main__":

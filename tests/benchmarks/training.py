@@ -12,12 +12,11 @@ from __future__ import annotations
 import argparse
 import itertools
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from _report import Row, header, keep, median, seconds_of
+from _report import Row, header, keep, median, read, seconds_of
 from torch.utils.data import DataLoader
 
 from faket_aug import FakETDataset, FakETSimulator, NoiseModel, StyleBank, TiltSeries, VGG19Features
@@ -68,8 +67,7 @@ def main() -> None:
     add("--precision", default="bfloat16", choices=["float32", "bfloat16"])
     add("--steps", type=int, help="of one round; 60 on a GPU, 10 on a CPU")
     add("--repeats", type=int, default=5, help="rounds")
-    add("--json", type=Path, metavar="FILE", help="keep the table")
-    options = parser.parse_args()
+    options = read(parser)
     gpu = options.device.startswith("cuda")
     sizes = {"size": (128, 512), "tilts": (21, 61), "patch_size": (32, 56), "batch_size": (4, 25), "steps": (10, 60)}
     for name, choices in sizes.items():
@@ -113,8 +111,7 @@ def main() -> None:
         f"{whole:.1%} (all)"
     )
     row: Row = {"name": "training", "seconds": [fed for fed, _ in pairs], "ratios": ratios}
-    settings = {name: str(value) for name, value in vars(options).items() if name not in ("json", "repeats")}
-    keep(options.json, "training", settings, device, [row, {"name": "simulation", "seconds": simulated[1:]}])
+    keep(options, "training", device, [row, {"name": "simulation", "seconds": simulated[1:]}])
     del live
 
 
