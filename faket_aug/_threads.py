@@ -70,7 +70,8 @@ class SideStream:
             return
         if self._stream is None:
             self._stream = torch.cuda.Stream(torch.device("cuda", index) if device.index is None else device)  # type: ignore[no-untyped-call]
-        # It also makes its device the current one.
+        # What it reads may have been made on the stream that is left; and it makes its device the current one.
+        self._stream.wait_stream(torch.cuda.current_stream(self._stream.device))
         with torch.cuda.stream(self._stream):
             yield
 

@@ -173,7 +173,10 @@ class VGG19Features(nn.Module):
 
         def pullback(gradients: Mapping[int, Tensor]) -> Tensor:
             if not tapes:
-                raise RuntimeError("expected one use of a pull-back, which forgets as it goes, got another")
+                raise RuntimeError(
+                    "expected one use of a pull-back, which forgets as it goes, got another; call "
+                    "`forward_and_pullback` again"
+                )
             return self._pull_back(gradients, tapes.pop(), tuple(images.shape))
 
         return features, pullback

@@ -9,8 +9,8 @@ from torch import Tensor
 from torch.nn import functional
 
 MODES = ("max", "average", "l2")
-#: What 16 bits do not hold.
-_INT16 = 2**15
+#: The largest offset in a window is an image's width and one; from this width on 16 bits do not hold it.
+_INT16 = 2**15 - 1
 #: Factors that keep features' scale when max pooling is replaced (as in published style transfer codes).
 _SCALE = {"average": 2.0, "l2": 0.78}
 

@@ -74,7 +74,8 @@ def project(
     depth, size = volume.shape[-3], volume.shape[-1]
     width = _checked(size if width is None else width, "width", extend, backend, angles)
     dtype = result_dtype(volume.dtype) if dtype is None else dtype
-    where = volume.device if device is None else torch.device(device)
+    # A tensor's device has an index, which a plain "cuda" lacks.
+    where = volume.device if device is None else torch.empty(0, device=device).device
     if backend == "torch_radon":
         _radon_extend(extend)
         return _radon_forward(volume.to(where, torch.float32), angles, width).to(dtype)

@@ -108,7 +108,8 @@ class PatchSampler:
     ) -> Patch:
         """Draw the patch of an address, and put it onto a device.
 
-        Where tomogram and patch share a GPU, all of it is done there, and nothing waits for it.
+        Where tomogram and patch share a GPU, all of it is done there, and nothing waits for it; but for spheres, which
+        are drawn on the CPU, and augmentation that interpolates.
         """
         generator = numpy_generator(seed, "patch", epoch=epoch, tomogram=tomogram, patch=patch)
         center, particle_class = self._choose_center(live, generator)

@@ -36,8 +36,9 @@ class Rows:
     columns: Tensor
     weights: Tensor
 
-    def __len__(self) -> int:
-        """Entries."""
+    @property
+    def entries(self) -> int:
+        """Entries that are held."""
         return len(self.weights)
 
     def to(self, device: torch.device, dtype: torch.dtype) -> Rows:
@@ -123,7 +124,9 @@ class _Apply(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, stack: Tensor, plane_map: PlaneMap, adjoint: bool) -> Tensor:
         ctx.plane_map, ctx.adjoint, ctx.like = plane_map, adjoint, (stack.device, stack.dtype)
-        return _product(stack, plane_map, adjoint)
+        # Half precision is not enough for a sum along the beam.
+        with torch.autocast(plane_map.device.type, enabled=False):
+            return _product(stack, plane_map, adjoint)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
@@ -143,6 +146,8 @@ def _product(stack: Tensor, plane_map: PlaneMap, adjoint: bool) -> Tensor:
     largest = max(p_out * q_out, stack.shape[-3] * stack.shape[-1])
     step = _CPU_COLUMNS if on_cpu else max(1, _GPU_ELEMENTS // largest)
     parts = plane_map.parts(adjoint=adjoint)
+    if not on_cpu:
+        _use_on_current_stream(parts)
     multiply = _sum_bags if on_cpu and dtype == torch.float32 and _HAS_BAGS else torch.mm
     for source, target in zip(flat, out, strict=True):
         for start in range(0, rows, step):
@@ -183,8 +188,8 @@ def _joined(
     parts: list[Tensor] = []
     waiting: list[Rows] = []
     for rows in planes:
-        together = [*waiting, rows]
-        if waiting and (sum(len(r.ends) - 1 for r in together) > most_rows or sum(map(len, together)) > _WEIGHTS):
+        sizes = [(len(some.ends) - 1, some.entries) for some in (*waiting, rows)]
+        if waiting and (sum(n for n, _ in sizes) > most_rows or sum(n for _, n in sizes) > _WEIGHTS):
             parts.append(_to_matrix(waiting, planes_in))
             waiting = []
         waiting.append(rows.to(device, dtype))
@@ -192,7 +197,7 @@ def _joined(
 
 
 def _to_matrix(some: Sequence[Rows], planes_in: tuple[int, int]) -> Tensor:
-    starts = np.cumsum([0, *(len(rows) for rows in some)]).tolist()
+    starts = np.cumsum([0, *(rows.entries for rows in some)]).tolist()
     ends = torch.cat([some[0].ends[:1], *(rows.ends[1:] + start for rows, start in zip(some, starts, strict=False))])
     with warnings.catch_warnings():
         # torch calls its CSR layout a beta, once in a process; the product used here is tested in this package.
@@ -204,6 +209,13 @@ def _to_matrix(some: Sequence[Rows], planes_in: tuple[int, int]) -> Tensor:
             size=(len(ends) - 1, math.prod(planes_in)),
             check_invariants=False,
         )
+
+
+def _use_on_current_stream(parts: Iterable[Tensor]) -> None:
+    """Keep the memory of matrices until what is launched on this stream is done, though the cache may drop them."""
+    for part in parts:
+        for values in (part.crow_indices(), part.col_indices(), part.values()):
+            values.record_stream(torch.cuda.current_stream(values.device))
 
 
 def _row_of_each(ends: Tensor) -> Tensor:

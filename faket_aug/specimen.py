@@ -176,7 +176,8 @@ class GrandModel:
         voxel_size
             Å, of the density; by default the header's.
         memory_map
-            Leave the density on disk, half or single precision: it is read while it is projected, some rows at a time.
+            Leave the density (half or single precision) on disk: it is read to be checked, and while it is projected.
+            What is sent to a worker is copied: let `ShrecSpecimens` open it there.
 
         Raises
         ------
@@ -229,8 +230,7 @@ class GrandModel:
         particles
             Particles in voxels of the labels.
         class_names
-            Names of the class numbers, which labels and particles then have to be among; without, particles are named
-            by numbers.
+            Names of the numbers, which labels and particles have to be among; without, numbers are particles' names.
         voxel_size
             Å, of the density; by default the header's.
         memory_map

@@ -98,14 +98,16 @@ def gram_matrix(features: Tensor) -> Tensor:
     `(n, channels, channels)`, accumulated in float32 at least: bfloat16 would lose the small layers.
     """
     flat = _pixels_by_channels(features)
-    gram = flat.new_zeros((len(flat), flat.shape[2], flat.shape[2]), dtype=_wide(flat.dtype))
-    pixels = max(1, _block(flat) // flat.shape[2])
-    for image, own in zip(flat, gram, strict=True):
-        # Some pixels at a time where they have to be widened; a matrix by a matrix, as batches of one are slow.
-        for some in [image] if image.dtype == gram.dtype else torch.split(image, pixels):
-            wide = some.to(gram.dtype)
-            own.addmm_(wide.mT, wide)
-    return gram.div_(flat.shape[1])
+    pixels, dtype = max(1, _block(flat) // flat.shape[2]), _wide(flat.dtype)
+    grams = []
+    # Image by image, as batches of one are slow; some pixels at a time where they have to be widened.
+    for image in flat:
+        gram = flat.new_zeros(flat.shape[2], flat.shape[2], dtype=dtype)
+        for some in [image] if image.dtype == dtype else torch.split(image, pixels):
+            wide = some.to(dtype)
+            gram = torch.addmm(gram, wide.mT, wide)
+        grams.append(gram)
+    return torch.stack(grams) / flat.shape[1]
 
 
 def gray_to_rgb(tilts: Tensor) -> Tensor:
@@ -209,7 +211,7 @@ def stylize(
     check_same_shape("style.mean", style.mean.shape, "the tilts of content", content.shape[:1])
     weights = style_weights_for(tuple(style.grams), style_weights)
     init_range, content_range = value_range(init, quantiles), value_range(content, quantiles)
-    result = torch.empty_like(init)
+    result = torch.empty_like(init, dtype=_wide(init.dtype))
     for chunk in chunks_of_tilts(init.shape[0], init[0].numel(), memory_budget):
         kept, start = scale_to_unit(content[chunk], content_range), scale_to_unit(init[chunk], init_range)
         targets = features(gray_to_rgb(kept), content_layers) if content_weight else {}
@@ -256,6 +258,8 @@ class _Slopes(Mapping[int, Tensor]):
     def __getitem__(self, layer: int) -> Tensor:
         if layer not in self._layers:
             raise KeyError(layer)
+        if layer not in self._found:
+            raise RuntimeError(f"expected the gradient by layer {layer} to be asked for once, got another time")
         found = self._found.pop(layer)  # nobody else needs it any more
         slope: Tensor | None = None
         if layer in self._grams:

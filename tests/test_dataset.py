@@ -602,13 +602,14 @@ def test_cuda_gives_the_same_items(item_device: str, augmentation: PatchAugmenta
 
 
 @pytest.mark.gpu
+@pytest.mark.filterwarnings("ignore:Synchronization debug mode")
 def test_cuda_waits_for_nothing() -> None:
     """Cutting patches of a tomogram on the GPU does not wait for what is computed there."""
     data = dataset(simulator("noiseless", device="cuda"))
     live = LiveTomogram.of(data.simulator(specimen(0), seed=0), radii={})
     torch.cuda.synchronize()
-    torch.cuda.set_sync_debug_mode("error")
     try:
+        torch.cuda.set_sync_debug_mode("error")
         for patch in range(4):
             sample = data.sampler.sample(live, seed=0, epoch=0, tomogram=0, patch=patch, device="cuda")
             assert sample.image.is_cuda

@@ -40,9 +40,9 @@ def _faults(choice: str) -> int:
 
 @pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "mallopt"), reason="memory is not glibc's")
 def test_kept_memory_is_used_again() -> None:
-    """A thread that frees large blocks and asks for them again meets no fresh pages; without, thousands."""
-    assert _faults("keep") < 100
-    assert _faults("give back") > 10_000
+    """A thread that frees large blocks and asks for them again meets no fresh pages; without, many."""
+    kept, given_back = _faults("keep"), _faults("give back")
+    assert given_back > 20 * (kept + 1), (kept, given_back)
 
 
 def test_workers_keep_memory(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -66,7 +66,7 @@ def test_without_glibc(monkeypatch: pytest.MonkeyPatch) -> None:
     assert keep_memory() is False
 
 
-@pytest.mark.parametrize(("results", "expected"), [((1, 1, 1), True), ((1, 0, 1), False)])
+@pytest.mark.parametrize(("results", "expected"), [((1, 1, 1), True), ((1, 0, 1), False), ((0, 1, 1, 1), True)])
 def test_what_glibc_refuses(monkeypatch: pytest.MonkeyPatch, results: tuple[int, ...], expected: bool) -> None:
     """The answer is whether all settings were taken."""
     given = iter(results)

@@ -16,7 +16,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
+from faket_aug import sparse
 from faket_aug.projection import BACKENDS, EXTENDS, MAX_WRAP_TILT_DEG, backproject, project
 
 ANGLES = (-60.0, -23.5, 0.0, 10.0, 47.0)
@@ -451,21 +453,36 @@ def test_half_precision_volume(phantom: Tensor, stored: torch.dtype) -> None:
     assert half.grad.dtype == stored
 
 
-def test_volume_is_never_copied_as_a_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+class _LargestOf(TorchDispatchMode):
+    """Finds the largest tensor that is made, other than views."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bytes = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        if isinstance(result, Tensor) and result.layout == torch.strided and not func.is_view:
+            self.bytes = max(self.bytes, result.numel() * result.element_size())
+        return result
+
+
+def test_volume_is_never_copied_as_a_whole() -> None:
     """Rows of a volume in half precision are brought to the result's precision some at a time."""
-    sizes = []
-    empty = torch.empty
+    volume = torch.ones(40, 1000, 8, dtype=torch.float16)
+    with _LargestOf() as largest:
+        found = project(volume, [0.0], dtype=torch.float32)
+    assert torch.equal(found, torch.full((1, 1000, 8), 40.0))
+    assert largest.bytes <= max(64 * 40 * 8 * 4, 1000 * 8 * 4)  # 64 rows of the volume, or the result
 
-    def watch(shape: Any, **settings: Any) -> Tensor:
-        sizes.append(math.prod(shape))
-        return empty(shape, **settings)
 
-    volume = torch.ones(4, 1000, 8, dtype=torch.float16)
-    project(volume, [0.0])
-    monkeypatch.setattr(torch, "empty", watch)
-    assert torch.equal(project(volume, [0.0], dtype=torch.float32), torch.full((1, 1000, 8), 4.0))
-    assert max(sizes) <= 1000 * 8  # the result
-    assert sizes[1:] == [4 * 8 * 64] * 15 + [4 * 8 * 40]
+def test_autocast_does_not_reach_projections(phantom: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Within `torch.autocast` projections are those without, by either product."""
+    for has_bags in (True, False):
+        monkeypatch.setattr(sparse, "_HAS_BAGS", has_bags and sparse._HAS_BAGS)
+        expected = project(phantom.float(), ANGLES)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            assert torch.equal(project(phantom.float(), ANGLES), expected)
 
 
 def test_device_of_the_result(phantom: Tensor) -> None:

@@ -41,8 +41,8 @@ def read_mrc(
 
     Returns
     -------
-    The data, `(z, y, x)`, as stored (integers stay integers, half precision becomes float32), and the voxel size in
-    Å, 0 where the file holds none.
+    The data, `(z, y, x)`, as stored (integers stay integers, half precision becomes float32 unless mapped), and the
+    voxel size in Å, 0 where the file holds none.
 
     Raises
     ------

@@ -246,7 +246,8 @@ class _Run:
         self.optimizer.zero_grad(set_to_none=True)
         loss = torch.zeros((), device=place)
         if batch is not None:
-            loss = self._loss(*(batch[name].to(place, non_blocking=True) for name in ("image", "label")))
+            on_gpu = place.type == "cuda"
+            loss = self._loss(*(batch[name].to(place, non_blocking=on_gpu) for name in ("image", "label")))
             loss.backward()  # type: ignore[no-untyped-call]
         value = self.ranks.average(self.network, loss, active=active)
         self.optimizer.step()
