@@ -41,6 +41,8 @@ def _row(name: str, *seconds: float, **more: Any) -> dict[str, Any]:
         # Seconds follow the machine; ratios are what was measured beside something else.
         (_row("a", 1, 1, ratios=[4, 4]), _row("a", 2, 2, ratios=[4, 4]), 0, "nothing changed"),
         (_row("a", 1, 1, ratios=[4, 4]), _row("a", 1, 1, ratios=[2, 2]), 1, "x 0.50 (spread 0.05): worse"),
+        (_row("a", 1.0, 1.0, peak_gib=1.0), _row("a", 1.0, 1.0, peak_gib=1.5), 1, "a, peak memory"),
+        (_row("a", 1.0, 1.0), _row("a", 1.0, 1.0, peak_gib=1.5), 0, "nothing changed"),
         (_row("b", 1.0, 1.0), _row("a", 1.0, 1.0), 0, "is not in the new table"),
     ],
 )

@@ -110,13 +110,16 @@ def ceilings(device: torch.device, dtype: torch.dtype) -> tuple[float, float]:
 
 
 #: Options that are no settings: they change how often and where to, not what.
-_BESIDE = ("json", "repeats", "mapped", "one")
+_BESIDE = ("json", "repeats", "one")
 
 
 def keep(options: argparse.Namespace, benchmark: str, device: torch.device, rows: list[Row]) -> None:
     """Write a table as JSON, where a file is named."""
     if options.json is not None:
         settings = {name: str(value) for name, value in vars(options).items() if name not in _BESIDE}
+        if "mapped" in settings:
+            settings["mapped"] = str(options.mapped is not None)
+        settings["cold"] = str(options.repeats == 0)
         table = {"benchmark": benchmark, "settings": settings, "machine": machine(device), "rows": rows}
         options.json.parent.mkdir(parents=True, exist_ok=True)
         options.json.write_text(json.dumps(table, indent=1) + "\n")

@@ -18,6 +18,8 @@ from typing import Any
 
 #: What takes less than this is not compared, in seconds.
 SHORTEST = 1e-3
+#: Peaks of memory that grow by less than this share are the same.
+MEMORY = 0.15
 #: A change that is smaller than this share is none, whatever the spread.
 LEAST = 0.05
 
@@ -37,7 +39,11 @@ def changes(old: dict[str, Any], new: dict[str, Any]) -> list[tuple[str, float, 
         before = kept.get(row["name"])
         # Ratios, where there are some: both sides were measured in one run, so the machine's mood is not in them.
         key = "ratios" if "ratios" in row else "seconds"
-        if before is None or key not in before or min(median(row[key]), median(before[key])) < SHORTEST:
+        if before is not None and row.get("peak_gib", 0) > (1 + MEMORY) * before.get(
+            "peak_gib", row.get("peak_gib", 0)
+        ):
+            found.append((f"{row['name']}, peak memory", row["peak_gib"] / before["peak_gib"], MEMORY, True))
+        if before is None or key not in before or min(median(r["seconds"]) for r in (row, before)) < SHORTEST:
             continue
         factor = median(row[key]) / median(before[key])
         least = max(LEAST, spread(row[key]) + spread(before[key]))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 import statistics
 import time
 from collections.abc import Callable
@@ -37,6 +38,13 @@ def globule(radius: float, seed: int) -> ParticleTemplate:
     return ParticleTemplate(
         density=torch.from_numpy(density), voxel_size=VOXEL_SIZE, threshold=1.5, name=f"globule {radius:g}"
     )
+
+
+def crowd(shape: tuple[int, int, int], *, device: str = "cpu", threads: int = 1) -> GrandModelGenerator:
+    """Make a generator of specimens of any shape, as crowded as `SHAPE` with `PARTICLES` globules."""
+    count = max(1, round(PARTICLES * math.prod(shape) / math.prod(SHAPE) / len(RADII)))
+    particles = [ParticleSpecies(templates=globule(radius, seed), count=count) for seed, radius in enumerate(RADII)]
+    return GrandModelGenerator(particles=particles, shape=shape, voxel_size=VOXEL_SIZE, device=device, threads=threads)
 
 
 def report(name: str, make: Callable[[int], object], repeats: int, device: str) -> None:

@@ -19,6 +19,7 @@ import mrcfile
 import numpy as np
 import torch
 from _report import Row, ceilings, forget_peak, header, keep, median, peak_gib, read, seconds_of, settle
+from generation import VOXEL_SIZE, crowd
 from torch import Tensor
 
 from faket_aug import FakETSimulator, GrandModel, NoiseModel, StyleBank, TiltSeries, VGG19Features, project
@@ -27,13 +28,12 @@ from faket_aug.filters import filter_projections
 from faket_aug.formats.mrc import read_mrc
 from faket_aug.noise import CONTENT_NOISE
 from faket_aug.patches import cut
-from faket_aug.procedural import procedural_specimen
 from faket_aug.reconstruction import voxel_map
 from faket_aug.resample import bin_images
 from faket_aug.statistics import match_mean_std
 from faket_aug.style import CONTENT_LAYERS, STYLE_LAYERS, gray_to_rgb, stylize
 
-VOXEL_SIZE, PATCH = 10.0, 56
+PATCH = 56
 
 
 class WatchedEncoder:
@@ -124,11 +124,13 @@ def mapped_density(folder: Path, shape: tuple[int, int, int]) -> Tensor:
     path = folder / f"density_{'_'.join(map(str, shape))}.mrc"
     if not path.exists():
         folder.mkdir(parents=True, exist_ok=True)
+        unfinished = path.with_suffix(".part.mrc")
         section = np.random.default_rng(0).random(shape[1:], dtype=np.float32).astype(np.float16)
-        with mrcfile.new_mmap(path, shape=shape, mrc_mode=12) as file:
+        with mrcfile.new_mmap(unfinished, shape=shape, mrc_mode=12, overwrite=True) as file:
             file.voxel_size = VOXEL_SIZE
             for z in range(shape[0]):
                 file.data[z] = np.roll(section, z)
+        unfinished.replace(path)
     return read_mrc(path, memory_map=True)[0]
 
 
@@ -146,22 +148,23 @@ def profile(options: argparse.Namespace, device: torch.device, watch: Profile) -
     if options.mapped:
         density, specimen = mapped_density(options.mapped, shape), None
     else:
-        specimen = watch.stage("specimen", lambda: procedural_specimen(shape=shape, voxel_size=VOXEL_SIZE, seed=0))
+        generator = crowd(shape, device=str(device), threads=torch.get_num_threads())
+        specimen = watch.stage("specimen", lambda: generator.generate(seed=0))
         density = specimen.density
-    generator = torch.Generator(device.type).manual_seed(0)
+    chance = torch.Generator(device.type).manual_seed(0)
     stack = options.tilts * options.size**2 * 4 / 1e9
 
     held: dict[str, Tensor] = {}
     held["clean"] = watch.stage(
         "projection",
         lambda: project(density, angles, device=device, dtype=torch.float32).neg_(),
-        gigabytes=density.numel() * (4 + density.element_size()) / 1e9 + stack,
+        gigabytes=0.0 if density.device != device else density.numel() * (4 + density.element_size()) / 1e9 + stack,
     )
     small = TiltSeries(tilts=torch.randn(options.tilts, 64, 64), tilt_angles=angles)
     model = NoiseModel.assume(small.tilts, angles)
     held["noise"] = watch.stage(
         "random numbers",
-        lambda: torch.randn(held["clean"].shape, generator=generator, device=device),
+        lambda: torch.randn(held["clean"].shape, generator=chance, device=device),
         gigabytes=stack,
     )
     held["noisy"] = watch.stage(
@@ -185,7 +188,7 @@ def profile(options: argparse.Namespace, device: torch.device, watch: Profile) -
         lambda: torch.stack([cut(tomogram, place, (PATCH,) * 3) for place in places]),
         gigabytes=2 * options.patches * PATCH**3 * 4 / 1e9,
     )
-    watch.stage("patches to the host", lambda: patches.to("cpu", copy=True), gigabytes=patches.numel() * 4 / 1e9)
+    watch.stage("patches to the host", lambda: patches.to("cpu", copy=True))
     if options.style_tilts < options.tilts or specimen is None:
         return
     simulator = FakETSimulator(
@@ -233,8 +236,7 @@ def style_stages(
     forwards, backwards, rests = [], [], []
     for repeat in range(watch.repeats + 1):
         watched = WatchedEncoder(encoder, device)
-        if repeat == 1:
-            forget_peak(device)
+        forget_peak(device)
         whole = seconds_of(
             lambda watched=watched: stylize(
                 content[chosen], noisy[chosen], targets, features=watched, memory_budget=options.memory_budget
@@ -244,7 +246,7 @@ def style_stages(
         if repeat or not watch.repeats:
             forwards.append(scale * watched.forward)
             backwards.append(scale * watched.backward)
-            rests.append(max(0.0, scale * (whole - watched.forward - watched.backward) - median(contents)))
+            rests.append(scale * (whole - watched.forward - watched.backward) - median(contents))
     watch.add("style: forward pass", forwards, teraflop=flops[1])
     watch.add("style: losses and gradient", backwards, teraflop=flops[1])
     watch.add("style: ranges and step", rests)
@@ -293,9 +295,11 @@ def main() -> None:
             f"product {tflops:.2f} TFLOP/s, a copy {gbytes:.0f} GB/s"
         )
         watch = Profile(device, options.repeats, tflops, gbytes)
-        profile(options, device, watch)
-        watch.show()
-    keep(options, "profile_simulation", device, watch.rows)
+        try:
+            profile(options, device, watch)
+        finally:  # what was measured before an interruption, too
+            watch.show()
+            keep(options, "profile_simulation", device, watch.rows)
 
 
 if __name__ == "__main__":

@@ -61,7 +61,8 @@ def measured(stage: str, size: int, tilts: int, options: argparse.Namespace) -> 
     command += ["--keep-memory"] if options.keep_memory else []
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
-        raise RuntimeError(f"{stage} at {size}², {tilts} tilts: {done.stderr.strip().splitlines()[-1]}")
+        said = done.stderr.strip().splitlines() or [f"ended by signal {-done.returncode}"]
+        raise RuntimeError(f"{stage} at {size}², {tilts} tilts: {said[-1]}")
     row: Row = {"name": f"{stage}, {tilts} x {size}²", **json.loads(done.stdout)}
     seconds = median(row["seconds"])
     cost = seconds / (tilts * size**2) * 1e9
@@ -90,10 +91,14 @@ def main() -> None:
         return
     device = torch.device(options.device)
     print(f"{header(device)}; {options.precision}")
-    rows = [measured(stage, size, 4, options) for stage in ("stylize", "project") for size in options.sizes]
-    rows += [measured("reconstruct", size, 16, options) for size in options.sizes]
-    rows += [measured(stage, options.tilts_size, n, options) for stage in ("stylize", "project") for n in options.tilts]
-    keep(options, "scaling", device, rows)
+    wanted = [(stage, size, 4) for stage in ("stylize", "project") for size in options.sizes]
+    wanted += [("reconstruct", size, 16) for size in options.sizes]
+    wanted += [(stage, options.tilts_size, tilts) for stage in ("stylize", "project") for tilts in options.tilts]
+    rows: list[Row] = []
+    try:
+        rows.extend(measured(*each, options) for each in wanted)
+    finally:  # what was measured before an interruption, too
+        keep(options, "scaling", device, rows)
 
 
 if __name__ == "__main__":

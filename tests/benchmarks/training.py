@@ -3,8 +3,8 @@
     python tests/benchmarks/training.py --device cuda                 # DeepFinder's size: 25 patches of 56³, bfloat16
     python tests/benchmarks/training.py                               # a CPU's size
 
-Both loops run in turn, some rounds each; the ratio is that of their steps per second. What a tomogram costs is shared
-by its patches, so the ratio depends on `--patches`; the seconds of one simulation are printed, too.
+Both loops run in turn, some rounds each, in which every live tomogram is exchanged once; the ratio is that of their
+steps per second. What a tomogram costs is shared by its patches, so the ratio depends on `--patches`.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from typing import Any
 import numpy as np
 import torch
 from _report import Row, header, keep, median, read, seconds_of
+from generation import crowd
 from torch.utils.data import DataLoader
 
 from faket_aug import FakETDataset, FakETSimulator, NoiseModel, StyleBank, TiltSeries, VGG19Features
 from faket_aug.picking import DeepFinderNet, tversky_loss
-from faket_aug.procedural import procedural_specimen
 
 Batch = Mapping[str, Any]
 
@@ -42,7 +42,7 @@ def make_dataset(options: argparse.Namespace) -> FakETDataset:
     )
     size = options.size
     return FakETDataset(
-        [procedural_specimen(shape=(max(options.patch_size, size * 180 // 512), size, size), seed=0)],
+        [crowd((max(options.patch_size, size * 180 // 512), size, size)).generate(seed=0)],
         simulator,
         patch_size=options.patch_size,
         patches_per_tomogram=options.patches,
@@ -62,16 +62,23 @@ def main() -> None:
     add("--tilts", type=int, help="61 on a GPU, 21 on a CPU")
     add("--patch-size", type=int, help="56 on a GPU, 32 on a CPU")
     add("--batch-size", type=int, help="25 on a GPU, 4 on a CPU")
-    add("--patches", type=int, default=2000, help="of each tomogram")
+    add("--patches", type=int, help="of each tomogram; 2000 on a GPU, 80 on a CPU")
     add("--workers", type=int, default=0)
     add("--precision", default="bfloat16", choices=["float32", "bfloat16"])
-    add("--steps", type=int, help="of one round; 60 on a GPU, 10 on a CPU")
-    add("--repeats", type=int, default=5, help="rounds")
+    add("--steps", type=int, help="of one round; by default those in which all live tomograms are exchanged")
+    add("--repeats", type=int, default=3, help="rounds")
     options = read(parser)
     gpu = options.device.startswith("cuda")
-    sizes = {"size": (128, 512), "tilts": (21, 61), "patch_size": (32, 56), "batch_size": (4, 25), "steps": (10, 60)}
+    sizes = {
+        "size": (128, 512),
+        "tilts": (21, 61),
+        "patch_size": (32, 56),
+        "batch_size": (4, 25),
+        "patches": (80, 2000),
+    }
     for name, choices in sizes.items():
         setattr(options, name, getattr(options, name) or choices[gpu])
+    options.steps = options.steps or 2 * options.patches // options.batch_size
     device = torch.device(options.device)
     dataset = make_dataset(options)
     classes = len(dataset.specimens[0].class_names)
@@ -110,7 +117,7 @@ def main() -> None:
         f"{options.steps / median(p[1] for p in pairs):.2f} from memory: {median(ratios):.1%} (median), "
         f"{whole:.1%} (all)"
     )
-    row: Row = {"name": "training", "seconds": [fed for fed, _ in pairs], "ratios": ratios}
+    row: Row = {"name": "training", "seconds": [fed for fed, _ in pairs], "ratios": ratios, "ratio_of_all": whole}
     keep(options, "training", device, [row, {"name": "simulation", "seconds": simulated[1:]}])
     del live
 
