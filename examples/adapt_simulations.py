@@ -107,6 +107,7 @@ def draw_preview(given: TiltedSpecimen, made: fa.SimulatedTomogram, real: fa.Til
 def main() -> None:
     """Draw, then train."""
     args = arguments()
+    fa.keep_memory()
     try:
         with distributed_job(args.device) as rank:
             specimens, style = read_specimens(args), [fa.TiltSeries.read(path) for path in args.style]

@@ -194,6 +194,7 @@ def score(args: argparse.Namespace, network: nn.Module, test: fa.LabelledTomogra
 def main() -> None:
     """Pretrain, fine-tune, train from scratch, score."""
     args = arguments()
+    fa.keep_memory()
     try:
         with distributed_job(args.device) as rank:
             fake = simulated_patches(args)

@@ -198,6 +198,7 @@ def draw_preview(
 def main() -> None:
     """Train, then draw."""
     args = arguments()
+    fa.keep_memory()
     try:
         with distributed_job(args.device) as rank:
             first = fa.GrandModel.from_shrec(args.specimens[0])
