@@ -71,6 +71,7 @@ def test_kept_tables(path: Path) -> None:
     assert {"benchmark", "settings", "machine", "rows"} == set(table)
     assert (FOLDER / f"{table['benchmark']}.py").is_file()
     assert all(row["name"] and row["seconds"] for row in table["rows"])
+    assert len({row["name"] for row in table["rows"]}) == len(table["rows"])
     assert _compare(path, path)[0] == 0
 
 

@@ -96,7 +96,7 @@ def main() -> None:
     wanted += [(stage, options.tilts_size, tilts) for stage in ("stylize", "project") for tilts in options.tilts]
     rows: list[Row] = []
     try:
-        rows.extend(measured(*each, options) for each in wanted)
+        rows.extend(measured(*each, options) for each in dict.fromkeys(wanted))
     finally:  # what was measured before an interruption, too
         keep(options, "scaling", device, rows)
 
