@@ -14,7 +14,7 @@
 """
 
 from faket_aug._checks import CacheError, FileFormatError, SimulationError, WeightsError
-from faket_aug._memory import keep_memory
+from faket_aug._memory import free_memory_budget, keep_memory
 from faket_aug.alignment import align_by_neighbours
 from faket_aug.augmentation import PatchAugmentation
 from faket_aug.ctf import ContrastTransfer
@@ -96,6 +96,7 @@ __all__ = [
     "choose_step_size",
     "fetch_structure",
     "fit_defocus",
+    "free_memory_budget",
     "keep_memory",
     "project",
     "read_specimens",

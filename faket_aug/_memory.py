@@ -1,8 +1,14 @@
-"""Whether freed memory goes back to the system: fresh pages cost a CPU as much time as what is computed in them."""
+"""Memory that is free, and memory that is kept: fresh pages cost a CPU as much time as what is computed in them."""
 
 from __future__ import annotations
 
 import ctypes
+import os
+from pathlib import Path
+
+import torch
+
+from faket_aug._checks import check_fraction
 
 #: Of mallopt, in glibc's malloc.h.
 _TRIM_THRESHOLD, _MMAP_THRESHOLD, _MMAP_MAX, _ARENA_MAX = -1, -3, -4, -8
@@ -34,3 +40,35 @@ def keep_memory() -> bool:
     # Older versions refuse so large a threshold, but map nothing when told so.
     kept = mallopt(_MMAP_THRESHOLD, _LARGEST) or mallopt(_MMAP_MAX, 0)
     return all([kept, mallopt(_TRIM_THRESHOLD, _LARGEST), mallopt(_ARENA_MAX, 1)])
+
+
+def free_memory_budget(device: torch.device | str = "cpu", *, share: float = 0.25) -> int:
+    """Find a `memory_budget` for the style transfer by what is free now, in place of the fixed default of 1 GiB.
+
+    Larger chunks of tilts keep a large GPU busier where tilts are small. The number of tilts in a chunk changes the
+    last bits of a result; a simulator's record remembers the budget.
+
+    Parameters
+    ----------
+    device
+        Where the simulation runs.
+    share
+        Of the free memory.
+
+    Returns
+    -------
+    Bytes, rounded down to a power of two, so that a little more or less makes no difference.
+    """
+    check_fraction("share", share)
+    where = torch.device(device)
+    free = torch.cuda.mem_get_info(where)[0] if where.type == "cuda" else _available_bytes()
+    return int(2 ** max(0, int(share * free).bit_length() - 1))
+
+
+def _available_bytes() -> int:
+    """Memory of the machine that can be had without swapping."""
+    path = Path("/proc/meminfo")
+    for line in path.read_text().splitlines() if path.exists() else ():
+        if line.startswith("MemAvailable:"):
+            return int(line.split()[1]) * 1024
+    return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")

@@ -74,7 +74,7 @@ class FakETSimulator(SimulatorSettings):
     extend, backend
         Of the projection, see `project`.
     memory_budget
-        Bytes that the style transfer's activations may take.
+        Bytes that the style transfer's activations may take; `free_memory_budget` finds what is free.
     device
         Where it all runs; results stay there.
     threads

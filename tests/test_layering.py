@@ -64,7 +64,7 @@ ROWS = (
 
 #: Within a row: who may import whom. Cycles are never allowed.
 BESIDE = (
-    (("_random",), ("_checks",)),
+    (("_random", "_memory"), ("_checks",)),
     (("_progress",), ("_random",)),
     (("statistics", "augmentation", "filters", "patches", "resample"), ("geometry", "sparse")),
     (("filters", "patches", "resample", "spectra"), ("statistics",)),

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import ctypes
+import os
 import subprocess
 import sys
 from typing import Any
 
 import pytest
-from _helpers import dataset, loader
+from _helpers import dataset, loader, simulator
 
-from faket_aug import _memory, keep_memory
+from faket_aug import _memory, free_memory_budget, keep_memory
 
 _FAULTS = """
 import resource, sys, threading
@@ -77,3 +78,22 @@ def test_what_glibc_refuses(monkeypatch: pytest.MonkeyPatch, results: tuple[int,
 
     monkeypatch.setattr(_memory.ctypes, "CDLL", lambda name: Library())
     assert keep_memory() is expected
+
+
+@pytest.mark.parametrize(("free", "share", "expected"), [(2**33, 0.25, 2**31), (2**33 - 1, 0.25, 2**30), (3, 0.0, 1)])
+def test_budget_by_what_is_free(monkeypatch: pytest.MonkeyPatch, free: int, share: float, expected: int) -> None:
+    """The budget is a share of what is free, rounded down to a power of two."""
+    monkeypatch.setattr(_memory, "_available_bytes", lambda: free)
+    assert free_memory_budget("cpu", share=share) == expected
+    with pytest.raises(ValueError, match="share"):
+        free_memory_budget(share=2.0)
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_free_memory_of_this_machine(monkeypatch: pytest.MonkeyPatch, known: bool) -> None:
+    """What is free is more than nothing and less than all, on systems without /proc, too; and a simulator takes it."""
+    if not known:
+        monkeypatch.setattr(_memory.Path, "exists", lambda path: False)
+    budget = free_memory_budget()
+    assert 2**20 <= budget < os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    assert simulator(memory_budget=budget).settings()["memory_budget"] == budget
