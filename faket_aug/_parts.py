@@ -19,8 +19,9 @@ def slices_of(images: Tensor) -> Iterator[slice]:
 
 
 def by_parts(function: Callable[..., Tensor], *stacks: Tensor, dtype: torch.dtype) -> Tensor:
-    """Apply a function to some images of all stacks `(n, ...)` at a time; its results, which have the shape of the
-    images of the first, are put into one stack of `dtype`.
+    """Apply a function to some images of all stacks `(n, ...)` at a time, into one stack of `dtype`.
+
+    Its results have the shape of the images of the first stack.
     """
     result = torch.empty(stacks[0].shape, dtype=dtype, device=stacks[0].device)
     for part in slices_of(stacks[0]):

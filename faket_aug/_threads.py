@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -55,11 +55,15 @@ def usable_device(name: str) -> torch.device:
 class SideStream:
     """A stream of its own on a GPU, for work beside what the GPU is used for; nothing on a CPU.
 
-    There is one for all that is made: memory that was used on a stream is reused on that stream only.
+    There is one for all that is made: memory that was used on a stream is reused on that stream only. A copy in another
+    process has one of its own.
     """
 
     def __init__(self) -> None:
         self._stream: torch.cuda.Stream | None = None
+
+    def __reduce__(self) -> tuple[type[SideStream], tuple[()]]:
+        return SideStream, ()
 
     @contextmanager
     def of(self, names: Sequence[str], index: int | None) -> Iterator[None]:
@@ -76,9 +80,13 @@ class SideStream:
             yield
 
 
-def is_on(tensor: torch.Tensor, name: str | torch.device) -> bool:
-    """Tell whether a tensor lies on a device; a plain `"cuda"` is the current GPU."""
-    device = torch.device(name)
-    if device.type == "cuda" and device.index is None and tensor.is_cuda:
-        return tensor.device.index == torch.cuda.current_device()
-    return tensor.device == device
+def concrete_device(name: str | torch.device) -> torch.device:
+    """Return a device as tensors have it: a plain `"cuda"` is the current GPU, with its index."""
+    return torch.empty(0, device=name).device
+
+
+def use_on_current_stream(tensors: Iterable[torch.Tensor]) -> None:
+    """Keep the memory of what lies on a GPU, and another stream made, until what is launched on this one is done."""
+    for tensor in tensors:
+        if tensor.is_cuda:
+            tensor.record_stream(torch.cuda.current_stream(tensor.device))

@@ -15,7 +15,7 @@ from faket_aug._checks import SimulationError, check_count
 from faket_aug._distributed import current_gpu, known_ranks
 from faket_aug._memory import keep_memory
 from faket_aug._progress import MAX_STREAMS, Resume, SharedProgress, StreamPosition, positions_after, stream_order
-from faket_aug._threads import SideStream, in_forked_process, intra_op_threads, usable_device
+from faket_aug._threads import SideStream, in_forked_process, intra_op_threads, usable_device, use_on_current_stream
 from faket_aug.augmentation import PatchAugmentation
 from faket_aug.generation import GrandModelGenerator, specimen_of, tomograms_of_epoch
 from faket_aug.patches import as_size, check_fits
@@ -148,7 +148,7 @@ class FakETDataset(IterableDataset[dict[str, Any]]):
         # A spawned worker is told what it cannot know: ranks, and which GPU is this rank's.
         gpu = current_gpu()
         told = {"_ranks": self._ranks or known_ranks(), "_cuda_index": self._cuda_index if gpu is None else gpu}
-        return {**self.__dict__, **told, "_position": None, "_side_stream": SideStream()}
+        return {**self.__dict__, **told, "_position": None}
 
     def __len__(self) -> int:
         """Items of an epoch on this rank, over all of its workers."""
@@ -284,7 +284,7 @@ class FakETDataset(IterableDataset[dict[str, Any]]):
 
     def _item(self, live: LiveTomogram, epoch: int, tomogram: int, patch: int) -> dict[str, Any]:
         with torch.no_grad(), intra_op_threads(self.simulator.threads):
-            live.used_on_current_stream()
+            use_on_current_stream((live.tomogram, live.labels))
             address = {"seed": self.seed, "epoch": epoch, "tomogram": tomogram, "patch": patch}
             sample = self.sampler.sample(live, **address, device=self.item_device)
         return {

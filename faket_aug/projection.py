@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from faket_aug._checks import check_choice, check_ndim, check_positive
+from faket_aug._threads import concrete_device
 from faket_aug.geometry import Angles, as_tilt_angles, axis_index
 from faket_aug.sparse import PlaneMap, Rows, csr_rows, geometry_cache, result_dtype, working_dtype
 
@@ -74,8 +75,7 @@ def project(
     depth, size = volume.shape[-3], volume.shape[-1]
     width = _checked(size if width is None else width, "width", extend, backend, angles)
     dtype = result_dtype(volume.dtype) if dtype is None else dtype
-    # A tensor's device has an index, which a plain "cuda" lacks.
-    where = volume.device if device is None else torch.empty(0, device=device).device
+    where = volume.device if device is None else concrete_device(device)
     if backend == "torch_radon":
         _radon_extend(extend)
         return _radon_forward(volume.to(where, torch.float32), angles, width).to(dtype)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from faket_aug._checks import check_choice, check_count, check_fraction
 from faket_aug._random import numpy_generator
-from faket_aug._threads import is_on
+from faket_aug._threads import concrete_device
 from faket_aug.augmentation import PatchAugmentation
 from faket_aug.geometry import half_turn_about_tilt_axis
 from faket_aug.patches import Size, clamp_center, cut, normalize, sphere_labels
@@ -60,12 +60,6 @@ class LiveTomogram:
             centers=np.flatnonzero(inside),
             radii=radii,
         )
-
-    def used_on_current_stream(self) -> None:
-        """Keep the memory until what was launched on the reader's stream is done; another stream made it."""
-        for volume in (self.tomogram, self.labels):
-            if volume.is_cuda:
-                volume.record_stream(torch.cuda.current_stream(volume.device))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,7 +110,7 @@ class PatchSampler:
         turned = bool(generator.random() < 0.5) and self.half_turn
         # kornia, which interpolates, is given patches on the CPU.
         warped = self.augmentation is not None and self.augmentation.interpolates
-        where = device if is_on(live.tomogram, device) and not warped else "cpu"
+        where = device if live.tomogram.device == concrete_device(device) and not warped else "cpu"
         image = cut(live.tomogram, center, self.patch_size).to(where, torch.float32)
         label = self._label(live, center).to(where, torch.int64)
         if turned:

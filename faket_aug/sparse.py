@@ -16,6 +16,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from faket_aug._threads import use_on_current_stream
+
 #: Rows of y that one product takes on a CPU: a weight is read once for all of them, and they fill some registers.
 _CPU_COLUMNS = 64
 #: Elements of a product on a CPU before it is turned into its place: they stay in the second-level cache.
@@ -146,8 +148,8 @@ def _product(stack: Tensor, plane_map: PlaneMap, adjoint: bool) -> Tensor:
     largest = max(p_out * q_out, stack.shape[-3] * stack.shape[-1])
     step = _CPU_COLUMNS if on_cpu else max(1, _GPU_ELEMENTS // largest)
     parts = plane_map.parts(adjoint=adjoint)
-    if not on_cpu:
-        _use_on_current_stream(parts)
+    if not on_cpu:  # the cache may drop the map meanwhile
+        use_on_current_stream(v for part in parts for v in (part.crow_indices(), part.col_indices(), part.values()))
     multiply = _sum_bags if on_cpu and dtype == torch.float32 and _HAS_BAGS else torch.mm
     for source, target in zip(flat, out, strict=True):
         for start in range(0, rows, step):
@@ -209,13 +211,6 @@ def _to_matrix(some: Sequence[Rows], planes_in: tuple[int, int]) -> Tensor:
             size=(len(ends) - 1, math.prod(planes_in)),
             check_invariants=False,
         )
-
-
-def _use_on_current_stream(parts: Iterable[Tensor]) -> None:
-    """Keep the memory of matrices until what is launched on this stream is done, though the cache may drop them."""
-    for part in parts:
-        for values in (part.crow_indices(), part.col_indices(), part.values()):
-            values.record_stream(torch.cuda.current_stream(values.device))
 
 
 def _row_of_each(ends: Tensor) -> Tensor:

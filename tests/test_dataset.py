@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
 import threading
 from collections import Counter
 from itertools import chain, pairwise
@@ -32,6 +34,7 @@ from hypothesis import strategies as st
 
 from faket_aug import FakETDataset, GrandModel, PatchAugmentation, SimulationError
 from faket_aug._progress import stream_order
+from faket_aug._threads import SideStream
 from faket_aug.geometry import half_turn_about_tilt_axis
 from faket_aug.patches import cut, normalize
 from faket_aug.sampling import LiveTomogram
@@ -582,6 +585,14 @@ def test_dataset_leaves_specimens_alone() -> None:
         assert torch.equal(thing.density, density)
         assert torch.equal(thing.labels, labels)
         assert np.array_equal(thing.particles.positions, positions)
+
+
+def test_another_process_has_a_stream_of_its_own() -> None:
+    """A CUDA stream cannot be sent to a worker: what arrives there has none yet."""
+    side = SideStream()
+    side._stream = object()
+    assert pickle.loads(pickle.dumps(side))._stream is None
+    assert copy.deepcopy(side)._stream is None
 
 
 # --- GPU --------------------------------------------------------------------------------------------------------------

@@ -3,18 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import resource
-import time
 
 import numpy as np
 import torch
+from _report import peak_gib, seconds_of
 
 from faket_aug import FakETSimulator, GrandModel, NoiseModel, ParticleTable, StyleBank, TiltSeries, VGG19Features
-
-
-def peak_gib() -> float:
-    """Peak resident size of this process, in GiB."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
 
 
 def main() -> None:
@@ -26,7 +20,8 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     options = parser.parse_args()
     angles = np.linspace(-60.0, 60.0, options.tilts)
-    start = peak_gib()
+    cpu = torch.device("cpu")
+    start = peak_gib(cpu)
     generator = torch.Generator().manual_seed(0)
     density = torch.randn(options.depth, options.size, options.size, generator=generator)
     specimen = GrandModel(
@@ -45,12 +40,10 @@ def main() -> None:
         features=features,
         threads=options.threads,
     )
-    begun = time.perf_counter()
-    simulator(specimen, seed=0)
-    seconds = time.perf_counter() - begun
+    seconds = seconds_of(lambda: simulator(specimen, seed=0))
     print(
         f"{options.tilts} x {options.size}² from {options.depth} slices, VGG-19 to relu5_1 in {options.precision}, "
-        f"{options.threads} threads: {seconds:.1f} s, peak {peak_gib():.2f} GiB (of which {start:.2f} GiB before)"
+        f"{options.threads} threads: {seconds:.1f} s, peak {peak_gib(cpu):.2f} GiB (of which {start:.2f} GiB before)"
     )
 
 
