@@ -21,9 +21,9 @@ from matplotlib.figure import Figure
 from torch.utils.data import DataLoader
 
 import faket_aug as fa
-from faket_aug.cli._figures import save_figure, tilt_panel
+from faket_aug.figures import save_figure, tilt_panel
 from faket_aug.picking import DeepFinderNet, RankError, TrainingSettings, distributed_job, fit
-from faket_aug.tilted import TiltedSpecimen
+from faket_aug.specimens.tilted import TiltedSpecimen
 
 
 def arguments() -> argparse.Namespace:

@@ -17,8 +17,8 @@ from monai.networks.nets import UNet
 from torch.utils.data import DataLoader
 
 import faket_aug as fa
+from faket_aug.data.patches import normalize
 from faket_aug.formats.mrc import read_mrc, write_mrc
-from faket_aug.patches import normalize
 from faket_aug.picking import TrainingSettings, distributed_job, fit
 
 

@@ -28,12 +28,12 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch.utils.data import DataLoader
 
 import faket_aug as fa
-from faket_aug.cli._figures import loss_panel, save_figure, slice_with_labels, tilt_panel
-from faket_aug.features import cpu_has_bfloat16
-from faket_aug.filters import FILTERS
-from faket_aug.patches import normalize
+from faket_aug.data.patches import normalize
+from faket_aug.figures import loss_panel, save_figure, slice_with_labels, tilt_panel
 from faket_aug.picking import DeepFinderNet, RankError, TrainingSettings, distributed_job, fit
 from faket_aug.picking.logs import LOGS
+from faket_aug.style.vgg19 import cpu_has_bfloat16
+from faket_aug.tomography.filters import FILTERS
 
 #: How errors name an argument, and what it is called here.
 OPTIONS = {"`resume=False`": "--no-resume", "`output`": "--output", "`learning_rate`": "--lr"}

@@ -14,38 +14,48 @@
 """
 
 from faket_aug._checks import CacheError, FileFormatError, SimulationError, WeightsError
-from faket_aug._memory import free_memory_budget, keep_memory
-from faket_aug.alignment import align_by_neighbours
-from faket_aug.augmentation import PatchAugmentation
-from faket_aug.ctf import ContrastTransfer
-from faket_aug.damage import ExposureDamage
-from faket_aug.dataset import FakETDataset
-from faket_aug.detector import Detector
-from faket_aug.features import VGG19Features
-from faket_aug.filaments import FilamentSpecies
+from faket_aug._runtime.memory import free_memory_budget, keep_memory
+from faket_aug.data.augmentation import PatchAugmentation
+from faket_aug.data.dataset import FakETDataset
+from faket_aug.data.labelled import LabelledTomogram
+from faket_aug.data.mixing import LabelledPatches, MixedPatches
 from faket_aug.formats.structures import fetch_structure
-from faket_aug.formats.tilts import TiltMetadata
-from faket_aug.generation import GrandModelGenerator
-from faket_aug.imperfections import Imperfections
-from faket_aug.membranes import MembraneSpecies
-from faket_aug.misalignment import Misalignment
-from faket_aug.mixing import LabelledPatches, LabelledTomogram, MixedPatches
-from faket_aug.noise import NoiseModel
-from faket_aug.projection import backproject, project
-from faket_aug.reconstruction import reconstruct
-from faket_aug.response import MicroscopeResponse
-from faket_aug.simulator import FakETSimulator
-from faket_aug.simulator_settings import MODALITIES
-from faket_aug.species import FiducialSpecies, IceSlab, ParticleSpecies
-from faket_aug.specimen import GrandModel, ParticleTable, ShrecSpecimens
-from faket_aug.specimens import CopickSpecimens, FolderSpecimens, PolnetSpecimens, read_specimens
-from faket_aug.stepsize import StepChoice, choose_step_size
-from faket_aug.style import StyleTargets, stylize
-from faket_aug.stylebank import StyleBank
-from faket_aug.templates import ParticleTemplate, read_templates
-from faket_aug.thonrings import DefocusEstimate, fit_defocus
-from faket_aug.tiltseries import TiltSeries
-from faket_aug.tomogram import SimulatedTomogram, SimulationRecord
+from faket_aug.formats.tilt_metadata import TiltMetadata
+from faket_aug.generation.filaments import FilamentSpecies
+from faket_aug.generation.generator import GrandModelGenerator
+from faket_aug.generation.ice import IceSlab
+from faket_aug.generation.membranes import MembraneSpecies
+from faket_aug.generation.species import FiducialSpecies, ParticleSpecies
+from faket_aug.generation.templates import ParticleTemplate, read_templates
+from faket_aug.microscope.ctf import ContrastTransfer
+from faket_aug.microscope.damage import ExposureDamage
+from faket_aug.microscope.defocus import DefocusEstimate, fit_defocus
+from faket_aug.microscope.detector import Detector
+from faket_aug.microscope.imperfections import Imperfections
+from faket_aug.microscope.misalignment import Misalignment
+from faket_aug.microscope.noise import NoiseModel
+from faket_aug.microscope.response import MicroscopeResponse
+from faket_aug.simulation.simulator import FakETSimulator
+from faket_aug.simulation.simulator_settings import MODALITIES
+from faket_aug.simulation.step_size import StepChoice, choose_step_size
+from faket_aug.simulation.tomogram import SimulatedTomogram, SimulationRecord
+from faket_aug.specimens.grandmodel import GrandModel
+from faket_aug.specimens.particles import ParticleTable
+from faket_aug.specimens.readers import (
+    CopickSpecimens,
+    FolderSpecimens,
+    PolnetSpecimens,
+    ShrecSpecimens,
+    read_specimens,
+)
+from faket_aug.specimens.tilted import TiltedSpecimen
+from faket_aug.style.bank import StyleBank
+from faket_aug.style.transfer import StyleTargets, stylize
+from faket_aug.style.vgg19 import VGG19Features
+from faket_aug.tilts.alignment import align_by_neighbours
+from faket_aug.tilts.series import TiltSeries
+from faket_aug.tomography.projection import backproject, project
+from faket_aug.tomography.reconstruction import reconstruct
 
 __version__ = "0.1.0"
 
@@ -88,6 +98,7 @@ __all__ = [
     "StyleTargets",
     "TiltMetadata",
     "TiltSeries",
+    "TiltedSpecimen",
     "VGG19Features",
     "WeightsError",
     "__version__",

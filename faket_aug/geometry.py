@@ -15,6 +15,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from faket_aug._arrays import FloatArray
+
 Angles = Sequence[float] | npt.NDArray[Any] | Tensor
 
 
@@ -235,3 +237,16 @@ def _turns(angles_rad: npt.NDArray[np.float64], *, axis: int) -> npt.NDArray[np.
 def half_turn_about_tilt_axis(volume: Tensor) -> Tensor:
     """Turn a volume `(..., z, y, x)` by 180° about y: z and x run backwards."""
     return torch.flip(volume, dims=(-3, -1))
+
+
+def turns(angles_deg: npt.ArrayLike) -> FloatArray:
+    """Make rotation matrices `(tilt, 2, 2)` on (x, y), which turn +x towards +y."""
+    angle = np.deg2rad(np.asarray(angles_deg, dtype=np.float64))
+    cos, sin = np.cos(angle), np.sin(angle)
+    return np.stack([np.stack([cos, -sin], -1), np.stack([sin, cos], -1)], -2)
+
+
+def half_turn(angles_deg: npt.ArrayLike) -> FloatArray:
+    """Bring directions without a sense into [−90°, 90°)."""
+    wrapped: FloatArray = (np.asarray(angles_deg, dtype=np.float64) + 90) % 180 - 90
+    return wrapped

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from faket_aug._checks import check_quantiles
-from faket_aug._parts import by_parts, slices_of
+from faket_aug._runtime.parts import by_parts, slices_of
 
 
 def mean_std(images: Tensor) -> tuple[Tensor, Tensor]:

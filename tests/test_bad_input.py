@@ -49,7 +49,7 @@ from faket_aug import (
     project,
     reconstruct,
 )
-from faket_aug import dataset as dataset_module
+from faket_aug.data import dataset as dataset_module
 from faket_aug.formats.mrc import write_mrc
 
 pytestmark = pytest.mark.filterwarnings(MORE_WORKERS_THAN_CORES)

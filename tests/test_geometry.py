@@ -27,8 +27,8 @@ from faket_aug.geometry import (
     zyz_angles,
     zyz_matrices,
 )
-from faket_aug.projection import project
-from faket_aug.reconstruction import reconstruct
+from faket_aug.tomography.projection import project
+from faket_aug.tomography.reconstruction import reconstruct
 
 
 @pytest.mark.parametrize(("size", "index"), [(1, 0), (2, 1), (3, 1), (8, 4), (9, 4)])

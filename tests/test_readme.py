@@ -109,12 +109,6 @@ def test_init_is_a_contents_page() -> None:
     assert all(hasattr(faket_aug, name) for name in faket_aug.__all__)
 
 
-def test_modules_fit_in_the_head() -> None:
-    """No module is longer than about 400 lines."""
-    long = {p.name: n for p in (ROOT / "faket_aug").rglob("*.py") if (n := len(p.read_text().splitlines())) > 420}
-    assert not long
-
-
 def test_version_is_the_installed_one() -> None:
     """The version in the code is the one of the distribution."""
     from importlib.metadata import version

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from faket_aug._checks import SimulationError
-from faket_aug._memory import keep_memory
+from faket_aug._runtime.memory import keep_memory
 from faket_aug.cli.compare import compare
 from faket_aug.cli.demo import demo
 from faket_aug.cli.fit import fit

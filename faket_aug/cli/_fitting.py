@@ -17,24 +17,24 @@ from torch import Tensor
 
 from faket_aug._checks import check_count
 from faket_aug._random import torch_generator, torch_seed
-from faket_aug.alignment import align_by_neighbours
-from faket_aug.cli._figures import save_figure, tilt_panel
 from faket_aug.cli._options import Options
 from faket_aug.cli._source import Source, make_source
-from faket_aug.ctf import ContrastTransfer
-from faket_aug.features import VGG19Features
+from faket_aug.figures import save_figure, tilt_panel
 from faket_aug.formats._atomic import make_writable_folder
 from faket_aug.geometry import joint_angles, nearest_tilts
-from faket_aug.microscope import MicroscopeFile, write_microscope
-from faket_aug.noise import NoiseModel
-from faket_aug.procedural import MAX_VOXEL_SIZE, procedural_specimen
-from faket_aug.projection import project
-from faket_aug.simulator import FakETSimulator
-from faket_aug.specimen import GrandModel
-from faket_aug.spectra import RINGS, series_spectra
-from faket_aug.stepsize import StepChoice, choose_step_size, split_series
-from faket_aug.stylebank import StyleBank
-from faket_aug.tiltseries import TiltSeries
+from faket_aug.microscope.ctf import ContrastTransfer
+from faket_aug.microscope.file import MicroscopeFile, write_microscope
+from faket_aug.microscope.noise import NoiseModel
+from faket_aug.microscope.spectra import RINGS, series_spectra
+from faket_aug.simulation.simulator import FakETSimulator
+from faket_aug.simulation.step_size import StepChoice, choose_step_size, split_series
+from faket_aug.specimens.grandmodel import GrandModel
+from faket_aug.specimens.procedural import MAX_VOXEL_SIZE, procedural_specimen
+from faket_aug.style.bank import StyleBank
+from faket_aug.style.vgg19 import VGG19Features
+from faket_aug.tilts.alignment import align_by_neighbours
+from faket_aug.tilts.series import TiltSeries
+from faket_aug.tomography.projection import project
 
 #: (z, y, x) of the built-in specimens, voxels.
 BUILT_IN_SHAPE = (64, 256, 256)

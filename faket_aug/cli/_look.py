@@ -16,13 +16,14 @@ from matplotlib.figure import Figure, SubFigure
 from torch import Tensor
 
 from faket_aug._checks import check_same_shape
-from faket_aug.cli._figures import count_panel, label_overlay, richest_section, tilt_panel
+from faket_aug.figures import count_panel, label_overlay, richest_section, tilt_panel
 from faket_aug.formats.mrc import read_mrc
 from faket_aug.formats.particles import match_names
 from faket_aug.formats.shrec import read_class_conversion_table, read_particle_locations
-from faket_aug.saving import TOMOGRAM_FILE, UNFINISHED_FILE
-from faket_aug.specimen import GrandModel
-from faket_aug.tiltseries import SHREC_STACKS, STACK_SUFFIXES, TiltSeries
+from faket_aug.simulation.saving import TOMOGRAM_FILE, UNFINISHED_FILE
+from faket_aug.specimens.grandmodel import GrandModel
+from faket_aug.tilts.discovery import SHREC_STACKS, STACK_SUFFIXES
+from faket_aug.tilts.series import TiltSeries
 
 #: Å of a tomogram that are averaged where it is shown: single sections are noisier. 3 sections, where the voxel size is
 #: not known.
@@ -142,7 +143,7 @@ def _series_in(folder: Path) -> TiltSeries | None:
 
 
 def _specimen_or_series(path: Path, index: int) -> Look:
-    from faket_aug.specimens import read_specimens
+    from faket_aug.specimens.readers import read_specimens
 
     try:
         specimens = read_specimens(path)

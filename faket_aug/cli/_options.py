@@ -11,11 +11,11 @@ from typing import Any, Self
 import numpy as np
 
 from faket_aug._checks import FileFormatError, check_choice, check_count
-from faket_aug.features import PRECISIONS
-from faket_aug.filaments import FILAMENT_PRESETS
+from faket_aug.generation.filaments import FILAMENT_PRESETS
 from faket_aug.geometry import as_tilt_angles
-from faket_aug.saving import check_formats
-from faket_aug.simulator_settings import MODALITIES
+from faket_aug.simulation.saving import check_formats
+from faket_aug.simulation.simulator_settings import MODALITIES
+from faket_aug.style.vgg19 import PRECISIONS
 
 #: Degrees, where neither angles nor a style are given: first, last and step.
 TILT_ANGLES = "-60:60:3"

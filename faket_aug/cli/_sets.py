@@ -11,7 +11,7 @@ from typing import Any
 
 from faket_aug._checks import FileFormatError
 from faket_aug.formats._atomic import make_writable_folder, write_text
-from faket_aug.saving import is_whole, remove_parts
+from faket_aug.simulation.saving import is_whole, remove_parts
 
 SETTINGS_FILE = "simulation.json"
 PREVIEW_FILE = "preview.png"

@@ -13,21 +13,21 @@ import numpy as np
 import torch
 
 from faket_aug._checks import check_count
-from faket_aug._threads import intra_op_threads, usable_device
+from faket_aug._runtime.threads import intra_op_threads, usable_device
 from faket_aug.cli._digests import digest_of_file
-from faket_aug.cli._figures import save_figure
 from faket_aug.cli._look import draw_look, look_at
 from faket_aug.cli._options import TILT_ANGLES, Options, parse_angles
 from faket_aug.cli._sets import ABANDONED, PREVIEW_FILE, Shard, missing, open_set, tomogram_folder
 from faket_aug.cli._source import Source, make_source
-from faket_aug.features import VGG19Features
+from faket_aug.figures import save_figure
 from faket_aug.formats.angles import read_tilt_angles
-from faket_aug.microscope import MicroscopeFile, read_microscope
-from faket_aug.noise import NoiseModel
-from faket_aug.saving import check_names, is_whole, remove_parts
-from faket_aug.simulator import FakETSimulator
-from faket_aug.stylebank import StyleBank
-from faket_aug.tiltseries import TiltSeries
+from faket_aug.microscope.file import MicroscopeFile, read_microscope
+from faket_aug.microscope.noise import NoiseModel
+from faket_aug.simulation.saving import check_names, is_whole, remove_parts
+from faket_aug.simulation.simulator import FakETSimulator
+from faket_aug.style.bank import StyleBank
+from faket_aug.style.vgg19 import VGG19Features
+from faket_aug.tilts.series import TiltSeries
 
 #: Within the folder of a set: hidden, or deep enough that nothing in it is taken for a specimen of the set.
 STYLE_CACHE = ".style_cache"

@@ -9,14 +9,15 @@ from typing import Any, TypeVar
 
 from faket_aug.cli._digests import digest_of_file, digest_of_folder
 from faket_aug.cli._options import Options
-from faket_aug.filaments import FILAMENT_PRESETS, FilamentSpecies
 from faket_aug.formats.structures import structure_name
-from faket_aug.generation import GrandModelGenerator
-from faket_aug.membranes import MEMBRANE_KINDS, MembraneSpecies
-from faket_aug.species import FiducialSpecies, IceSlab, ParticleSpecies
-from faket_aug.specimen import GrandModel
-from faket_aug.specimens import read_specimens
-from faket_aug.templates import ParticleTemplate, find_templates, read_templates
+from faket_aug.generation.filaments import FILAMENT_PRESETS, FilamentSpecies
+from faket_aug.generation.generator import GrandModelGenerator
+from faket_aug.generation.ice import IceSlab
+from faket_aug.generation.membranes import MEMBRANE_KINDS, MembraneSpecies
+from faket_aug.generation.species import FiducialSpecies, ParticleSpecies
+from faket_aug.generation.templates import ParticleTemplate, find_templates, read_templates
+from faket_aug.specimens.grandmodel import GrandModel
+from faket_aug.specimens.readers import read_specimens
 
 S = TypeVar("S")
 

@@ -13,8 +13,8 @@ if TYPE_CHECKING:
 
     from rich.console import Console
 
-    from faket_aug.picking.arms import ArmResult, Experiment
-    from faket_aug.picking.comparison import Comparison
+    from faket_aug.comparison.experiment import ArmResult, Experiment
+    from faket_aug.comparison.settings import Comparison
 
 CONFIG_COPY = "comparison.json"
 RESULTS = "results.json"
@@ -50,9 +50,9 @@ def compare(
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
     from faket_aug._checks import check_choice
+    from faket_aug.comparison.experiment import Experiment
+    from faket_aug.comparison.settings import Comparison
     from faket_aug.formats._atomic import make_writable_folder
-    from faket_aug.picking.arms import Experiment
-    from faket_aug.picking.comparison import Comparison
 
     comparison = Comparison.from_toml(config)
     for name in arm or ():
@@ -91,8 +91,8 @@ def compare(
 
 def _keep_settings(comparison: Comparison, output: Path) -> None:
     """Write the settings once; another comparison does not mix its results with these."""
+    from faket_aug.comparison.settings import SCORING_SETTINGS
     from faket_aug.formats._atomic import write_text
-    from faket_aug.picking.comparison import SCORING_SETTINGS
 
     path, own = output / CONFIG_COPY, json.loads(json.dumps(comparison.to_dict()))
     if path.is_file():
@@ -117,8 +117,8 @@ def _keep_settings(comparison: Comparison, output: Path) -> None:
 def _criticize(
     experiment: Experiment, critic: str, seeds: Sequence[int], only: Sequence[str], console: Console
 ) -> None:
+    from faket_aug.comparison.critic import critic_csv, critic_markdown, criticize, read_criticisms
     from faket_aug.formats._atomic import write_text
-    from faket_aug.picking.critic import critic_csv, critic_markdown, criticize, read_criticisms
 
     for number in seeds:
         criticize(experiment, critic, number, only=only)
@@ -133,10 +133,16 @@ def _criticize(
 def _write(results: Sequence[ArmResult], output: Path) -> None:
     from dataclasses import asdict
 
-    from faket_aug.cli import _comparison_figures as figures
-    from faket_aug.cli._figures import save_figure
+    from faket_aug.comparison import figures
+    from faket_aug.comparison.summary import (
+        as_csv,
+        as_markdown,
+        confusion_csv,
+        learning_csv,
+        per_class_csv,
+    )
+    from faket_aug.figures import save_figure
     from faket_aug.formats._atomic import write_text
-    from faket_aug.picking.summary import as_csv, as_markdown, confusion_csv, learning_csv, per_class_csv
 
     write_text(output / RESULTS, json.dumps([asdict(result) for result in results], indent=1))
     write_text(output / "table.md", as_markdown(results))

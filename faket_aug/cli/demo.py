@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
     from rich.console import Console
 
-    from faket_aug.cli._round_trip import Result
+    from faket_aug.demo.round_trip import Result
 
 WEIGHTS_URL = "https://download.pytorch.org/models/vgg19-dcbb9e9d.pth"
 RANDOM_NOTE = (
@@ -57,7 +57,7 @@ def demo(
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-    from faket_aug.cli._round_trip import RoundTrip, Stages, run
+    from faket_aug.demo.round_trip import RoundTrip, Stages, run
 
     settings = RoundTrip(output=output, steps=steps, seed=seed, weights=weights, style_layers=layers, device=device)
     columns = (TextColumn("{task.description:<12}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
@@ -75,7 +75,7 @@ def _parse_layers(text: str) -> tuple[int, ...]:
 
 
 def _show(console: Console, result: Result, seconds: Mapping[str, float]) -> None:
-    from faket_aug.cli._round_trip import ends
+    from faket_aug.demo.round_trip import ends
 
     first, last = ends(result.losses)
     encoder = result.features

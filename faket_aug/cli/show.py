@@ -28,8 +28,8 @@ def show(
     if not target.parent.is_dir():
         raise FileNotFoundError(f"expected a folder for the picture, found none at {target.parent}; set --output")
 
-    from faket_aug.cli._figures import save_figure
     from faket_aug.cli._look import draw_look, look_at
+    from faket_aug.figures import save_figure
 
     save_figure(draw_look(look_at(path, index=index)), target)
     typer.echo(str(target))

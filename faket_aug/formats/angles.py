@@ -8,17 +8,11 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from faket_aug._arrays import FloatArray
 from faket_aug._checks import FileFormatError
 from faket_aug.formats._atomic import write_text
-from faket_aug.formats.tilts import (
-    FloatArray,
-    TiltMetadata,
-    angle_column,
-    checked_angles,
-    defocus_fields,
-    lines,
-    numbers,
-)
+from faket_aug.formats._text import angle_column, checked_angles, lines, numbers
+from faket_aug.formats.tilt_metadata import TiltMetadata, defocus_fields
 from faket_aug.geometry import as_tilt_angles, from_skimage_sign
 
 #: Columns of `simulation_meta.txt`.

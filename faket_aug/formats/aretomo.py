@@ -8,8 +8,10 @@ from pathlib import Path
 
 import numpy as np
 
+from faket_aug._arrays import FloatArray, IntArray
 from faket_aug._checks import FileFormatError
-from faket_aug.formats.tilts import FloatArray, IntArray, TiltMetadata, defocus_fields, lines, numbers
+from faket_aug.formats._text import lines, numbers
+from faket_aug.formats.tilt_metadata import TiltMetadata, defocus_fields
 
 GLOBAL_COLUMNS = "SEC ROT GMAG TX TY SMEAN SFIT SCALE BASE TILT"
 CTF_COLUMNS = "number, two defocus values in Å, azimuth, phase shift, score, resolution and perhaps dfHand"

@@ -9,17 +9,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from faket_aug._arrays import FloatArray
 from faket_aug._checks import FileFormatError
-from faket_aug.formats.tilts import (
-    FloatArray,
-    TiltMetadata,
-    angle_column,
-    defocus_fields,
-    half_turn,
-    lines,
-    numbers,
-    turns,
-)
+from faket_aug.formats._text import angle_column, lines, numbers
+from faket_aug.formats.tilt_metadata import TiltMetadata, defocus_fields
+from faket_aug.geometry import half_turn, turns
 
 #: A matrix this near to a rotation is one: the files have seven digits.
 ROTATION_TOLERANCE = 1e-5

@@ -9,8 +9,10 @@ from typing import Any
 
 import numpy as np
 
+from faket_aug._arrays import FloatArray
 from faket_aug._checks import FileFormatError, check_choice
-from faket_aug.formats.tilts import FloatArray, TiltMetadata, defocus_fields, ranks, star_numbers, star_tables
+from faket_aug.formats._text import star_numbers, star_tables
+from faket_aug.formats.tilt_metadata import TiltMetadata, defocus_fields, ranks
 
 SERIES_FILE = "rlnTomoTiltSeriesStarFile"
 Table = Mapping[str, Sequence[str]]

@@ -9,8 +9,9 @@ from typing import Any
 
 import numpy as np
 
+from faket_aug._arrays import FloatArray, IntArray
 from faket_aug._checks import FileFormatError, check_positive
-from faket_aug.formats.tilts import FloatArray, IntArray, TiltMetadata, ranks
+from faket_aug.formats.tilt_metadata import TiltMetadata, ranks
 
 _AXIS = re.compile(r"tilt\s*axis\s*angle\s*=\s*([-+]?[0-9.]+)", re.IGNORECASE)
 _TIME = re.compile(r"(\d{1,4})-([A-Za-z]{3}|\d{1,2})-(\d{1,4})\s+(\d+):(\d+):(\d+)")

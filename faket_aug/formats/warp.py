@@ -8,8 +8,11 @@ from xml.etree import ElementTree
 
 import numpy as np
 
+from faket_aug._arrays import FloatArray
 from faket_aug._checks import FileFormatError
-from faket_aug.formats.tilts import FloatArray, TiltMetadata, half_turn, ranks, star_numbers, star_tables
+from faket_aug.formats._text import star_numbers, star_tables
+from faket_aug.formats.tilt_metadata import TiltMetadata, ranks
+from faket_aug.geometry import half_turn
 
 ROOT_TAG = "TiltSeries"
 

@@ -5,7 +5,7 @@ Nothing else in the package needs this part; any network for volumes trains on a
 
 from faket_aug.picking.clustering import Picks, pick
 from faket_aug.picking.files import write_picks
-from faket_aug.picking.history import TrainingHistory, TrainingSettings
+from faket_aug.picking.history import TrainingHistory
 from faket_aug.picking.inference import segment
 from faket_aug.picking.losses import tversky_loss
 from faket_aug.picking.network import DeepFinderNet
@@ -18,6 +18,7 @@ from faket_aug.picking.scoring import (
     evaluate_shrec,
     f_beta_score,
 )
+from faket_aug.picking.settings import TrainingSettings
 from faket_aug.picking.training import fit, load_weights
 
 __all__ = [

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from faket_aug._checks import check_choice, check_count, check_finite, check_ndim
-from faket_aug.patches import as_size, normalize
+from faket_aug.data.patches import as_size, normalize
 from faket_aug.picking.network import SIZE_MULTIPLE
 
 BLENDS = ("crop", "linear")

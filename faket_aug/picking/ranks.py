@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, distributed, nn
 
-from faket_aug._distributed import known_ranks
+from faket_aug._runtime.distributed import known_ranks
 
 T = TypeVar("T")
 _ENDED, _HAS_BATCH, _FAILED = range(3)

@@ -17,12 +17,13 @@ from torch.nn import functional
 from torch.utils.data import DataLoader
 
 from faket_aug._checks import check_choice
-from faket_aug.dataset import FakETDataset
+from faket_aug.data.dataset import FakETDataset
 from faket_aug.formats._atomic import atomic_path, make_writable_folder
-from faket_aug.picking.history import TrainingHistory, TrainingSettings
+from faket_aug.picking.history import TrainingHistory
 from faket_aug.picking.logs import LOGS, TrainingLog, progress_bar
 from faket_aug.picking.losses import tversky_loss
 from faket_aug.picking.ranks import Ranks
+from faket_aug.picking.settings import TrainingSettings
 
 _FORMAT = 3
 CHECKPOINT = "checkpoint.pt"

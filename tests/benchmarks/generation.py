@@ -12,11 +12,12 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from faket_aug.filaments import FilamentSpecies
-from faket_aug.generation import GrandModelGenerator
-from faket_aug.membranes import MembraneSpecies
-from faket_aug.species import FiducialSpecies, IceSlab, ParticleSpecies
-from faket_aug.templates import ParticleTemplate
+from faket_aug.generation.filaments import FilamentSpecies
+from faket_aug.generation.generator import GrandModelGenerator
+from faket_aug.generation.ice import IceSlab
+from faket_aug.generation.membranes import MembraneSpecies
+from faket_aug.generation.species import FiducialSpecies, ParticleSpecies
+from faket_aug.generation.templates import ParticleTemplate
 
 SHAPE, VOXEL_SIZE, PARTICLES = (200, 512, 512), 10.0, 1500
 #: Radii, Å, of the globules that stand for particles: from a chaperone to a ribosome.

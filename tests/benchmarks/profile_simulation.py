@@ -23,15 +23,15 @@ from generation import VOXEL_SIZE, crowd
 from torch import Tensor
 
 from faket_aug import FakETSimulator, GrandModel, NoiseModel, StyleBank, TiltSeries, VGG19Features, project
-from faket_aug.features import CONVOLUTIONS, POOLINGS, WIDTHS
-from faket_aug.filters import filter_projections
+from faket_aug.data.patches import cut
 from faket_aug.formats.mrc import read_mrc
-from faket_aug.noise import CONTENT_NOISE
-from faket_aug.patches import cut
-from faket_aug.reconstruction import voxel_map
-from faket_aug.resample import bin_images
+from faket_aug.microscope.noise import CONTENT_NOISE
 from faket_aug.statistics import match_mean_std
-from faket_aug.style import CONTENT_LAYERS, STYLE_LAYERS, gray_to_rgb, stylize
+from faket_aug.style.transfer import CONTENT_LAYERS, STYLE_LAYERS, gray_to_rgb, stylize
+from faket_aug.style.vgg19 import CONVOLUTIONS, POOLINGS, WIDTHS
+from faket_aug.tomography.filters import filter_projections
+from faket_aug.tomography.reconstruction import voxel_map
+from faket_aug.tomography.resample import bin_images
 
 PATCH = 56
 

@@ -13,8 +13,8 @@ from skimage.transform import radon
 from torch import Tensor, nn
 
 from faket_aug import StyleBank, TiltSeries, VGG19Features, project, reconstruct, stylize
-from faket_aug.features import CONVOLUTIONS, POOLINGS
-from faket_aug.style import STYLE_LAYERS, style_weights_for
+from faket_aug.style.transfer import STYLE_LAYERS, style_weights_for
+from faket_aug.style.vgg19 import CONVOLUTIONS, POOLINGS
 
 CONTENT_LAYER = 8
 

@@ -15,9 +15,9 @@ from _report import header, keep, median, read, seconds_of
 from torch import Tensor
 from torch.nn import functional
 
-from faket_aug.filters import filter_projections
-from faket_aug.patches import cut
-from faket_aug.reconstruction import voxel_map
+from faket_aug.data.patches import cut
+from faket_aug.tomography.filters import filter_projections
+from faket_aug.tomography.reconstruction import voxel_map
 
 
 def reconstruct_box(tilts: Tensor, angles: np.ndarray, start: np.ndarray, size: int, shape: tuple[int, ...]) -> Tensor:

@@ -1,0 +1,1 @@
+"""How work runs: threads, memory, ranks, and what is made in the background."""

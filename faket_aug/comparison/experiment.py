@@ -1,0 +1,422 @@
+"""Running one arm of a comparison with one seed: data, training, choice on the validation specimen, score."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import platform
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+from faket_aug._checks import FileFormatError
+from faket_aug.comparison.measured import MeasuredTomograms, kept_sections, measured_tomogram
+from faket_aug.comparison.settings import AUTO, SCORING_SETTINGS, Arm, Comparison
+from faket_aug.data.dataset import FakETDataset
+from faket_aug.data.labelled import LabelledTomogram
+from faket_aug.data.mixing import LabelledPatches
+from faket_aug.formats._atomic import write_text
+from faket_aug.geometry import joint_angles
+from faket_aug.microscope.noise import NoiseModel
+from faket_aug.picking.clustering import Picks, pick
+from faket_aug.picking.history import TrainingHistory
+from faket_aug.picking.inference import segment
+from faket_aug.picking.losses import tversky_loss
+from faket_aug.picking.network import DeepFinderNet
+from faket_aug.picking.scoring import ShrecScore, choose_min_sizes, evaluate_shrec
+from faket_aug.picking.settings import TrainingSettings
+from faket_aug.picking.training import BEST, CHECKPOINT, fit, load_weights
+from faket_aug.simulation.simulator import FakETSimulator
+from faket_aug.simulation.step_size import choose_step_size, split_series
+from faket_aug.specimens.grandmodel import GrandModel
+from faket_aug.specimens.readers import ShrecSpecimens
+from faket_aug.style.bank import StyleBank
+from faket_aug.style.vgg19 import VGG19Features
+from faket_aug.tilts.series import TiltSeries
+from faket_aug.tomography.projection import project
+
+RESULT = "result.json"
+#: Folder of the steps of the style transfer that were chosen, and why, see `Arm.simulator`.
+STEPS = "steps"
+_PACKAGES = ("faket_aug", "torch", "torchvision", "numpy", "scipy", "scikit-image", "scikit-learn")
+#: Told of what is going on: arm, seed, step, and steps in all.
+Report = Callable[[str, int, int, int], None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ArmResult:
+    """What one arm with one seed came to.
+
+    Parameters
+    ----------
+    arm, seed
+        Which.
+    scores
+        By test folder; see `ShrecScore` (its confusion matrix as lists).
+    min_sizes
+        Sizes of picks chosen on the validation specimen, by class number.
+    losses, validations
+        Of the training.
+    best_step
+        The step whose weights were used.
+    made_with
+        The arm's settings, and those of the scoring.
+    versions
+        Of what made it.
+    """
+
+    arm: str
+    seed: int
+    scores: Mapping[str, Mapping[str, Any]]
+    min_sizes: Mapping[str, int]
+    losses: Sequence[float]
+    validations: Sequence[tuple[int, float]]
+    best_step: int
+    made_with: Mapping[str, Any]
+    versions: Mapping[str, str]
+
+    @property
+    def macro_f1(self) -> float:
+        """Mean over the test specimens."""
+        return float(np.mean([score["macro_f1"] for score in self.scores.values()]))
+
+    @property
+    def localization_f1(self) -> float:
+        """Mean over the test specimens."""
+        return float(np.mean([score["localization_f1"] for score in self.scores.values()]))
+
+
+class Experiment:
+    """What all arms of a comparison share, each made when it is first needed.
+
+    Parameters
+    ----------
+    comparison
+        The whole comparison.
+    output
+        Its folder; every arm and seed has one below it.
+    """
+
+    def __init__(self, comparison: Comparison, output: str | Path) -> None:
+        self.comparison, self.output = comparison, Path(output)
+
+    def folder(self, arm: str, seed: int) -> Path:
+        """The folder of one arm with one seed."""
+        return self.output / arm.replace("/", "_") / f"seed_{seed}"
+
+    @cached_property
+    def style(self) -> list[TiltSeries]:
+        """The unlabelled tilt-series."""
+        return [TiltSeries.read(path) for path in self.comparison.style or self.comparison.train]
+
+    @cached_property
+    def noise(self) -> NoiseModel:
+        """The published paired fit: measured tilts against the projections of the same specimens."""
+        measured = [TiltSeries.read(folder) for folder in self.comparison.train]
+        clean = [
+            _clean(folder, series.tilt_angles) for folder, series in zip(self.comparison.train, measured, strict=True)
+        ]
+        return NoiseModel.fit(clean, [one.tilts for one in measured], [one.tilt_angles for one in measured])
+
+    @cached_property
+    def unpaired_noise(self) -> NoiseModel:
+        """The fit without truth: the unlabelled tilt-series against projections of other specimens."""
+        made = self.comparison
+        style = [one.aligned() if one.metadata and one.metadata.is_alignment else one for one in self.style]
+        angles = joint_angles(*(one.tilt_angles for one in style))
+        clean = [_clean(folder, angles) for folder in made.clean or (made.validation,)]
+        pixel_size = self.style[0].pixel_size or GrandModel.from_shrec(made.validation).voxel_size
+        return NoiseModel.fit_unpaired(
+            [one.tilts for one in style],
+            clean,
+            [one.tilt_angles for one in style],
+            [angles] * len(clean),
+            pixel_size=pixel_size,
+        )
+
+    @cached_property
+    def validation(self) -> LabelledTomogram:
+        """The measured tomogram on which steps and sizes are chosen."""
+        return self._measured(self.comparison.validation)
+
+    @cached_property
+    def class_names(self) -> dict[int, str]:
+        """Names of the class numbers, of the validation specimen's table.
+
+        Raises
+        ------
+        FileFormatError
+            If it has none.
+        """
+        names = dict(self.validation.class_names)
+        if not names:
+            raise FileFormatError(
+                f"{self.comparison.validation}: expected class_conversion_table.txt there or in the folder above, "
+                "which says what the labels are called, found none"
+            )
+        return names
+
+    def _measured(self, folder: str) -> LabelledTomogram:
+        return measured_tomogram(folder, filter=self.comparison.filter, z_range=self.comparison.z_range)
+
+    def network(self, seed: int) -> DeepFinderNet:
+        """A network with the seed's first weights, the same for all arms."""
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            classes = 1 + max(self.class_names)
+            return DeepFinderNet(classes, widths=self.comparison.widths, voxel_size=self.validation.voxel_size).to(
+                self.comparison.device
+            )
+
+    def dataset(self, arm: Arm, seed: int) -> FakETDataset:
+        """The patches that an arm is trained on."""
+        made = self.comparison
+        folders = list(made.train)[: arm.tomograms]
+        patches: dict[str, Any] = {
+            "patch_size": made.patch_size,
+            "patches_per_tomogram": made.patches_per_tomogram,
+            "shift": made.shift,
+            "class_balanced": made.class_balanced,
+            "seed": seed,
+        }
+        if arm.source == "measured":
+            return LabelledPatches(MeasuredTomograms(folders, filter=made.filter, z_range=made.z_range), **patches)
+        if arm.specimens == "generated":
+            assert made.generated is not None, "checked when the comparison was made"
+            voxel_size = self.validation.voxel_size
+            endless = made.generated.generator(voxel_size, self.class_names, threads=made.threads)
+            return FakETDataset(endless, self.simulator(arm), tomograms_per_epoch=len(folders), **patches)
+        specimens = ShrecSpecimens(folders, z_range=made.z_range)
+        return FakETDataset(specimens, self.simulator(arm), **patches)
+
+    def simulator(self, arm: Arm) -> FakETSimulator:
+        """The simulator of an arm."""
+        made = self.comparison
+        settings: dict[str, Any] = {"filter": made.filter, "device": made.device, "threads": made.threads}
+        if arm.modality != "noiseless":
+            settings["noise"] = self.noise if arm.noise == "paired" else self.unpaired_noise
+        if arm.modality == "faket":
+            features = VGG19Features(arm.weights or made.weights, precision=made.precision)
+            bank = StyleBank.build(
+                self.style, features, style_layers=tuple(made.style_layers), cache=self.output / "style"
+            )
+            settings |= {"style": bank, "features": features}
+        settings |= {"tilt_angles": self.style[0].tilt_angles, "modality": arm.modality} | arm.simulator_settings()
+        if settings.get("step_size") == AUTO:
+            settings |= self._chosen_step(arm, settings)
+        return FakETSimulator(**settings)
+
+    def _chosen_step(self, arm: Arm, settings: Mapping[str, Any]) -> dict[str, Any]:
+        """Choose the step by style series that are held out and a specimen that nothing is trained on; once an arm."""
+        made, kind = self.comparison, json.loads(json.dumps(asdict(arm)))
+        name = hashlib.sha256(json.dumps(kind).encode()).hexdigest()[:8]
+        path = self.output / STEPS / f"{name}.json"
+        if not path.is_file():
+            bank, held_out = split_series(self.style)
+            layers, features = tuple(made.style_layers), settings["features"]
+            style = StyleBank.build(bank, features, style_layers=layers, cache=self.output / "style")
+            trial = FakETSimulator(**(dict(settings) | {"style": style, "step_size": 0.0}))
+            folder = (made.clean or (made.validation,))[0]
+            choice = choose_step_size(trial, [GrandModel.from_shrec(folder, z_range=made.z_range)], held_out)
+            chosen = {"step_size": choice.step_size, "keep_spectrum": choice.keep_spectrum}
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_text(path, json.dumps({"arm": kind, "chosen": chosen, "why": choice.report()}, indent=1))
+        try:
+            found: dict[str, Any] = json.loads(path.read_text())["chosen"]
+        except (ValueError, TypeError, KeyError) as error:
+            raise FileFormatError(f"{path}: expected a chosen step, got {error!r}; remove it") from error
+        return found
+
+    def run(self, name: str, seed: int, report: Report | None = None) -> ArmResult:
+        """Train an arm with a seed, choose on the validation specimen, score on the test specimens.
+
+        What is done is not done again: a finished one is read, a broken one goes on from its checkpoint. With other
+        settings of the scoring it is scored again.
+
+        Raises
+        ------
+        ValueError
+            If the arm that it starts from is not finished, or it was trained with other settings.
+        """
+        path, made_with = self.folder(name, seed) / RESULT, self.made_with(name)
+        if path.is_file():
+            done = read_result(path)
+            if done.made_with == made_with:
+                return done
+        network, history = self._train(name, seed, report)
+        sizes = self._sizes(network)
+        scores = {str(test): _as_json(self.score(network, str(test), sizes)) for test in self.comparison.test}
+        best = history.best
+        result = ArmResult(
+            arm=name,
+            seed=seed,
+            scores=scores,
+            min_sizes={str(number): size for number, size in sizes.items()},
+            losses=history.losses,
+            validations=history.validations,
+            best_step=len(history.losses) if best is None else best[0],
+            made_with=made_with,
+            versions=versions(),
+        )
+        write_text(path, json.dumps(asdict(result), indent=1))
+        return result
+
+    def weights(self, name: str, seed: int) -> Path:
+        """The file of an arm's trained weights."""
+        return _weights_of(self.folder(name, seed))
+
+    def made_with(self, name: str) -> dict[str, Any]:
+        """All that an arm's result depends on beside the training that all arms share, as JSON types."""
+        scoring = {key: getattr(self.comparison, key) for key in SCORING_SETTINGS}
+        plain: dict[str, Any] = json.loads(json.dumps({"arm": asdict(self.comparison.arms[name]), **scoring}))
+        return plain
+
+    def _train(self, name: str, seed: int, report: Report | None) -> tuple[DeepFinderNet, TrainingHistory]:
+        made, arm = self.comparison, self.comparison.arms[name]
+        network = self.network(seed)
+        if arm.start is not None:
+            start = self.folder(arm.start, seed)
+            if not (start / RESULT).is_file():
+                raise ValueError(
+                    f"{start}: expected a finished arm to start from; run {arm.start!r}, seed {seed}, first"
+                )
+            load_weights(network, _weights_of(start))
+        settings = TrainingSettings(
+            steps=arm.steps or made.steps,
+            learning_rate=arm.learning_rate or made.learning_rate,
+            cross_entropy=made.cross_entropy,
+            precision=made.precision,
+            validate_every=made.validate_every,
+            checkpoint_every=made.validate_every,
+        )
+        workers: dict[str, Any] = {"num_workers": made.workers, "persistent_workers": made.workers > 0}
+        loader = DataLoader(self.dataset(arm, seed), batch_size=made.batch_size, **workers)
+        folder = self.folder(name, seed)
+        history = fit(
+            network,
+            loader,
+            folder,
+            settings=settings,
+            validation=self._validate,
+            depends_on={"arm": json.loads(json.dumps(asdict(arm))), "seed": seed},
+            on_step=None if report is None else lambda step, _: report(name, seed, step, settings.steps),
+        )
+        load_weights(network, _weights_of(folder))
+        return network, history
+
+    @cached_property
+    def _validation_batches(self) -> list[dict[str, Tensor]]:
+        made = self.comparison
+        data = LabelledPatches(
+            [self.validation],
+            patch_size=made.patch_size,
+            patches_per_tomogram=made.validation_patches,
+            shift=made.shift,
+            class_balanced=made.class_balanced,
+        )
+        return list(DataLoader(data, batch_size=made.batch_size, generator=torch.Generator()))
+
+    def _validate(self, network: nn.Module) -> float:
+        """The loss on patches of the validation tomogram, always the same ones."""
+        total = 0.0
+        place = torch.device(self.comparison.device)
+        low = self.comparison.precision == "bfloat16"
+        for batch in self._validation_batches:
+            with torch.autocast(place.type, dtype=torch.bfloat16, enabled=low):
+                logits = network(batch["image"].to(place))
+            labels = batch["label"].to(place)
+            loss = tversky_loss(logits.float(), labels)
+            if self.comparison.cross_entropy:
+                loss = loss + self.comparison.cross_entropy * nn.functional.cross_entropy(logits.float(), labels)
+            total += loss.item() * len(labels)
+        return total / self.comparison.validation_patches
+
+    def _picks(self, network: nn.Module, tomogram: LabelledTomogram) -> Picks:
+        """Pick in a measured tomogram; places count from the first section of its whole depth, as the folder's do."""
+        made = self.comparison
+        labels = segment(
+            network,
+            tomogram.tomogram,
+            tile_size=made.tile_size,
+            overlap=made.overlap,
+            precision=made.precision,
+            voxel_size=tomogram.voxel_size,
+        )
+        picks = pick(labels, method=made.picking, bandwidth=made.bandwidth)
+        keep, _ = kept_sections(tomogram.name, made.z_range)
+        return replace(picks, positions=picks.positions + np.array([keep.start, 0, 0]))
+
+    def _sizes(self, network: nn.Module) -> dict[int, int]:
+        picks = self._picks(network, self.validation)
+        return choose_min_sizes(picks, self.comparison.validation, class_names=self.class_names)
+
+    def score(
+        self, network: nn.Module, folder: str, sizes: Mapping[int, int], tomogram: Tensor | None = None
+    ) -> ShrecScore:
+        """Score a network's picks in a specimen's measured tomogram, or in another one of it.
+
+        Parameters
+        ----------
+        network
+            What segments.
+        folder
+            Of the specimen.
+        sizes
+            That picks must have, by class number.
+        tomogram
+            `(z, y, x)`, of the sections that are kept; the measured one by default.
+        """
+        measured = self._measured(folder)
+        seen = measured if tomogram is None else replace(measured, tomogram=tomogram)
+        picks = self._picks(network, seen).larger_than(sizes)
+        return evaluate_shrec(picks.particles(self.class_names), folder, skip=self.comparison.skip)
+
+
+def _clean(folder: str, tilt_angles: Any) -> Tensor:
+    # The axis of rotation goes through the middle of all of it.
+    return -project(GrandModel.from_shrec(folder, z_range=None).density, tilt_angles)
+
+
+def read_result(path: Path) -> ArmResult:
+    """Read what an arm came to.
+
+    Raises
+    ------
+    FileFormatError
+        If the file is damaged.
+    """
+    try:
+        result = ArmResult(**json.loads(path.read_text()))
+        return replace(result, validations=[(int(s), float(v)) for s, v in result.validations])
+    except (ValueError, TypeError, KeyError) as error:
+        raise FileFormatError(
+            f"{path}: expected an arm's result, got {error}; remove it to run the arm again"
+        ) from error
+
+
+def versions() -> dict[str, str]:
+    """The versions that results depend on."""
+    return {
+        **{name: version(name) for name in _PACKAGES},
+        "python": platform.python_version(),
+        "machine": platform.machine(),
+    }
+
+
+def _weights_of(folder: Path) -> Path:
+    return folder / BEST if (folder / BEST).is_file() else folder / CHECKPOINT
+
+
+def _as_json(score: ShrecScore) -> dict[str, Any]:
+    data = asdict(score) | {"confusion": score.confusion.tolist(), "labels": list(score.labels)}
+    # JSON knows no NaN.
+    return data | {"mean_distance": None if math.isnan(score.mean_distance) else score.mean_distance}

@@ -1,0 +1,171 @@
+"""A real tomogram with its labels."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Self
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from faket_aug._checks import (
+    FileFormatError,
+    check_finite,
+    check_ndim,
+    check_positive,
+)
+from faket_aug.formats.copick import read_copick_tomogram
+from faket_aug.formats.mrc import read_mrc
+from faket_aug.specimens.labelling import (
+    Labelling,
+    choose_name,
+    is_copick,
+    read_class_names,
+    read_labels,
+    read_picks,
+)
+from faket_aug.specimens.particles import ParticleTable, choose_voxel_size
+
+
+@dataclass(frozen=True, kw_only=True)
+class LabelledTomogram:
+    """A tomogram of a microscope (or of another program) with its labels.
+
+    Parameters
+    ----------
+    tomogram
+        `(z, y, x)`, floating point, **dark** particles, as the simulated ones.
+    labels
+        `(z, y, x)`, uint8, class numbers, 0 is background. All 0 where only places are known: then use
+        `target="sphere"`.
+    particles
+        The particle table.
+    voxel_size
+        Å.
+    class_names
+        Names of the class numbers.
+    name
+        For messages.
+    not_particles
+        Class numbers of what has rows in the table and is no particle to be picked: membranes.
+
+    Raises
+    ------
+    ValueError, FileFormatError
+        If shapes do not go together, a value is not finite, or a particle lies outside.
+    """
+
+    tomogram: Tensor
+    labels: Tensor
+    particles: ParticleTable
+    voxel_size: float
+    class_names: Mapping[int, str] = field(default_factory=dict)
+    name: str = "tomogram"
+    not_particles: frozenset[int] = frozenset()
+
+    def __post_init__(self) -> None:
+        check_ndim("tomogram", self.tomogram, "z y x")
+        check_positive("voxel_size", self.voxel_size)
+        check_finite(self.tomogram, self.name)
+        if self.labels.shape != self.tomogram.shape:
+            raise FileFormatError(
+                f"{self.name}: expected labels of the tomogram's shape {tuple(self.tomogram.shape)}, got "
+                f"{tuple(self.labels.shape)}"
+            )
+        if self.labels.dtype != torch.uint8:
+            raise ValueError(f"{self.name}: expected uint8 labels, got {self.labels.dtype}")
+        if not np.isfinite(self.particles.positions).all():
+            raise FileFormatError(f"{self.name}: expected finite places of particles, got NaN or infinite ones")
+        nearest = np.rint(self.particles.positions)
+        outside = ((nearest < 0) | (nearest >= np.array(self.tomogram.shape))).any(axis=1)
+        if outside.any():
+            row = int(np.flatnonzero(outside)[0])
+            raise FileFormatError(
+                f"{self.name}: expected particles within {tuple(self.tomogram.shape)} voxels (z, y, x), got "
+                f"{int(outside.sum())} outside, the first in row {row + 1} at "
+                f"{np.round(self.particles.positions[row], 1).tolist()}; look at voxel size, order and origin"
+            )
+
+    @property
+    def label_voxel_size(self) -> float:
+        """Å, of the labels: the tomogram's own."""
+        return self.voxel_size
+
+    @classmethod
+    def read(
+        cls,
+        tomogram: str | Path,
+        *,
+        picks: str | Path | None = None,
+        labels: str | Path | None = None,
+        class_names: Mapping[int, str] | None = None,
+        voxel_size: float | None = None,
+        dark: bool = True,
+        name: str | None = None,
+        tomogram_type: str | None = None,
+        user_id: str | None = None,
+        session_id: str | None = None,
+    ) -> Self:
+        """Read a tomogram with picks, labels, or both.
+
+        Parameters
+        ----------
+        tomogram
+            An MRC file, or a copick project (its folder or configuration), whose picks are then the default.
+        picks
+            RELION's `.star`, DeepFinder's `.xml`, a `.csv`, SHREC's `.txt`, or a copick project.
+        labels
+            An MRC file of the tomogram's shape, or a copick project. Without, all are 0: use `target="sphere"`.
+        class_names
+            Names of the class numbers: those of the simulated tomograms that these are mixed with. By default the
+            copick project's, or those of a `class_conversion_table.txt` beside labels or picks, or in the folder above.
+            Without any, classes are named by numbers.
+        voxel_size
+            Å; by default the header's. It also chooses among a copick project's tomograms.
+        dark
+            Whether particles are dark in the tomogram. If not, it is negated.
+        name
+            Which tomogram, where a list holds several (its name in a STAR file, its index in an XML file), or the run
+            of a copick project; by default the file's name, or the only run.
+        tomogram_type, user_id, session_id
+            Which tomogram, and whose picks and segmentation, where a copick project has several.
+
+        Raises
+        ------
+        ValueError
+            If there are neither picks nor labels.
+        FileNotFoundError, FileFormatError
+            If a file is missing or wrong, a class has no name, a particle lies outside, or shapes do not go together;
+            the message names the file.
+        """
+        if is_copick(tomogram) and picks is None and labels is None:
+            picks = tomogram
+        if picks is None and labels is None:
+            raise ValueError(f"{tomogram}: expected its picks, labels or both, got none; set `picks` or `labels`")
+        files, whose = (picks, labels), {"user_id": user_id, "session_id": session_id}
+        names = read_class_names(files) if class_names is None else dict(class_names)
+        name = choose_name((tomogram, *files), name, Path(tomogram).stem)
+        if is_copick(tomogram):
+            volume, size = read_copick_tomogram(tomogram, run=name, tomogram_type=tomogram_type, voxel_size=voxel_size)
+        else:
+            volume, header = read_mrc(tomogram)
+            size = choose_voxel_size(voxel_size, header, Path(tomogram))
+        numbers = torch.zeros(volume.shape, dtype=torch.uint8)
+        if labels is not None:
+            numbers = read_labels(labels, name=name, class_names=names, voxel_size=size, **whose)
+        particles = ParticleTable.empty()
+        if picks is not None:
+            known = Labelling(labels=numbers, label_voxel_size=size, class_names=names)
+            particles = read_picks(picks, known, name=name, **whose)
+        return cls(
+            tomogram=volume.float() if dark else -volume.float(),
+            labels=numbers,
+            particles=particles,
+            voxel_size=size,
+            class_names=names,
+            # Of what could be wrong, the picks are the likeliest.
+            name=str(tomogram) if picks is None or is_copick(picks) else f"{tomogram} with {picks}",
+        )

@@ -1,0 +1,155 @@
+"""Drawing labelled patches from a tomogram."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Self
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from faket_aug._checks import check_choice, check_count, check_fraction
+from faket_aug._random import numpy_generator
+from faket_aug._runtime.threads import concrete_device
+from faket_aug.data.augmentation import PatchAugmentation
+from faket_aug.data.patches import Size, clamp_center, cut, normalize, sphere_labels
+from faket_aug.geometry import half_turn_about_tilt_axis
+from faket_aug.simulation.tomogram import SimulatedTomogram
+from faket_aug.specimens.particles import ParticleTable
+
+TARGETS = ("shape", "sphere")
+
+
+def check_radii(radii: Mapping[int | str, float] | None, target: str) -> None:
+    """Raise a `ValueError` unless there are radii exactly for the target that needs them, each of more than 0 Å."""
+    if (target == "sphere") != (radii is not None):
+        raise ValueError(f'expected `radii` with `target="sphere"` and only then, got {radii!r} with {target!r}')
+    for key, radius in (radii or {}).items():
+        if key == 0 or not 0 < radius < float("inf"):
+            raise ValueError(f"expected `radii` of more than 0 Å for classes other than 0, got {radius!r} for {key!r}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class LiveTomogram:
+    """What patches are cut from: tomogram and labels `(z, y, x)`, particles, radii in voxels.
+
+    `centers` are the rows of the particles whose centre lies in the volume: patches are centred on these. Membranes
+    are not among them.
+    """
+
+    tomogram: Tensor
+    labels: Tensor
+    particles: ParticleTable
+    centers: npt.NDArray[np.int64]
+    radii: Mapping[int, float]
+
+    @classmethod
+    def of(cls, made: SimulatedTomogram, *, radii: Mapping[int, float]) -> Self:
+        """Keep of a simulated tomogram what patches need."""
+        nearest = np.rint(made.particles.positions)
+        inside = ((nearest >= 0) & (nearest < np.array(made.labels.shape))).all(axis=1)
+        # The middle of a vesicle is no place to look for a particle.
+        inside &= ~np.isin(made.particles.classes, sorted(made.not_particles))
+        return cls(
+            tomogram=made.tomogram,
+            labels=made.labels,
+            particles=made.particles,
+            centers=np.flatnonzero(inside),
+            radii=radii,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Patch:
+    """A patch: image float32 and label int64 `(z, y, x)`, its centre `(3,)` (z, y, x), the class it is centred on."""
+
+    image: Tensor
+    label: Tensor
+    position: npt.NDArray[np.int64]
+    particle_class: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class PatchSampler:
+    """How patches are drawn; see `FakETDataset` for what each setting means."""
+
+    patch_size: Size
+    shift: int
+    class_balanced: bool
+    background_fraction: float
+    half_turn: bool
+    augmentation: PatchAugmentation | None
+    normalize: bool
+    target: str
+
+    def __post_init__(self) -> None:
+        check_count("shift", self.shift, zero=True)
+        check_fraction("background_fraction", self.background_fraction)
+        check_choice("target", self.target, TARGETS)
+
+    def sample(
+        self,
+        live: LiveTomogram,
+        *,
+        seed: int,
+        epoch: int,
+        tomogram: int,
+        patch: int,
+        device: torch.device | str = "cpu",
+    ) -> Patch:
+        """Draw the patch of an address, and put it onto a device.
+
+        Where tomogram and patch share a GPU, all of it is done there, and nothing waits for it; but for spheres, which
+        are drawn on the CPU, and augmentation that interpolates.
+        """
+        generator = numpy_generator(seed, "patch", epoch=epoch, tomogram=tomogram, patch=patch)
+        center, particle_class = self._choose_center(live, generator)
+        turned = bool(generator.random() < 0.5) and self.half_turn
+        # kornia, which interpolates, is given patches on the CPU.
+        warped = self.augmentation is not None and self.augmentation.interpolates
+        where = device if live.tomogram.device == concrete_device(device) and not warped else "cpu"
+        image = cut(live.tomogram, center, self.patch_size).to(where, torch.float32)
+        label = self._label(live, center).to(where, torch.int64)
+        if turned:
+            image, label = half_turn_about_tilt_axis(image), half_turn_about_tilt_axis(label)
+        if self.normalize:
+            image = normalize(image)
+        if self.augmentation is not None:
+            drawn = numpy_generator(seed, "augmentation", epoch=epoch, tomogram=tomogram, patch=patch)
+            image, label = self.augmentation.apply(image, label, self.augmentation.draw(drawn))
+            if self.normalize and self.augmentation.interpolates:
+                # It was normalised before, too, so that what came in from outside is the mean.
+                image = normalize(image)
+        # Copies of their own: views would keep the whole tomogram alive.
+        return Patch(
+            image=image.clone(memory_format=torch.contiguous_format).to(device),
+            label=label.clone(memory_format=torch.contiguous_format).to(device),
+            position=center,
+            particle_class=particle_class,
+        )
+
+    def _choose_center(self, live: LiveTomogram, generator: np.random.Generator) -> tuple[npt.NDArray[np.int64], int]:
+        shape, particles = live.tomogram.shape, live.particles
+        background = generator.random() < self.background_fraction
+        place, offset = generator.random(3), generator.integers(-self.shift, self.shift + 1, 3)
+        if background or len(live.centers) == 0:
+            # Evenly over the centres that a patch can have: no heap at the edges.
+            size = np.array(self.patch_size)
+            anywhere = size // 2 + np.floor(place * (np.array(shape) - size + 1))
+            return clamp_center(anywhere, self.patch_size, shape), 0
+        candidates = live.centers
+        if self.class_balanced:
+            classes = particles.classes[candidates]
+            candidates = candidates[classes == generator.choice(np.unique(classes))]
+        chosen = generator.choice(candidates)
+        center = clamp_center(particles.positions[chosen] + offset, self.patch_size, shape)
+        return center, int(particles.classes[chosen])
+
+    def _label(self, live: LiveTomogram, center: npt.NDArray[np.int64]) -> Tensor:
+        if self.target == "shape":
+            return cut(live.labels, center, self.patch_size)
+        origin = center - np.array(self.patch_size) // 2
+        return sphere_labels(self.patch_size, origin, live.particles.classes, live.particles.positions, live.radii)

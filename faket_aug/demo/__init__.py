@@ -1,0 +1,1 @@
+"""The demo's round trip, without any data."""

@@ -1,0 +1,334 @@
+"""What the demonstration does: from procedural specimens to a training network and a picture, all in memory."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from matplotlib.figure import Figure, SubFigure
+from rich.progress import Progress
+from torch import Tensor
+from torch.nn import functional
+from torch.utils.data import DataLoader
+
+from faket_aug._checks import check_positive
+from faket_aug._random import torch_generator, torch_seed
+from faket_aug._runtime.threads import intra_op_threads, usable_device
+from faket_aug.data.dataset import FakETDataset
+from faket_aug.demo.microscope import Microscope
+from faket_aug.demo.unet import SmallUNet, seeded_network
+from faket_aug.figures import loss_panel, richest_section, save_figure, slice_with_labels, tilt_panel
+from faket_aug.formats._atomic import make_writable_folder
+from faket_aug.microscope.noise import NoiseModel
+from faket_aug.simulation.simulator import FakETSimulator
+from faket_aug.simulation.tomogram import SimulatedTomogram
+from faket_aug.specimens.grandmodel import GrandModel
+from faket_aug.specimens.procedural import procedural_specimen
+from faket_aug.style.bank import StyleBank
+from faket_aug.style.transfer import CONTENT_LAYERS, STYLE_LAYERS
+from faket_aug.style.vgg19 import VGG19Features, cpu_has_bfloat16
+from faket_aug.tilts.series import TiltSeries
+from faket_aug.tomography.projection import project
+
+PREVIEW = "preview.png"
+#: The specimen seen through a tilted field of view goes on beyond it, as the microscope's does.
+EXTEND = "wrap"
+LEARNING_RATE = 4e-3
+_MOST_THREADS = 8
+
+
+@dataclass(frozen=True, kw_only=True)
+class RoundTrip:
+    """Settings of the demonstration.
+
+    Parameters
+    ----------
+    output
+        Folder of the preview, made where it is missing.
+    steps
+        Training steps.
+    seed
+        Of all chance.
+    weights
+        As for `VGG19Features`; by default torchvision's where they are in its cache, else `"random"`.
+    style_layers
+        By default those of the published ones that the weights reach.
+    device
+        Where simulation and training run.
+    shape, specimens, style_series, tilt_step, max_tilt
+        Size of it all: voxels (z, y, x), specimens to train on, tilt-series that serve as style, degrees.
+    patch_size, batch_size, patches_per_tomogram
+        Of the training.
+    """
+
+    output: Path
+    steps: int
+    seed: int
+    weights: str | None = None
+    style_layers: tuple[int, ...] | None = None
+    device: str = "cpu"
+    shape: tuple[int, int, int] = (48, 128, 128)
+    specimens: int = 4
+    style_series: int = 2
+    tilt_step: float = 4.0
+    max_tilt: float = 60.0
+    patch_size: int = 32
+    batch_size: int = 4
+    patches_per_tomogram: int = 100
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "specimens", "style_series", "tilt_step", "patch_size", "batch_size"):
+            check_positive(name, getattr(self, name))
+        check_positive("seed", self.seed, zero=True)
+
+    @property
+    def tilt_angles(self) -> tuple[float, ...]:
+        """Degrees, evenly from the largest tilt to the other side."""
+        count = round(self.max_tilt / self.tilt_step)
+        return tuple(self.tilt_step * tilt for tilt in range(-count, count + 1))
+
+    @property
+    def tomograms(self) -> int:
+        """How many tomograms the training steps need."""
+        return math.ceil(self.steps * self.batch_size / self.patches_per_tomogram)
+
+
+@dataclass(kw_only=True)
+class Stages:
+    """Measures the stages, and shows how far they are."""
+
+    progress: Progress
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    @contextmanager
+    def stage(self, name: str, *, total: int = 1) -> Iterator[Callable[[], None]]:
+        """Time the body; it is given a function that counts one of `total` as done."""
+        task = self.progress.add_task(name, total=total)
+        start = time.perf_counter()
+        yield lambda: self.progress.advance(task)
+        self.progress.update(task, completed=total)
+        self.seconds[name] = time.perf_counter() - start
+
+
+@dataclass(frozen=True, kw_only=True)
+class Result:
+    """What came of it: the encoder that was used, the loss of each step, patches per second, the picture's path."""
+
+    features: VGG19Features
+    style_layers: tuple[int, ...]
+    losses: tuple[float, ...]
+    patches_per_second: float
+    preview: Path
+
+
+def run(settings: RoundTrip, stages: Stages) -> Result:
+    """Do the round trip and write the preview.
+
+    Raises
+    ------
+    OSError
+        If the output folder cannot be written.
+    WeightsError
+        If the weights are missing, or end before a layer that is asked for.
+    """
+    usable_device(settings.device)
+    with stages.stage("encoder"):
+        features = choose_encoder(settings.weights, settings.device)
+    layers = settings.style_layers or tuple(layer for layer in STYLE_LAYERS if layer <= features.deepest)
+    features.check_layers([*layers, *CONTENT_LAYERS])
+    _make_writable(settings.output)
+    with stages.stage("specimens", total=settings.specimens) as done:
+        specimens = []
+        for index in range(settings.specimens):
+            specimens.append(procedural_specimen(shape=settings.shape, seed=settings.seed, index=index))
+            done()
+    style, paired = _measure(settings, stages)
+    with stages.stage("noise model"):
+        noise = _fit_noise(*paired)
+    with stages.stage("style bank"):
+        bank = StyleBank.build(style, features, style_layers=layers, device=settings.device)
+    simulators = {name: _simulator(settings, name, noise, bank, features) for name in ("noiseless", "noisy", "faket")}
+    losses, rate = _train(settings, specimens, simulators["faket"], stages)
+    with stages.stage("preview", total=len(simulators)) as done:
+        made = {}
+        for modality, simulator in simulators.items():
+            made[modality] = simulator(specimens[0], seed=settings.seed)
+            done()
+        path = settings.output / PREVIEW
+        save_figure(draw_preview(made, style[0], losses, random=features.source == "random"), path)
+    return Result(features=features, style_layers=layers, losses=losses, patches_per_second=rate, preview=path)
+
+
+def _make_writable(folder: Path) -> None:
+    """Make the folder and try to write in it, before anything is computed."""
+    try:
+        make_writable_folder(folder)
+    except OSError as error:
+        raise OSError(
+            f"expected an output folder that can be written, got {folder} ({error.strerror or error}); set --output "
+            "to another"
+        ) from error
+
+
+def choose_encoder(weights: str | None, device: str) -> VGG19Features:
+    """Make the encoder; without a wish from torchvision's cache, else at random. Never downloads unasked."""
+    precision = "bfloat16" if torch.device(device).type == "cpu" and cpu_has_bfloat16() else "float32"
+    if weights is not None:
+        features = VGG19Features(weights, precision=precision)
+        features.load()
+        return features
+    cached = VGG19Features("torchvision", precision=precision)
+    # A constructor does not download: without the cached file there are no convolutions yet.
+    return cached if cached.convolutions else VGG19Features("random", precision=precision)
+
+
+def _half_the_threads() -> int:
+    """Share the cores between the simulation and the training beside it."""
+    return min(max(1, torch.get_num_threads() // 2), _MOST_THREADS)
+
+
+def _measure(settings: RoundTrip, stages: Stages) -> tuple[list[TiltSeries], tuple[GrandModel, TiltSeries]]:
+    """Record the style's tilt-series, unlabelled, and one of a specimen whose truth is known; none is trained on."""
+    microscope = Microscope(tilt_angles=settings.tilt_angles)
+    with stages.stage("microscope", total=settings.style_series + 1) as done:
+        recorded = []
+        for index in range(settings.specimens, settings.specimens + settings.style_series + 1):
+            specimen = procedural_specimen(shape=settings.shape, seed=settings.seed, index=index)
+            recorded.append((specimen, microscope.record(specimen, seed=settings.seed, index=index)))
+            done()
+    return [series for _, series in recorded[:-1]], recorded[-1]
+
+
+def _fit_noise(specimen: GrandModel, measured: TiltSeries) -> NoiseModel:
+    clean = -project(specimen.density, measured.tilt_angles, extend=EXTEND)
+    return NoiseModel.fit(clean, measured.tilts, measured.tilt_angles)
+
+
+def _simulator(
+    settings: RoundTrip, modality: str, noise: NoiseModel, bank: StyleBank, features: VGG19Features
+) -> FakETSimulator:
+    return FakETSimulator(
+        tilt_angles=settings.tilt_angles,
+        modality=modality,
+        noise=noise,
+        style=bank,
+        features=features,
+        extend=EXTEND,
+        device=settings.device,
+        threads=_half_the_threads(),
+    )
+
+
+def _train(
+    settings: RoundTrip, specimens: list[GrandModel], simulator: FakETSimulator, stages: Stages
+) -> tuple[tuple[float, ...], float]:
+    """Stream patches through the network; return the loss of each step, and patches per second."""
+    dataset = FakETDataset(
+        specimens,
+        simulator,
+        patch_size=settings.patch_size,
+        patches_per_tomogram=settings.patches_per_tomogram,
+        tomograms_per_epoch=settings.tomograms,
+        shift=settings.patch_size // 4,
+        class_balanced=True,
+        seed=settings.seed,
+        item_device=settings.device,
+    )
+    generator = torch_generator(torch_seed(settings.seed, "demo", epoch=2))
+    loader = DataLoader(dataset, batch_size=settings.batch_size, generator=generator)
+    weights = class_weights(specimens).to(settings.device)
+    network = seeded_network(len(weights), seed=torch_seed(settings.seed, "demo", epoch=3))
+    # Channels last is the faster order of a CPU's convolutions.
+    network = network.to(settings.device).to(memory_format=torch.channels_last_3d)
+    optimizer = torch.optim.Adam(network.parameters(), lr=LEARNING_RATE)
+    losses: list[float] = []
+    start = time.perf_counter()
+    with stages.stage("training", total=settings.steps) as done, intra_op_threads(_half_the_threads()):
+        for _, batch in zip(range(settings.steps), loader, strict=False):
+            losses.append(_step(network, optimizer, batch["image"], batch["label"], weights))
+            done()
+    return tuple(losses), len(losses) * settings.batch_size / (time.perf_counter() - start)
+
+
+def _step(network: SmallUNet, optimizer: torch.optim.Optimizer, image: Tensor, label: Tensor, weights: Tensor) -> float:
+    optimizer.zero_grad()
+    loss = functional.cross_entropy(network(image), label, weight=weights)
+    loss.backward()  # type: ignore[no-untyped-call]
+    optimizer.step()
+    return float(loss.detach())
+
+
+def class_weights(specimens: list[GrandModel]) -> Tensor:
+    """Weigh the classes by one over the root of their share, so that small particles count; `(class,)`, mean 1."""
+    counts = sum(torch.bincount(s.labels.flatten().long(), minlength=len(s.class_names)) for s in specimens)
+    assert isinstance(counts, Tensor), "there is at least one specimen"
+    weights = counts.clamp_min(1).double().rsqrt()
+    return (weights / weights.mean()).float()
+
+
+def ends(losses: tuple[float, ...]) -> tuple[float, float]:
+    """Return the mean of the first and of the last tenth of the losses."""
+    tenth = max(1, len(losses) // 10)
+    return float(np.mean(losses[:tenth])), float(np.mean(losses[-tenth:]))
+
+
+def draw_preview(
+    made: dict[str, SimulatedTomogram], style: TiltSeries, losses: tuple[float, ...], *, random: bool
+) -> Figure:
+    """Draw a tilt in all its forms beside the style's, a section with its labels, and the loss.
+
+    Parameters
+    ----------
+    made
+        Tomograms of the same specimen and noise, by modality.
+    style
+        A tilt-series with the same angles.
+    losses
+        One a step.
+    random
+        Whether the encoder's weights are random; the picture says so.
+    """
+    figure = Figure(figsize=(14.0, 8.2), layout="constrained")
+    # Subfigures, so that the curve's labels do not push the tilts apart.
+    parts: npt.NDArray[Any] = figure.subfigures(2, 1, squeeze=False, height_ratios=[1.0, 1.1])
+    _draw_tilts(parts[0, 0], made, style, note=" (random weights)" if random else "")
+    _draw_training(parts[1, 0], made["faket"], losses)
+    return figure
+
+
+def _draw_tilts(figure: SubFigure, made: dict[str, SimulatedTomogram], style: TiltSeries, *, note: str) -> None:
+    middle = style.tilts.shape[0] // 2
+    angle = f"{style.tilt_angles[middle]:.0f}°"
+    titles = [f"{name}, {angle}{note if name == 'faket' else ''}" for name in made]
+    titles.append(f"style, {angle} (microscope, another specimen)")
+    tilts = [tomogram.tiltseries[middle] for tomogram in made.values()] + [style.tilts[middle]]
+    row: npt.NDArray[Any] = figure.subplots(1, len(tilts), squeeze=False)[0]
+    for axes, tilt, title in zip(row, tilts, titles, strict=True):
+        tilt_panel(axes, tilt, title=title, pixel_size=style.pixel_size)
+
+
+def _draw_training(figure: SubFigure, made: SimulatedTomogram, losses: tuple[float, ...]) -> None:
+    z, size = richest_section(made.labels), made.voxel_size
+    # A slab of three sections, as one looks at tomograms: a single one is noisier.
+    section = made.tomogram[max(z - 1, 0) : z + 2].mean(dim=0)
+    left, middle, right = figure.subplots(1, 3, width_ratios=[1.0, 1.0, 1.75])
+    tilt_panel(
+        left, section, title=f"tomogram of the faket tilts, {size * 3 / 10:g} nm slab at z = {z}", pixel_size=size
+    )
+    slice_with_labels(
+        middle,
+        section,
+        made.labels[z],
+        class_names=made.class_names,
+        title="the same with its labels",
+        pixel_size=size,
+    )
+    loss_panel(right, losses, title="training a 3-D U-Net on patches that are simulated meanwhile")

@@ -1,0 +1,354 @@
+"""Endless specimens: grandmodels put together from particles, membranes, filaments and gold, each from its address."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+
+from faket_aug._checks import check_count, check_positive
+from faket_aug._random import seed_sequence
+from faket_aug._runtime.threads import intra_op_threads
+from faket_aug.formats.particles import match_names
+from faket_aug.generation.assembly import AnySpecies, Assembly, Task
+from faket_aug.generation.filaments import FilamentSpecies
+from faket_aug.generation.ice import IceSlab, Slab
+from faket_aug.generation.membranes import MembraneSpecies
+from faket_aug.generation.ranges import as_count
+from faket_aug.generation.species import FiducialSpecies, ParticleSpecies
+from faket_aug.generation.stamp import Stamp, hull_points, uniform_directions
+from faket_aug.generation.templates import ParticleTemplate
+from faket_aug.specimens.grandmodel import GrandModel
+
+#: Equal spheres thrown at random fill no more: Scott and Kilgour, J. Phys. D 2, 863 (1969).
+MAX_OCCUPANCY = 0.64
+#: Placing less than this share of what was asked for is worth a warning.
+_ENOUGH = 0.98
+_MAX_CLASSES = 255
+#: Voxel sizes that differ by less, relatively, are the same.
+_SAME_VOXEL_SIZE = 1e-3
+#: No direction is farther, in radians, from the nearest of 1000; a width differs by the diameter times it at most.
+_DIRECTION_STEP = 0.08
+_KINDS = ("particles", "membranes", "filaments", "fiducials")
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class GrandModelGenerator:
+    """An endless source of labelled specimens; `FakETDataset` takes it in the place of a list of specimens.
+
+    Each specimen is a function of its address `(seed, epoch, tomogram)` and the settings, bit for bit on one CPU.
+    Particles are turned uniformly at random, lie whole within the specimen and its ice, and do not overlap: no voxel
+    belongs to two masks. Density below the templates' thresholds adds up where particles are close.
+
+    Classes are numbered from 1 in the order given (particles, membranes, filaments, fiducials), or as `class_table`
+    says; species of one name share a number, distractors (`label=False`) have none. The particle table has a row for
+    each labelled particle, bead and subunit of a filament, and one for each membrane (at its centre, without
+    orientation); classes that hold membranes alone are the specimens' `not_particles`.
+
+    Parameters
+    ----------
+    particles, membranes, filaments, fiducials
+        What a specimen holds: one species of each, or several.
+    shape
+        `(z, y, x)`, voxels.
+    voxel_size
+        Å; the templates' own must be the same.
+    slab
+        The ice; by default it fills the specimen.
+    occupancy
+        Share of the ice that the particles' masks fill, up to about 0.3. Counts and concentrations of `particles` then
+        only say in which ratio they do (1 each, where neither is given); those of membrane-bound ones stay as they are.
+    gap
+        Å; voxels of two masks are farther apart than this, from centre to centre. Without it masks may touch.
+    class_table
+        Names of class numbers, as other specimens have them (0 is background); all labelled species must be in it.
+    device
+        Where templates are turned and the volumes are made.
+    threads
+        Intra-op threads; their number may change the last bits.
+
+    Raises
+    ------
+    ValueError
+        For settings that cannot be: voxel sizes that differ, particles that are wider than the ice or fill more than it
+        holds, more than 255 classes or one that `class_table` lacks, membrane-bound particles without membranes.
+
+    Warns
+    -----
+    UserWarning
+        While generating: if fewer than 98 % of what was asked for found room; the message says how many did.
+
+    Examples
+    --------
+    >>> generator = GrandModelGenerator(
+    ...     particles=[ParticleSpecies(templates=ribosome, concentration_per_um3=2000)],
+    ...     membranes=[MembraneSpecies(kind="sphere", count=(1, 3))],
+    ...     filaments=[FilamentSpecies(subunit="actin", count=4)],
+    ...     shape=(200, 512, 512),
+    ...     voxel_size=10.0,
+    ... )
+    >>> specimen = generator.generate(seed=0, tomogram=7)
+    """
+
+    particles: ParticleSpecies | Sequence[ParticleSpecies] = ()
+    membranes: MembraneSpecies | Sequence[MembraneSpecies] = ()
+    filaments: FilamentSpecies | Sequence[FilamentSpecies] = ()
+    fiducials: FiducialSpecies | Sequence[FiducialSpecies] = ()
+    shape: Sequence[int] = (200, 512, 512)
+    voxel_size: float = 10.0
+    slab: IceSlab | None = None
+    occupancy: float | None = None
+    gap: float = 0.0
+    class_table: Mapping[int, str] | None = None
+    device: str = "cpu"
+    threads: int = 1
+    #: Names of the class numbers, 0 is the background.
+    class_names: Mapping[int, str] = field(init=False)
+    _species: tuple[AnySpecies, ...] = field(init=False, repr=False)
+    _stamps_on: dict[str, list[list[Stamp]]] = field(default_factory=dict, init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        for name in _KINDS:
+            given = getattr(self, name)
+            object.__setattr__(self, name, tuple(given) if isinstance(given, Sequence) else (given,))
+        object.__setattr__(self, "_species", tuple(one for name in _KINDS for one in getattr(self, name)))
+        sizes = tuple(int(size) for size in self.shape)
+        if len(sizes) != 3 or min(sizes) < 1:
+            raise ValueError(f"expected `shape` to be three positive numbers (z, y, x), got {tuple(self.shape)}")
+        object.__setattr__(self, "shape", sizes)
+        check_positive("voxel_size", self.voxel_size)
+        check_positive("gap", self.gap, zero=True)
+        check_count("threads", self.threads)
+        if self.occupancy is not None and not 0 < self.occupancy <= MAX_OCCUPANCY:
+            raise ValueError(f"expected `occupancy` of more than 0 and at most {MAX_OCCUPANCY}, got {self.occupancy!r}")
+        if not self._species:
+            raise ValueError(f"expected something to place, one of {', '.join(_KINDS)}, got none")
+        object.__setattr__(self, "class_names", self._named_classes())
+        for species in self._species:
+            self._check_species(species)
+        self._check_room()
+
+    def __getstate__(self) -> dict[str, Any]:
+        # What was prepared on a device belongs to the process that did it.
+        return {**self.__dict__, "_stamps_on": {}}
+
+    # Checks ----------------------------------------------------------------------------------------------------------
+
+    def _named_classes(self) -> dict[int, str]:
+        names = dict.fromkeys(species.class_name for species in self._species if species.label)
+        if len(names) > _MAX_CLASSES:
+            raise ValueError(
+                f"expected at most {_MAX_CLASSES} classes, got {len(names)}; give species one `name`, or `label=False`"
+            )
+        if self.class_table is None:
+            return {0: "background"} | dict(enumerate(names, start=1))
+        wrong = [
+            number for number in self.class_table if not isinstance(number, int) or not 0 <= number <= _MAX_CLASSES
+        ]
+        found = match_names(names, self.class_table)
+        if wrong or 0 in found.values():
+            raise ValueError(
+                f"expected a `class_table` with whole numbers from 0 (background) to {_MAX_CLASSES}, got "
+                f"{dict(self.class_table)!r}"
+            )
+        unknown = sorted(set(names) - set(found))
+        if unknown:
+            raise ValueError(
+                f"expected species of the class table ({', '.join(self.class_table.values())}), got "
+                f"{', '.join(unknown)}; name them so, add them to `class_table`, or set `label=False`"
+            )
+        return dict(self.class_table)
+
+    @property
+    def _numbers(self) -> dict[str, int]:
+        """Class numbers of the labelled species, by their names."""
+        return match_names({one.class_name for one in self._species if one.label}, self.class_names)
+
+    @property
+    def _not_particles(self) -> frozenset[int]:
+        """Numbers of the classes that hold membranes alone."""
+        numbers = self._numbers
+        others = {one.class_name for one in self._species if one.label and not isinstance(one, MembraneSpecies)}
+        return frozenset(numbers.values()) - {numbers[name] for name in others}
+
+    def _check_species(self, species: AnySpecies) -> None:
+        slab = self._slab(None)
+        room = min(2 * slab.half, *self._size)
+        for template in species.templates_at(self.voxel_size):
+            if not math.isclose(template.voxel_size, self.voxel_size, rel_tol=_SAME_VOXEL_SIZE):
+                raise ValueError(
+                    f"{species.class_name}: expected a template of the specimen's voxel size, {self.voxel_size:g} Å, "
+                    f"got {template.voxel_size:g} Å; make it again with `voxel_size={self.voxel_size:g}`"
+                )
+            narrowest, at_least = _narrowest(template)
+            if at_least > room:
+                raise ValueError(
+                    f"{species.class_name}: expected a particle that fits into {room * self.voxel_size:.0f} Å, the "
+                    f"smallest extent of the ice, got one of {narrowest * self.voxel_size:.0f} Å where it is narrowest;"
+                    " set `shape` or the `slab`'s thickness larger"
+                )
+        if not isinstance(species, ParticleSpecies):
+            return
+        if (self.occupancy is None or species.membrane_bound) and not species.is_counted:
+            raise ValueError(
+                f"{species.class_name}: expected `count`, `concentration_per_um3` or `concentration_molar`, got none; "
+                "set one of them, or the generator's `occupancy`"
+            )
+        membranes = [one for one in self._species if isinstance(one, MembraneSpecies)]
+        if species.membrane_bound and not any(as_count("count", one.count)[1] for one in membranes):
+            raise ValueError(f"{species.class_name}: expected `membranes` for membrane-bound particles, got none")
+
+    def _check_room(self) -> None:
+        """Refuse what is more than the smallest ice that may be drawn can hold."""
+        voxels = self._slab(None).voxels(self._size)
+        shares: dict[str, float] = {}
+        for species, count in self._particle_counts(voxels).values():
+            name = species.class_name
+            shares[name] = shares.get(name, 0.0) + count * species.mask_voxels / voxels
+        if sum(shares.values()) > MAX_OCCUPANCY:
+            most = max(shares, key=lambda name: shares[name])
+            raise ValueError(
+                f"expected particles that fill at most {MAX_OCCUPANCY:.0%} of the ice (random close packing), got "
+                f"{sum(shares.values()):.0%}, most of it {most} ({shares[most]:.0%}); set its count or concentration "
+                "lower, or `shape` or the `slab`'s thickness larger"
+            )
+
+    # Chance ----------------------------------------------------------------------------------------------------------
+
+    @property
+    def _size(self) -> tuple[int, int, int]:
+        z, y, x = self.shape
+        return z, y, x
+
+    def _slab(self, generator: np.random.Generator | None) -> Slab:
+        """Draw the ice; without generator, the least there may be."""
+        if self.slab is None:
+            return Slab.everywhere(self._size)
+        return self.slab.draw(self._size, self.voxel_size, generator)
+
+    def _particle_counts(
+        self, ice_voxels: int, streams: Sequence[np.random.Generator] | None = None
+    ) -> dict[int, tuple[ParticleSpecies, float]]:
+        """Find how many particles are asked for, by place among all species; of ranges one is drawn, or the highest."""
+        volume_um3 = ice_voxels * (self.voxel_size * 1e-4) ** 3
+        expected = {
+            i: (species, species.expected(volume_um3, None if streams is None else streams[i]))
+            for i, species in enumerate(self._species)
+            if isinstance(species, ParticleSpecies)
+        }
+        if self.occupancy is None:
+            return expected
+        # Membranes have no more room than they have: what stands on them stays as it is.
+        free = {i: pair for i, pair in expected.items() if not pair[0].membrane_bound}
+        filled = sum(count * species.mask_voxels for species, count in free.values())
+        factor = self.occupancy * ice_voxels / filled if filled else 0.0
+        return expected | {i: (species, factor * count) for i, (species, count) in free.items()}
+
+    # Making ----------------------------------------------------------------------------------------------------------
+
+    def generate(self, *, seed: int, epoch: int = 0, tomogram: int = 0) -> GrandModel:
+        """Make the specimen of an address.
+
+        Parameters
+        ----------
+        seed, epoch, tomogram
+            The address of all chance.
+
+        Returns
+        -------
+        A specimen with labels, instances and particle table, on `device`.
+
+        Raises
+        ------
+        ValueError
+            If `device` is not there.
+        """
+        if torch.device(self.device).type == "cuda" and not torch.cuda.is_available():
+            raise ValueError(f'expected a CUDA device for `device` {self.device!r}, found none; set `device` to "cpu"')
+        with torch.no_grad(), intra_op_threads(self.threads):
+            return self._generate(seed, epoch, tomogram)
+
+    def _generate(self, seed: int, epoch: int, tomogram: int) -> GrandModel:
+        sequences = seed_sequence(seed, "generation", epoch=epoch, tomogram=tomogram).spawn(1 + len(self._species))
+        own, *streams = (np.random.default_rng(sequence) for sequence in sequences)
+        slab = self._slab(own)
+        assembly = Assembly(
+            self._size, slab, voxel_size=self.voxel_size, gap=self.gap / self.voxel_size, device=self.device
+        )
+        counts = self._particle_counts(slab.voxels(self._size), streams)
+        numbers = self._numbers
+        tasks = [
+            Task(
+                species=species,
+                stamps=stamps,
+                number=numbers[species.class_name] if species.label else 0,
+                count=_whole(counts[i][1] if i in counts else _drawn(species, stream), stream),
+                generator=stream,
+            )
+            for i, (species, stamps, stream) in enumerate(zip(self._species, self._stamps(), streams, strict=True))
+        ]
+        # What is large, or bound to a place, comes first, as long as there is room.
+        for task in sorted(tasks, key=lambda task: task.order):
+            assembly.add(task)
+        if self.slab is not None and self.slab.vacuum_density:
+            assembly.add_vacuum(self.slab.vacuum_density)
+        name = f"generated specimen {tomogram} of epoch {epoch}, seed {seed}"
+        _warn_of_shortfall(name, assembly)
+        return GrandModel(
+            density=assembly.canvas.density,
+            labels=assembly.canvas.labels,
+            instances=assembly.canvas.instances,
+            particles=assembly.canvas.table(),
+            voxel_size=float(self.voxel_size),
+            class_names=self.class_names,
+            not_particles=self._not_particles,
+            name=name,
+        )
+
+    def _stamps(self) -> list[list[Stamp]]:
+        """Prepare the templates of all species, once for each process."""
+        if self.device not in self._stamps_on:
+            self._stamps_on[self.device] = [
+                [Stamp.of(template, device=self.device) for template in species.templates_at(self.voxel_size)]
+                for species in self._species
+            ]
+        return self._stamps_on[self.device]
+
+
+def _drawn(species: AnySpecies, generator: np.random.Generator) -> float:
+    """Draw how many of a species that is counted there are."""
+    assert species.count is not None, "only particles may be asked for otherwise"
+    low, high = as_count("count", species.count)
+    return float(generator.integers(low, high + 1))
+
+
+def _whole(expected: float, generator: np.random.Generator) -> int:
+    """Round up or down, up as often as the fraction says: the mean is what is expected."""
+    whole, fraction = int(expected), expected % 1
+    return whole + int(fraction > 0 and generator.random() < fraction)
+
+
+def _narrowest(template: ParticleTemplate) -> tuple[float, float]:
+    """Measure how wide a mask is where it is narrowest, voxels, and how wide it is at least in any direction."""
+    hull = hull_points(template)
+    widths = np.ptp(hull @ uniform_directions().T, axis=0)
+    narrowest = float(widths.min())
+    return narrowest, narrowest - _DIRECTION_STEP * float(widths.max())
+
+
+def _warn_of_shortfall(name: str, assembly: Assembly) -> None:
+    short = [
+        f"{wanted} of {kind}, placed {assembly.placed[kind]}"
+        for kind, wanted in assembly.wanted.items()
+        if assembly.placed[kind] < _ENOUGH * wanted
+    ]
+    if short:
+        warnings.warn(
+            f"{name}: expected {'; '.join(short)}; ask for less, or set `shape` or the `slab`'s thickness larger",
+            stacklevel=4,
+        )

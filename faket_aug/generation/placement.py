@@ -1,0 +1,221 @@
+"""Turning templates and finding room for them: what a grandmodel is put together with."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from faket_aug.generation.ice import Slab
+from faket_aug.generation.ranges import Floats, Ints, turned_by
+from faket_aug.generation.stamp import Mask, Stamp, _ball_offsets, _steps
+from faket_aug.generation.templates import ParticleTemplate
+from faket_aug.specimens.particles import ParticleTable
+
+#: Draws `count` places `(count, 3)` for a centre between `low` and `high`; `attempt` counts how often it was asked.
+DrawPlaces = Callable[[int, Ints, Ints, int], Ints]
+
+#: What a voxel of `Room.taken` may hold; membrane i has `MEMBRANE + i`.
+FREE, SOLID, MEMBRANE = 0, 1, 2
+#: Places tried for one particle, in growing handfuls: most find room at once, in a crowd one in thousands does.
+_HANDFULS = (8, 64, 512, *(4096,) * 16)
+_FEW_PROBES, _PROBES = 4, 48
+
+
+class Room:
+    """Which voxels of a specimen are taken, in host memory.
+
+    Parameters
+    ----------
+    shape
+        `(z, y, x)`.
+    slab
+        Where particles may be.
+    gap
+        No two masks have voxels as near as this many voxels, or nearer.
+    """
+
+    def __init__(self, shape: Sequence[int], slab: Slab, *, gap: float = 0.0) -> None:
+        self.shape = tuple(int(n) for n in shape)
+        self.slab = slab
+        self.taken = np.zeros(math.prod(shape), np.int16)
+        self._around = _ball_offsets(gap).T if gap >= 1 else np.zeros((0, 3), np.int64)
+        bottom, top = slab.z_range(self.shape)
+        self._z_range = math.floor(bottom), math.ceil(top)
+
+    def find(self, mask: Mask, draw: DrawPlaces) -> Ints | None:
+        """Find a free centre `(3,)` for a mask among many that are drawn; nothing where none of them is free."""
+        low, high = -mask.offsets.min(axis=1), np.array(self.shape) - 1 - mask.offsets.max(axis=1)
+        low[0], high[0] = max(low[0], self._z_range[0]), min(high[0], self._z_range[1])
+        heights = turned_by(mask.offsets.T, self.slab.normal[:, None])
+        floor, ceiling = -self.slab.half - heights.min(), self.slab.half - heights.max()
+        if (low > high).any() or floor > ceiling:
+            return None
+        for attempt, count in enumerate(_HANDFULS):
+            centers = draw(count, low, high, attempt)
+            height = self.slab.height(centers)
+            centers = centers[(height >= floor) & (height <= ceiling)]
+            found = self._first_free(_steps(centers.T, self.shape), mask.steps)
+            if found is not None:
+                return np.array(np.unravel_index(found, self.shape))
+        return None
+
+    def _first_free(self, bases: Ints, steps: Ints) -> int | None:
+        """Find the first of several centres about which nothing is taken: look at a few voxels, at more, at all."""
+        for probes in (_FEW_PROBES, _PROBES):
+            probed = steps[:: max(1, len(steps) // probes)]
+            bases = bases[~self.taken[bases[:, None] + probed].any(axis=1)]
+        return next((int(base) for base in bases if not self.taken[base + steps].any()), None)
+
+    def is_free(self, voxels: Ints, *, also: int = FREE) -> bool:
+        """Tell whether voxels `(3, n)` all lie within specimen and slab, and are free or hold `also`."""
+        if voxels.min() < 0 or (voxels.max(axis=1) >= self.shape).any():
+            return False
+        if (np.abs(self.slab.height(voxels.T)) > self.slab.half).any():
+            return False
+        taken = self.taken[_steps(voxels, self.shape)]
+        return bool(((taken == FREE) | (taken == also)).all())
+
+    def take(self, voxels: Ints, code: int = SOLID) -> None:
+        """Mark voxels `(3, n)`, and those in the gap around them."""
+        self.taken[_steps(voxels, self.shape)] = code
+        last = np.array(self.shape)[:, None] - 1
+        for step in self._around:
+            # A voxel outside is brought to the edge, which lies in the gap, too.
+            near = _steps(np.clip(voxels + step[:, None], 0, last), self.shape)
+            self.taken[near] = np.where(self.taken[near] == FREE, code, self.taken[near])
+
+
+class Canvas:
+    """The volumes of a specimen while it is put together, on a device, and its particle table.
+
+    Parameters
+    ----------
+    shape
+        `(z, y, x)`.
+    device
+        Where the volumes are.
+    """
+
+    def __init__(self, shape: Sequence[int], *, device: torch.device | str = "cpu") -> None:
+        self.shape = tuple(int(n) for n in shape)
+        self.density = _zeros(self.shape, torch.float32, device)
+        self.labels = _zeros(self.shape, torch.uint8, device)
+        self.instances = _zeros(self.shape, torch.int32, device)
+        self._rows: list[tuple[int, Floats, Floats]] = []
+        #: What is left of the membranes' density, a part of `density`.
+        self._membranes: Tensor | None = None
+
+    def add_row(self, number: int, position: Floats, orientation: Floats | None = None) -> int:
+        """Add a row to the particle table, and return its 1-based number."""
+        self._rows.append((number, position, np.full((3, 3), np.nan) if orientation is None else orientation))
+        return len(self._rows)
+
+    def add_cube(self, center: Ints, cube: Tensor) -> None:
+        """Add a cube of density `(d, d, d)`, d odd, about a voxel; what reaches out of the volume is left out."""
+        into, of = self._overlap(center, cube.shape[0])
+        self.density[into] += cube[of]
+
+    def _overlap(self, center: Ints, side: int) -> tuple[tuple[slice, ...], tuple[slice, ...]]:
+        """Find where the volume and a cube about a voxel meet, in the one and in the other."""
+        first = center - side // 2
+        low, high = np.maximum(first, 0), np.minimum(first + side, self.shape)
+        into = tuple(slice(a, b) for a, b in zip(low.tolist(), high.tolist(), strict=True))
+        of = tuple(slice(a, b) for a, b in zip((low - first).tolist(), (high - first).tolist(), strict=True))
+        return into, of
+
+    def add_voxels(self, voxels: Ints, values: Floats) -> None:
+        """Add density `(n,)` at voxels `(3, n)` of the volume, none twice."""
+        at = torch.from_numpy(_steps(voxels, self.shape)).to(self.density.device)
+        self.density.view(-1)[at] += torch.from_numpy(values).to(self.density)
+
+    def add_membrane(self, voxels: Ints, values: Floats) -> None:
+        """Add a membrane's density, see `add_voxels`, of which `take_membrane` may take some away again."""
+        self.add_voxels(voxels, values)
+        if self._membranes is None:
+            self._membranes = _zeros(self.shape, torch.float32, self.density.device)
+        at = torch.from_numpy(_steps(voxels, self.shape)).to(self.density.device)
+        self._membranes.view(-1)[at] += torch.from_numpy(values).to(self._membranes)
+
+    def take_membrane(self, center: Ints, share: Tensor) -> None:
+        """Take shares, a cube `(d, d, d)` about a voxel, of what is left of the membranes' density there."""
+        if self._membranes is None:
+            return
+        into, of = self._overlap(center, share.shape[0])
+        gone = self._membranes[into] * share[of]
+        self._membranes[into] -= gone
+        self.density[into] -= gone
+
+    def add_label(self, voxels: Ints, number: int, rows: int | Ints) -> None:
+        """Give voxels `(3, n)` of the volume a class and a row, or each its own."""
+        at = torch.from_numpy(_steps(voxels, self.shape)).to(self.labels.device)
+        self.labels.view(-1)[at] = number
+        if isinstance(rows, int):
+            self.instances.view(-1)[at] = rows
+        else:
+            self.instances.view(-1)[at] = torch.from_numpy(rows).to(self.instances)
+
+    def table(self) -> ParticleTable:
+        """Make the particle table."""
+        if not self._rows:
+            return ParticleTable.empty()
+        classes, positions, orientations = zip(*self._rows, strict=True)
+        return ParticleTable(
+            classes=np.array(classes, dtype=np.int64),
+            positions=np.array(positions, dtype=np.float64),
+            orientations=np.array(orientations, dtype=np.float64),
+        )
+
+
+def _zeros(shape: Sequence[int], dtype: torch.dtype, device: torch.device | str) -> Tensor:
+    """Make zeros; on the CPU as NumPy does, which takes memory only where something is written."""
+    if torch.device(device).type != "cpu":
+        return torch.zeros(tuple(shape), dtype=dtype, device=device)
+    return torch.from_numpy(np.zeros(shape, torch.empty(0, dtype=dtype).numpy().dtype))
+
+
+def place_templates(
+    particles: ParticleTable,
+    templates: Mapping[int, ParticleTemplate],
+    *,
+    shape: Sequence[int],
+    device: torch.device | str = "cpu",
+) -> Tensor:
+    """Draw the density of particles whose places and orientations are known.
+
+    Parameters
+    ----------
+    particles
+        The particles; positions are where the templates' centres come to lie.
+    templates
+        The template of each class, all of the specimen's voxel size. Particles of other classes are left out; those
+        without orientation are not turned.
+    shape
+        `(z, y, x)` of the result. Particles may reach out of it.
+    device
+        Where it is made.
+
+    Returns
+    -------
+    `(z, y, x)`, float32.
+
+    Raises
+    ------
+    ValueError
+        If the templates differ in voxel size.
+    """
+    sizes = {template.voxel_size for template in templates.values()}
+    if len(sizes) > 1:
+        raise ValueError(f"expected `templates` of one voxel size, got {', '.join(f'{s:g}' for s in sorted(sizes))} Å")
+    canvas = Canvas(shape, device=device)
+    for number, template in templates.items():
+        rows = np.flatnonzero(particles.classes == number)
+        stamp, positions = Stamp.of(template, device=device), particles.positions[rows]
+        orientations = np.where(np.isnan(particles.orientations[rows]), np.eye(3), particles.orientations[rows])
+        centers = np.rint(positions).astype(np.int64)
+        for i, cube, _ in stamp.turned(orientations, positions - centers):
+            canvas.add_cube(centers[i], cube)
+    return canvas.density

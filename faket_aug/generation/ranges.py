@@ -1,0 +1,70 @@
+"""Numbers that a generator draws: one, or the lowest and the highest."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from faket_aug._checks import check_count, check_positive
+
+Floats = npt.NDArray[np.float64]
+
+
+Ints = npt.NDArray[np.int64]
+
+
+Range = float | tuple[float, float]
+
+
+_NO_PAIR = "expected `{}` to be one number or a pair (lowest, highest), got {!r}"
+
+
+def as_range(name: str, value: Range, *, zero: bool = False) -> tuple[float, float]:
+    """Return a number or a pair (lowest, highest) as a pair.
+
+    Raises
+    ------
+    ValueError
+        If it is no increasing pair of positive numbers (or zero, where `zero` allows it).
+    """
+    low, high = _as_pair(name, value)
+    check_positive(name, low, zero=zero)
+    if not low <= high < math.inf:
+        raise ValueError(_NO_PAIR.format(name, value))
+    return float(low), float(high)
+
+
+def as_count(name: str, value: int | tuple[int, int]) -> tuple[int, int]:
+    """Return a whole number or a pair (lowest, highest) of them as a pair.
+
+    Raises
+    ------
+    ValueError
+        If it is no increasing pair of whole numbers of 0 or more.
+    """
+    low, high = _as_pair(name, value)
+    check_count(name, low, zero=True)
+    check_count(name, high, zero=True)
+    if low > high:
+        raise ValueError(_NO_PAIR.format(name, value))
+    return int(low), int(high)
+
+
+def _as_pair(name: str, value: Any) -> tuple[Any, Any]:
+    if not isinstance(value, Sequence):
+        return value, value
+    if isinstance(value, str) or len(value) != 2:
+        raise ValueError(_NO_PAIR.format(name, value))
+    return value[0], value[1]
+
+
+def turned_by(points: Floats | Ints, matrix: Floats) -> Floats:
+    """Multiply points `(..., 3)`, as rows, with a matrix `(3, m)`.
+
+    A library for matrices shares out the rows among threads, and its last bits depend on how many there are.
+    """
+    return np.asarray(points[..., :1] * matrix[0] + points[..., 1:2] * matrix[1] + points[..., 2:] * matrix[2])

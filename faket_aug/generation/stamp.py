@@ -1,0 +1,210 @@
+"""A template, ready to be rotated and placed many times."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from faket_aug.generation.ranges import Floats, Ints, turned_by
+from faket_aug.generation.templates import ParticleTemplate
+
+#: Density this far, Å, around the mask is drawn; beyond it templates hold noise, if anything.
+_TAIL = 30.0
+
+
+#: Density below this share of the peak is none.
+_NOTHING = 0.01
+
+
+#: A template is turned by linear interpolation of its cubic spline at steps of half a voxel: linear interpolation of
+#: the voxels themselves would blur it, and more so at some turns than at others.
+_OVERSAMPLING = 2
+
+
+#: Samples of one batch; more would only ask a CPU for fresh memory.
+_SAMPLES_AT_ONCE = {"cpu": 2**18, "cuda": 2**25}
+
+
+def uniform_rotations(count: int, generator: np.random.Generator) -> Floats:
+    """Draw rotation matrices `(count, 3, 3)`, uniform on SO(3): four normal numbers, normalised, are a quaternion."""
+    from scipy.spatial.transform import Rotation
+
+    return np.asarray(Rotation.from_quat(generator.normal(size=(count, 4))).as_matrix()).reshape(-1, 3, 3)
+
+
+def frames_along(directions: Floats, generator: np.random.Generator) -> Floats:
+    """Make rotation matrices `(n, 3, 3)` whose third columns are unit vectors `(n, 3)`, turned about them at random."""
+    across = np.cross(directions, uniform_rotations(len(directions), generator)[..., 0])
+    across /= np.linalg.norm(across, axis=1, keepdims=True)
+    return np.stack([across, np.cross(directions, across), directions], axis=-1)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Stamp:
+    """A template made ready to be turned many times; see `turn`.
+
+    Parameters
+    ----------
+    density
+        `(1, 1, z, y, x)`, sampled at half voxels.
+    center
+        `(3,)`, (x, y, z) in samples of `density`, the point about which it turns.
+    offsets
+        `(3, p)`, (z, y, x): the voxels of a ball that holds the template however it is turned, about the voxel
+        nearest to its centre.
+    threshold
+        As the template's.
+    hull
+        `(m, 3)`, (x, y, z) in voxels: the points of the template's mask that reach farthest, from its centre.
+    mask_voxels
+        How many voxels the template's mask has.
+    """
+
+    density: Tensor
+    center: tuple[float, float, float]
+    offsets: Ints
+    threshold: float
+    hull: Floats
+    mask_voxels: int
+    _ball: Tensor = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        # (p, 3), (x, y, z)
+        ball = torch.from_numpy(np.ascontiguousarray(self.offsets[::-1].T)).to(self.density.device, torch.float32)
+        object.__setattr__(self, "_ball", ball)
+
+    @classmethod
+    def of(cls, template: ParticleTemplate, *, device: torch.device | str = "cpu") -> Stamp:
+        """Prepare a template: cut away what is empty, and refine its grid."""
+        from scipy.ndimage import zoom
+
+        density, center = template.density.cpu().numpy(), np.array(template.center)
+        hull = hull_points(template)
+        dense = np.argwhere(np.abs(density) > _NOTHING * float(density.max())) - center
+        reach = min(_radius(dense), _radius(hull) + _TAIL / template.voxel_size)
+        # A voxel more on each side lets the spline, and the particle's fraction of a voxel, end in nothing.
+        low = np.floor(center - reach).astype(int) - 1
+        high = np.ceil(center + reach).astype(int) + 2
+        outside = [(max(-a, 0), max(b - n, 0)) for a, b, n in zip(low, high, density.shape, strict=True)]
+        padded = np.pad(density, outside)[tuple(slice(max(a, 0), None) for a in low)]
+        box = padded[tuple(slice(0, n) for n in high - low)]
+        # Corners are aligned: sample i is at voxel i / 2.
+        sizes = [_OVERSAMPLING * (n - 1) + 1 for n in box.shape]
+        fine = zoom(box.astype(np.float64), [m / n for m, n in zip(sizes, box.shape, strict=True)], order=3)
+        assert list(fine.shape) == sizes
+        z, y, x = _OVERSAMPLING * (center - low)
+        return cls(
+            density=torch.from_numpy(fine.astype(np.float32))[None, None].to(device),
+            center=(float(x), float(y), float(z)),
+            offsets=_ball_offsets(reach + 1),
+            threshold=template.threshold,
+            hull=hull,
+            mask_voxels=int(template.mask.sum()),
+        )
+
+    @property
+    def mask_radius(self) -> float:
+        """Voxels from the centre to the farthest voxel of the mask."""
+        return _radius(self.hull)
+
+    def turn(self, orientations: Floats, fractions: Floats) -> Tensor:
+        """Compute the density of turned copies at the voxels of `offsets`.
+
+        Parameters
+        ----------
+        orientations
+            `(n, 3, 3)`, rotation matrices on column vectors (x, y, z), template to specimen.
+        fractions
+            `(n, 3)`, (z, y, x): where the centres lie within their voxels, from -1/2 to 1/2.
+
+        Returns
+        -------
+        `(n, p)`, float32, on the stamp's device.
+        """
+        # Voxel o of the specimen holds the template at Rᵀ (o - fraction); as rows, (o - fraction) R.
+        sizes = np.array(self.density.shape[:1:-1])
+        # `grid_sample` counts from -1 at the first sample to 1 at the last.
+        scale = 2 * _OVERSAMPLING / (sizes - 1)
+        shift = (
+            2 * np.array(self.center) / (sizes - 1)
+            - 1
+            - scale * np.einsum("ni,nij->nj", fractions[:, ::-1], orientations)
+        )
+        device = self.density.device
+        matrix = torch.from_numpy(orientations * scale).to(device, torch.float32)
+        grid = torch.matmul(self._ball, matrix) + torch.from_numpy(shift).to(device, torch.float32)[:, None]
+        density = self.density.expand(len(grid), -1, -1, -1, -1)
+        return F.grid_sample(density, grid[:, None, None], align_corners=True)[:, 0, 0, 0]
+
+    def turned(self, orientations: Floats, fractions: Floats) -> Iterator[tuple[int, Tensor, Ints]]:
+        """Turn many copies in batches.
+
+        Yields
+        ------
+        For each its number, its density as a cube `(d, d, d)` about the centre's voxel, and which of `offsets` are its
+        mask's, in host memory.
+        """
+        size = max(1, _SAMPLES_AT_ONCE.get(self.density.device.type, 2**18) // self.offsets.shape[1])
+        side = 2 * int(self.offsets.max()) + 1
+        into = torch.from_numpy(_steps(self.offsets + side // 2, (side,) * 3)).to(self.density.device)
+        for start in range(0, len(orientations), size):
+            values = self.turn(orientations[start : start + size], fractions[start : start + size])
+            masks = (values > self.threshold).cpu().numpy()
+            cubes = values.new_zeros(len(values), side**3)
+            cubes[:, into] = values
+            for i, cube in enumerate(cubes.view(-1, side, side, side)):
+                yield start + i, cube, np.flatnonzero(masks[i])
+
+
+def hull_points(template: ParticleTemplate) -> Floats:
+    """Find the points `(m, 3)` (x, y, z) of a template's mask that lie farthest in many directions, in voxels."""
+    points = (np.argwhere(template.mask.cpu().numpy()) - np.array(template.center))[:, ::-1]
+    parts = np.array_split(uniform_directions(), 20)
+    farthest = np.concatenate([turned_by(points, part.T).argmax(axis=0) for part in parts])
+    return np.ascontiguousarray(points[np.unique(farthest)])
+
+
+def uniform_directions() -> Floats:
+    """Make 1000 unit vectors `(1000, 3)` that cover the sphere evenly, on a spiral from pole to pole."""
+    height = 1 - 2 * (np.arange(1000) + 0.5) / 1000
+    turn = math.pi * (3 - math.sqrt(5)) * np.arange(1000)
+    level = np.sqrt(1 - height**2)
+    return np.stack([level * np.cos(turn), level * np.sin(turn), height], axis=1)
+
+
+def _radius(points: Floats) -> float:
+    return float(np.sqrt((points**2).sum(axis=1).max()))
+
+
+def _ball_offsets(radius: float) -> Ints:
+    steps = np.arange(-math.ceil(radius), math.ceil(radius) + 1)
+    z, y, x = np.meshgrid(steps, steps, steps, indexing="ij")
+    return np.stack([axis[z**2 + y**2 + x**2 <= radius**2] for axis in (z, y, x)])
+
+
+def _steps(places: Ints, shape: Sequence[int]) -> Ints:
+    """Turn voxels `(3, ...)` into steps in the memory of a volume."""
+    return np.asarray((places[0] * shape[1] + places[1]) * shape[2] + places[2])
+
+
+@dataclass(frozen=True, eq=False)
+class Mask:
+    """A thing's voxels about a centre: `offsets` `(3, n)` (z, y, x), and the same as `steps` `(n,)` in memory."""
+
+    offsets: Ints
+    steps: Ints
+
+    @classmethod
+    def of(cls, offsets: Ints, shape: Sequence[int]) -> Mask:
+        """Make the mask for volumes of a shape."""
+        return cls(offsets, _steps(offsets, shape))
+
+    def only(self, chosen: Ints) -> Mask:
+        """Keep the chosen voxels."""
+        return Mask(self.offsets.take(chosen, axis=1), self.steps[chosen])

@@ -1,0 +1,419 @@
+"""Templates of particles: a density on a grid, and which voxels of it belong to the particle."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from faket_aug._checks import FileFormatError, check_finite, check_ndim, check_positive
+from faket_aug.formats.mrc import read_mrc
+from faket_aug.formats.structures import STRUCTURE_SUFFIXES, read_structure, structure_name
+from faket_aug.generation.potential import (
+    center_of_mass,
+    coulomb_potential,
+    displaced_volumes,
+    fading,
+    plateau_threshold,
+    resample_density,
+    volume_threshold,
+)
+
+#: Å³ of a protein per Da: a partial specific volume of 0.73 cm³/g (Harpaz, Gerstein and Chothia, Structure 2, 1994;
+#: Erickson, Biol. Proced. Online 11, 2009).
+PROTEIN_VOLUME = 1.21
+#: V Å³ per Da, the integral of a protein's potential above ice: that of atomic models (`from_structure` gives 4.07 to
+#: 4.11 for 1BXN, 1S3X, 3GL1 and 3H84), to which maps are scaled.
+PROTEIN_POTENTIAL = 4.1
+MAP_SUFFIXES = (".mrc", ".map", ".ccp4")
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class ParticleTemplate:
+    """A particle in its reference orientation.
+
+    Parameters
+    ----------
+    density
+        `(z, y, x)`, floating point; electrostatic potential above ice in volts, near 0 at the borders.
+    voxel_size
+        Å.
+    threshold
+        A voxel belongs to the particle where its density is above this.
+    name
+        The class's name, where no other is given.
+    symmetry
+        Point group in Schoenflies or RELION's notation (`"C1"`, `"D7"`, `"O"`); for the record.
+    center
+        (z, y, x), the voxel index that a particle's position means; `n // 2` along each axis by default, as RELION's
+        and an FFT's.
+
+    Raises
+    ------
+    ValueError
+        If nothing lies above the threshold, or a setting cannot be.
+    """
+
+    density: Tensor
+    voxel_size: float
+    threshold: float
+    name: str
+    symmetry: str = "C1"
+    center: tuple[float, float, float] | None = None
+
+    def __post_init__(self) -> None:
+        check_ndim("density", self.density, "z y x")
+        check_positive("voxel_size", self.voxel_size)
+        check_finite(self.density, f"{self.name}: density")
+        object.__setattr__(self, "density", self.density.to(torch.float32))
+        if self.center is None:
+            object.__setattr__(self, "center", tuple(float(n // 2) for n in self.density.shape))
+        if not bool(self.mask.any()):
+            raise ValueError(
+                f"{self.name}: expected a density above its threshold {self.threshold:g} somewhere, got at most "
+                f"{float(self.density.max()):g}; set `threshold` lower"
+            )
+
+    @property
+    def mask(self) -> Tensor:
+        """`(z, y, x)`, bool: the voxels that belong to the particle."""
+        return self.density > self.threshold
+
+    @property
+    def radius(self) -> float:
+        """Å from the centre to the farthest corner of the mask; this sphere holds the particle however it is turned."""
+        inside = np.argwhere(self.mask.cpu().numpy())
+        offsets = np.abs(inside - np.array(self.center)) + 0.5
+        return float(np.linalg.norm(offsets, axis=1).max()) * self.voxel_size
+
+    @property
+    def volume(self) -> float:
+        """Å³ of the mask."""
+        return float(self.mask.sum()) * self.voxel_size**3
+
+    @classmethod
+    def from_map(
+        cls,
+        path: str | Path,
+        *,
+        voxel_size: float | None = None,
+        map_voxel_size: float | None = None,
+        resolution: float | None = None,
+        threshold: float | None = None,
+        molecular_weight: float | None = None,
+        normalize: bool = True,
+        invert: bool | None = None,
+        recenter: bool = True,
+        symmetry: str = "C1",
+        name: str | None = None,
+    ) -> ParticleTemplate:
+        """Make a template from a density map.
+
+        The background (the median over the box's faces) is brought to 0, the density is low-passed and resampled,
+        scaled to volts, faded to 0 some voxels outside its mask, and cropped to what is left.
+
+        Parameters
+        ----------
+        path
+            MRC file (`.mrc`, `.map`, `.ccp4`, or with `.gz`).
+        voxel_size
+            Å of the template; the map's own by default.
+        map_voxel_size
+            Å of the map; the header's by default.
+        resolution
+            Å, a further low-pass, see `potential.low_pass`; by default `2 · voxel_size` where the template's voxels
+            are larger than the map's (so that nothing is folded back), and none where they are not.
+        threshold
+            Of the mask, in the template's units. By default, with `molecular_weight`, such that the mask has the
+            volume of that much protein (1.21 Å³ per Da), and otherwise half of the plateau (the 95th percentile of
+            what lies above Otsu's threshold): the contour on which a blurred edge lay.
+        molecular_weight
+            kDa.
+        normalize
+            Scale to volts, so that templates of maps and of atomic structures can be mixed: the integral becomes
+            4.1 V Å³ per Da, as that of atomic models. Without `molecular_weight` the mass is taken from the volume at
+            the default threshold, which is good to about 30 %. `False` keeps the map's units.
+        invert
+            Whether the map's particle is dark. `None` finds out by the skewness about the background.
+        recenter
+            Let the template's centre be the centre of mass of its density; voxel `n // 2` of the map otherwise.
+        symmetry
+            For the record.
+        name
+            By default the file's stem.
+
+        Raises
+        ------
+        FileFormatError
+            If the file cannot be read, its header holds no voxel size and none is given, or it holds no signal.
+        """
+        density, file_voxel_size = read_mrc(path)
+        file_voxel_size = _map_voxel_size(path, file_voxel_size, map_voxel_size)
+        voxel_size = file_voxel_size if voxel_size is None else voxel_size
+        check_positive("voxel_size", voxel_size)
+        if molecular_weight is not None:
+            check_positive("molecular_weight", molecular_weight)
+        density = _signal(path, density, invert)
+        density = resample_density(
+            density, voxel_size=file_voxel_size, new_voxel_size=voxel_size, resolution=resolution
+        )
+        level = _level(path, density, voxel_size, molecular_weight)
+        density = density * fading(density > level)
+        if normalize:
+            factor = _volts(density, level, voxel_size, molecular_weight)
+            density, level = density * factor, level * factor
+        z, y, x = (float(n // 2) for n in density.shape)
+        density, center = _cropped(density, center_of_mass(density) if recenter else (z, y, x))
+        return cls(
+            density=density,
+            voxel_size=voxel_size,
+            threshold=level if threshold is None else threshold,
+            name=name or structure_name(path),
+            symmetry=symmetry,
+            center=center,
+        )
+
+    @classmethod
+    def from_structure(
+        cls,
+        path: str | Path,
+        *,
+        voxel_size: float,
+        resolution: float | None = None,
+        solvent: bool = True,
+        assembly: str | int | None = None,
+        waters: bool = False,
+        hydrogens: bool = True,
+        b_factors: bool = True,
+        threshold: float | None = None,
+        recenter: bool = True,
+        symmetry: str = "C1",
+        name: str | None = None,
+    ) -> ParticleTemplate:
+        """Make a template from an atomic structure: its electrostatic potential above ice, in volts.
+
+        Parameters
+        ----------
+        path
+            PDB or mmCIF file, also with `.gz`; `fetch_structure` downloads one.
+        voxel_size
+            Å.
+        resolution
+            Å, see `potential.low_pass`; `2 · voxel_size`, the finest that the grid holds, by default.
+        solvent
+            Subtract the ice that the atoms displace. Without it the potential is that in vacuum, about twice as high.
+        assembly
+            Name of a biological assembly in the file, mostly `"1"`; the atoms as they are listed by default.
+        waters
+            Keep the file's water molecules.
+        hydrogens
+            Add the hydrogens that the file leaves out, see `formats.structures.read_structure`.
+        b_factors
+            Blur atoms by their B factors. Set it `False` for predicted models, which hold a confidence there.
+        threshold
+            Of the mask, V. By default such that the mask has the volume of water that the atoms displace (1.24 Å³ per
+            Da for proteins, 0.9 for RNA).
+        recenter
+            Let the template's centre be the molecule's centre of mass; the origin of the file's coordinates otherwise,
+            for structures whose frame means something (a filament about an axis, a membrane at z = 0).
+        symmetry
+            For the record.
+        name
+            By default the file's stem.
+
+        Raises
+        ------
+        FileFormatError
+            If the file cannot be read, or holds no atoms.
+
+        References
+        ----------
+        See `potential.form_factor`.
+        """
+        check_positive("voxel_size", voxel_size)
+        atoms = read_structure(path, assembly=assembly, waters=waters, hydrogens=hydrogens)
+        origin = atoms.center_of_mass if recenter else np.zeros(3)
+        # The centre is at a voxel's centre, and the box leaves room around the atoms for the low-pass.
+        margin = math.ceil(1.5 * max(resolution or 0.0, 2 * voxel_size) / voxel_size)
+        low, high = _box((atoms.positions - origin) / voxel_size, margin, symmetric=recenter)
+        density = coulomb_potential(
+            atoms.positions - origin - low * voxel_size,
+            atoms.elements.tolist(),
+            shape=[int(n) for n in high - low + 1],
+            voxel_size=voxel_size,
+            resolution=resolution,
+            occupancies=atoms.occupancies,
+            b_factors=atoms.b_factors if b_factors else None,
+            solvent=solvent,
+        )
+        if threshold is None:
+            volume = float(displaced_volumes(atoms.elements.tolist()) @ atoms.occupancies)
+            threshold = volume_threshold(density, voxel_size, volume)
+        z, y, x = (float(-n) for n in low)
+        return cls(
+            density=density,
+            voxel_size=voxel_size,
+            threshold=threshold,
+            name=name or atoms.name,
+            symmetry=symmetry,
+            center=(z, y, x),
+        )
+
+
+def read_templates(
+    source: str | Path | Iterable[str | Path],
+    *,
+    voxel_size: float,
+    resolution: float | None = None,
+    molecular_weights: Mapping[str, float] | None = None,
+    assembly: str | int | None = None,
+    normalize: bool = True,
+    recenter: bool = True,
+) -> list[ParticleTemplate]:
+    """Read all templates of a folder, sorted by name, or those of a list of files, in its order.
+
+    Parameters
+    ----------
+    source
+        A folder with density maps (`.mrc`, `.map`, `.ccp4`) and atomic structures (`.pdb`, `.ent`, `.cif`, `.mmcif`),
+        each also with `.gz`; other files in it are passed over. Or the files' paths. Names are the files' stems.
+    voxel_size
+        Å of all templates.
+    resolution
+        Å of all, see `ParticleTemplate.from_map` and `.from_structure`.
+    molecular_weights
+        kDa of maps, by name; by default estimated from their volume.
+    assembly
+        Biological assembly of the structures.
+    normalize, recenter
+        See `ParticleTemplate.from_map`; structures are in volts anyway.
+
+    Raises
+    ------
+    FileFormatError
+        If a file cannot be read; the message names it.
+    FileNotFoundError
+        If there is no such folder or file, or the folder holds no templates.
+    ValueError
+        If two files give the same name, or a molecular weight belongs to none.
+    """
+    paths = find_templates(source)
+    names = [structure_name(path) for path in paths]
+    for i, name in enumerate(names):
+        if name in names[:i]:
+            twin = paths[names.index(name)]
+            raise ValueError(f"expected one file for each name, got {twin} and {paths[i]}; rename or remove one")
+    weights = dict(molecular_weights or {})
+    unknown = sorted(set(weights) - set(names))
+    if unknown:
+        raise ValueError(f"expected `molecular_weights` of {', '.join(names)}, got one of {', '.join(unknown)}")
+    settings: dict[str, Any] = {"voxel_size": voxel_size, "resolution": resolution, "recenter": recenter}
+    return [
+        ParticleTemplate.from_map(path, molecular_weight=weights.get(name), normalize=normalize, **settings)
+        if _suffix(path) in MAP_SUFFIXES
+        else ParticleTemplate.from_structure(path, assembly=assembly, **settings)
+        for path, name in zip(paths, names, strict=True)
+    ]
+
+
+def _suffix(path: Path) -> str:
+    return Path(path.name.removesuffix(".gz")).suffix.lower()
+
+
+def find_templates(source: str | Path | Iterable[str | Path]) -> list[Path]:
+    """List the files that `read_templates` reads, in its order; its errors tell what is missing."""
+    suffixes = (*MAP_SUFFIXES, *STRUCTURE_SUFFIXES)
+    if not isinstance(source, str | Path):
+        paths = [Path(path) for path in source]
+    elif Path(source).is_dir():
+        # A stem in lower and upper case is one class's name in two spellings; plain order of text is kept all the same.
+        paths = sorted(path for path in Path(source).iterdir() if path.is_file() and not path.name.startswith("."))
+        paths = [path for path in paths if _suffix(path) in suffixes]
+    else:
+        paths = [Path(source)]
+    if not paths:
+        raise FileNotFoundError(
+            f"expected density maps or atomic structures ({', '.join(suffixes)}), found none in {source}"
+        )
+    for path in paths:
+        if not path.is_file():
+            raise FileNotFoundError(f"expected a density map or an atomic structure, found none at {path}")
+        if _suffix(path) not in suffixes:
+            raise FileFormatError(
+                f"{path}: expected a file named {', '.join(suffixes)} (or with .gz), got {path.name!r}"
+            )
+    return paths
+
+
+def _map_voxel_size(path: str | Path, found: float, given: float | None) -> float:
+    if given is not None:
+        check_positive("map_voxel_size", given)
+        return given
+    if found <= 0:
+        raise FileFormatError(f"{path}: expected a voxel size in the header, got {found:g}; set `map_voxel_size`")
+    return found
+
+
+def _signal(path: str | Path, density: Tensor, invert: bool | None) -> Tensor:
+    """Bring the background to 0 and the particle above it."""
+    density = density.to(torch.float32)
+    low, high = float(density.min()), float(density.max())
+    if high - low <= 1e-6 * max(abs(high), abs(low)):
+        raise FileFormatError(f"{path}: expected a density map with a signal, got {high:g} in every voxel")
+    shell = torch.ones_like(density, dtype=torch.bool)
+    shell[1:-1, 1:-1, 1:-1] = False
+    density = density - density[shell].median()
+    if invert is None:
+        scaled = density / max(float(density.max()), -float(density.min()))
+        invert = float((scaled**3).sum(dtype=torch.float64)) < 0
+    return -density if invert else density
+
+
+def _level(path: str | Path, density: Tensor, voxel_size: float, molecular_weight: float | None) -> float:
+    """Find the threshold of a map, in its own units."""
+    if molecular_weight is None:
+        level = plateau_threshold(density)
+        advice = "set `invert` the other way, or give another map"
+    else:
+        level = volume_threshold(density, voxel_size, 1e3 * molecular_weight * PROTEIN_VOLUME)
+        advice = "check `molecular_weight` (kDa) and the map's voxel size"
+    # A particle this large reaches into what is as good as empty, or there is none.
+    if level <= 0.01 * max(float(density.max()), 0) or float(density.sum()) <= 0:
+        raise FileFormatError(f"{path}: expected a particle above the background, got none at {level:g}; {advice}")
+    return level
+
+
+def _volts(density: Tensor, level: float, voxel_size: float, molecular_weight: float | None) -> float:
+    """Find the factor from a map's units to volts above ice."""
+    if molecular_weight is None:
+        mass = float((density > level).sum()) * voxel_size**3 / PROTEIN_VOLUME
+    else:
+        mass = 1e3 * molecular_weight
+    return PROTEIN_POTENTIAL * mass / (float(density.sum()) * voxel_size**3)
+
+
+def _cropped(density: Tensor, center: tuple[float, float, float]) -> tuple[Tensor, tuple[float, float, float]]:
+    """Cut off the faces that hold nothing but 0; the centre keeps its place in the particle."""
+    inside = density.nonzero()
+    low, high = inside.amin(dim=0).tolist(), inside.amax(dim=0).tolist()
+    z, y, x = (slice(a, b + 1) for a, b in zip(low, high, strict=True))
+    return density[z, y, x].clone(), (center[0] - low[0], center[1] - low[1], center[2] - low[2])
+
+
+def _box(
+    places: npt.NDArray[np.float64], margin: int, *, symmetric: bool
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """Find the first and the last voxel along each axis of a box around places; (z, y, x), relative to the origin."""
+    low = np.floor(places.min(axis=0)).astype(np.int64) - margin
+    high = np.ceil(places.max(axis=0)).astype(np.int64) + margin
+    if symmetric:
+        high = np.maximum(high, -low)
+        low = -high
+    return low, high

@@ -1,0 +1,324 @@
+"""A microscope's contrast transfer function: what its defocus makes of each tilt."""
+
+from __future__ import annotations
+
+import json
+import math
+import warnings
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from itertools import pairwise
+from typing import Any, Self
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from faket_aug._checks import check_choice, check_fraction, check_ndim, check_positive
+from faket_aug.formats.tilt_metadata import TiltMetadata
+from faket_aug.tomography.filters import PaddedGrid
+
+#: Of the field's usual microscope; what a file leaves out.
+VOLTAGE, SPHERICAL_ABERRATION, AMPLITUDE_CONTRAST = 300.0, 2.7, 0.07
+#: µm, searched where nothing is known of the defocus.
+DEFOCUS_RANGE = (0.2, 10.0)
+#: Ways to undo it, and the signal-to-noise ratio of the second.
+CORRECTIONS, SNR = ("phase-flip", "wiener"), 10.0
+#: What may differ between tilts.
+PER_TILT = ("defocus", "astigmatism", "astigmatism_angle", "phase_shift")
+PerTilt = float | tuple[float, ...]
+FloatArray = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ContrastTransfer:
+    """The contrast transfer function of every tilt of a series, or how it is drawn.
+
+    Weak phase objects: tilts are multiplied in Fourier space by `sin(χ)`, `χ = π λ Δz q² − π/2 C_s λ³ q⁴ + φ +
+    asin(a)`, times the envelope. With underfocus it is positive at low frequencies, so dark particles stay dark.
+
+    Parameters
+    ----------
+    defocus
+        µm, positive is underfocus; one number, or one for each tilt.
+    spread
+        µm; each series is off by a number drawn uniformly from `[-spread, spread]`: a range of 2 to 4 µm is a defocus
+        of 3 with a spread of 1.
+    jitter
+        µm, deviation of each tilt from its series, normally distributed.
+    astigmatism
+        µm, half the difference of largest and smallest defocus; one number, or one for each tilt.
+    astigmatism_angle
+        Degrees, from +x to the direction of the largest defocus, positive towards +y.
+    voltage
+        kV.
+    spherical_aberration
+        mm.
+    amplitude_contrast
+        a, in [0, 1].
+    phase_shift
+        φ of a phase plate, degrees; one number, or one for each tilt.
+    b_factor
+        B of the envelope `exp(−B q² / 4)`, Å².
+    radial_gain
+        Pairs of a frequency in 1/Å and a factor, increasing; in between interpolated, beyond constant.
+
+    Raises
+    ------
+    ValueError
+        For parameters that cannot be, or as many numbers as tilts of which one is not finite.
+
+    References
+    ----------
+    Rohou and Grigorieff, J. Struct. Biol. 192 (2015), 216-221; the phase is computed by `torch-ctf`.
+    """
+
+    defocus: PerTilt
+    spread: float = 0.0
+    jitter: float = 0.0
+    astigmatism: PerTilt = 0.0
+    astigmatism_angle: PerTilt = 0.0
+    voltage: float = VOLTAGE
+    spherical_aberration: float = SPHERICAL_ABERRATION
+    amplitude_contrast: float = AMPLITUDE_CONTRAST
+    phase_shift: PerTilt = 0.0
+    b_factor: float = 0.0
+    radial_gain: tuple[tuple[float, float], ...] = ()
+
+    def __post_init__(self) -> None:
+        for name in PER_TILT:
+            value = getattr(self, name)
+            number = np.ndim(value) == 0
+            given = float(value) if number else tuple(float(one) for one in value)
+            if not np.isfinite(given).all() or given == ():
+                raise ValueError(f"expected finite numbers for `{name}`, got {value!r}")
+            object.__setattr__(self, name, given)
+        check_positive("spread", self.spread, zero=True)
+        check_positive("jitter", self.jitter, zero=True)
+        check_positive("voltage", self.voltage)
+        check_positive("spherical_aberration", self.spherical_aberration, zero=True)
+        check_fraction("amplitude_contrast", self.amplitude_contrast)
+        check_positive("b_factor", self.b_factor, zero=True)
+        gain = tuple((float(frequency), float(factor)) for frequency, factor in self.radial_gain)
+        if any(low >= high for (low, _), (high, _) in pairwise(gain)):
+            raise ValueError(f"expected `radial_gain` with increasing frequencies, got {self.radial_gain!r}")
+        object.__setattr__(self, "radial_gain", gain)
+
+    @classmethod
+    def within(cls, low: float = DEFOCUS_RANGE[0], high: float = DEFOCUS_RANGE[1], **settings: Any) -> Self:
+        """Make a function whose defocus lies somewhere between two numbers, µm, other settings as given."""
+        return cls(defocus=(low + high) / 2, spread=(high - low) / 2, **settings)
+
+    @classmethod
+    def from_metadata(cls, metadata: TiltMetadata, **settings: Any) -> Self:
+        """Take what a program left behind of each tilt; tilts whose defocus is unknown get their series' median.
+
+        Parameters
+        ----------
+        metadata
+            Of a series, see `TiltSeries.metadata`.
+        **settings
+            Go before what the file says.
+
+        Raises
+        ------
+        ValueError
+            If the metadata hold no defocus.
+        """
+        if metadata.defocus_um is None or not np.isfinite(metadata.defocus_um).any():
+            raise ValueError(f"{metadata.source}: expected a defocus of each tilt, got none; set `defocus`")
+        known: dict[str, Any] = {"defocus": _filled(metadata.defocus_um)}
+        for own, theirs in (("astigmatism", "astigmatism_um"), ("astigmatism_angle",) * 2, ("phase_shift",) * 2):
+            values = getattr(metadata, theirs)
+            if values is not None and np.isfinite(values).any():
+                known[own] = _filled(values)
+        for own, theirs in (
+            ("voltage", "voltage_kv"),
+            ("spherical_aberration", "spherical_aberration_mm"),
+            ("amplitude_contrast", "amplitude_contrast"),
+        ):
+            if getattr(metadata, theirs) is not None:
+                known[own] = getattr(metadata, theirs)
+        return cls(**(known | settings))
+
+    @property
+    def wavelength(self) -> float:
+        """λ of the electrons, Å."""
+        from torch_ctf import calculate_relativistic_electron_wavelength
+
+        return float(calculate_relativistic_electron_wavelength(self.voltage * 1e3)) * 1e10
+
+    def drawn(self, count: int, generator: np.random.Generator) -> Self:
+        """Draw the defocus of each of `count` tilts; the result has neither spread nor jitter.
+
+        Raises
+        ------
+        ValueError
+            If something has a number for each tilt, and they are not `count`.
+        """
+        defocus, *_ = [self._per_tilt(name, count) for name in PER_TILT]
+        defocus = defocus + generator.uniform(-1, 1) * self.spread + generator.standard_normal(count) * self.jitter
+        return replace(self, defocus=tuple(defocus.tolist()), spread=0.0, jitter=0.0)
+
+    def curve(self, frequencies: Tensor | FloatArray, tilt: int = 0) -> Tensor:
+        """Compute the function along a radius, without astigmatism.
+
+        Parameters
+        ----------
+        frequencies
+            1/Å, any shape.
+        tilt
+            Which one, where there is a number for each.
+
+        Returns
+        -------
+        The frequencies' shape, float64.
+        """
+        q = torch.as_tensor(frequencies, dtype=torch.float64)
+        defocus, shift = (
+            value[tilt] if isinstance(value, tuple) else value for value in (self.defocus, self.phase_shift)
+        )
+        return self._transfer(q, torch.full_like(q, defocus), shift)
+
+    def apply(self, images: Tensor, pixel_size: float) -> Tensor:
+        """Multiply tilts by the function in Fourier space; they are padded by reflection, so that nothing wraps.
+
+        Parameters
+        ----------
+        images
+            `(tilt, y, x)`, floating point.
+        pixel_size
+            Å.
+
+        Returns
+        -------
+        `(tilt, y, x)` in the images' dtype.
+
+        Raises
+        ------
+        ValueError
+            If the pixel size is not known, or there are not as many numbers as tilts.
+
+        Warns
+        -----
+        UserWarning
+            If the function oscillates faster than the images' sampling in Fourier space; it names the frequency.
+        """
+        return self._filtered(images, pixel_size, lambda transfer: transfer)
+
+    def correct(self, images: Tensor, pixel_size: float, *, method: str = "phase-flip", snr: float = SNR) -> Tensor:
+        """Undo what the function did to tilts, before they are reconstructed.
+
+        Parameters
+        ----------
+        images
+            `(tilt, y, x)`, floating point.
+        pixel_size
+            Å.
+        method
+            `"phase-flip"`: the sign is turned where the function is negative; `"wiener"`: the spectrum is multiplied by
+            `ctf / (ctf² + 1 / snr)`, which also lifts what the function weakens, the low frequencies above all.
+        snr
+            Signal power over noise power where the function is 1; of the Wiener filter.
+
+        Returns
+        -------
+        `(tilt, y, x)` in the images' dtype.
+
+        Raises
+        ------
+        ValueError, UserWarning
+            As `apply`; or for an unknown method.
+        """
+        check_choice("method", method, CORRECTIONS)
+        check_positive("snr", snr)
+        if method == "phase-flip":
+            return self._filtered(images, pixel_size, lambda transfer: torch.where(transfer < 0, -1.0, 1.0))
+        return self._filtered(images, pixel_size, lambda transfer: transfer / (transfer**2 + 1 / snr))
+
+    def _filtered(self, images: Tensor, pixel_size: float, filter: Callable[[Tensor], Tensor]) -> Tensor:
+        check_ndim("images", images, "tilt y x")
+        if not pixel_size > 0:
+            raise ValueError(
+                f"expected `pixel_size` in Å, which the contrast transfer function needs, got {pixel_size!r}; set it, "
+                "or the voxel size of the specimen's file"
+            )
+        count = images.shape[0]
+        defocus, astigmatism, angle, shift = (self._per_tilt(name, count) for name in PER_TILT)
+        grid = PaddedGrid((images.shape[-2], images.shape[-1]), self.reach(pixel_size), images.device)
+        self.check_sampling(pixel_size, min(grid.shape))
+        q = grid.radius / pixel_size
+        result = torch.empty_like(images)
+        for tilt in range(count):
+            turned = 2 * (grid.direction - math.radians(float(angle[tilt])))
+            along = float(defocus[tilt]) + float(astigmatism[tilt]) * torch.cos(turned)
+            result[tilt] = grid.filtered(images[tilt], filter(self._transfer(q, along, float(shift[tilt]))))
+        return result
+
+    def reach(self, pixel_size: float) -> int:
+        """How many pixels the function carries information away, at Nyquist's frequency."""
+        return math.ceil(self.wavelength * self._largest * 1e4 / (2 * pixel_size**2))
+
+    def check_sampling(self, pixel_size: float, length: int) -> None:
+        """Warn if rings are finer than images of so many pixels can carry; the warning names the frequency."""
+        limit = length * pixel_size / (2 * self.wavelength * self._largest * 1e4) if self._largest else math.inf
+        if limit < 0.5 / pixel_size:
+            warnings.warn(
+                f"a defocus of {self._largest:g} µm makes rings finer than {length} pixels of {pixel_size:g} Å carry "
+                f"beyond {limit:.3g} 1/Å ({1 / limit:.3g} Å); take larger images, or bin them",
+                stacklevel=3,
+            )
+
+    @property
+    def _largest(self) -> float:
+        return float(np.abs(self.defocus).max())
+
+    def _transfer(self, q: Tensor, defocus: Tensor, phase_shift: float) -> Tensor:
+        from torch_ctf import calculate_total_phase_shift
+
+        numbers = (self.voltage, self.spherical_aberration, phase_shift, self.amplitude_contrast)
+        voltage, aberration, shift, contrast = (torch.as_tensor(n, dtype=q.dtype, device=q.device) for n in numbers)
+        phase = calculate_total_phase_shift(
+            defocus_um=defocus,
+            voltage_kv=voltage,
+            spherical_aberration_mm=aberration,
+            phase_shift_degrees=shift,
+            amplitude_contrast_fraction=contrast,
+            fftfreq_grid_angstrom_squared=q**2,
+        )
+        result: Tensor = -torch.sin(phase) * torch.exp(-self.b_factor * q**2 / 4)
+        return result * self._gain(q) if self.radial_gain else result
+
+    def _gain(self, q: Tensor) -> Tensor:
+        frequencies, factors = zip(*self.radial_gain, strict=True)
+        return torch.from_numpy(np.interp(q.cpu().numpy(), frequencies, factors)).to(q)
+
+    def _per_tilt(self, name: str, count: int) -> FloatArray:
+        value = getattr(self, name)
+        if isinstance(value, tuple) and len(value) != count:
+            raise ValueError(f"expected `{name}` of {count} tilts, got {len(value)} numbers")
+        return np.broadcast_to(np.asarray(value, dtype=np.float64), (count,))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the parameters as JSON types."""
+        data: dict[str, Any] = json.loads(json.dumps(asdict(self)))
+        return data
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> Self:
+        """Make the function from `to_dict`'s result, also after JSON.
+
+        Raises
+        ------
+        ValueError
+            If a parameter is unknown, or the defocus is missing.
+        """
+        try:
+            return cls(**data)
+        except TypeError as error:
+            raise ValueError(f"expected the parameters of a contrast transfer function, got {data!r}") from error
+
+
+def _filled(values: FloatArray) -> tuple[float, ...]:
+    return tuple(np.where(np.isfinite(values), values, np.nanmedian(values)).tolist())

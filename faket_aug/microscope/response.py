@@ -1,0 +1,230 @@
+"""What a microscope makes of clean projections: a gain for each frequency and tilt, and noise with a spectrum."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields, replace
+from typing import Any, Self
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from faket_aug._checks import check_ndim, check_positive, check_same_shape
+from faket_aug.geometry import Angles, as_tilt_angles
+from faket_aug.microscope.ctf import ContrastTransfer
+from faket_aug.microscope.spectra import RINGS, radial_filter
+from faket_aug.tomography.filters import PaddedGrid
+
+FloatArray = npt.NDArray[np.float64]
+#: Tilt angles are counted in this, degrees: u = θ / 60°.
+ANGLE_UNIT = 60.0
+#: Noise power is at least this share of its tilt's median over the frequencies.
+_LEAST_NOISE = 0.01
+
+
+@dataclass(frozen=True, kw_only=True)
+class Envelope:
+    """How a gain falls with the frequency k (cycles per pixel) and the tilt, `u = θ / 60°`.
+
+    `exp(log_scale + tilt_2 u² + tilt_4 u⁴ − (square + square_tilt u²) k² − linear k)`.
+
+    Parameters
+    ----------
+    log_scale
+        Logarithm of the gain where the contrast transfer function is 1; measured unit over that of the projections.
+    tilt_2, tilt_4
+        Change with the tilt: thicker ice, less exposure.
+    square, square_tilt
+        Pixels², 0 or more: partial coherence, motion, misaligned tilts, damage.
+    linear
+        Pixels, 0 or more: the detector's transfer.
+    """
+
+    log_scale: float
+    tilt_2: float = 0.0
+    tilt_4: float = 0.0
+    square: float = 0.0
+    square_tilt: float = 0.0
+    linear: float = 0.0
+
+    def __post_init__(self) -> None:
+        for name, value in asdict(self).items():
+            if not isinstance(value, int | float) or not np.isfinite(value):
+                raise ValueError(f"expected a finite number for `{name}` of an envelope, got {value!r}")
+
+    def scale(self, u: FloatArray) -> FloatArray:
+        """The factor of each tilt, `(tilt,)`."""
+        result: FloatArray = np.exp(self.log_scale + self.tilt_2 * u**2 + self.tilt_4 * u**4)
+        return result
+
+    def falloff(self, u: FloatArray) -> FloatArray:
+        """The factor of k² of each tilt, `(tilt,)`."""
+        return self.square + self.square_tilt * u**2
+
+
+@dataclass(frozen=True, kw_only=True)
+class MicroscopeResponse:
+    """A linear transfer function and a noise spectrum for each tilt.
+
+    `tilt = gain ∗ clean + noise`, with gain and noise power functions of frequency and tilt angle.
+
+    Parameters
+    ----------
+    pixel_size
+        Å.
+    ctf
+        Its defocus is the series' mean; `drawn` takes that of one of them.
+    envelope
+        The rest of the gain.
+    noise
+        `(order + 1, ring)`: coefficients, the constant one first, of a polynomial of `u = θ / 60°`: noise power of a
+        pixel at the frequencies `spectra.RINGS`.
+    angle_range
+        Degrees; tilts beyond it are treated as if at its ends.
+    defocus, defocus_error
+        `(series,)`, µm: what each series of the fit had, and its standard error.
+    gain_error
+        Standard error of the gain, relative, median over frequencies and tilts; 0 where not known.
+
+    Raises
+    ------
+    ValueError
+        If the noise has other than one number for each ring, `ctf` has numbers for each tilt, or another number cannot
+        be.
+    """
+
+    pixel_size: float
+    ctf: ContrastTransfer
+    envelope: Envelope
+    noise: tuple[tuple[float, ...], ...]
+    angle_range: tuple[float, float]
+    defocus: tuple[float, ...] = ()
+    defocus_error: tuple[float, ...] = ()
+    gain_error: float = 0.0
+
+    def __post_init__(self) -> None:
+        check_positive("pixel_size", self.pixel_size)
+        if not self.noise or any(len(row) != len(RINGS) or not np.isfinite(row).all() for row in self.noise):
+            raise ValueError(f"expected `noise` of {len(RINGS)} finite numbers for each power of the angle")
+        if any(isinstance(getattr(self.ctf, name), tuple) for name in ("defocus", "phase_shift")):
+            raise ValueError("expected a `ctf` of all tilts, got numbers for each tilt; give their means")
+        low, high = self.angle_range
+        if not -90 <= low <= high <= 90:
+            raise ValueError(f"expected `angle_range` of two increasing angles in degrees, got {self.angle_range!r}")
+
+    def gain(self, tilt_angles: Angles, frequencies: FloatArray = RINGS) -> FloatArray:
+        """Evaluate the gain.
+
+        Parameters
+        ----------
+        tilt_angles
+            `(tilt,)`, degrees.
+        frequencies
+            `(n,)`, cycles per pixel.
+
+        Returns
+        -------
+        `(tilt, n)`, measured unit over that of the projections.
+        """
+        u = self._u(tilt_angles)
+        k = np.asarray(frequencies, dtype=np.float64)
+        transfer = self.ctf.curve(k / self.pixel_size).numpy()
+        falling = np.exp(-self.envelope.falloff(u)[:, None] * k**2 - self.envelope.linear * k)
+        result: FloatArray = self.envelope.scale(u)[:, None] * falling * transfer
+        return result
+
+    def noise_power(self, tilt_angles: Angles) -> FloatArray:
+        """Evaluate the noise power of a pixel at the frequencies `spectra.RINGS`; `(tilt, ring)`."""
+        u = self._u(tilt_angles)
+        power: FloatArray = np.polynomial.polynomial.polyval(u, np.asarray(self.noise)).T
+        return np.maximum(power, _LEAST_NOISE * np.median(power, axis=1, keepdims=True).clip(1e-300))
+
+    def apply(self, clean: Tensor, noise: Tensor, tilt_angles: Angles, *, noise_scale: float = 1.0) -> Tensor:
+        """Make measured tilts, without their mean.
+
+        Parameters
+        ----------
+        clean
+            `(tilt, y, x)`, negated projections, in the unit of those of the fit.
+        noise
+            `(tilt, y, x)`, standard normal numbers.
+        tilt_angles
+            `(tilt,)`, degrees.
+        noise_scale
+            Factor on the noise.
+
+        Returns
+        -------
+        `(tilt, y, x)`, each of mean 0, in the clean tilts' dtype.
+        """
+        check_ndim("clean", clean, "tilt y x")
+        check_same_shape("noise", noise.shape, "clean", clean.shape)
+        angles = as_tilt_angles(tilt_angles, count=clean.shape[0])
+        shape = (int(clean.shape[-2]), int(clean.shape[-1]))
+        grid = PaddedGrid(shape, self.ctf.reach(self.pixel_size), clean.device)
+        self.ctf.check_sampling(self.pixel_size, min(grid.shape))
+        transfer = self.ctf.curve(grid.radius / self.pixel_size)
+        u = self._u(angles)
+        scale, falloff, power = self.envelope.scale(u), self.envelope.falloff(u), self.noise_power(angles)
+        result = torch.empty_like(clean)
+        for tilt in range(clean.shape[0]):
+            falling = torch.exp(-float(falloff[tilt]) * grid.radius**2 - self.envelope.linear * grid.radius)
+            signal = grid.filtered(clean[tilt], transfer * falling * float(scale[tilt]))
+            colour = radial_filter(np.sqrt(power[tilt]) * noise_scale, shape, clean.device).to(clean.dtype)
+            grain = torch.fft.irfft2(torch.fft.rfft2(noise[tilt]) * colour, s=shape)
+            total = signal + grain
+            result[tilt] = total - total.mean()
+        return result
+
+    def drawn(self, generator: np.random.Generator) -> Self:
+        """Return the response with the defocus of one of the fit's series; itself where none is known."""
+        return self.at_defocus(float(generator.choice(self.defocus))) if self.defocus else self
+
+    def at_defocus(self, defocus: float) -> Self:
+        """Return the response with another defocus, µm."""
+        return replace(self, ctf=replace(self.ctf, defocus=defocus))
+
+    def averaged(self) -> Self:
+        """Return a response that is the same at every tilt: the mean over the range of angles."""
+        angles = np.linspace(*self.angle_range, 41)
+        u = self._u(angles)
+        envelope = Envelope(
+            log_scale=float(np.log(self.envelope.scale(u)).mean()),
+            square=float(self.envelope.falloff(u).mean()),
+            linear=self.envelope.linear,
+        )
+        return replace(self, envelope=envelope, noise=(tuple(self.noise_power(angles).mean(axis=0).tolist()),))
+
+    def _u(self, tilt_angles: Angles) -> FloatArray:
+        return as_tilt_angles(tilt_angles).clip(*self.angle_range) / ANGLE_UNIT
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the response as JSON types."""
+        return asdict(self) | {"ctf": self.ctf.to_dict()}
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Self:
+        """Make a response of `to_dict`'s result, also after JSON.
+
+        Raises
+        ------
+        ValueError
+            If something is missing or unknown.
+        """
+        wanted = {entry.name for entry in fields(cls)}
+        if not isinstance(data, Mapping) or set(data) != wanted:
+            found = sorted(data) if isinstance(data, Mapping) else data
+            raise ValueError(f"expected a microscope's response with {sorted(wanted)}, got {found!r}")
+        try:
+            envelope = Envelope(**data["envelope"])
+        except TypeError as error:
+            raise ValueError(f"expected an envelope, got {data['envelope']!r}") from error
+        try:
+            lists = {name: tuple(data[name]) for name in ("angle_range", "defocus", "defocus_error")}
+            noise = tuple(tuple(row) for row in data["noise"])
+            known = {"envelope": envelope, "ctf": ContrastTransfer.from_dict(data["ctf"]), "noise": noise}
+            return cls(**(dict(data) | lists | known))
+        except TypeError as error:
+            raise ValueError(f"expected the numbers of a microscope's response, got others: {error}") from error

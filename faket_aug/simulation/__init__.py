@@ -1,0 +1,1 @@
+"""From a specimen to a tilt-series and a tomogram: simulated, saved, fitted."""

@@ -1,0 +1,242 @@
+"""The step of the style transfer that brings simulated tilts nearest to measured ones that it has not seen."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import combinations
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from faket_aug.geometry import nearest_tilts
+from faket_aug.microscope.imperfections import Imperfections
+from faket_aug.microscope.spectra import RINGS, match_spectrum, series_spectra
+from faket_aug.simulation.simulator import FakETSimulator
+from faket_aug.simulation.simulator_settings import GIVEN
+from faket_aug.specimens.tilted import Specimen
+from faket_aug.statistics import standardize
+from faket_aug.style.transfer import style_grams, style_weights_for
+from faket_aug.tilts.series import TiltSeries
+
+#: Tried, beside 0; the last is the published one.
+STEPS = (0.01, 0.02, 0.03, 0.05, 0.08, 0.15)
+#: Tilts at which simulated and measured ones are compared.
+TILTS = 5
+#: Cycles per pixel: below, specimens differ; above, there are the corners of the spectrum.
+_RANGE = (RINGS > 0.02) & (RINGS < 0.48)
+#: Deviations of a tilt from its mean to the ends of [0, 1].
+_DEVIATIONS = 4.0
+#: A step has to bring this much, in units of what differs between measured series, to be taken.
+_WORTH = 0.05
+
+FloatArray = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepTrial:
+    """One candidate.
+
+    Parameters
+    ----------
+    step_size, keep_spectrum
+        Of `FakETSimulator`.
+    spectrum
+        Distance of the radial spectra: mean of `|log(power / power)|` over frequencies and tilts, total power apart.
+    gram
+        Distance of the Gram matrices: norm of the difference over the norm, mean over layers (weighted) and tilts.
+    score
+        Sum of both, each in units of the same distance between measured tilts, and at least 1: nearer than measured
+        tilts are to each other is no gain.
+    """
+
+    step_size: float
+    keep_spectrum: bool
+    spectrum: float
+    gram: float
+    score: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepChoice:
+    """The chosen step, and what it was chosen from.
+
+    Parameters
+    ----------
+    step_size, keep_spectrum
+        Of `FakETSimulator`; a step of 0 is no style transfer.
+    trials
+        All candidates, the one without a step first.
+    natural_spectrum, natural_gram
+        The distances between measured series (or between the halves of their tilts, where there is one series only).
+    """
+
+    step_size: float
+    keep_spectrum: bool
+    trials: tuple[StepTrial, ...]
+    natural_spectrum: float
+    natural_gram: float
+
+    def applied(self, simulator: FakETSimulator) -> FakETSimulator:
+        """Return a simulator with the chosen step."""
+        return replace(simulator, step_size=self.step_size, keep_spectrum=self.keep_spectrum)
+
+    def report(self) -> list[str]:
+        """Say in lines what was tried and why this was chosen."""
+        lines = [
+            f"{_name(trial)}: spectrum {trial.spectrum:.3f}, Gram {trial.gram:.3f}, score {trial.score:.2f}"
+            for trial in self.trials
+        ]
+        between = f"between measured tilts: spectrum {self.natural_spectrum:.3f}, Gram {self.natural_gram:.3f}"
+        chosen = next(t for t in self.trials if (t.step_size, t.keep_spectrum) == (self.step_size, self.keep_spectrum))
+        gain = self.trials[0].score - chosen.score
+        why = f"a score lower by {gain:.2f} than without" if self.step_size else "no step brings tilts nearer"
+        return [*lines, between, f"chosen: {_name(chosen)} ({why})"]
+
+
+def _name(trial: StepTrial) -> str:
+    return f"step {trial.step_size:g}{', spectrum kept' if trial.keep_spectrum else ''}"
+
+
+def choose_step_size(
+    simulator: FakETSimulator,
+    specimens: Sequence[Specimen],
+    held_out: Sequence[TiltSeries],
+    *,
+    steps: Sequence[float] = STEPS,
+    tilts: int = TILTS,
+    seed: int = 0,
+) -> StepChoice:
+    """Choose the step of the style transfer, perhaps none, by tilts that it has not seen.
+
+    Every step is tried as published, and with the spectrum that tilts had before it (`keep_spectrum`). Not part of the
+    published method, whose step is 0.15.
+
+    Parameters
+    ----------
+    simulator
+        Of the modality `"faket"`; its style bank holds none of `held_out`.
+    specimens
+        Any of the kind that will be simulated; one is enough.
+    held_out
+        Unlabelled tilt-series of the same microscope, see `split_series`.
+    steps
+        To be tried, beside 0.
+    tilts
+        How many tilts are compared.
+    seed
+        Of the noise; the same for all steps.
+
+    Raises
+    ------
+    ValueError
+        If the simulator's modality is another, or there are no specimens or no series.
+    """
+    if simulator.modality != "faket":
+        raise ValueError(f'expected a simulator of the modality "faket", got {simulator.modality!r}')
+    if not specimens or not held_out:
+        raise ValueError(
+            f"expected specimens and held-out tilt-series, got {len(specimens)} and {len(held_out)}; give both"
+        )
+    angles = np.asarray(simulator.tilt_angles)
+    index = np.unique(np.linspace(0, len(angles) - 1, tilts).round().astype(int))
+    chosen = angles[index]
+    measured = [_Look.of(_at(series, chosen), simulator) for series in held_out]
+    natural = _natural(measured, [_at(series, chosen) for series in held_out], simulator)
+
+    def tilts_of(modality: str) -> list[Tensor]:
+        made = replace(simulator, modality=modality)
+        every = [made(specimen, seed=seed, tomogram=i).tiltseries for i, specimen in enumerate(specimens)]
+        return [one[torch.from_numpy(index)] for one in every]
+
+    def tried(images: Sequence[Tensor], step: float, kept: bool) -> StepTrial:
+        looks = [_Look.of(TiltSeries(tilts=one.cpu(), tilt_angles=chosen), simulator) for one in images]
+        distances = [look.distances(one, simulator.style_weights) for look in looks for one in measured]
+        spectrum, gram = (float(value) for value in np.mean(distances, axis=0))
+        score = max(spectrum / natural[0], 1.0) + max(gram / natural[1], 1.0)
+        return StepTrial(step_size=step, keep_spectrum=kept, spectrum=spectrum, gram=gram, score=score)
+
+    noisy = tilts_of("noisy")
+    content = noisy if simulator.noise == GIVEN else tilts_of("content")
+    trials = [tried(noisy, 0.0, False)]
+    # Of these tilts alone; what was drawn for each tilt is in them already.
+    plain: dict[str, Any] = {"ctf": None, "ctf_correction": None, "imperfections": Imperfections()}
+    for step in (step for step in steps if step > 0):
+        made = replace(simulator, tilt_angles=chosen, step_size=step, keep_spectrum=False, **plain)
+        after = [made.restyle(a, b, series=0) for a, b in zip(content, noisy, strict=True)]
+        trials.append(tried(after, step, False))
+        # Looks do not depend on means and deviations, which `restyle` adapts at last.
+        trials.append(tried([match_spectrum(a, b) for a, b in zip(after, noisy, strict=True)], step, True))
+    best = min(trials, key=lambda trial: trial.score)
+    best = best if best.score < trials[0].score - _WORTH else trials[0]
+    return StepChoice(
+        step_size=best.step_size,
+        keep_spectrum=best.keep_spectrum,
+        trials=tuple(trials),
+        natural_spectrum=natural[0],
+        natural_gram=natural[1],
+    )
+
+
+def split_series(series: Sequence[TiltSeries]) -> tuple[list[TiltSeries], list[TiltSeries]]:
+    """Share out tilt-series: those for the style bank, and those held out. Of a single one, every second tilt."""
+    if len(series) > 1:
+        return list(series[::2]), list(series[1::2])
+    one = series[0]
+    style, held_out = (
+        replace(one, tilts=one.tilts[first::2], tilt_angles=one.tilt_angles[first::2], metadata=None)
+        for first in (0, 1)
+    )
+    return [style], [held_out]
+
+
+def _at(series: TiltSeries, angles: FloatArray) -> TiltSeries:
+    """The tilts nearest to some angles, at these."""
+    index = torch.from_numpy(nearest_tilts(angles, series.tilt_angles))
+    return replace(series, tilts=series.tilts[index], tilt_angles=angles, metadata=None)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Look:
+    """What tilts look like: power `(tilt, ring)` of the fitted rings, and Gram matrices by layer."""
+
+    power: FloatArray
+    grams: Mapping[int, Tensor]
+
+    @classmethod
+    def of(cls, series: TiltSeries, simulator: FakETSimulator) -> _Look:
+        assert simulator.style is not None, "the modality needs it"
+        assert simulator.features is not None, "the modality needs them"
+        spectra = series_spectra(series.tilts, series.tilt_angles, name=series.name)
+        # The mean over pixels, so that images of other sizes compare.
+        total = (spectra.power * spectra.counts).sum(axis=1, keepdims=True) / spectra.counts.sum()
+        # Of the texture, not of the brightest bead: by its own deviation each tilt comes into [0, 1].
+        unit = (0.5 + standardize(series.tilts) / (2 * _DEVIATIONS)).clamp(0.0, 1.0)
+        layers = simulator.style.style_layers
+        grams = style_grams(unit, simulator.features, layers=layers, memory_budget=simulator.memory_budget)
+        return cls(power=(spectra.power / total)[:, _RANGE], grams=grams)
+
+    def distances(self, other: _Look, style_weights: Sequence[float] | None) -> tuple[float, float]:
+        """To other tilts at the same angles: of spectra and of Gram matrices."""
+        spectrum = float(np.abs(np.log(self.power / other.power)).mean())
+        weights = style_weights_for(tuple(self.grams), style_weights)
+        apart = []
+        for weight, (layer, gram) in zip(weights, self.grams.items(), strict=True):
+            theirs = other.grams[layer]
+            apart.append(weight * float(((gram - theirs).norm(dim=(1, 2)) / theirs.norm(dim=(1, 2))).mean()))
+        return spectrum, sum(apart)
+
+
+def _natural(looks: Sequence[_Look], series: Sequence[TiltSeries], simulator: FakETSimulator) -> tuple[float, float]:
+    """How far measured tilts are from each other: series from series, or half from half."""
+    pairs = list(combinations(looks, 2))
+    if not pairs:
+        (one,) = series
+        middle = one.tilts.shape[1] // 2
+        halves = [replace(one, tilts=part) for part in (one.tilts[:, :middle], one.tilts[:, middle:])]
+        pairs = [(_Look.of(halves[0], simulator), _Look.of(halves[1], simulator))]
+    spectrum, gram = np.mean([first.distances(second, simulator.style_weights) for first, second in pairs], axis=0)
+    return float(max(spectrum, 1e-6)), float(max(gram, 1e-6))

@@ -1,0 +1,249 @@
+"""A simulated tomogram with all that is known about it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from faket_aug._checks import FileFormatError, check_same_shape
+from faket_aug.formats.particles import ParticleList
+from faket_aug.microscope.misalignment import TiltErrors
+from faket_aug.simulation.saving import (
+    NOISELESS_FILE,
+    RECORD_FILE,
+    TOMOGRAM_FILE,
+    SavedParticles,
+    check_formats,
+    check_names,
+    read_record_file,
+    rewritten_folder,
+)
+from faket_aug.specimens.grandmodel import GrandModel
+from faket_aug.specimens.particles import ParticleTable
+
+
+@dataclass(frozen=True, kw_only=True)
+class SimulationRecord:
+    """What makes a simulated tomogram again from its specimen: the address of its chance, and the simulator's settings.
+
+    Parameters
+    ----------
+    seed, epoch, tomogram
+        The address.
+    specimen
+        Name of the specimen.
+    noise_seed
+        Seed of the noise's generator.
+    style_series
+        Which series of the style bank; -1 where no style was used.
+    settings
+        The simulator's settings, as JSON types.
+    versions
+        Versions of the packages that made it.
+    defocus
+        `(tilt,)`, µm, as drawn; empty without a contrast transfer function.
+    misalignment
+        `(tilt, 4)`, as drawn: what `misalignment.ERRORS` names; empty where tilts are aligned.
+    """
+
+    seed: int
+    epoch: int
+    tomogram: int
+    specimen: str
+    noise_seed: int
+    style_series: int
+    settings: Mapping[str, Any]
+    versions: Mapping[str, str] = field(default_factory=dict)
+    defocus: tuple[float, ...] = ()
+    misalignment: TiltErrors = ()
+
+    def __post_init__(self) -> None:
+        # JSON knows lists only.
+        object.__setattr__(self, "defocus", tuple(self.defocus))
+        object.__setattr__(self, "misalignment", tuple(tuple(row) for row in self.misalignment))
+
+    def to_json(self) -> str:
+        """Write the record as JSON text."""
+        return json.dumps(asdict(self))
+
+    @classmethod
+    def from_json(cls, text: str) -> Self:
+        """Read a record from the text of `to_json`, strictly."""
+        data = json.loads(text)
+        wanted = {entry.name for entry in fields(cls)}
+        if not isinstance(data, dict) or set(data) != wanted:
+            raise ValueError(f"expected a simulation record with {sorted(wanted)}, got {text[:80]!r}")
+        return cls(**data)
+
+    @classmethod
+    def read(cls, path: str | Path) -> Self:
+        """Read the record of a saved tomogram.
+
+        Parameters
+        ----------
+        path
+            The folder that `SimulatedTomogram.save` wrote, or the `record.json` in it.
+
+        Raises
+        ------
+        FileNotFoundError, FileFormatError
+            If there is none, or it is no such file.
+        """
+        path = Path(path)
+        file = path / RECORD_FILE if path.is_dir() else path
+        try:
+            return cls.from_json(json.dumps(read_record_file(file)["record"]))
+        except FileFormatError:
+            raise
+        except ValueError as error:
+            raise FileFormatError(f"{file}: {error}") from error
+
+
+@dataclass(frozen=True, kw_only=True)
+class SimulatedTomogram:
+    """A tomogram, its labels, and the tilt-series it was reconstructed from.
+
+    Parameters
+    ----------
+    tiltseries
+        `(tilt, y, x)`, float32, dark particles, in the style's unit; not binned.
+    tilt_angles
+        `(tilt,)`, degrees.
+    tomogram
+        `(z, y, x)`, float32, dark particles.
+    labels
+        `(z, y, x)`, uint8, class numbers, 0 is background.
+    instances
+        `(z, y, x)`, int32, 1-based rows of `particles`, or nothing where the specimen has none.
+    particles
+        The particle table; positions in voxels of the tomogram.
+    class_names
+        Names of the class numbers.
+    voxel_size
+        Å, of the tomogram.
+    record
+        What makes it again from its specimen.
+    not_particles
+        Class numbers that no lists of particles are written of, see `GrandModel`.
+    """
+
+    tiltseries: Tensor
+    tilt_angles: npt.NDArray[np.float64]
+    tomogram: Tensor
+    labels: Tensor
+    instances: Tensor | None
+    particles: ParticleTable
+    class_names: Mapping[int, str]
+    voxel_size: float
+    record: SimulationRecord
+    not_particles: frozenset[int] = frozenset()
+
+    @property
+    def bin(self) -> int:
+        """Pixels of a tilt, along each axis, to one voxel of the tomogram."""
+        return self.tiltseries.shape[-2] // self.tomogram.shape[-2]
+
+    def save(
+        self,
+        folder: str | Path,
+        *,
+        formats: Sequence[str] = ("shrec",),
+        specimen: GrandModel | None = None,
+        noiseless: Tensor | None = None,
+        copick_project: str | Path | None = None,
+        origin: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Write the tomogram and all that is known about it into a folder, under SHREC's names where there are any.
+
+        `projections.mrc`, `.tlt`, `.rawtlt` (`projections_unbinned` where the tilts are finer than the tomogram),
+        `reconstruction.mrc`, `class_mask.mrc`, `occupancy_mask.mrc`, `class_conversion_table.txt`, the particles, and
+        `record.json`, which makes it again from its specimen. Each file is whole or not there, and the record comes
+        last: a folder without one was not finished. `TiltSeries.read` reads the folder, and so does
+        `GrandModel.from_shrec` if it was given the specimen (with `z_range=None` for tomograms of 512³, which it would
+        take for SHREC 2021's).
+
+        Parameters
+        ----------
+        folder
+            Made where it is missing. What this method wrote there before is replaced; a folder with other files in it
+            is refused.
+        formats
+            Of the particles: `"shrec"` (`particle_locations.txt`), `"star3"`, `"star4"`, `"star5"` (RELION, for its
+            version), `"deepfinder"` (`object_list.xml`), `"copick"` (picks, segmentation and the tomogram, in a run
+            with the folder's name). Rows of classes that are `not_particles` stand in SHREC's list only.
+        specimen
+            What it was made from: its density is written, too, as `grandmodel.mrc`.
+        noiseless
+            `(z, y, x)`, the tomogram without noise, written as `reconstruction_noiseless.mrc`.
+        copick_project
+            Folder of the copick project, which several tomograms may share; by default `copick` within the folder.
+        origin
+            Where the specimen came from, as JSON types, for the record: it does not know the settings of a generator,
+            only the address. `faket-aug simulate` keeps its options here, which make specimen and tomogram again:
+            tomogram 7 alone by `faket-aug simulate again --config set/tomogram_0007/record.json --count 8 --shard 8/8`.
+
+        Raises
+        ------
+        ValueError
+            For an unknown format, or a specimen or noiseless tomogram of another shape.
+        FileExistsError
+            If the folder holds other files.
+        OSError
+            If it cannot be written, or the disk is full.
+        """
+        check_formats(formats)
+        check_names(self._all_class_names(), formats, tomogram=Path(folder).resolve().name)
+        if noiseless is not None:
+            check_same_shape("noiseless", noiseless.shape, "tomogram", self.tomogram.shape)
+        if specimen is not None:
+            check_same_shape("specimen.labels", specimen.labels.shape, "labels", self.labels.shape)
+        unbinned = "_unbinned" if self.bin > 1 else ""
+        fine, coarse = self.voxel_size / self.bin, self.voxel_size
+        volumes = {
+            f"projections{unbinned}.mrc": (self.tiltseries, fine),
+            TOMOGRAM_FILE: (self.tomogram, coarse),
+            NOISELESS_FILE: (noiseless, coarse),
+            f"grandmodel{unbinned}.mrc": (None if specimen is None else specimen.density, fine),
+            "class_mask.mrc": (self.labels, coarse),
+            "occupancy_mask.mrc": (self.instances, coarse),
+        }
+        with rewritten_folder(folder) as files:
+            # What is small comes first: what a format cannot hold is known before the volumes are written.
+            files.class_names(self._all_class_names())
+            project = files.path / "copick" if copick_project is None else Path(copick_project)
+            files.particles(self._saved_particles(files.path.resolve().name, project), formats)
+            files.angles(f"projections{unbinned}", self.tilt_angles)
+            for name, (data, voxel_size) in volumes.items():
+                if data is not None:
+                    files.volume(name, data, voxel_size=voxel_size)
+            files.finish(asdict(self.record), origin or {})
+
+    def _all_class_names(self) -> dict[int, str]:
+        """Name each class but the background, those without a name after their number."""
+        numbers = np.union1d(torch.unique(self.labels).cpu().numpy(), self.particles.classes)
+        unnamed = [int(number) for number in numbers if number not in self.class_names]
+        names = {int(n): name for n, name in self.class_names.items()} | {n: f"class_{n}" for n in unnamed}
+        return {number: name for number, name in names.items() if number > 0}
+
+    def _saved_particles(self, name: str, copick_project: Path) -> SavedParticles:
+        class_names, table = self._all_class_names(), self.particles
+        names = tuple(class_names[int(number)] for number in table.classes)
+        return SavedParticles(
+            particles=ParticleList(names, table.positions, table.orientations),
+            class_names=class_names,
+            not_particles=frozenset(class_names[number] for number in self.not_particles if number in class_names),
+            labels=self.labels,
+            tomogram=self.tomogram,
+            voxel_size=self.voxel_size,
+            name=name,
+            modality=str(self.record.settings["modality"]),
+            copick_project=copick_project,
+        )

@@ -1,0 +1,205 @@
+"""Grandmodels: specimens with their labels, instances and particles."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Self
+
+import torch
+from torch import Tensor
+
+from faket_aug._checks import FileFormatError, check_finite, check_ndim, check_positive
+from faket_aug.formats.mrc import read_mrc, read_mrc_shape
+from faket_aug.formats.particles import ParticleList
+from faket_aug.specimens.particles import ParticleTable, as_labels, choose_voxel_size, particle_table
+from faket_aug.specimens.shrec import _instances, _labels, _particles, _ShrecFiles, label_range
+
+
+@dataclass(frozen=True, kw_only=True)
+class GrandModel:
+    """A specimen: its density, and which voxel belongs to which class and particle.
+
+    Parameters
+    ----------
+    density
+        `(z, y, x)`, floating point, positive is denser than the surrounding ice.
+    labels
+        `(z, y, x)`, uint8, class numbers, 0 is background. May be coarser than the density by a whole factor, the
+        binning of the tomograms.
+    instances
+        `(z, y, x)`, int32, 1-based rows of the particle table, of the labels' shape; may be left out.
+    particles
+        The particle table.
+    voxel_size
+        Å, of the density.
+    class_names
+        Names of the class numbers.
+    not_particles
+        Class numbers of what is labelled, and has rows in the table, but is no particle to be picked: membranes.
+    name
+        For messages and records.
+
+    Raises
+    ------
+    ValueError, FileFormatError
+        If shapes do not go together, or the density holds NaN or infinite values.
+    """
+
+    density: Tensor
+    labels: Tensor
+    particles: ParticleTable
+    voxel_size: float
+    instances: Tensor | None = None
+    class_names: Mapping[int, str] = field(default_factory=dict)
+    not_particles: frozenset[int] = frozenset()
+    name: str = "specimen"
+
+    def __post_init__(self) -> None:
+        check_ndim("density", self.density, "z y x")
+        check_positive("voxel_size", self.voxel_size)
+        if not self.density.is_floating_point():
+            raise ValueError(f"{self.name}: expected a floating-point density, got {self.density.dtype}")
+        check_finite(self.density, f"{self.name}: density")
+        check_ndim("labels", self.labels, "z y x")
+        if 0 in (*self.density.shape, *self.labels.shape):
+            raise ValueError(
+                f"{self.name}: expected voxels, got a density of {tuple(self.density.shape)} and labels of "
+                f"{tuple(self.labels.shape)}"
+            )
+        bins = [a / b for a, b in zip(self.density.shape, self.labels.shape, strict=True)]
+        if len(set(bins)) != 1 or not bins[0].is_integer():
+            raise FileFormatError(
+                f"{self.name}: expected labels of the density's shape {tuple(self.density.shape)}, or smaller by one "
+                f"whole factor, got {tuple(self.labels.shape)}"
+            )
+        if self.instances is not None and self.instances.shape != self.labels.shape:
+            raise FileFormatError(
+                f"{self.name}: expected instances of the labels' shape {tuple(self.labels.shape)}, got "
+                f"{tuple(self.instances.shape)}"
+            )
+        if self.instances is not None and len(self.particles) and int(self.instances.max()) > len(self.particles):
+            raise FileFormatError(
+                f"{self.name}: expected instances of the {len(self.particles)} rows of the particle table, got "
+                f"{int(self.instances.max())}"
+            )
+        if self.labels.dtype != torch.uint8:
+            raise ValueError(f"{self.name}: expected uint8 labels, got {self.labels.dtype}")
+
+    @property
+    def bin(self) -> int:
+        """Voxels of the density, along each axis, to one voxel of the labels."""
+        return self.density.shape[-1] // self.labels.shape[-1]
+
+    @property
+    def label_voxel_size(self) -> float:
+        """Voxel size of the labels, Å."""
+        return self.voxel_size * self.bin
+
+    @classmethod
+    def from_shrec(
+        cls,
+        folder: str | Path,
+        *,
+        z_range: str | tuple[int, int] | None = "auto",
+        voxel_size: float | None = None,
+        memory_map: bool = False,
+    ) -> Self:
+        """Read a specimen in SHREC's layout.
+
+        2020 and 2021: the folder holds `grandmodel_unbinned.mrc` or `grandmodel.mrc` (the first that is there),
+        `class_mask.mrc`, and, where known, `occupancy_mask.mrc`, `particle_locations.txt` and
+        `class_conversion_table.txt` (there or in the folder above). 2019, told by its file names: `grandmodel_0.mrc`,
+        `hitbox_0.mrc` (1-based rows of the table) and `particle_locations_model_0.txt`; labels are those of the hitbox,
+        particles have no orientation.
+
+        Parameters
+        ----------
+        folder
+            The model's folder.
+        z_range
+            Which voxels of the *labels* to keep along z, `(first, last + 1)`; `None` keeps all; `"shrec2021"` keeps
+            the part that SHREC 2021's ground truth fills, relative 0.322 to 0.674; `"auto"` does so for labels of
+            512³ only. Positions are moved along, and the axis of rotation goes through the middle of what is kept: keep
+            all where projections are to be compared with measured ones.
+        voxel_size
+            Å, of the density; by default the header's.
+        memory_map
+            Leave the density (half or single precision) on disk: it is read to be checked, and while it is projected.
+            What is sent to a worker is copied: let `ShrecSpecimens` open it there.
+
+        Raises
+        ------
+        FileNotFoundError, FileFormatError
+            If a file is missing or damaged, or shapes do not go together; the message names the file.
+        """
+        if voxel_size is not None:
+            check_positive("voxel_size", voxel_size)
+        files = _ShrecFiles.find(Path(folder))
+        shape = read_mrc_shape(files.labels)
+        keep = label_range(shape, z_range, files.labels)
+        depth = read_mrc_shape(files.density)[0]
+        bin_z, rest = divmod(depth, shape[0])
+        if rest or bin_z == 0:
+            raise FileFormatError(
+                f"{files.labels}: expected labels of the depth of {files.density}, {depth}, or smaller by a whole "
+                f"factor, got {shape[0]}"
+            )
+        rows = slice(keep.start * bin_z, keep.stop * bin_z)
+        density, header_size = read_mrc(files.density, rows=rows, memory_map=memory_map)
+        particles = _particles(files, keep)
+        return cls(
+            density=density if memory_map else density.to(torch.float32),
+            labels=_labels(files, particles, keep),
+            instances=_instances(files.instances, shape, keep),
+            particles=particles,
+            voxel_size=choose_voxel_size(voxel_size, header_size, files.density),
+            class_names=files.class_names,
+            name=str(folder),
+        )
+
+    @classmethod
+    def from_files(
+        cls,
+        density: str | Path,
+        labels: str | Path,
+        *,
+        instances: str | Path | None = None,
+        particles: ParticleList | None = None,
+        class_names: Mapping[int, str] | None = None,
+        voxel_size: float | None = None,
+        memory_map: bool = False,
+    ) -> Self:
+        """Read a specimen from single MRC files, `(z, y, x)`.
+
+        Parameters
+        ----------
+        density, labels, instances
+            The files, with the content of the parameters of the same name.
+        particles
+            Particles in voxels of the labels.
+        class_names
+            Names of the numbers, which labels and particles have to be among; without, numbers are particles' names.
+        voxel_size
+            Å, of the density; by default the header's.
+        memory_map
+            As for `from_shrec`.
+
+        Raises
+        ------
+        FileNotFoundError, FileFormatError
+            If a file is missing or wrong, or labels or particles are not in the table of names.
+        """
+        names = dict(class_names or {})
+        values, header = read_mrc(density, memory_map=memory_map)
+        stored, _ = read_mrc(labels)
+        return cls(
+            density=values if memory_map else values.to(torch.float32),
+            labels=as_labels(stored, Path(labels), names),
+            instances=None if instances is None else read_mrc(instances)[0].to(torch.int32),
+            particles=ParticleTable.empty() if particles is None else particle_table(particles, names, Path(labels)),
+            voxel_size=choose_voxel_size(voxel_size, header, Path(density)),
+            class_names=names,
+            name=str(density),
+        )

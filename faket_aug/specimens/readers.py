@@ -1,0 +1,439 @@
+"""Specimens from the folders of several programs, read when they are asked for."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any, overload
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from faket_aug._checks import FileFormatError, check_positive
+from faket_aug.formats import copick
+from faket_aug.formats.mrc import read_mrc, read_mrc_shape
+from faket_aug.formats.particles import match_names
+from faket_aug.formats.polnet import PolnetTomogram, common_classes, find_polnet_tomograms, read_motif_list
+from faket_aug.formats.shrec import read_class_conversion_table
+from faket_aug.specimens.grandmodel import GrandModel
+from faket_aug.specimens.labelling import PARTICLE_LISTS, read_particles
+from faket_aug.specimens.particles import ParticleTable, as_labels, choose_voxel_size, particle_table
+from faket_aug.specimens.shrec import _ShrecFiles
+
+Paths = str | Path | Sequence[str | Path]
+
+_CLASS_TABLE = "class_conversion_table.txt"
+_MRC = (".mrc", ".map", ".rec", ".mrc.gz", ".mrc.bz2")
+
+
+#: Where a specimen comes from: a function of paths and settings, small enough to be sent to a worker.
+Source = Callable[[], GrandModel]
+
+
+class FileSpecimens(Sequence[GrandModel]):
+    """Specimens read from files when they are asked for; none is kept in memory.
+
+    Parameters
+    ----------
+    sources
+        Functions that read one each; they have to pickle (`functools.partial` of a module's function).
+    class_names
+        Class numbers and names that all specimens are given; their own by default.
+    dark
+        Whether particles are dark in the densities that are read: these are negated, since specimens are positive.
+
+    Warns
+    -----
+    UserWarning
+        While reading: if labelled voxels are darker than the others.
+    """
+
+    def __init__(
+        self, sources: Sequence[Source], *, class_names: Mapping[int, str] | None = None, dark: bool = False
+    ) -> None:
+        self._sources = tuple(sources)
+        self._dark = dark
+        self._class_names = None if class_names is None else dict(class_names)
+
+    def __len__(self) -> int:
+        return len(self._sources)
+
+    @overload
+    def __getitem__(self, index: int) -> GrandModel: ...
+    @overload
+    def __getitem__(self, index: slice) -> FileSpecimens: ...
+    def __getitem__(self, index: int | slice) -> GrandModel | FileSpecimens:
+        if isinstance(index, slice):
+            return FileSpecimens(self._sources[index], class_names=self._class_names, dark=self._dark)
+        found = self._sources[index]()
+        if self._dark:
+            found = replace(found, density=-found.density)
+        _warn_of_dark_particles(found)
+        return found if self._class_names is None else renumbered(found, self._class_names)
+
+    def __iter__(self) -> Iterator[GrandModel]:
+        return (self[index] for index in range(len(self)))
+
+
+def _warn_of_dark_particles(specimen: GrandModel) -> None:
+    labelled = specimen.labels > 0
+    fine = specimen.density if specimen.bin == 1 else F.avg_pool3d(specimen.density[None], specimen.bin)[0]
+    if labelled.any() and not labelled.all() and fine[labelled].mean() < fine[~labelled].mean():
+        warnings.warn(
+            f"{specimen.name}: expected particles that are denser (brighter) than what is around them, got darker "
+            "labelled voxels; set `dark` where particles are dark, as in a microscope's tomograms",
+            stacklevel=3,
+        )
+
+
+class PolnetSpecimens(FileSpecimens):
+    """Specimens in PolNet's output, versions 1.0 and 1.1, read when they are asked for.
+
+    Labels count what PolNet placed in each tomogram, so one number may stand for different classes in two tomograms of
+    the same folder. Then all are numbered anew, in the order of their first appearance.
+
+    Parameters
+    ----------
+    folders
+        PolNet's output folders, or one of them.
+    voxel_size
+        Å; by default the header's.
+    template_sizes
+        As for `faket_aug.formats.polnet.read_motif_list`.
+
+    Raises
+    ------
+    FileNotFoundError
+        If a folder is no such output, or a tomogram lacks its labels or its motif list.
+    """
+
+    def __init__(
+        self, folders: Paths, *, voxel_size: float | None = None, template_sizes: Mapping[str, int] | None = None
+    ) -> None:
+        tomograms = []
+        for folder in _as_paths(folders):
+            found = find_polnet_tomograms(folder)
+            if not found:
+                names = "Tomo001/tomo_001_den.mrc or tomos/tomo_den_0.mrc"
+                raise FileNotFoundError(f"{folder}: expected PolNet's output with {names}, found none")
+            tomograms += found
+        lists = [read_motif_list(one.motifs, voxel_size=1.0, density=one.listed_as) for one in tomograms]
+        super().__init__(
+            [partial(_read_polnet, one, voxel_size, template_sizes) for one in tomograms],
+            class_names=common_classes([one.class_names for one in lists]),
+        )
+
+
+def _read_polnet(
+    files: PolnetTomogram, voxel_size: float | None, template_sizes: Mapping[str, int] | None
+) -> GrandModel:
+    shape, (_, header) = read_mrc_shape(files.density), read_mrc(files.density, rows=slice(0, 1))
+    size = choose_voxel_size(voxel_size, header, files.density)
+    motifs = read_motif_list(
+        files.motifs, voxel_size=size, shape=shape, density=files.listed_as, template_sizes=template_sizes
+    )
+    found = motifs.particles
+    particles = ParticleTable(classes=motifs.numbers, positions=found.positions, orientations=found.orientations)
+    made = GrandModel.from_files(files.density, files.labels, class_names=motifs.class_names, voxel_size=size)
+    return replace(made, particles=particles)
+
+
+class FolderSpecimens(FileSpecimens):
+    """Specimens in plain folders, read when they are asked for.
+
+    A specimen is `density.mrc` (positive) and `labels.mrc`; where there are any, `instances.mrc`, `particles.star`,
+    `.xml` (DeepFinder's), `.csv` or `.txt` (SHREC's), and a table of class names, `class_conversion_table.txt` (there
+    or in the folder above). Several in one folder have a word in front: `a_density.mrc`, `a_labels.mrc`,
+    `a_particles.star`. MRC files may end in `.mrc`, `.map`, `.rec`, `.mrc.gz` or `.mrc.bz2`.
+
+    Parameters
+    ----------
+    folders
+        The folders, or one of them.
+    voxel_size
+        Å, of the density; by default the header's.
+
+    Raises
+    ------
+    FileNotFoundError
+        If a folder has no density, or a density no labels.
+    """
+
+    def __init__(self, folders: Paths, *, voxel_size: float | None = None) -> None:
+        sources = []
+        for folder in _as_paths(folders):
+            found = _plain_sources(folder, voxel_size)
+            if not found:
+                raise FileNotFoundError(f"{folder}: expected a specimen with density.mrc and labels.mrc, found none")
+            sources += found
+        super().__init__(sources)
+
+
+def _plain_sources(folder: Path, voxel_size: float | None) -> list[Source]:
+    sources: list[Source] = []
+    table = _file(folder, _CLASS_TABLE, ("",)) or _file(folder.resolve().parent, _CLASS_TABLE, ("",))
+    for suffix in _MRC:
+        for density in sorted(folder.glob(f"*density{suffix}")):
+            prefix = density.name.removesuffix(f"density{suffix}")
+            labels = _file(folder, f"{prefix}labels", _MRC)
+            if labels is None:
+                raise FileNotFoundError(f"{density}: expected {prefix}labels{suffix} with it, found none")
+            instances, particles = (
+                _file(folder, f"{prefix}instances", _MRC),
+                _file(folder, f"{prefix}particles", PARTICLE_LISTS),
+            )
+            tomogram = prefix.rstrip("_-.") or folder.resolve().name
+            sources.append(partial(_read_plain, density, labels, instances, particles, table, tomogram, voxel_size))
+    return sources
+
+
+def _file(folder: Path, stem: str, suffixes: Sequence[str]) -> Path | None:
+    return next((folder / (stem + suffix) for suffix in suffixes if (folder / (stem + suffix)).is_file()), None)
+
+
+def _read_plain(
+    density: Path,
+    labels: Path,
+    instances: Path | None,
+    particles: Path | None,
+    table: Path | None,
+    tomogram: str,
+    voxel_size: float | None,
+) -> GrandModel:
+    names = {} if table is None else read_class_conversion_table(table)
+    made = GrandModel.from_files(density, labels, instances=instances, class_names=names, voxel_size=voxel_size)
+    return made if particles is None else replace(made, particles=read_particles(particles, made, tomogram=tomogram))
+
+
+class CopickSpecimens(FileSpecimens):
+    """Specimens in a local copick project, read when they are asked for (needs the optional package copick).
+
+    A run's labels are its multilabel segmentation, its density a tomogram of the same voxel size, or of one smaller by
+    a whole factor, its particles the picks.
+
+    Parameters
+    ----------
+    project
+        The configuration, or the folder that holds one.
+    runs
+        Which runs; all by default.
+    tomogram_type, segmentation, user_id, session_id, voxel_size
+        Which tomogram, segmentation and picks, where there are several; the voxel size, in Å, is the segmentation's.
+    dark
+        Whether particles are dark in the tomogram, as in a microscope's; see `FileSpecimens`.
+
+    Raises
+    ------
+    ImportError
+        If copick is not installed.
+    FileNotFoundError, FileFormatError
+        If there is no such project or run.
+    """
+
+    def __init__(
+        self,
+        project: str | Path,
+        *,
+        runs: Sequence[str] | None = None,
+        tomogram_type: str | None = None,
+        segmentation: str | None = None,
+        user_id: str | None = None,
+        session_id: str | None = None,
+        voxel_size: float | None = None,
+        dark: bool = False,
+    ) -> None:
+        config = copick.find_copick_config(project)
+        there = copick.read_copick_runs(config)
+        unknown = sorted(set(runs or ()) - set(there))
+        if unknown:
+            raise FileFormatError(f"{config}: expected runs of {', '.join(there) or 'none'}, got {', '.join(unknown)}")
+        chosen = there if runs is None else runs
+        whose = {"user_id": user_id, "session_id": session_id}
+        super().__init__(
+            [partial(_read_copick, config, run, tomogram_type, segmentation, whose, voxel_size) for run in chosen],
+            dark=dark,
+        )
+
+
+def _read_copick(
+    config: Path,
+    run: str,
+    tomogram_type: str | None,
+    segmentation: str | None,
+    whose: Mapping[str, str | None],
+    voxel_size: float | None,
+) -> GrandModel:
+    class_names = copick.read_copick_classes(config)
+    stored, size = copick.read_copick_segmentation(config, run=run, name=segmentation, voxel_size=voxel_size, **whose)
+    try:
+        tomogram, density_size = copick.read_copick_tomogram(
+            config, run=run, tomogram_type=tomogram_type, voxel_size=size
+        )
+    except FileFormatError:
+        # None of that voxel size: a finer one serves, too.
+        tomogram, density_size = copick.read_copick_tomogram(config, run=run, tomogram_type=tomogram_type)
+    where = Path(f"{config}, run {run}")
+    return GrandModel(
+        density=tomogram.float(),
+        labels=as_labels(stored, where, class_names),
+        particles=particle_table(
+            copick.read_copick_picks(config, run=run, voxel_size=size, **whose), class_names, where
+        ),
+        voxel_size=density_size,
+        class_names=class_names,
+        name=f"{config.parent}/{run}",
+    )
+
+
+def renumbered(specimen: GrandModel, class_names: Mapping[int, str]) -> GrandModel:
+    """Give a specimen the class numbers of another table, by the names, whatever their case.
+
+    Raises
+    ------
+    ValueError
+        If a name of the specimen is not in the table.
+    """
+    if dict(specimen.class_names) == dict(class_names):
+        return specimen
+    numbers = match_names(specimen.class_names.values(), class_names)
+    unknown = sorted(set(specimen.class_names.values()) - set(numbers))
+    if unknown:
+        raise ValueError(
+            f"{specimen.name}: expected classes of the table ({', '.join(class_names.values())}), got "
+            f"{', '.join(unknown)}; add them to `class_names`"
+        )
+    table = np.zeros(256, dtype=np.int64)
+    for number, name in specimen.class_names.items():
+        table[number] = numbers[name]
+    return replace(
+        specimen,
+        labels=torch.from_numpy(table).to(torch.uint8)[specimen.labels.long()],
+        particles=replace(specimen.particles, classes=table[specimen.particles.classes]),
+        class_names=dict(class_names),
+        not_particles=frozenset(table[[*specimen.not_particles]].tolist()),
+    )
+
+
+def _shrec_sources(folder: Path, voxel_size: float | None) -> list[Source]:
+    there = (folder / "class_mask.mrc").is_file() and any(folder.glob("grandmodel*.mrc"))
+    if not there and not any(folder.glob("hitbox_*.mrc")):
+        return []
+    return [partial(GrandModel.from_shrec, folder, voxel_size=voxel_size)]
+
+
+def _polnet_sources(folder: Path, voxel_size: float | None) -> list[Source]:
+    if not folder.is_dir() or not find_polnet_tomograms(folder):
+        return []
+    found = PolnetSpecimens(folder, voxel_size=voxel_size)
+    return [partial(found.__getitem__, index) for index in range(len(found))]
+
+
+def _copick_sources(folder: Path, voxel_size: float | None) -> list[Source]:
+    try:
+        config = copick.find_copick_config(folder)
+    except FileNotFoundError:
+        return []
+    return list(CopickSpecimens(config, voxel_size=voxel_size)._sources)
+
+
+#: What a folder is recognised by, in this order, and what finds its specimens.
+_LAYOUTS: tuple[tuple[str, Callable[[Path, float | None], Sequence[Source]]], ...] = (
+    ("SHREC's grandmodel.mrc with class_mask.mrc, or grandmodel_0.mrc with hitbox_0.mrc", _shrec_sources),
+    ("PolNet's Tomo001/tomo_001_den.mrc or tomos/tomo_den_0.mrc", _polnet_sources),
+    ("a copick configuration with ExperimentRuns", _copick_sources),
+    ("density.mrc with labels.mrc", _plain_sources),
+)
+
+
+def read_specimens(
+    paths: Paths,
+    *,
+    voxel_size: float | None = None,
+    class_names: Mapping[int, str] | None = None,
+    dark: bool = False,
+) -> FileSpecimens:
+    """Find the specimens in one or several folders, whichever program wrote them; each is read when it is asked for.
+
+    SHREC's, PolNet's, copick's and plain folders are told by their files. A folder that is none of them may hold
+    several that are.
+
+    Parameters
+    ----------
+    paths
+        A folder, a copick configuration, or several.
+    voxel_size
+        Å, of the densities (of copick: of the segmentation); by default what the files say.
+    class_names
+        Class numbers and names that all specimens are to have; needed where folders number their classes differently.
+    dark
+        Whether particles are dark in all of them, as in copick projects of a microscope; see `FileSpecimens`.
+
+    Raises
+    ------
+    FileNotFoundError
+        If nothing is found; the message lists what was looked for.
+    """
+    if voxel_size is not None:
+        check_positive("voxel_size", voxel_size)
+    sources = [source for path in _as_paths(paths) for source in _sources(path, voxel_size)]
+    return FileSpecimens(sources, class_names=class_names, dark=dark)
+
+
+def _sources(path: Path, voxel_size: float | None) -> list[Source]:
+    if not path.exists():
+        raise FileNotFoundError(f"expected a folder of specimens, found none at {path}")
+    within = sorted(folder for folder in path.iterdir() if folder.is_dir()) if path.is_dir() else []
+    for folders in ([path], within):
+        layouts = [next(filter(None, (find(one, voxel_size) for _, find in _LAYOUTS)), []) for one in folders]
+        if any(layouts):
+            return [source for found in layouts for source in found]
+    looked = "; ".join(name for name, _ in _LAYOUTS)
+    raise FileNotFoundError(f"{path}: expected specimens, there or in folders within, found none of: {looked}")
+
+
+def _as_paths(paths: Paths) -> list[Path]:
+    return [Path(paths)] if isinstance(paths, str | Path) else [Path(path) for path in paths]
+
+
+class ShrecSpecimens(Sequence[GrandModel]):
+    """Specimens in SHREC's layout, read when they are asked for; none is kept in memory.
+
+    Parameters
+    ----------
+    folders
+        One folder a specimen.
+    z_range, voxel_size, memory_map
+        As for `GrandModel.from_shrec`.
+    """
+
+    def __init__(
+        self,
+        folders: Sequence[str | Path],
+        *,
+        z_range: str | tuple[int, int] | None = "auto",
+        voxel_size: float | None = None,
+        memory_map: bool = False,
+    ) -> None:
+        self.folders = tuple(Path(folder) for folder in folders)
+        self._reading: dict[str, Any] = {"z_range": z_range, "voxel_size": voxel_size, "memory_map": memory_map}
+        for folder in self.folders:
+            _ShrecFiles.find(folder)
+
+    def __len__(self) -> int:
+        return len(self.folders)
+
+    @overload
+    def __getitem__(self, index: int) -> GrandModel: ...
+    @overload
+    def __getitem__(self, index: slice) -> ShrecSpecimens: ...
+    def __getitem__(self, index: int | slice) -> GrandModel | ShrecSpecimens:
+        if isinstance(index, slice):
+            return ShrecSpecimens(self.folders[index], **self._reading)
+        return GrandModel.from_shrec(self.folders[index], **self._reading)
+
+    def __iter__(self) -> Iterator[GrandModel]:
+        return (self[index] for index in range(len(self)))

@@ -1,0 +1,107 @@
+"""Specimens in SHREC's layout: which files there are, and what they hold."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Self
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from faket_aug._checks import FileFormatError
+from faket_aug.formats.mrc import read_mrc, read_mrc_shape
+from faket_aug.formats.shrec import SHREC_2019_CLASSES, find_class_names, read_particle_locations
+from faket_aug.specimens.particles import ParticleTable, as_labels, particle_table
+
+#: The part of z that SHREC 2021's ground truth fills (165 to 345 of 512).
+SHREC_Z_RANGE = (165 / 512, 345 / 512)
+
+
+_SHREC_LABEL_SIZE = (512, 512, 512)
+
+
+_DENSITIES = ("grandmodel_unbinned.mrc", "grandmodel.mrc")
+
+
+def _first_file(folder: Path, names: Sequence[str]) -> Path:
+    for name in names:
+        if (folder / name).is_file():
+            return folder / name
+    raise FileNotFoundError(f"{folder}: expected a specimen in SHREC's layout with {' or '.join(names)}, found none")
+
+
+def label_range(shape: tuple[int, ...], z_range: str | tuple[int, int] | None, path: Path) -> slice:
+    depth = shape[0]
+    if z_range == "auto":
+        z_range = "shrec2021" if shape == _SHREC_LABEL_SIZE else None
+    if z_range is None:
+        return slice(0, depth)
+    if z_range == "shrec2021":
+        return slice(round(SHREC_Z_RANGE[0] * depth), round(SHREC_Z_RANGE[1] * depth))
+    if isinstance(z_range, str):
+        raise ValueError(f'expected `z_range` to be "auto", "shrec2021", a pair or None, got {z_range!r}')
+    first, stop = z_range
+    if not 0 <= first < stop <= depth:
+        raise ValueError(f"{path}: expected `z_range` within its depth of {depth}, got {z_range}")
+    return slice(first, stop)
+
+
+@dataclass(frozen=True)
+class _ShrecFiles:
+    """The files of a specimen; what may be missing is nothing then. `labels` are the instances in SHREC 2019."""
+
+    density: Path
+    labels: Path
+    instances: Path | None
+    locations: Path | None
+    layout: str
+    class_names: Mapping[int, str]
+
+    @classmethod
+    def find(cls, folder: Path) -> Self:
+        for hitbox in sorted(folder.glob("hitbox_*.mrc")):
+            number = hitbox.stem.removeprefix("hitbox_")
+            density = _first_file(folder, (f"grandmodel_{number}.mrc",))
+            locations = _first_file(folder, (f"particle_locations_model_{number}.txt",))
+            return cls(density, hitbox, hitbox, locations, "2019", SHREC_2019_CLASSES)
+        density, labels = _first_file(folder, _DENSITIES), _first_file(folder, ("class_mask.mrc",))
+        instances, locations = folder / "occupancy_mask.mrc", folder / "particle_locations.txt"
+        return cls(
+            density,
+            labels,
+            instances if instances.is_file() else None,
+            locations if locations.is_file() else None,
+            "2021",
+            find_class_names(folder),
+        )
+
+
+def _labels(files: _ShrecFiles, particles: ParticleTable, keep: slice) -> Tensor:
+    stored, _ = read_mrc(files.labels, rows=keep)
+    if files.layout != "2019":
+        return as_labels(stored, files.labels, files.class_names)
+    if not 0 <= int(stored.min()) <= int(stored.max()) <= len(particles):
+        raise FileFormatError(
+            f"{files.labels}: expected rows of {files.locations}, 1 to {len(particles)}, got {int(stored.max())}"
+        )
+    return torch.from_numpy(np.concatenate([[0], particles.classes])).to(torch.uint8)[stored.long()]
+
+
+def _instances(path: Path | None, shape: tuple[int, ...], keep: slice) -> Tensor | None:
+    if path is None:
+        return None
+    found = read_mrc_shape(path)
+    if found != shape:
+        raise FileFormatError(f"{path}: expected an occupancy mask of the labels' shape {shape}, got {found}")
+    instances, _ = read_mrc(path, rows=keep)
+    return instances.to(torch.int32)
+
+
+def _particles(files: _ShrecFiles, keep: slice) -> ParticleTable:
+    if files.locations is None:
+        return ParticleTable.empty()
+    found = read_particle_locations(files.locations, layout=files.layout)
+    return particle_table(found, files.class_names, files.locations, first=keep.start)

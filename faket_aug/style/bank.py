@@ -1,0 +1,278 @@
+"""The style bank: what is needed of unlabelled tilt-series to transfer their style, cached on disk."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import struct
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from safetensors.torch import load, save
+from torch import Tensor
+
+from faket_aug._checks import CacheError, check_ndim, check_quantiles
+from faket_aug.formats._atomic import make_writable_folder, write_bytes
+from faket_aug.geometry import Angles, nearest_tilts
+from faket_aug.statistics import clip_images, constant_images, mean_std, to_unit_range, value_range
+from faket_aug.style.transfer import MEMORY_BUDGET, STYLE_LAYERS, StyleTargets, style_grams
+from faket_aug.style.vgg19 import VGG19Features
+from faket_aug.tilts.series import TiltSeries
+
+#: Part of every key: files of another version are not read.
+_FORMAT = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class StyleSeries:
+    """One style tilt-series, tilt by tilt.
+
+    Parameters
+    ----------
+    name
+        For messages and records.
+    tilt_angles
+        `(tilt,)`, degrees.
+    grams
+        For each style layer `(tilt, channels, channels)`, float32.
+    mean, std
+        `(tilt,)`, float64, in the camera's unit.
+    """
+
+    name: str
+    tilt_angles: npt.NDArray[np.float64]
+    grams: Mapping[int, Tensor]
+    mean: Tensor
+    std: Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class StyleBank:
+    """Gram matrices and statistics of one or several style tilt-series.
+
+    Parameters
+    ----------
+    series
+        The style series.
+    key
+        Hash of the styles' content, the weights' content, every parameter and the format's version.
+    encoder
+        Fingerprint of the encoder that it was built with.
+    quantiles
+        That the stacks were brought to [0, 1] by.
+    """
+
+    series: tuple[StyleSeries, ...]
+    key: str
+    encoder: str
+    quantiles: tuple[float, float] = (0.0, 1.0)
+
+    @classmethod
+    def build(
+        cls,
+        tilt_series: TiltSeries | Sequence[TiltSeries],
+        features: VGG19Features,
+        *,
+        style_layers: Sequence[int] = STYLE_LAYERS,
+        quantiles: tuple[float, float] = (0.0, 1.0),
+        cache: str | Path | None = None,
+        memory_budget: int = MEMORY_BUDGET,
+        device: str | torch.device = "cpu",
+    ) -> Self:
+        """Encode style tilt-series, or read them from the cache.
+
+        Parameters
+        ----------
+        tilt_series
+            Unlabelled tilt-series; any number of tilts, order and size.
+        features
+            The encoder.
+        style_layers
+            ReLUs of the encoder, in torchvision's numbering.
+        quantiles
+            Each stack is brought to [0, 1] by its values at these quantiles; minimum and maximum as published by
+            default. Set `(0.001, 0.999)` against hot pixels and beads; tilts are then also clipped to their own
+            quantiles before mean and deviation are taken.
+        cache
+            Folder of the cache, made where it is missing; nothing is written without.
+        memory_budget
+            Bytes that the activations of one chunk of tilts may take.
+        device
+            Where the encoder runs.
+
+        Raises
+        ------
+        ValueError
+            If there is no series, or a tilt is constant (the message says which).
+        WeightsError
+            If a layer is deeper than the weights reach.
+        CacheError
+            If the cache folder cannot be written.
+        """
+        stacks = [tilt_series] if isinstance(tilt_series, TiltSeries) else list(tilt_series)
+        if not stacks:
+            raise ValueError("expected at least one style tilt-series, got none")
+        layers = tuple(sorted(set(style_layers)))
+        features.check_layers(layers)
+        check_quantiles("quantiles", quantiles)
+        folder = None if cache is None else Path(cache)
+        series, keys = [], []
+        for stack in stacks:
+            key = _series_key(stack, features, layers, quantiles)
+            file = None if folder is None else folder / f"style-{key[:32]}.safetensors"
+            found = None if file is None else _read(file, key, stack.name)
+            if found is None:
+                if folder is not None:
+                    _check_writable(folder)
+                found = _encode(stack, features, layers, quantiles, memory_budget, torch.device(device))
+                if file is not None:
+                    _write(file, key, found)
+            series.append(found)
+            keys.append(key)
+        return cls(
+            series=tuple(series),
+            key=hashlib.sha256("".join(keys).encode()).hexdigest(),
+            encoder=features.fingerprint,
+            quantiles=quantiles,
+        )
+
+    @property
+    def style_layers(self) -> tuple[int, ...]:
+        """The layers that the Gram matrices are of."""
+        return tuple(self.series[0].grams)
+
+    def select(self, tilt_angles: Angles, *, series: int = 0) -> StyleTargets:
+        """Take, for each content tilt, the targets of the style tilt nearest in angle.
+
+        Parameters
+        ----------
+        tilt_angles
+            `(tilt,)`, degrees, of the content.
+        series
+            Which style series.
+
+        Returns
+        -------
+        Targets with one entry for each of `tilt_angles`.
+        """
+        chosen = self.series[series]
+        # Differs from FakET: the nearest in angle, so that a style may have other tilts than the content.
+        index = torch.from_numpy(nearest_tilts(tilt_angles, chosen.tilt_angles))
+        return StyleTargets(
+            grams={layer: gram[index] for layer, gram in chosen.grams.items()},
+            mean=chosen.mean[index],
+            std=chosen.std[index],
+        )
+
+
+def _encode(
+    stack: TiltSeries,
+    features: VGG19Features,
+    layers: tuple[int, ...],
+    quantiles: tuple[float, float],
+    memory_budget: int,
+    device: torch.device,
+) -> StyleSeries:
+    check_ndim("tilts", stack.tilts, "tilt y x")
+    clipped = clip_images(stack.tilts, quantiles)
+    constant = constant_images(clipped)
+    low, high = value_range(stack.tilts, quantiles)
+    if constant or high <= low:
+        angles = [f"{stack.tilt_angles[i]:g}°" for i in constant]
+        raise ValueError(
+            f"{stack.name}: expected every style tilt to vary, got constant tilt(s) {constant} (at "
+            f"{', '.join(angles)}); leave them out of the series"
+        )
+    mean, std = mean_std(clipped)
+    features.check_size(stack.tilts.shape[-2], stack.tilts.shape[-1], layers)
+    unit = to_unit_range(stack.tilts, quantiles).to(device)
+    home = features.mean.device
+    try:
+        grams = style_grams(unit, features.to(device), layers=layers, memory_budget=memory_budget)
+    finally:
+        features.to(home)
+    return StyleSeries(
+        name=stack.name,
+        tilt_angles=stack.tilt_angles,
+        grams={layer: gram.cpu().contiguous() for layer, gram in grams.items()},
+        mean=mean.cpu(),
+        std=std.cpu(),
+    )
+
+
+def _series_key(
+    stack: TiltSeries, features: VGG19Features, layers: tuple[int, ...], quantiles: tuple[float, float]
+) -> str:
+    digest = hashlib.sha256(
+        json.dumps([_FORMAT, features.fingerprint, layers, quantiles, list(stack.tilts.shape)]).encode()
+    )
+    digest.update(np.ascontiguousarray(stack.tilt_angles).tobytes())
+    digest.update(stack.tilts.contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _check_writable(folder: Path) -> None:
+    """Make the folder and try to write in it, before anything is computed."""
+    try:
+        make_writable_folder(folder)
+    except OSError as error:
+        raise CacheError(
+            f"expected a style cache folder that can be written, got {folder} ({error.strerror or error}); set `cache` "
+            "to another folder, or to None to keep the bank in memory only"
+        ) from error
+
+
+def _write(file: Path, key: str, series: StyleSeries) -> None:
+    tensors = {f"gram_{layer}": gram for layer, gram in series.grams.items()}
+    tensors |= {"mean": series.mean, "std": series.std, "tilt_angles": torch.from_numpy(series.tilt_angles)}
+    metadata = {"format": str(_FORMAT), "key": key, "name": series.name, "checksum": _checksum(tensors)}
+    try:
+        write_bytes(file, save({name: tensor.contiguous() for name, tensor in tensors.items()}, metadata))
+    except OSError as error:
+        raise CacheError(
+            f"{file}: expected to write the style cache, got {error.strerror or error}; free some space, or set "
+            "`cache` to another folder"
+        ) from error
+
+
+def _read(file: Path, key: str, name: str) -> StyleSeries | None:
+    """Read a series from the cache; nothing where there is none, or where it is damaged (with a warning)."""
+    if not file.is_file():
+        return None
+    try:
+        content = file.read_bytes()
+        metadata, tensors = _metadata(content), load(content)
+        if metadata["key"] != key or metadata["checksum"] != _checksum(tensors):
+            raise ValueError("its checksum is not that of its content")
+    except Exception as error:
+        warnings.warn(f"{file}: the cached style is damaged and is made again ({error})", stacklevel=4)
+        return None
+    layers = sorted(int(name.removeprefix("gram_")) for name in tensors if name.startswith("gram_"))
+    return StyleSeries(
+        # The same tilts may be read by another name than when they were cached.
+        name=name,
+        tilt_angles=tensors["tilt_angles"].numpy(),
+        grams={layer: tensors[f"gram_{layer}"] for layer in layers},
+        mean=tensors["mean"],
+        std=tensors["std"],
+    )
+
+
+def _metadata(content: bytes) -> dict[str, Any]:
+    (length,) = struct.unpack("<Q", content[:8])
+    metadata: dict[str, Any] = json.loads(content[8 : 8 + length])["__metadata__"]
+    return metadata
+
+
+def _checksum(tensors: Mapping[str, Tensor]) -> str:
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        digest.update(f"{name}|{tuple(tensors[name].shape)}".encode())
+        digest.update(tensors[name].contiguous().numpy().tobytes())
+    return digest.hexdigest()

@@ -1,0 +1,1 @@
+"""Measured tilt-series: reading them, finding the files beside them, aligning them."""

@@ -1,0 +1,121 @@
+"""Coarse alignment of a tilt-series that nothing is known of, by what neighbouring tilts have in common."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from faket_aug._checks import check_fraction
+from faket_aug.formats.tilt_metadata import TiltMetadata
+from faket_aug.geometry import turns
+from faket_aug.microscope.spectra import faded_spectrum
+from faket_aug.tilts.series import TiltSeries
+from faket_aug.tomography.resample import transform_images
+
+#: Cycles per pixel that are compared: lower ones are thickness and beam, higher ones are noise.
+BAND = (0.01, 0.15)
+#: Share of a side that neighbours may be shifted by.
+FARTHEST_SHIFT = 0.25
+
+FloatArray = npt.NDArray[np.float64]
+
+
+def align_by_neighbours(
+    series: TiltSeries, *, axis_angle: float = 0.0, band: tuple[float, float] = BAND, farthest: float = FARTHEST_SHIFT
+) -> TiltMetadata:
+    """Find the shifts of tilts by cross-correlation of neighbours, from the least tilt outwards.
+
+    The steeper one of two neighbours is stretched across the axis by the ratio of the cosines before it is compared, as
+    IMOD's tiltxcorr does. Errors add up from tilt to tilt, and what lies high or low in the specimen drifts: good to
+    some pixels, enough for `NoiseModel.fit_unpaired`, and no alignment for a reconstruction worth looking at.
+
+    Parameters
+    ----------
+    series
+        Not aligned.
+    axis_angle
+        Degrees, from the image's +y to the tilt axis, positive towards −x, see `TiltMetadata`.
+    band
+        Cycles per pixel, lowest and highest frequency that are compared.
+    farthest
+        Share of a side that neighbours may be shifted by.
+
+    Returns
+    -------
+    Metadata with shifts in pixels, and all that the series' own know beside its alignment; set them
+    (`replace(series, metadata=...)`), and `TiltSeries.aligned` applies them.
+
+    Raises
+    ------
+    ValueError
+        If there is only one tilt, or a parameter cannot be.
+    """
+    count = len(series.tilts)
+    if count < 2:
+        raise ValueError(f"{series.name}: expected two tilts or more, whose neighbours are compared, got {count}")
+    check_fraction("farthest", farthest)
+    if not 0 <= band[0] < band[1] <= 0.5:
+        raise ValueError(f"expected a `band` of two increasing frequencies up to 0.5, got {band}")
+    turn = turns(np.full(count, axis_angle))
+    # Of the axis's own frame: x is across, y along it.
+    upright = transform_images(series.tilts, turn, np.zeros((count, 2)))
+    cosines = np.cos(np.deg2rad(series.tilt_angles))
+    first = int(np.abs(series.tilt_angles).argmin())
+    shifts = np.zeros((count, 2))
+    for places in (range(first + 1, count), range(first - 1, -1, -1)):
+        for place in places:
+            inner = place - 1 if place > first else place + 1
+            stretch = max(cosines[inner], 0.01) / max(cosines[place], 0.01)
+            y, x = _displacement(upright[inner], _stretched(upright[place], stretch), band, farthest)
+            shifts[place] = shifts[inner, 0] + y, (shifts[inner, 1] + x) / stretch
+    in_image = np.einsum("nij,nj->ni", turn, shifts[:, ::-1])[:, ::-1]
+    found = TiltMetadata(
+        sections=np.arange(count) if series.metadata is None else series.metadata.sections,
+        tilt_angles=series.tilt_angles,
+        axis_angle=np.full(count, axis_angle),
+        shifts=in_image,
+        shift_unit="pixel",
+        pixel_size=series.pixel_size,
+        image_size=(int(series.tilts.shape[-2]), int(series.tilts.shape[-1])),
+        source=f"neighbours of {series.name}",
+    )
+    return found if series.metadata is None else replace(found.filled_from(series.metadata), source=found.source)
+
+
+def _stretched(image: Tensor, factor: float) -> Tensor:
+    """An image that is longer by a factor across the axis."""
+    return transform_images(image[None], [[[1 / factor, 0.0], [0.0, 1.0]]], [[0.0, 0.0]])[0]
+
+
+def _displacement(reference: Tensor, image: Tensor, band: tuple[float, float], farthest: float) -> tuple[float, float]:
+    """How far (y, x) an image's content lies from the reference's, pixels and fractions."""
+    height, width = reference.shape
+    product = faded_spectrum(reference).conj() * faded_spectrum(image)
+    k_y = torch.fft.fftfreq(height, device=image.device)[:, None]
+    radius = torch.hypot(k_y, torch.fft.rfftfreq(width, device=image.device))
+    low, high = band
+    # Smooth ends: no ringing about the peak. The root keeps strong frequencies from being all that counts.
+    weight = torch.exp(-((radius / high) ** 4)) * (1 - torch.exp(-((radius / max(low, 1e-6)) ** 4)))
+    correlation = torch.fft.irfft2(product / product.abs().sqrt().clamp_min(1e-20) * weight, s=(height, width))
+    reach_y, reach_x = (max(1, int(side * farthest)) for side in (height, width))
+    window = (
+        torch.roll(correlation, (reach_y, reach_x), dims=(0, 1))[: 2 * reach_y + 1, : 2 * reach_x + 1].cpu().numpy()
+    )
+    y, x = np.unravel_index(int(window.argmax()), window.shape)
+    return (
+        float(y) - reach_y + _between(window[:, x], int(y)),
+        float(x) - reach_x + _between(window[y], int(x)),
+    )
+
+
+def _between(values: npt.NDArray[np.float32], place: int) -> float:
+    """Where the top of a parabola through three values lies, from the middle one."""
+    if not 0 < place < len(values) - 1:
+        return 0.0
+    before, at, after = (float(value) for value in values[place - 1 : place + 2])
+    bend = before - 2 * at + after
+    return 0.0 if bend >= 0 else 0.5 * (before - after) / bend

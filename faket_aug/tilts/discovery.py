@@ -1,0 +1,209 @@
+"""Which files lie beside a tilt-series, and what they say."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import reduce
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from faket_aug._checks import FileFormatError
+from faket_aug.formats.angles import find_tilt_angles, read_simulation_meta, read_tilt_angles
+from faket_aug.formats.aretomo import read_aln, read_aretomo_ctf
+from faket_aug.formats.imod import read_defocus, read_imod, read_xf
+from faket_aug.formats.relion_tilts import read_relion
+from faket_aug.formats.serialem import read_serialem
+from faket_aug.formats.tilt_metadata import TiltMetadata, ranks
+from faket_aug.formats.warp import read_tomostar, read_warp_xml
+from faket_aug.geometry import Angles, as_tilt_angles
+
+STACK_SUFFIXES = (".mrc", ".st", ".mrcs", ".ali")
+
+
+#: Names of the stack in SHREC's folders, the first that is there.
+SHREC_STACKS = ("projections_unbinned.mrc", "projections.mrc")
+
+
+SIMULATION_META = "simulation_meta.txt"
+
+
+IMOD_SUFFIXES = (".tlt", ".rawtlt", ".xf")
+
+
+#: Readers of metadata by the end of the file's name; those that need more than the path are in `_read`.
+READERS: dict[str, Callable[[Path], TiltMetadata]] = {
+    ".xml": read_warp_xml,
+    ".tomostar": read_tomostar,
+    ".aln": read_aln,
+    ".mdoc": read_serialem,
+}
+
+
+#: What a file beside a stack must hold to be the one of a tilt-series: other programs write such names, too.
+SIGNS = {".xml": b"<TiltSeries", ".star": b"_rlnTomoNominalStageTiltAngle"}
+
+
+WITH_ANGLES = (".xml", ".aln", ".tlt", ".rawtlt", ".star", ".tomostar", ".mdoc")
+
+
+#: Files whose angles differ by more than this, in degrees, after one offset for all, speak of different tilts.
+ANGLE_TOLERANCE = 1.0
+
+
+Metadata = TiltMetadata | str | Path
+
+
+def _find_stack(path: Path) -> Path:
+    if not path.is_dir():
+        if not path.is_file():
+            raise FileNotFoundError(f"expected a tilt-series, found none at {path}")
+        return path
+    for name in SHREC_STACKS:
+        if (path / name).is_file():
+            return path / name
+    stacks = sorted(file for file in path.iterdir() if file.suffix in STACK_SUFFIXES)
+    if len(stacks) != 1:
+        found = ", ".join(file.name for file in stacks) or "none"
+        raise FileNotFoundError(
+            f"{path}: expected a folder with {' or '.join(SHREC_STACKS)} or a single stack "
+            f"({', '.join(STACK_SUFFIXES)}), found {found}; give the stack's own path"
+        )
+    return stacks[0]
+
+
+def _metadata(
+    stack: Path, tilt_angles: str | Path | Angles | None, given: Metadata | Sequence[Metadata] | None
+) -> TiltMetadata:
+    """Collect what is known of the tilts, from what is given or, if nothing is, from what lies beside the stack."""
+    if given is None and tilt_angles is None:
+        return _beside(stack)
+    parts = [] if given is None else [given] if isinstance(given, TiltMetadata | str | Path) else list(given)
+    found: TiltMetadata | None = None
+    for part in parts:
+        read = part if isinstance(part, TiltMetadata) else _read(Path(part), stack, found)
+        found = read if found is None else found.filled_from(read)
+    if tilt_angles is None:
+        if found is None:
+            raise ValueError("expected `metadata` to name a file at least, got an empty list")
+        return found
+    is_file = isinstance(tilt_angles, str | Path)
+    values = read_tilt_angles(tilt_angles) if isinstance(tilt_angles, str | Path) else as_tilt_angles(tilt_angles)
+    source = str(tilt_angles) if is_file else "`tilt_angles`"
+    angles = TiltMetadata(sections=np.arange(len(values)), tilt_angles=values, source=source)
+    return angles if found is None else replace(found, tilt_angles=None).filled_from(angles)
+
+
+def _read(path: Path, stack: Path, known: TiltMetadata | None = None) -> TiltMetadata:
+    """Read a file of metadata, chosen by the end of its name."""
+    if path.name.lower().endswith("_ctf.txt"):
+        return read_aretomo_ctf(path)
+    if path.name == SIMULATION_META:
+        return read_simulation_meta(path)
+    if path.suffix == ".defocus":
+        if known is None or known.tilt_angles is None:
+            raise ValueError(
+                f"{path}: expected tilt angles before it; set `metadata` to [a file with angles, this one]"
+            )
+        return read_defocus(path, tilt_angles=known.tilt_angles)
+    if path.suffix == ".star":
+        return _relion(path, stack)
+    if path.suffix in IMOD_SUFFIXES:
+        return _imod(path)
+    if path.suffix in READERS:
+        return READERS[path.suffix](path)
+    raise FileFormatError(
+        f"{path}: expected metadata of tilts, a file that ends in {', '.join((*READERS, *IMOD_SUFFIXES))}, .star, "
+        f".defocus or _CTF.txt, or {SIMULATION_META}"
+    )
+
+
+def _relion(path: Path, stack: Path) -> TiltMetadata:
+    try:
+        return read_relion(path)
+    except FileFormatError:
+        raise
+    except ValueError:
+        # A table of several series: the one of the stack's name.
+        return read_relion(path, tomogram=_bare(stack).stem)
+
+
+def _imod(path: Path) -> TiltMetadata:
+    """Read IMOD's files of one name; transforms alone where there are no angles."""
+    beside = {suffix: path.with_suffix(suffix) for suffix in (".tlt", ".rawtlt", ".xf", ".xtilt", ".defocus")}
+    there = {suffix: file for suffix, file in beside.items() if file.is_file() or file == path}
+    tlt = path if path.suffix != ".xf" else there.get(".tlt") or there.get(".rawtlt")
+    if tlt is None:
+        return read_xf(path)
+    return read_imod(tlt, xf=there.get(".xf"), xtilt=there.get(".xtilt"), defocus=there.get(".defocus"))
+
+
+def _beside(stack: Path) -> TiltMetadata:
+    """Read what lies beside a stack with its name: the first tells, the others add what it does not know."""
+    bare = _bare(stack)
+    if bare.suffix == ".ali":
+        return _already_aligned(bare)
+    files = [bare.with_suffix(suffix) for suffix in (".xml", ".aln", ".tlt", ".rawtlt", ".xf", ".star", ".tomostar")]
+    files += [bare.with_name(bare.name + ".mdoc"), bare.with_suffix(".mdoc")]
+    files += [bare.with_name(bare.stem + end) for end in ("_CTF.txt", "_ctf.txt")]
+    there = [file for file in files if file.is_file() and SIGNS.get(file.suffix, b"") in file.read_bytes()]
+    imod = [file for file in there if file.suffix in IMOD_SUFFIXES]
+    there = [file for file in there if file not in imod[1:]]
+    if not any(file.suffix in WITH_ANGLES for file in there):
+        others = [file.name for file in files[:2]]
+        path = find_tilt_angles(bare, others=others)
+        angles = read_tilt_angles(path)
+        return TiltMetadata(sections=np.arange(len(angles)), tilt_angles=angles, source=str(path))
+    return reduce(lambda known, file: _with(known, file, stack), there[1:], _read(there[0], stack))
+
+
+def _with(known: TiltMetadata, file: Path, stack: Path) -> TiltMetadata:
+    try:
+        other = _read(file, stack, known)
+        return known.filled_from(other) if _same_tilts(known, other) else known
+    except FileFormatError as error:
+        warnings.warn(f"{file}: not used beside {known.source}: {error}", stacklevel=5)
+        return known
+
+
+def _same_tilts(known: TiltMetadata, other: TiltMetadata) -> bool:
+    """Tell whether two files speak of the same tilts; an offset of all angles is an aligned specimen's."""
+    if known.tilt_angles is None or other.tilt_angles is None:
+        return True
+    filled = replace(known, tilt_angles=None).filled_from(other).tilt_angles
+    assert filled is not None
+    difference = filled - known.tilt_angles
+    return bool(np.abs(difference - np.median(difference)).max() <= ANGLE_TOLERANCE)
+
+
+def _already_aligned(stack: Path) -> TiltMetadata:
+    """Read the angles of an `.ali`: the transforms beside it are those that made it."""
+    path = find_tilt_angles(stack)
+    angles = read_tilt_angles(path)
+    none = np.zeros(len(angles))
+    return TiltMetadata(
+        sections=np.arange(len(angles)),
+        tilt_angles=angles,
+        axis_angle=none,
+        shifts=np.stack([none, none], axis=-1),
+        shift_unit="pixel",
+        source=str(path),
+    )
+
+
+def _bare(stack: Path) -> Path:
+    return stack.with_suffix("") if stack.suffix in (".gz", ".bz2") else stack
+
+
+def _sections(stack: Path, metadata: TiltMetadata, count: int) -> npt.NDArray[np.int64]:
+    """Find the section of the stack that each row of the metadata belongs to."""
+    if len(metadata) == count:
+        return ranks(metadata.sections)
+    if metadata.section_count == count and int(metadata.sections.max()) < count:
+        return metadata.sections
+    raise FileFormatError(
+        f"{stack}: expected one tilt angle for each of its {count} tilts, got {len(metadata)} from {metadata.source}"
+    )

@@ -1,0 +1,243 @@
+"""Measured tilt-series, read from what a microscope and the field's programs left behind."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Self
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from faket_aug._checks import FileFormatError, check_finite, check_ndim, check_positive
+from faket_aug.formats.angles import read_tilt_angles
+from faket_aug.formats.mrc import read_mrc
+from faket_aug.formats.tilt_metadata import TiltMetadata
+from faket_aug.geometry import Angles, as_tilt_angles
+from faket_aug.microscope.ctf import ContrastTransfer
+from faket_aug.statistics import clip_images
+from faket_aug.tilts.discovery import Metadata, _find_stack, _metadata, _sections
+from faket_aug.tomography.reprojection import reproject, reproject_halves
+from faket_aug.tomography.resample import transform_images
+
+Volume = Tensor | str | Path
+
+
+@dataclass(frozen=True, kw_only=True)
+class TiltSeries:
+    """Tilts of one specimen, ordered by angle.
+
+    Parameters
+    ----------
+    tilts
+        `(tilt, y, x)`, float32, in the camera's unit.
+    tilt_angles
+        `(tilt,)`, degrees, right-handed about +y. Any order; tilts, angles and metadata are sorted by angle.
+    pixel_size
+        Å; 0 where it is not known.
+    name
+        For messages and records.
+    metadata
+        What else is known of each tilt (axis, shifts, exposure, defocus ...), in the order of the tilts given.
+
+    Raises
+    ------
+    ValueError
+        If angles or metadata and tilts differ in number.
+    """
+
+    tilts: Tensor
+    tilt_angles: npt.NDArray[np.float64]
+    pixel_size: float = 0.0
+    name: str = "tilt-series"
+    metadata: TiltMetadata | None = None
+
+    def __post_init__(self) -> None:
+        check_ndim("tilts", self.tilts, "tilt y x")
+        check_positive("pixel_size", self.pixel_size, zero=True)
+        check_finite(self.tilts, self.name)
+        angles = as_tilt_angles(self.tilt_angles, count=self.tilts.shape[0])
+        if self.metadata is not None and len(self.metadata) != len(angles):
+            raise ValueError(f"expected `metadata` of {len(angles)} tilts, got {len(self.metadata)}")
+        order = np.argsort(angles, kind="stable")
+        if (order != np.arange(len(order))).any():
+            object.__setattr__(self, "tilts", self.tilts[torch.from_numpy(order)])
+        object.__setattr__(self, "tilt_angles", angles[order])
+        object.__setattr__(self, "tilts", self.tilts.to(torch.float32))
+        if self.metadata is not None:
+            # The series' angles are what counts; the metadata never hold others.
+            sorted_ = replace(self.metadata.take(order), tilt_angles=angles[order])
+            object.__setattr__(self, "metadata", sorted_)
+
+    @classmethod
+    def read(
+        cls,
+        path: str | Path,
+        *,
+        tilt_angles: str | Path | Angles | None = None,
+        metadata: Metadata | Sequence[Metadata] | None = None,
+        pixel_size: float | None = None,
+    ) -> Self:
+        """Read a tilt-series.
+
+        Parameters
+        ----------
+        path
+            An MRC stack (`.mrc`, `.st`, `.mrcs`, `.ali`), or a folder that holds one (SHREC's `projections.mrc`, or a
+            single stack).
+        tilt_angles
+            Angles in degrees in the stack's order, or a file of them; they go before those of the metadata. Where they
+            are given, no metadata are looked for.
+        metadata
+            What a program left behind: Warp's `.xml` or `.tomostar`, AreTomo's `.aln` and `_CTF.txt`, IMOD's `.tlt`,
+            `.xf` (what lies beside them by the same name belongs to them) and `.defocus`, RELION's `.star`, SerialEM's
+            `.mdoc`; or several of them, each of which adds what those before it do not know; or metadata already read.
+            By default the files beside the stack with its name, in this order, and SHREC's
+            `alignment_simulated.txt` (whose sign is turned).
+        pixel_size
+            Å; by default the header's, or the metadata's where the header has none and they speak of images of this
+            size.
+
+        Notes
+        -----
+        The tilts are read as they lie in the stack; `aligned` shifts and turns them. Sections that the metadata leave
+        out (dark frames) are no tilts of the series. Of an `.ali`, which is aligned already, only angles are read.
+
+        Raises
+        ------
+        FileNotFoundError
+            If the stack or its angles are missing.
+        FileFormatError
+            If a file is damaged, or metadata and tilts differ in number; the message names both files.
+        """
+        stack = _find_stack(Path(path))
+        tilts, header_size = read_mrc(stack, stack=True)
+        found = _metadata(stack, tilt_angles, metadata)
+        sections, angles = _sections(stack, found, tilts.shape[0]), found.tilt_angles
+        if angles is None:
+            raise FileFormatError(f"{stack}: expected tilt angles, got {found.source} without; set `tilt_angles`")
+        if not np.array_equal(sections, np.arange(len(tilts))):
+            tilts = tilts[torch.from_numpy(sections)]
+        if pixel_size is None:
+            same = found.image_size == tuple(tilts.shape[-2:])
+            pixel_size = header_size or (found.pixel_size if same else 0.0)
+        tilts = tilts.to(torch.float32)
+        return cls(tilts=tilts, tilt_angles=angles, pixel_size=pixel_size, name=str(stack), metadata=found)
+
+    @classmethod
+    def from_tomogram(
+        cls,
+        tomogram: Volume | Sequence[Volume],
+        tilt_angles: str | Path | Angles,
+        *,
+        filter: str | None = None,
+        halves: str = "tilts",
+        dark: bool = True,
+        voxel_size: float | None = None,
+    ) -> Self:
+        """Project a reconstructed tomogram, or a pair of half tomograms, so that its tilts serve as style.
+
+        What does not come back: means, and a part of the noise below `1 / (depth · Δθ)` across the axis, where
+        neighbours share the rest; see `faket_aug.reprojection`. `NoiseModel.fit_unpaired` needs noise that they do not
+        share: give it tilts of a pair, never those of one tomogram.
+
+        Parameters
+        ----------
+        tomogram
+            `(z, y, x)` with the tilt axis along y, or the path of an MRC file; or a pair (even, odd) of such.
+        tilt_angles
+            Degrees, or a file of them (`.tlt`): of all tilts that were reconstructed, with their signs turned where the
+            tomogram's z runs the other way.
+        filter, halves
+            As `reproject` and `reproject_halves` (for pairs).
+        dark
+            Whether particles are dark in the tomogram. If not, it is negated.
+        voxel_size
+            Å, which becomes the pixel size; by default the header's.
+
+        Raises
+        ------
+        ValueError, FileFormatError
+            As `reproject` and `reproject_halves`; or if the voxel size is not known.
+        """
+        given = [tomogram] if isinstance(tomogram, Tensor | str | Path) else tomogram
+        parts = [_volume(part, voxel_size) for part in given]
+        angles = read_tilt_angles(tilt_angles) if isinstance(tilt_angles, str | Path) else as_tilt_angles(tilt_angles)
+        if isinstance(tomogram, Tensor | str | Path):
+            tilts = reproject(parts[0][0], angles, filter=filter)
+        else:
+            tilts = reproject_halves([part[0] for part in parts], angles, halves=halves, filter=filter)
+        return cls(tilts=tilts if dark else -tilts, tilt_angles=angles, pixel_size=parts[0][1], name=parts[0][2])
+
+    def aligned(self, *, shape: tuple[int, int] | None = None, fill: str = "mean") -> Self:
+        """Return the series shifted and turned so that the axis of rotation is y and runs through pixel `n // 2` of x.
+
+        Angles stay. The metadata of the result say that nothing is left to do: aligning it again returns it.
+
+        Parameters
+        ----------
+        shape
+            (y, x) of the aligned tilts; by default the tilts' own, with its sides exchanged where the axis lies nearer
+            to the image's x than to its y.
+        fill
+            What stands where a turned image does not reach: `"mean"`, the mean of its tilt, or `"edge"`, its nearest
+            pixel. Either way everything is finite.
+
+        Raises
+        ------
+        ValueError
+            If the series has no metadata, or they hold no alignment, or shifts in Å while the pixel size is not known.
+        """
+        metadata = self.metadata
+        if metadata is None:
+            raise ValueError(f"{self.name}: expected metadata with an alignment, got none; set `metadata`")
+        own = (int(self.tilts.shape[-2]), int(self.tilts.shape[-1]))
+        matrices, shifts = metadata.places(own, pixel_size=self.pixel_size, name=self.name)
+        if shape is None:
+            across = np.median(np.abs(matrices[:, 0, 1])) > np.median(np.abs(matrices[:, 1, 1]))
+            shape = own[::-1] if across else own
+        if shape == own and np.array_equal(matrices, np.broadcast_to(np.eye(2), matrices.shape)) and not shifts.any():
+            return self
+        tilts = transform_images(self.tilts, matrices, shifts, shape=shape, fill=fill)
+        return replace(self, tilts=tilts, metadata=metadata.after_alignment(shape, pixel_size=self.pixel_size))
+
+    def ctf_corrected(self, *, method: str = "phase-flip", ctf: ContrastTransfer | None = None) -> Self:
+        """Return the series corrected for the contrast transfer function, as before a reconstruction.
+
+        Parameters
+        ----------
+        method
+            `"phase-flip"` or `"wiener"`, see `ContrastTransfer.correct`.
+        ctf
+            By default what the metadata say of each tilt.
+
+        Raises
+        ------
+        ValueError
+            If neither `ctf` nor metadata tell the defocus, or the pixel size is not known.
+        """
+        if ctf is None:
+            if self.metadata is None:
+                raise ValueError(f"{self.name}: expected metadata with a defocus, got none; set `ctf`")
+            ctf = ContrastTransfer.from_metadata(self.metadata)
+        return replace(self, tilts=ctf.correct(self.tilts, self.pixel_size, method=method))
+
+    def clipped(self, quantiles: tuple[float, float]) -> Self:
+        """Return the series with each tilt clipped to its own values at two quantiles (against hot pixels)."""
+        return replace(self, tilts=clip_images(self.tilts, quantiles))
+
+
+def _volume(source: Volume, voxel_size: float | None) -> tuple[Tensor, float, str]:
+    """A tomogram, its voxel size and its name."""
+    name = "tomogram" if isinstance(source, Tensor) else str(source)
+    volume, size = (source, 0.0) if isinstance(source, Tensor) else read_mrc(source)
+    size = size if voxel_size is None else voxel_size
+    if not size > 0:
+        raise ValueError(f"{name}: expected a voxel size in Å, got {size:g}; set `voxel_size`")
+    return volume, size, name
+
+
+# --- metadata ---------------------------------------------------------------------------------------------------------

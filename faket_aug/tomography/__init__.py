@@ -1,0 +1,1 @@
+"""Projection, back-projection, filters and resampling: linear maps of tensors."""

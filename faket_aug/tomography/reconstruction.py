@@ -1,0 +1,111 @@
+"""Tomograms from tilt-series: filtered back-projection."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from faket_aug._checks import check_choice, check_ndim, check_positive
+from faket_aug.geometry import Angles, as_tilt_angles, axis_index
+from faket_aug.tomography.filters import FILTERS, filter_projections
+from faket_aug.tomography.plane_map import PlaneMap, Rows, geometry_cache, result_dtype, working_dtype
+from faket_aug.tomography.resample import BINNINGS, bin_images
+
+
+def reconstruct(
+    projections: Tensor,
+    tilt_angles: Angles,
+    *,
+    depth: int,
+    width: int | None = None,
+    filter: str = "shrec",
+    bin: int = 1,
+    binning: str = "spline",
+) -> Tensor:
+    """Reconstruct a tomogram by filtered back-projection.
+
+    Each tilt is binned, weighted in Fourier space and read with linear interpolation at `x cos θ + z sin θ`; the sum
+    over tilts is scaled by `π / tilts`. A plain linear map: contrast is not negated, nothing is flipped.
+
+    Parameters
+    ----------
+    projections
+        `(..., tilt, y, x)`, any number of leading axes.
+    tilt_angles
+        `(tilt,)`, degrees, right-handed about +y.
+    depth
+        Voxels of the tomogram along z, after binning.
+    width
+        Voxels of the tomogram along x, after binning; the binned tilts' own by default.
+    filter
+        `"shrec"` (two-dimensional, FakET's), `"ramp"`, `"shepp-logan"`, `"cosine"`, `"hamming"`, `"hann"` or `"none"`.
+    bin
+        Pixels of a tilt, along y and x, that become one voxel.
+    binning
+        `"spline"`, FakET's cubic spline, or `"fourier"`, a crop of the spectrum. The axis of rotation stays in voxel
+        `n // 2` either way.
+
+    Returns
+    -------
+    `(..., z, y, x)` on the projections' device, in their dtype (float32 for integers).
+
+    Raises
+    ------
+    ValueError
+        For unknown choices, or angles that do not match the tilts.
+
+    References
+    ----------
+    Kak and Slaney, Principles of Computerized Tomographic Imaging, chapter 3.
+    """
+    check_ndim("projections", projections, "... tilt y x")
+    angles = as_tilt_angles(tilt_angles, count=projections.shape[-3])
+    check_positive("depth", depth)
+    check_positive("bin", bin)
+    check_choice("filter", filter, FILTERS)
+    check_choice("binning", binning, BINNINGS)
+    dtype = result_dtype(projections.dtype)
+    tilts = projections.to(working_dtype(dtype))
+    if bin > 1:
+        tilts = bin_images(tilts, bin, method=binning)
+    # The scale goes to the tilts, which are many times smaller than the tomogram.
+    filtered, scale = filter_projections(tilts, filter), math.pi / len(angles)
+    tilts = filtered * scale if filter == "none" else filtered.mul_(scale)
+    size = tilts.shape[-1] if width is None else width
+    check_positive("width", size)
+    plane_map = voxel_map(angles, depth, size, tilts.shape[-1], tilts.device, tilts.dtype)
+    # Differs from FakET: nothing is flipped along z, since projection and reconstruction have the same sign.
+    return plane_map(tilts).to(dtype)
+
+
+def voxel_map(
+    angles: npt.NDArray[np.float64], depth: int, size: int, width: int, device: torch.device, dtype: torch.dtype
+) -> PlaneMap:
+    """Return the map from filtered tilts `(tilt, x')` to voxels `(z, x)`: the sum of smeared tilts, not scaled."""
+
+    def build() -> PlaneMap:
+        slabs = (_voxel_weights(angles, z, size, width) for z in range(-axis_index(depth), depth - axis_index(depth)))
+        return PlaneMap(slabs, (len(angles), width), (depth, size), device=device, dtype=dtype)
+
+    key = ("voxels", tuple(angles.tolist()), depth, size, width, str(device), dtype)
+    return geometry_cache.get(key, build)
+
+
+def _voxel_weights(angles: npt.NDArray[np.float64], z: int, size: int, width: int) -> Rows:
+    """Weights `(x, tilt·x')` of one row of voxels: linear interpolation in each tilt, nothing beyond its edges."""
+    x = np.arange(size) - axis_index(size)
+    tilt_rad = np.deg2rad(angles)
+    place = x[:, None] * np.cos(tilt_rad) + z * np.sin(tilt_rad) + axis_index(width)  # (x, tilt)
+    low = np.floor(place).astype(np.int64)
+    column = low[..., None] + np.array([0, 1])  # (x, tilt, 2)
+    weight = np.stack([1 - (place - low), place - low], axis=-1)
+    seen = (place >= 0) & (place <= width - 1)
+    inside = seen[..., None] & (weight > 0)
+    index = column + (np.arange(len(angles)) * width)[None, :, None]
+    ends = np.concatenate([[0], np.cumsum(inside.sum(axis=(1, 2)))])
+    columns, weights = torch.from_numpy(index[inside]), torch.from_numpy(weight[inside])
+    return Rows(ends=torch.from_numpy(ends), columns=columns, weights=weights)

@@ -1,0 +1,249 @@
+"""Binning and turning of tilts that know where the axis of rotation goes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from functools import lru_cache
+
+import numpy as np
+import numpy.typing as npt
+import scipy.ndimage
+import torch
+from torch import Tensor
+
+from faket_aug._checks import check_choice, check_ndim, check_positive
+from faket_aug.geometry import axis_index
+from faket_aug.tomography.plane_map import result_dtype, working_dtype
+
+BINNINGS = ("spline", "fourier")
+GRIDS = ("axis", "corners")
+FILLS = ("mean", "edge")
+#: Places of an image that are read at a time (some 200 bytes each).
+_PLACES = 2**20
+
+
+def bin_images(images: Tensor, factor: int, *, method: str = "spline") -> Tensor:
+    """Bin images so that the axis of rotation stays in pixel `n // 2`.
+
+    Parameters
+    ----------
+    images
+        `(..., y, x)`.
+    factor
+        Whole number of pixels that become one.
+    method
+        `"spline"`, FakET's cubic spline, or `"fourier"`, a crop of the spectrum.
+
+    Returns
+    -------
+    `(..., y // factor, x // factor)`.
+    """
+    check_choice("method", method, BINNINGS)
+    return bin_spline(images, factor) if method == "spline" else bin_fourier(images, factor)
+
+
+def bin_spline(images: Tensor, factor: int, *, grid: str = "axis") -> Tensor:
+    """Read the cubic spline through the pixels at every `factor`-th place, without averaging.
+
+    Parameters
+    ----------
+    images
+        `(..., y, x)`.
+    factor
+        Whole number of pixels that become one.
+    grid
+        `"corners"` puts the outermost samples onto the outermost pixels, as `scipy.ndimage.zoom` and so FakET do: the
+        step is then `(n - 1) / (m - 1)` and the axis moves by a fraction of a pixel. `"axis"` steps by `factor`
+        exactly, from the axis.
+    """
+    _check(images, factor)
+    check_choice("grid", grid, GRIDS)
+    if factor == 1:
+        return images.to(result_dtype(images.dtype))
+    working = working_dtype(result_dtype(images.dtype))
+    height, width = images.shape[-2:]
+    rows, columns = (
+        torch.from_numpy(_spline_matrix(n, factor, grid)).to(images.device, working) for n in (height, width)
+    )
+    binned: Tensor = rows @ images.to(working) @ columns.T
+    return binned.to(result_dtype(images.dtype))
+
+
+def bin_fourier(images: Tensor, factor: int) -> Tensor:
+    """Keep the lowest `1 / factor` of the spectrum along both axes; the axis stays in pixel `n // 2`.
+
+    Parameters
+    ----------
+    images
+        `(..., y, x)`.
+    factor
+        Whole number of pixels that become one.
+    """
+    _check(images, factor)
+    dtype = result_dtype(images.dtype)
+    result = images.to(working_dtype(dtype))
+    for dim in (-2, -1) if factor > 1 else ():
+        result = _crop_spectrum(result.movedim(dim, -1), factor).movedim(-1, dim)
+    return result.to(dtype)
+
+
+def _check(images: Tensor, factor: int) -> None:
+    check_ndim("images", images, "... y x")
+    check_positive("factor", factor)
+    if min(images.shape[-2:]) < 2 * factor:
+        raise ValueError(
+            f"expected images of at least {2 * factor} pixels a side to bin by {factor}, got {tuple(images.shape[-2:])}"
+        )
+
+
+def _crop_spectrum(images: Tensor, factor: int) -> Tensor:
+    length = images.shape[-1]
+    size = length // factor
+    # The crop of pixels before the crop of the spectrum: the length has to be a multiple of the factor.
+    start = min(max(axis_index(length) - factor * axis_index(size), 0), length - size * factor)
+    spectrum = torch.fft.rfft(images[..., start : start + size * factor], dim=-1)[..., : size // 2 + 1]
+    # Sample j is to lie at factor·(j - size // 2) + axis, not at factor·j: a shift by less than `factor` pixels.
+    shift = axis_index(length) - start - factor * axis_index(size)
+    if shift:
+        k = torch.arange(size // 2 + 1, device=images.device, dtype=images.dtype)
+        spectrum = spectrum * torch.exp(2j * math.pi * shift / (size * factor) * k)
+    cropped: Tensor = torch.fft.irfft(spectrum, n=size, dim=-1) / factor
+    return cropped
+
+
+@lru_cache(maxsize=16)
+def _spline_matrix(length: int, factor: int, grid: str) -> npt.NDArray[np.float64]:
+    """The matrix `(m, n)` that reads the cubic spline through n samples at m places."""
+    # Differs from FakET: the grid begins at the axis, not at the corners, so the axis stays in its pixel.
+    if grid == "corners":
+        size = round(length / factor)
+        places = np.arange(size) * ((length - 1) / (size - 1))
+    else:
+        size = length // factor
+        places = (np.arange(size) - axis_index(size)) * factor + float(axis_index(length))
+    unit = np.eye(length)
+    return np.stack(
+        [scipy.ndimage.map_coordinates(sample, [places], order=3, mode="mirror") for sample in unit], axis=1
+    )
+
+
+def transform_images(
+    images: Tensor,
+    matrices: npt.ArrayLike,
+    shifts: npt.ArrayLike,
+    *,
+    shape: Sequence[int] | None = None,
+    fill: str = "mean",
+) -> Tensor:
+    """Shift, turn and stretch images, by cubic splines.
+
+    Pixel (x, y) of a result is read at `matrix @ (x, y) + shift` of its image, both counted from pixel `n // 2`, which
+    the axis of rotation goes through. Linear in the images, and differentiable.
+
+    Parameters
+    ----------
+    images
+        `(image, y, x)`.
+    matrices
+        `(image, 2, 2)` on column vectors (x, y).
+    shifts
+        `(image, 2)`, **(y, x)** in pixels of the images.
+    shape
+        (y, x) of the results; by default the images' own.
+    fill
+        What is read beyond an image's outermost pixels: `"mean"`, its mean, or `"edge"`, the pixel nearest to the
+        place.
+
+    Returns
+    -------
+    `(image, y, x)` on the images' device, in their dtype (float32 for integers).
+
+    Raises
+    ------
+    ValueError
+        If the numbers of images, matrices and shifts differ, or an image has fewer than two pixels a side.
+
+    References
+    ----------
+    Unser, Splines: a perfect fit for signal and image processing, IEEE Signal Processing Magazine 16 (6), 1999.
+    """
+    check_ndim("images", images, "image y x")
+    check_choice("fill", fill, FILLS)
+    matrix, shift = (np.asarray(values, dtype=np.float64) for values in (matrices, shifts))
+    count = len(images)
+    if matrix.shape != (count, 2, 2) or shift.shape != (count, 2):
+        raise ValueError(
+            f"expected `matrices` and `shifts` of shapes {(count, 2, 2)} and {(count, 2)}, one for each image, got "
+            f"{matrix.shape} and {shift.shape}"
+        )
+    if min(images.shape[1:]) < 2:
+        raise ValueError(f"expected `images` of at least 2 pixels a side, got {tuple(images.shape[1:])}")
+    dtype = result_dtype(images.dtype)
+    height, width = images.shape[1:] if shape is None else shape
+    size = (int(height), int(width))
+    turned = [
+        _transform(*each, size, fill) for each in zip(images.to(working_dtype(dtype)), matrix, shift, strict=True)
+    ]
+    return torch.stack(turned).to(dtype)
+
+
+def _transform(
+    image: Tensor,
+    matrix: npt.NDArray[np.float64],
+    shift: npt.NDArray[np.float64],
+    size: tuple[int, int],
+    fill: str,
+) -> Tensor:
+    """Read one image, some rows of the result at a time: what a place needs is much more than its value."""
+    weights, mean = _spline_coefficients(image), image.mean()
+    y, x = (torch.arange(n, device=image.device, dtype=torch.float64) - axis_index(n) for n in size)
+    (xx, xy), (yx, yy) = matrix.tolist()
+    height, width = image.shape
+    parts, step = [], max(1, _PLACES // len(x))
+    for start in range(0, len(y), step):
+        rows = y[start : start + step]
+        v = yx * x[None, :] + yy * rows[:, None] + float(shift[0]) + axis_index(height)  # (y, x)
+        u = xx * x[None, :] + xy * rows[:, None] + float(shift[1]) + axis_index(width)
+        read = _read_spline(weights, v.clamp(0, height - 1), u.clamp(0, width - 1))
+        if fill == "mean":
+            # A pixel reaches half a pixel beyond its centre.
+            covered = (v >= -0.5) & (v <= height - 0.5) & (u >= -0.5) & (u <= width - 0.5)
+            read = torch.where(covered, read, mean)
+        parts.append(read)
+    return torch.cat(parts)
+
+
+def _spline_coefficients(image: Tensor) -> Tensor:
+    """Turn pixels into weights of cubic B-splines, mirrored at the outermost pixels: a division in Fourier space."""
+    for dim in (0, 1):
+        n = image.shape[dim]
+        mirrored = torch.cat([image, image.narrow(dim, 1, n - 2).flip(dim)], dim) if n > 2 else image
+        period = mirrored.shape[dim]
+        k = torch.arange(period // 2 + 1, device=image.device, dtype=image.dtype)
+        # The spectrum of the B-spline's samples 1/6, 4/6, 1/6.
+        response = (2 + torch.cos(2 * math.pi / period * k)) / 3
+        spectrum = torch.fft.rfft(mirrored, dim=dim) / (response[:, None] if dim == 0 else response)
+        image = torch.fft.irfft(spectrum, n=period, dim=dim).narrow(dim, 0, n)
+    return image
+
+
+def _read_spline(weights: Tensor, v: Tensor, u: Tensor) -> Tensor:
+    """Sum the four by four B-splines about each place."""
+    rows, columns = _taps(v, weights.shape[0], weights.dtype), _taps(u, weights.shape[1], weights.dtype)
+    flat, width = weights.reshape(-1), weights.shape[1]
+    read = torch.zeros(v.shape, device=weights.device, dtype=weights.dtype)
+    for row, row_weight in rows:
+        line = sum(column_weight * flat[row * width + column] for column, column_weight in columns)
+        read = read + row_weight * line
+    return read
+
+
+def _taps(place: Tensor, size: int, dtype: torch.dtype) -> list[tuple[Tensor, Tensor]]:
+    """Give the pixels on both sides of each place, mirrored at the ends, and the B-splines' values there."""
+    low = place.floor()
+    t = (place - low).to(dtype)
+    values = ((1 - t) ** 3 / 6, (4 - 6 * t**2 + 3 * t**3) / 6, (1 + 3 * t + 3 * t**2 - 3 * t**3) / 6, t**3 / 6)
+    period = 2 * (size - 1)
+    index = [(low.long() + k).remainder(period) for k in (-1, 0, 1, 2)]
+    return [(torch.minimum(i, period - i), value) for i, value in zip(index, values, strict=True)]

@@ -1,0 +1,290 @@
+"""`faket-aug show`: one picture of any of the formats read."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import rich.progress  # noqa: F401 - it draws from Python's generator once, when it is imported
+import torch
+from _helpers import blobs, simulator, specimen, style_series, write_shrec
+from matplotlib.figure import Figure
+from PIL import Image
+
+from faket_aug import GrandModel
+from faket_aug.cli import main
+from faket_aug.cli._look import Look, draw_look, look_at
+from faket_aug.figures import count_panel, label_color
+from faket_aug.formats.angles import write_tlt
+from faket_aug.formats.mrc import write_mrc
+
+
+def show(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *arguments: object
+) -> tuple[int, str, str]:
+    """Exit code, output and errors of `faket-aug show`."""
+    monkeypatch.setattr(sys, "argv", ["faket-aug", "show", *map(str, arguments)])
+    with pytest.raises(SystemExit) as stop:
+        main()
+    captured = capsys.readouterr()
+    return int(stop.value.code or 0), captured.out, captured.err
+
+
+@pytest.fixture
+def saved(tmp_path: Path) -> Path:
+    """A saved tomogram without its density."""
+    simulator("noisy")(specimen(2), seed=0).save(tmp_path / "saved")
+    return tmp_path / "saved"
+
+
+def series(folder: Path) -> Path:
+    """A tilt-series alone."""
+    folder.mkdir()
+    tilts = style_series(0)
+    write_mrc(folder / "tilts.mrc", tilts.tilts, voxel_size=10.0)
+    write_tlt(folder / "tilts.tlt", tilts.tilt_angles)
+    return folder
+
+
+# --- what is found ----------------------------------------------------------------------------------------------------
+
+
+def test_a_saved_tomogram(saved: Path) -> None:
+    """The tomogram with its tilts, labels, names and particles."""
+    made, look = simulator("noisy")(specimen(2), seed=0), look_at(saved)
+    assert (look.name, look.what, look.voxel_size) == ("saved", "tomogram", 10.0)
+    assert look.volume is not None
+    assert torch.equal(look.volume, made.tomogram)
+    assert look.labels is not None
+    assert torch.equal(look.labels, made.labels.to(look.labels.dtype))
+    assert look.series is not None
+    assert torch.equal(look.series.tilts, made.tiltseries)
+    assert look.class_names == {1: "small", 2: "large", 3: "rare"}
+    assert look.counts == {1: 3, 2: 2}
+
+
+def test_a_set(tmp_path: Path) -> None:
+    """Of a folder of tomograms, the one that is asked for; and a message where there is none of that number."""
+    for index in range(2):
+        simulator()(specimen(index), seed=0).save(tmp_path / "set" / f"tomogram_{index:04d}")
+    assert [look_at(tmp_path / "set", index=index).name for index in range(2)] == ["tomogram_0000", "tomogram_0001"]
+    with pytest.raises(ValueError, match="set: expected --index from 0 to 1, got 2"):
+        look_at(tmp_path / "set", index=2)
+
+
+def test_what_is_being_written(tmp_path: Path) -> None:
+    """A tomogram that is not whole is passed over; where there is no other, the user is told."""
+    for index in range(2):
+        simulator()(specimen(index), seed=0).save(tmp_path / "set" / f"tomogram_{index:04d}")
+    (tmp_path / "set" / "tomogram_0000" / "unfinished").write_text("")
+    assert look_at(tmp_path / "set").name == "tomogram_0001"
+    for path in (tmp_path / "set" / "tomogram_0000", tmp_path / "set"):
+        (tmp_path / "set" / "tomogram_0001" / "unfinished").write_text("")
+        with pytest.raises(FileNotFoundError, match="expected a whole tomogram, found only what is being written"):
+            look_at(path)
+
+
+def test_a_specimen(tmp_path: Path) -> None:
+    """A specimen in SHREC's layout, without tilts: its density, at the labels' voxel size."""
+    thing = specimen(1, shape=(8, 12, 16), bin=2)
+    look = look_at(write_shrec(tmp_path / "model", thing, density="grandmodel_unbinned.mrc"))
+    assert (look.name, look.what, look.voxel_size, look.series) == ("model", "specimen", 10.0, None)
+    assert look.volume is not None
+    expected = thing.density.reshape(8, 2, 12, 2, 16, 2).mean(dim=(1, 3, 5))
+    assert torch.allclose(look.volume, expected, atol=1e-6)
+    assert look.counts == {1: 3, 2: 2}
+
+
+def test_a_plain_folder(tmp_path: Path) -> None:
+    """Density and labels alone: no particles are counted."""
+    thing = specimen(1)
+    write_mrc(tmp_path / "density.mrc", thing.density, voxel_size=10.0)
+    write_mrc(tmp_path / "labels.mrc", thing.labels, voxel_size=10.0)
+    look = look_at(tmp_path)
+    assert (look.what, look.counts) == ("specimen", None)
+    assert look.volume is not None
+    assert torch.equal(look.volume, thing.density)
+
+
+@pytest.mark.touches_global_rng  # copick does
+def test_a_copick_project(tmp_path: Path) -> None:
+    """A run of a copick project."""
+    pytest.importorskip("copick")
+    simulator()(specimen(2), seed=0).save(tmp_path / "one", formats=("copick",))
+    look = look_at(tmp_path / "one" / "copick")
+    assert (look.name, look.voxel_size, look.counts) == ("one", 10.0, {1: 3, 2: 2})
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "class_name"),
+    [("v1.0", (56, 96, 120), "pns_4cr2"), ("v1.1", (56, 96, 120), "pns_4cr2"), ("v1.1_skipped", (36, 44, 52), "")],
+)
+def test_polnet(reference: Path, name: str, shape: tuple[int, ...], class_name: str) -> None:
+    """PolNet's output of each version."""
+    look = look_at(reference / "data" / "polnet" / name)
+    assert look.volume is not None
+    assert tuple(look.volume.shape) == shape
+    assert look.counts
+    assert not class_name or any(class_name[-4:] in found for found in look.class_names.values())
+    assert {*look.counts} <= {*look.class_names}
+
+
+@pytest.mark.parametrize("name", ["00254.mrc", ""])
+def test_a_real_series(reference: Path, name: str) -> None:
+    """A tilt-series by its stack or its folder."""
+    look = look_at(reference / "data" / "real" / "empiar10499_ts00254" / name)
+    assert look.volume is None
+    assert look.series is not None
+    assert look.series.tilts.shape == (41, 512, 512)
+    titles = [axes.get_title() for axes in draw_look(look).axes]
+    assert titles == ["-60°", "0°", "60°"]
+
+
+# --- the picture ------------------------------------------------------------------------------------------------------
+
+
+def test_sections(saved: Path) -> None:
+    """Three orthogonal sections to one scale through what is richest, y down in both that show it, and the labels."""
+    look = look_at(saved)
+    assert look.volume is not None
+    assert look.labels is not None
+    figure = draw_look(look)
+    panels = {axes.get_title(): axes for axes in figure.axes if axes.images}
+    assert figure.get_suptitle().endswith("32 × 24 × 16 voxels (x, y, z) of 10 Å, mean of 5 sections")
+    first, *rest = panels
+    assert first == "tilt at 0°, one of 5"
+    places = {title[0]: int(title.split(" = ")[1].split(",")[0]) for title in rest}
+    z, y, x = places["z"], places["y"], places["x"]
+    slabs = {
+        f"z = {z}": look.volume[max(z - 2, 0) : z + 3].mean(0),
+        f"y = {y}": look.volume[:, max(y - 2, 0) : y + 3].mean(1),
+        f"x = {x}": look.volume[:, :, max(x - 2, 0) : x + 3].mean(2).T,
+    }
+    for title, slab in slabs.items():
+        np.testing.assert_allclose(panels[title].images[0].get_array(), slab, rtol=1e-5, atol=1e-5)
+    # The tomogram's sections, then the same with labels over them, which are coloured where there is a label.
+    sections = [axes for axes in figure.axes if axes.get_title().startswith(("z", "y", "x"))]
+    assert [len(axes.images) for axes in sections] == [1, 1, 1, 2, 2, 2]
+    cuts = {"z": look.labels[z], "y": look.labels[:, y], "x": look.labels[:, :, x].T}
+    assert sorted(axes.get_title()[0] for axes in sections[3:]) == sorted(cuts)
+    for axes in sections[3:]:
+        overlay = np.asarray(axes.images[1].get_array())
+        np.testing.assert_array_equal(overlay[..., 3] > 0, cuts[axes.get_title()[0]].numpy() > 0)
+
+
+def test_bars(saved: Path) -> None:
+    """A bar for each class that is there, in its colour, with how many particles it has."""
+    axes = draw_look(look_at(saved)).axes[1]
+    assert axes.get_title() == "particles, 5 in all"
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["small", "large"]
+    assert [bar.get_width() for bar in axes.patches] == [3, 2]
+    assert [text.get_text() for text in axes.texts] == ["3", "2"]
+
+
+def test_bars_of_other_classes() -> None:
+    """A class without a number of particles gets a dash; one without a name its number."""
+    axes = Figure().subplots()
+    count_panel(axes, {1: 4, 7: 1}, class_names={0: "background", 1: "small", 2: "membrane"}, title="t")
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["small", "membrane", "class 7"]
+    assert [text.get_text() for text in axes.texts] == ["4", "–", "1"]
+    assert [bar.get_facecolor()[:3] for bar in axes.patches] == [
+        tuple(int(label_color(n)[i : i + 2], 16) / 255 for i in (1, 3, 5)) for n in (1, 2, 7)
+    ]
+
+
+def test_without_a_list_of_particles(saved: Path) -> None:
+    """Without a list of particles the bars are the labelled share of the volume."""
+    (saved / "particle_locations.txt").unlink()
+    look = look_at(saved)
+    assert look.counts is None
+    axes = draw_look(look).axes[1]
+    assert axes.get_title() == "no list of particles; labelled voxels, %"
+    assert look.labels is not None
+    shares = [100 * float((look.labels == number).float().mean()) for number in (1, 2)]
+    np.testing.assert_allclose([bar.get_width() for bar in axes.patches], shares, atol=0.01)
+
+
+@pytest.mark.parametrize(
+    "look",
+    [
+        Look(name="density alone", volume=blobs((8, 10, 12), [(4, 5, 6)])),
+        Look(name="constant", volume=torch.zeros(1, 5, 9), labels=torch.zeros(1, 5, 9, dtype=torch.uint8)),
+        Look(name="one tilt", series=replace(style_series(0), tilts=torch.zeros(1, 4, 4), tilt_angles=np.zeros(1))),
+    ],
+    ids=lambda look: look.name,
+)
+def test_poor_things(look: Look) -> None:
+    """Little, or nothing to see, is no error."""
+    assert draw_look(look).axes
+
+
+# --- the command ------------------------------------------------------------------------------------------------------
+
+
+def test_the_command(
+    saved: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The picture is called after the folder, lies here, and nothing else is written; or where it is asked for."""
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    assert show(monkeypatch, capsys, saved) == (0, "saved.png\n", "")
+    assert show(monkeypatch, capsys, series(tmp_path / "series") / "tilts.mrc", "--output", "x.pdf") == (
+        0,
+        "x.pdf\n",
+        "",
+    )
+    assert sorted(path.name for path in Path().iterdir()) == ["saved.png", "x.pdf"]
+    with Image.open("saved.png") as image:
+        assert image.format == "PNG"
+        assert min(image.size) > 800
+    assert Path("x.pdf").read_bytes().startswith(b"%PDF")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["nowhere"], "expected a folder or a tilt-series to show, found none at nowhere"),
+        (["empty"], "empty: expected specimens, there or in folders within, found none of: SHREC's"),
+        (["text.txt"], "text.txt: expected"),
+        (["untold"], "untold/tilts.mrc: expected a file of tilt angles beside it"),
+        (["saved", "--output", "picture.jpg"], "expected --output to end in .png or .pdf, got picture.jpg"),
+        (["saved", "--output", "no/where.png"], "expected a folder for the picture, found none at no; set --output"),
+        (["saved", "--index", "1"], "saved: expected --index from 0 to 0, got 1"),
+        (["unequal"], r"unequal: labels` to have the shape of `tomogram`, (16, 24, 32), got (8, 12, 16)"),
+    ],
+)
+def test_mistakes(
+    saved: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    arguments: list[str],
+    message: str,
+) -> None:
+    """What cannot be shown is told in one line, and nothing is written."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "text.txt").write_text("no picture")
+    (series(tmp_path / "untold") / "tilts.tlt").unlink()
+    shutil.copytree(saved, tmp_path / "unequal")
+    write_mrc(tmp_path / "unequal" / "class_mask.mrc", torch.zeros(8, 12, 16, dtype=torch.uint8), voxel_size=20.0)
+    code, output, errors = show(monkeypatch, capsys, *arguments)
+    assert (code, output) == (1, "")
+    assert message in errors
+    assert len(errors.splitlines()) == 1
+    assert not list(tmp_path.rglob("*.png"))
+
+
+def test_shrec(reference: Path) -> None:
+    """A SHREC model with its projections."""
+    look = look_at(reference / "data" / "minishrec" / "model_0")
+    assert (look.name, look.what) == ("model_0", "specimen")
+    assert look.series is not None
+    assert look.series.tilts.shape[0] == 41
+    assert look.counts is not None
+    assert sum(look.counts.values()) == 164
+    assert isinstance(GrandModel.from_shrec(reference / "data" / "minishrec" / "model_0"), GrandModel)
