@@ -11,7 +11,7 @@ import torch
 from _helpers import blobs, correlation
 from scipy.ndimage import label
 from scipy.spatial import cKDTree
-from test_generation import SHAPE, VOXEL_SIZE, ball, generator, particles, placed_again
+from test_generator import SHAPE, VOXEL_SIZE, ball, generator, particles, placed_again
 
 from faket_aug.generation.assembly import Assembly, Task
 from faket_aug.generation.filaments import FilamentSpecies

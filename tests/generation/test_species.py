@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from test_generation import SHAPE, VOXEL_SIZE, ball, small
+from test_generator import SHAPE, VOXEL_SIZE, ball, small
 from test_placement import template
 
 from faket_aug.generation.generator import GrandModelGenerator
