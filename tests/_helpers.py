@@ -256,3 +256,26 @@ class WatchedSimulator:
         if len(self.made) in self.gates:
             assert self.gates[len(self.made)].wait(20), "nobody opened the gate"
         return self.inner(specimen, seed=seed, epoch=epoch, tomogram=tomogram)
+
+
+#: SHREC's `alignment_simulated.txt`, three tilts.
+SHREC_ALIGNMENT = """# AlignmentTransX (px)
+# AlignmentTransY (px)
+# TiltAngle (degrees)
+# InPlaneRotation (degrees)
+# Magnification
+# FileName
+     0.000      0.000    -60.000      0.000      1.000 projections_00.mrc
+     0.300      0.100      0.000      0.000      1.000 projections_01.mrc
+     0.000      0.000     57.000      0.000      1.000 projections_02.mrc
+"""
+
+
+def mdoc(angles: list[float], sections: list[int] | None = None) -> str:
+    """A SerialEM .mdoc of a tilt-series, shortened."""
+    head = "PixelSpacing = 2.17\nImageFile = a.mrc\nImageSize = 32 24\nDataMode = 1\n\n[T = SerialEM: tests]\n"
+    numbers = range(len(angles)) if sections is None else sections
+    return head + "".join(
+        f"\n[ZValue = {number}]\nTiltAngle = {angle}\nStagePosition = 1 2\nMagnification = 64000\n"
+        for number, angle in zip(numbers, angles, strict=True)
+    )

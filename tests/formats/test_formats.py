@@ -38,6 +38,7 @@ from faket_aug.formats.shrec import (
     write_class_conversion_table,
     write_particle_locations,
 )
+from tests._helpers import SHREC_ALIGNMENT, mdoc
 
 VALUES = np.arange(60).reshape(3, 4, 5) - 20
 
@@ -518,18 +519,6 @@ def test_tlt_round_trip(tmp_path_factory: pytest.TempPathFactory, angles: list[f
     np.testing.assert_allclose(read_tlt(path), angles, atol=5.1e-5)
 
 
-SHREC_ALIGNMENT = """# AlignmentTransX (px)
-# AlignmentTransY (px)
-# TiltAngle (degrees)
-# InPlaneRotation (degrees)
-# Magnification
-# FileName
-     0.000      0.000    -60.000      0.000      1.000 projections_00.mrc
-     0.300      0.100      0.000      0.000      1.000 projections_01.mrc
-     0.000      0.000     57.000      0.000      1.000 projections_02.mrc
-"""
-
-
 def test_shrec_alignment_is_negated(tmp_path: Path) -> None:
     """SHREC's angles have scikit-image's sign: reading turns it, and makes no negative zero."""
     path = tmp_path / "alignment_simulated.txt"
@@ -538,16 +527,6 @@ def test_shrec_alignment_is_negated(tmp_path: Path) -> None:
     assert angles.tolist() == [60.0, 0.0, -57.0]
     assert not np.signbit(angles[1])
     assert read_tilt_angles(path).tolist() == angles.tolist()
-
-
-def mdoc(angles: list[float], sections: list[int] | None = None) -> str:
-    """A SerialEM .mdoc of a tilt-series, shortened."""
-    head = "PixelSpacing = 2.17\nImageFile = a.mrc\nImageSize = 32 24\nDataMode = 1\n\n[T = SerialEM: tests]\n"
-    numbers = range(len(angles)) if sections is None else sections
-    return head + "".join(
-        f"\n[ZValue = {number}]\nTiltAngle = {angle}\nStagePosition = 1 2\nMagnification = 64000\n"
-        for number, angle in zip(numbers, angles, strict=True)
-    )
 
 
 def test_mdoc(tmp_path: Path) -> None:

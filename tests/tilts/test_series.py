@@ -13,11 +13,11 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_formats import SHREC_ALIGNMENT, mdoc
 
 from faket_aug import FileFormatError, TiltSeries, reconstruct
 from faket_aug.formats.mrc import write_mrc
 from faket_aug.formats.tilt_metadata import TiltMetadata
+from tests._helpers import SHREC_ALIGNMENT, mdoc
 
 ANGLES = [3.0, -3.0, 0.0, 6.0, -6.0]
 TABLE = "".join(f"{angle}\n" for angle in ANGLES)
