@@ -300,7 +300,7 @@ def test_killed_run_ends_the_same(tmp_path: Path) -> None:
             from torch.utils.data import DataLoader
             from faket_aug.picking import TrainingSettings, fit
             from tests._helpers import dataset
-            from tests.test_training import _network
+            from tests.picking.test_training import _network
 
             if __name__ == "__main__":
                 torch.set_num_threads(1)

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from faket_aug import FileFormatError, GrandModel, ParticleTable, ShrecSpecimens
 from faket_aug.formats.particles import ParticleList
-from faket_aug.specimens import grandmodel as specimen_module
+from faket_aug.specimens import shrec as specimen_module
 
 # --- a specimen -------------------------------------------------------------------------------------------------------
 
