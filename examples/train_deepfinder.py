@@ -106,7 +106,9 @@ def make_dataset(args: argparse.Namespace, style: list[fa.TiltSeries]) -> fa.Fak
     elif args.paired is not None:
         known, measured = fa.GrandModel.from_shrec(args.paired), fa.TiltSeries.read(args.paired)
         clean = -fa.project(known.density, measured.tilt_angles)  # dark particles, as in the measured tilts
-        noise = fa.NoiseModel.fit(clean, measured.tilts, measured.tilt_angles, quantiles=quantiles)
+        noise = fa.NoiseModel.fit(
+            clean=clean, target=measured.tilts, tilt_angles=measured.tilt_angles, quantiles=quantiles
+        )
     vgg = fa.VGG19Features(args.weights, precision=args.precision)
     bank = fa.StyleBank.build(style, vgg, style_layers=args.style_layers, quantiles=quantiles, cache=args.cache)
     chosen = {"style": bank, "features": vgg, "quantiles": quantiles, "filter": args.filter, "device": args.device}

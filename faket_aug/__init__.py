@@ -35,8 +35,7 @@ from faket_aug.microscope.imperfections import Imperfections
 from faket_aug.microscope.misalignment import Misalignment
 from faket_aug.microscope.noise import NoiseModel
 from faket_aug.microscope.response import MicroscopeResponse
-from faket_aug.simulation.simulator import FakETSimulator
-from faket_aug.simulation.simulator_settings import MODALITIES
+from faket_aug.simulation.simulator import MODALITIES, FakETSimulator
 from faket_aug.simulation.step_size import StepChoice, choose_step_size
 from faket_aug.simulation.tomogram import SimulatedTomogram, SimulationRecord
 from faket_aug.specimens.grandmodel import GrandModel

@@ -150,11 +150,11 @@ def _constant_style(folder: Path) -> object:
 def _constant_noise_target(_: Path) -> object:
     target = _constant(1)
     clean = torch.randn(target.tilts.shape, generator=torch.Generator().manual_seed(0))
-    return NoiseModel.fit(clean, target.tilts, target.tilt_angles)
+    return NoiseModel.fit(clean=clean, target=target.tilts, tilt_angles=target.tilt_angles)
 
 
 def _pairs_of_other_shape(_: Path) -> object:
-    return NoiseModel.fit(torch.zeros(5, 8, 8), torch.zeros(5, 8, 9), ANGLES)
+    return NoiseModel.fit(clean=torch.zeros(5, 8, 8), target=torch.zeros(5, 8, 9), tilt_angles=ANGLES)
 
 
 # --- weights ----------------------------------------------------------------------------------------------------------

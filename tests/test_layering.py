@@ -16,7 +16,7 @@ PACKAGE = Path(faket_aug.__file__).parent
 
 #: The floors of the house, from the ground up: a module imports only from rooms below its own, and from its own room.
 FLOORS: tuple[tuple[str, ...], ...] = (
-    ("_runtime", "_arrays", "_checks", "_random", "geometry", "statistics"),
+    ("_runtime", "_arrays", "_checks", "_deprecations", "_random", "geometry", "statistics"),
     ("formats", "tomography"),
     ("microscope",),
     ("tilts",),

@@ -148,10 +148,10 @@ def run(work: FitWork, progress: Callable[[int, int], None]) -> list[str]:
         specimens = specimens or [specimen]
         progress(index + 1, count)
     model = NoiseModel.fit_unpaired(
-        [one.tilts for one in series],
-        clean,
-        [one.tilt_angles for one in series],
-        [angles] * len(clean),
+        target=[one.tilts for one in series],
+        clean=clean,
+        tilt_angles=[one.tilt_angles for one in series],
+        clean_angles=[angles] * len(clean),
         pixel_size=pixel_size,
         ctf=optics,
     )

@@ -14,7 +14,7 @@ from faket_aug._checks import FileFormatError, check_choice, check_count
 from faket_aug.generation.filaments import FILAMENT_PRESETS
 from faket_aug.geometry import as_tilt_angles
 from faket_aug.simulation.saving import check_formats
-from faket_aug.simulation.simulator_settings import MODALITIES
+from faket_aug.simulation.simulator import MODALITIES
 from faket_aug.style.vgg19 import PRECISIONS
 
 #: Degrees, where neither angles nor a style are given: first, last and step.
@@ -170,7 +170,7 @@ RULES: dict[str, Rule] = {
         read=parse_angles, expected="first:last:step in degrees, a file of angles, or a list", is_path=True
     ),
     "filter": _WORD,
-    "binning": _WORD,
+    "resampling": _WORD,
     "extend": _WORD,
     "device": _WORD,
     "threads": _WHOLE,
@@ -185,7 +185,7 @@ GENERATED = (
     *("membrane_bound", "membranes", "filaments", "fiducials", "slab", "slab_tilt", "gap", "shape"),
 )
 #: Told by the simulator's own settings, with its defaults.
-ELSEWHERE = ("modality", "step_size", "filter", "binning", "extend", "device", "threads", "quantiles", "precision")
+ELSEWHERE = ("modality", "step_size", "filter", "resampling", "extend", "device", "threads", "quantiles", "precision")
 #: Words that stand in the place of a path.
 NO_PATHS = ("torchvision", "random")
 
@@ -235,7 +235,7 @@ class Options:
     quantiles: tuple[float, float] | None = None
     tilt_angles: str | tuple[float, ...] | None = None
     filter: str | None = None
-    binning: str | None = None
+    resampling: str | None = None
     extend: str | None = None
     device: str | None = None
     threads: int | None = None

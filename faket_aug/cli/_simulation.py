@@ -32,7 +32,7 @@ from faket_aug.tilts.series import TiltSeries
 #: Within the folder of a set: hidden, or deep enough that nothing in it is taken for a specimen of the set.
 STYLE_CACHE = ".style_cache"
 COPICK_PROJECT = Path("projects") / "copick"
-_SIMULATOR_OPTIONS = ("step_size", "filter", "binning", "extend", "device", "threads", "quantiles")
+_SIMULATOR_OPTIONS = ("step_size", "filter", "resampling", "extend", "device", "threads", "quantiles")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -89,7 +89,7 @@ def simulate(
         _Text, _option("first:last:step in degrees, or a file; by default of --noise, --style, or -60:60:3.", _TILTS)
     ] = None,
     filter: Annotated[_Text, _option("Of the reconstruction: shrec, ramp, ...", _TILTS)] = None,
-    binning: Annotated[_Text, _option("Of tilts finer than the labels: spline or fourier.", _TILTS)] = None,
+    resampling: Annotated[_Text, _option("Of tilts finer than the labels: spline or fourier.", _TILTS)] = None,
     extend: Annotated[
         _Text, _option("Beyond the specimen: zero, or wrap (itself again); of --noise, or zero.", _TILTS)
     ] = None,

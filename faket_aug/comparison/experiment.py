@@ -125,7 +125,11 @@ class Experiment:
         clean = [
             _clean(folder, series.tilt_angles) for folder, series in zip(self.comparison.train, measured, strict=True)
         ]
-        return NoiseModel.fit(clean, [one.tilts for one in measured], [one.tilt_angles for one in measured])
+        return NoiseModel.fit(
+            clean=clean,
+            target=[one.tilts for one in measured],
+            tilt_angles=[one.tilt_angles for one in measured],
+        )
 
     @cached_property
     def unpaired_noise(self) -> NoiseModel:
@@ -136,10 +140,10 @@ class Experiment:
         clean = [_clean(folder, angles) for folder in made.clean or (made.validation,)]
         pixel_size = self.style[0].pixel_size or GrandModel.from_shrec(made.validation).voxel_size
         return NoiseModel.fit_unpaired(
-            [one.tilts for one in style],
-            clean,
-            [one.tilt_angles for one in style],
-            [angles] * len(clean),
+            target=[one.tilts for one in style],
+            clean=clean,
+            tilt_angles=[one.tilt_angles for one in style],
+            clean_angles=[angles] * len(clean),
             pixel_size=pixel_size,
         )
 

@@ -18,8 +18,7 @@ from faket_aug.picking.clustering import BANDWIDTH, METHODS
 from faket_aug.picking.inference import OVERLAP, PRECISIONS, TILE_SIZE, check_tiles
 from faket_aug.picking.network import WIDTHS
 from faket_aug.picking.settings import LEARNING_RATE
-from faket_aug.simulation.simulator import FakETSimulator
-from faket_aug.simulation.simulator_settings import MODALITIES
+from faket_aug.simulation.simulator import MODALITIES, FakETSimulator
 from faket_aug.style.transfer import STYLE_LAYERS
 from faket_aug.tomography.filters import FILTERS
 

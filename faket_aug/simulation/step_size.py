@@ -14,9 +14,9 @@ from torch import Tensor
 
 from faket_aug.geometry import nearest_tilts
 from faket_aug.microscope.imperfections import Imperfections
+from faket_aug.microscope.noise import GIVEN
 from faket_aug.microscope.spectra import RINGS, match_spectrum, series_spectra
 from faket_aug.simulation.simulator import FakETSimulator
-from faket_aug.simulation.simulator_settings import GIVEN
 from faket_aug.specimens.tilted import Specimen
 from faket_aug.statistics import standardize
 from faket_aug.style.transfer import style_grams, style_weights_for
@@ -208,15 +208,15 @@ class _Look:
 
     @classmethod
     def of(cls, series: TiltSeries, simulator: FakETSimulator) -> _Look:
-        assert simulator.style is not None, "the modality needs it"
-        assert simulator.features is not None, "the modality needs them"
+        transfer = simulator.style_transfer
+        assert transfer is not None, "the modality needs it"
         spectra = series_spectra(series.tilts, series.tilt_angles, name=series.name)
         # The mean over pixels, so that images of other sizes compare.
         total = (spectra.power * spectra.counts).sum(axis=1, keepdims=True) / spectra.counts.sum()
         # Of the texture, not of the brightest bead: by its own deviation each tilt comes into [0, 1].
         unit = (0.5 + standardize(series.tilts) / (2 * _DEVIATIONS)).clamp(0.0, 1.0)
-        layers = simulator.style.style_layers
-        grams = style_grams(unit, simulator.features, layers=layers, memory_budget=simulator.memory_budget)
+        layers = transfer.bank.style_layers
+        grams = style_grams(unit, transfer.features, layers=layers, memory_budget=simulator.memory_budget)
         return cls(power=(spectra.power / total)[:, _RANGE], grams=grams)
 
     def distances(self, other: _Look, style_weights: Sequence[float] | None) -> tuple[float, float]:

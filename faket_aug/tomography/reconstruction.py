@@ -10,12 +10,14 @@ import torch
 from torch import Tensor
 
 from faket_aug._checks import check_choice, check_ndim, check_positive
+from faket_aug._deprecations import renamed
 from faket_aug.geometry import Angles, as_tilt_angles, axis_index
 from faket_aug.tomography.filters import FILTERS, filter_projections
 from faket_aug.tomography.plane_map import PlaneMap, Rows, geometry_cache, result_dtype, working_dtype
-from faket_aug.tomography.resample import BINNINGS, bin_images
+from faket_aug.tomography.resample import RESAMPLINGS, bin_images
 
 
+@renamed(binning="resampling")
 def reconstruct(
     projections: Tensor,
     tilt_angles: Angles,
@@ -24,7 +26,7 @@ def reconstruct(
     width: int | None = None,
     filter: str = "shrec",
     bin: int = 1,
-    binning: str = "spline",
+    resampling: str = "spline",
 ) -> Tensor:
     """Reconstruct a tomogram by filtered back-projection.
 
@@ -45,9 +47,9 @@ def reconstruct(
         `"shrec"` (two-dimensional, FakET's), `"ramp"`, `"shepp-logan"`, `"cosine"`, `"hamming"`, `"hann"` or `"none"`.
     bin
         Pixels of a tilt, along y and x, that become one voxel.
-    binning
-        `"spline"`, FakET's cubic spline, or `"fourier"`, a crop of the spectrum. The axis of rotation stays in voxel
-        `n // 2` either way.
+    resampling
+        How tilts are binned: `"spline"`, FakET's cubic spline, or `"fourier"`, a crop of the spectrum. The axis of
+        rotation stays in voxel `n // 2` either way.
 
     Returns
     -------
@@ -67,11 +69,11 @@ def reconstruct(
     check_positive("depth", depth)
     check_positive("bin", bin)
     check_choice("filter", filter, FILTERS)
-    check_choice("binning", binning, BINNINGS)
+    check_choice("resampling", resampling, RESAMPLINGS)
     dtype = result_dtype(projections.dtype)
     tilts = projections.to(working_dtype(dtype))
     if bin > 1:
-        tilts = bin_images(tilts, bin, method=binning)
+        tilts = bin_images(tilts, bin, method=resampling)
     # The scale goes to the tilts, which are many times smaller than the tomogram.
     filtered, scale = filter_projections(tilts, filter), math.pi / len(angles)
     tilts = filtered * scale if filter == "none" else filtered.mul_(scale)

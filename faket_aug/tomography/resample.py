@@ -16,7 +16,7 @@ from faket_aug._checks import check_choice, check_ndim, check_positive
 from faket_aug.geometry import axis_index
 from faket_aug.tomography.plane_map import result_dtype, working_dtype
 
-BINNINGS = ("spline", "fourier")
+RESAMPLINGS = ("spline", "fourier")
 GRIDS = ("axis", "corners")
 FILLS = ("mean", "edge")
 #: Places of an image that are read at a time (some 200 bytes each).
@@ -39,7 +39,7 @@ def bin_images(images: Tensor, factor: int, *, method: str = "spline") -> Tensor
     -------
     `(..., y // factor, x // factor)`.
     """
-    check_choice("method", method, BINNINGS)
+    check_choice("method", method, RESAMPLINGS)
     return bin_spline(images, factor) if method == "spline" else bin_fourier(images, factor)
 
 

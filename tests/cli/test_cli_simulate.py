@@ -153,7 +153,7 @@ def test_the_record_makes_it_again(command: Command, templates: Path, tmp_path: 
     folder = tmp_path / "set" / "tomogram_0001"
     record = SimulationRecord.read(folder)
     assert (record.seed, record.epoch, record.tomogram) == (3, 0, 1)
-    settings = {key: record.settings[key] for key in ("tilt_angles", "modality", "filter", "binning", "extend")}
+    settings = {key: record.settings[key] for key in ("tilt_angles", "modality", "filter", "resampling", "extend")}
     noise = NoiseModel.from_json(record.settings["noise"])
     simulator, specimen = FakETSimulator(noise=noise, **settings), GrandModel.from_shrec(folder)
     made = simulator.simulate(specimen, record)

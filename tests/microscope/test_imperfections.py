@@ -37,6 +37,7 @@ from faket_aug import (
     Imperfections,
     MicroscopeResponse,
     Misalignment,
+    NoiseModel,
     ParticleTable,
     SimulationError,
     SimulationRecord,
@@ -413,7 +414,7 @@ def test_not_twice() -> None:
         noise=(tuple(np.full(len(RINGS), 4.0)),),
         angle_range=(-60.0, 60.0),
     )
-    for noise in ("given", replace(noise_model(), response=response)):
+    for noise in ("given", NoiseModel(series=noise_model().series, response=response)):
         for one in (ALL, Imperfections(misalignment=MANY), Imperfections(detector=Detector(at_nyquist=0.5))):
             with pytest.raises(
                 ValueError, match="expected no `imperfections` with noise that has passed the microscope"

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from faket_aug import ContrastTransfer, FakETSimulator, FileFormatError, MicroscopeResponse, StyleBank
+from faket_aug import ContrastTransfer, FakETSimulator, FileFormatError, MicroscopeResponse, NoiseModel, StyleBank
 from faket_aug.microscope.file import MicroscopeFile, read_microscope, write_microscope
 from faket_aug.microscope.response import Envelope
 from faket_aug.microscope.spectra import RINGS
@@ -51,7 +50,9 @@ def test_a_response_needs_a_step_of_its_own(fitted: Path, tmp_path: Path) -> Non
         noise=(tuple(np.full(len(RINGS), 4.0)),),
         angle_range=(-60.0, 60.0),
     )
-    write_microscope(fitted, MicroscopeFile(noise=replace(noise_model(), response=response), tilt_angles=ANGLES))
+    write_microscope(
+        fitted, MicroscopeFile(noise=NoiseModel(series=noise_model().series, response=response), tilt_angles=ANGLES)
+    )
     features = narrow_vgg(tmp_path)
     bank = StyleBank.build(style_series(0), features, style_layers=STYLE_LAYERS)
     with pytest.raises(ValueError, match="expected a step size of the style transfer for a fitted response, got none"):

@@ -12,7 +12,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from faket_aug.microscope.noise import CONTENT_NOISE, CURVES, NoiseModel
+from faket_aug.microscope.noise import CONTENT_NOISE, GivenNoise, NoiseModel, WhiteNoise
+from faket_aug.microscope.noise_curves import CURVES
 from faket_aug.statistics import mean_std, standardize
 
 ANGLES = np.linspace(-60.0, 60.0, 7)
@@ -37,7 +38,7 @@ def _pairs(
 def _model(angles: np.ndarray = ANGLES, *, seed: int = 0, order: int = 2) -> NoiseModel:
     x = angles / 60
     pairs = _pairs(0.4 - 0.1 * x**2 + 0.02 * x, 2000 - 300 * x**2, 160 - 20 * x**2 + x, seed=seed)
-    return NoiseModel.fit(*pairs, angles, order=order)
+    return NoiseModel.fit(clean=pairs[0], target=pairs[1], tilt_angles=angles, order=order)
 
 
 # --- published values -------------------------------------------------------------------------------------------------
@@ -51,7 +52,7 @@ def golden(reference: Path, reference_file) -> dict[str, np.ndarray]:
 @pytest.fixture
 def golden_fit(golden: dict[str, np.ndarray]) -> NoiseModel:
     clean, target = (torch.from_numpy(golden[name]).double() for name in ("clean", "target"))
-    return NoiseModel.fit(clean, target, -golden["angles"])
+    return NoiseModel.fit(clean=clean, target=target, tilt_angles=-golden["angles"])
 
 
 @pytest.mark.reference
@@ -92,7 +93,7 @@ def test_closed_form_recovers_the_correlation() -> None:
     r = np.array([0.0, 0.05, 0.2, 0.5, 0.9, 0.999, 1.0])
     mean, std = np.linspace(-100, 3000, 7), np.linspace(1, 200, 7)
     clean, target = _pairs(r, mean, std)
-    (series,) = NoiseModel.fit(clean, target, ANGLES).series
+    (series,) = NoiseModel.fit(clean=clean, target=target, tilt_angles=ANGLES).series
     np.testing.assert_allclose(series.correlation, r, atol=1e-9)
     np.testing.assert_allclose(series.deviation, np.sqrt(1 - r**2), atol=1e-5)
     np.testing.assert_allclose(series.mean, mean, rtol=1e-9)
@@ -104,7 +105,7 @@ def test_opposite_contrast_is_no_signal() -> None:
     """A negative correlation is clamped to 0: nothing of that clean tilt is seen, all is noise."""
     clean, target = _pairs(np.full(7, 0.5), np.zeros(7), np.ones(7))
     clean[2] = -clean[2]
-    (series,) = NoiseModel.fit(clean, target, ANGLES).series
+    (series,) = NoiseModel.fit(clean=clean, target=target, tilt_angles=ANGLES).series
     assert series.correlation[2] == 0.0
     assert series.deviation[2] == 1.0
     assert min(series.correlation[:2] + series.correlation[3:]) > 0.4
@@ -114,7 +115,7 @@ def test_opposite_contrast_of_all_tilts_is_a_mistake() -> None:
     """Where no tilt correlates, the minus before the projections was forgotten, or the angles' sign is wrong."""
     clean, target = _pairs(np.full(7, 0.5), np.zeros(7), np.ones(7))
     with pytest.raises(ValueError, match="series 0: expected clean tilts that correlate .* negate the projections"):
-        NoiseModel.fit(-clean, target, ANGLES)
+        NoiseModel.fit(clean=-clean, target=target, tilt_angles=ANGLES)
 
 
 @pytest.mark.parametrize("angles", [ANGLES, IRREGULAR, IRREGULAR[[3, 2, 4, 1, 5, 0, 6]]])
@@ -123,7 +124,7 @@ def test_curves_of_the_angle(angles: np.ndarray) -> None:
     x = angles / 60
     pairs = _pairs(0.4 - 0.1 * x**2 + 0.02 * x, 2000 - 300 * x**2, 160 - 20 * x**2 + x)
     asked = np.array([-33.0, 0.0, 12.5])
-    curves = NoiseModel.fit(*pairs, angles).curves(asked)
+    curves = NoiseModel.fit(clean=pairs[0], target=pairs[1], tilt_angles=angles).curves(asked)
     x = asked / 60
     np.testing.assert_allclose(curves.correlation, 0.4 - 0.1 * x**2 + 0.02 * x, rtol=1e-9)
     np.testing.assert_allclose(curves.mean, 2000 - 300 * x**2, rtol=1e-9)
@@ -135,7 +136,7 @@ def test_angle_is_index_for_even_steps(order: int) -> None:
     """For even steps the polynomial of the angle is FakET's polynomial of the tilt's index."""
     rng = np.random.default_rng(0)
     clean, target = _pairs(rng.uniform(0.2, 0.6, 7), rng.uniform(1000, 2000, 7), rng.uniform(100, 200, 7))
-    model = NoiseModel.fit(clean, target, ANGLES, order=order)
+    model = NoiseModel.fit(clean=clean, target=target, tilt_angles=ANGLES, order=order)
     for name in CURVES:
         values = getattr(model.series[0], name)
         by_index = np.polyval(np.polyfit(np.arange(7), values, order), np.arange(7))
@@ -156,8 +157,12 @@ def test_fit_of_a_list() -> None:
     """Fitting a list of series is fitting each, in order; the series may differ in size and number of tilts."""
     one = _pairs(np.full(7, 0.3), np.zeros(7), np.ones(7))
     two = _pairs(np.full(5, 0.6), np.ones(5), np.ones(5), seed=1, side=17)
-    both = NoiseModel.fit([one[0], two[0]], [one[1], two[1]], [ANGLES, ANGLES[1:-1]])
-    assert both.series == NoiseModel.fit(*one, ANGLES).series + NoiseModel.fit(*two, ANGLES[1:-1]).series
+    both = NoiseModel.fit(clean=[one[0], two[0]], target=[one[1], two[1]], tilt_angles=[ANGLES, ANGLES[1:-1]])
+    assert (
+        both.series
+        == NoiseModel.fit(clean=one[0], target=one[1], tilt_angles=ANGLES).series
+        + NoiseModel.fit(clean=two[0], target=two[1], tilt_angles=ANGLES[1:-1]).series
+    )
 
 
 def test_baseline_is_the_same_at_every_tilt() -> None:
@@ -174,7 +179,7 @@ def test_extrapolation_stays_within_bounds() -> None:
     """Asked far beyond the fitted angles, r and σ stay in [0, 1], deviations positive, and nothing is NaN."""
     x = ANGLES / 60
     clean, target = _pairs(0.9 - 0.89 * x**2, 2000 + 0 * x, 160 - 159 * x**2)
-    curves = NoiseModel.fit(clean, target, ANGLES).curves(np.linspace(-180, 180, 37))
+    curves = NoiseModel.fit(clean=clean, target=target, tilt_angles=ANGLES).curves(np.linspace(-180, 180, 37))
     for name in ("correlation", "deviation"):
         assert getattr(curves, name).min() >= 0.0
         assert getattr(curves, name).max() <= 1.0
@@ -186,14 +191,14 @@ def test_extrapolation_stays_within_bounds() -> None:
 def test_hot_pixel() -> None:
     """With quantiles one pixel of 1e6 changes r, mean and deviation by little; without, it drowns them."""
     clean, target = _pairs(np.full(7, 0.4), np.full(7, 2000.0), np.full(7, 150.0), side=64)
-    before = NoiseModel.fit(clean, target, ANGLES, quantiles=(0.001, 0.999)).series[0]
+    before = NoiseModel.fit(clean=clean, target=target, tilt_angles=ANGLES, quantiles=(0.001, 0.999)).series[0]
     np.testing.assert_allclose(before.correlation, 0.4, atol=0.01)
     target[3, 5, 5] = 1e6
-    after = NoiseModel.fit(clean, target, ANGLES, quantiles=(0.001, 0.999)).series[0]
+    after = NoiseModel.fit(clean=clean, target=target, tilt_angles=ANGLES, quantiles=(0.001, 0.999)).series[0]
     assert after.correlation[3] == pytest.approx(before.correlation[3], abs=0.01)
     assert after.mean[3] == pytest.approx(before.mean[3], rel=1e-3)
     assert after.std[3] == pytest.approx(before.std[3], rel=0.02)
-    assert NoiseModel.fit(clean, target, ANGLES).series[0].std[3] > 10 * before.std[3]
+    assert NoiseModel.fit(clean=clean, target=target, tilt_angles=ANGLES).series[0].std[3] > 10 * before.std[3]
 
 
 def test_assume() -> None:
@@ -334,7 +339,7 @@ def test_constant_tilt_is_named(which: str) -> None:
     clean, target = _pairs(np.full(7, 0.4), np.full(7, 2000.0), np.full(7, 150.0))
     (clean if which == "clean" else target)[5] = 4.0
     with pytest.raises(ValueError, match=rf"series 1: {which}: .*constant tilt\(s\) \[5\] \(at 40°\); leave them out"):
-        NoiseModel.fit([clean[:5], clean], [target[:5], target], [ANGLES[:5], ANGLES])
+        NoiseModel.fit(clean=[clean[:5], clean], target=[target[:5], target], tilt_angles=[ANGLES[:5], ANGLES])
 
 
 def test_constant_tilt_without_truth_is_named() -> None:
@@ -349,13 +354,13 @@ def test_shapes_must_match() -> None:
     """Clean and measured tilts, noise and angles must belong together."""
     clean, target = _random(7, 8, 8), _random(7, 8, 9)
     with pytest.raises(ValueError, match=r"`target` to have the shape of `clean`, \(7, 8, 8\), got \(7, 8, 9\)"):
-        NoiseModel.fit(clean, target, ANGLES)
+        NoiseModel.fit(clean=clean, target=target, tilt_angles=ANGLES)
     with pytest.raises(ValueError, match="each of 7 tilts, got 6"):
-        NoiseModel.fit(clean, clean, ANGLES[1:])
+        NoiseModel.fit(clean=clean, target=clean, tilt_angles=ANGLES[1:])
     with pytest.raises(ValueError, match="as many clean series as measured ones .* got 1, 2 and 1"):
-        NoiseModel.fit([clean], [clean, clean], [ANGLES])
+        NoiseModel.fit(clean=[clean], target=[clean, clean], tilt_angles=[ANGLES])
     with pytest.raises(ValueError, match=r"`clean` of shape \(tilt, y, x\), got \(8, 8\)"):
-        NoiseModel.fit(clean[0], clean[0], ANGLES)
+        NoiseModel.fit(clean=clean[0], target=clean[0], tilt_angles=ANGLES)
     with pytest.raises(ValueError, match="`noise` to have the shape of `clean`"):
         _model().sample(clean, target, ANGLES)
     with pytest.raises(ValueError, match="each of 7 tilts, got 2"):
@@ -379,3 +384,79 @@ def test_orders() -> None:
         NoiseModel(series=(series,), order=-1)
     with pytest.raises(ValueError, match="at least one fitted series, got none"):
         NoiseModel(series=())
+
+
+# --- kinds of noise, and ways of calling -----------------------------------------------------------------------------
+
+
+def test_tensors_are_taken_by_keyword() -> None:
+    """The order of clean and measured tilts differs between the two fits, so a swap must not go unnoticed."""
+    clean, target = _pairs_of_noise()
+    expected = NoiseModel.fit(clean=clean, target=target, tilt_angles=ANGLES)
+    with pytest.warns(DeprecationWarning, match=r"write `fit\(clean=..., target=..., tilt_angles=...\)`"):
+        assert NoiseModel.fit(clean, target, ANGLES) == expected
+    with pytest.warns(DeprecationWarning, match=r"write `fit\(clean=...\)`"):
+        assert NoiseModel.fit(clean, target=target, tilt_angles=ANGLES) == expected
+    with (
+        pytest.warns(DeprecationWarning, match=r"write `fit_unpaired\(target=..., clean=..., tilt_angles=...\)`"),
+        pytest.raises(ValueError, match="expected `pixel_size`"),
+    ):
+        NoiseModel.fit_unpaired(target, clean, ANGLES, pixel_size=0.0)
+    with (
+        pytest.warns(DeprecationWarning, match="by keyword"),
+        pytest.raises(TypeError, match="multiple values for argument 'clean'"),
+    ):
+        NoiseModel.fit(clean, clean=clean, target=target, tilt_angles=ANGLES)
+    with (
+        pytest.warns(DeprecationWarning, match="by keyword"),
+        pytest.raises(TypeError, match="takes 3 positional arguments, got 4"),
+    ):
+        NoiseModel.fit(clean, target, ANGLES, 2)
+
+
+def _pairs_of_noise() -> tuple[Tensor, Tensor]:
+    draw = torch.Generator().manual_seed(5)
+    clean = torch.randn(len(ANGLES), 12, 16, generator=draw)
+    return clean, clean + torch.randn(clean.shape, generator=draw)
+
+
+def test_kinds_of_noise() -> None:
+    """`NoiseModel(...)` makes white noise or noise with a response; both keep what they were made of."""
+    clean, target = _pairs_of_noise()
+    white = NoiseModel.fit(clean=clean, target=target, tilt_angles=ANGLES)
+    assert isinstance(white, WhiteNoise)
+    assert isinstance(NoiseModel(series=white.series), WhiteNoise)
+    assert white.response is None
+    assert white.at_defocus(3.0) is white
+    assert pickle.loads(pickle.dumps(white)) == white
+    with pytest.raises(ValueError, match="expected no `response` of white noise"):
+        dataclasses.replace(white, response=3)
+    with pytest.raises(TypeError, match="abstract"):
+        _Incomplete()
+
+
+class _Incomplete(NoiseModel):
+    """Has no `sample`."""
+
+
+def test_given_noise_adds_nothing() -> None:
+    """Tilts that have their noise stay as they are, whatever the scale."""
+    tilts = _pairs_of_noise()[0]
+    model = GivenNoise()
+    assert model.sample(tilts, torch.ones_like(tilts), ANGLES, noise_scale=0.25) is tilts
+    assert model == GivenNoise()
+    assert not model.draws
+    assert model.to_json() == '"given"'
+
+
+def test_a_file_of_version_0_1_0_is_read() -> None:
+    """The text of an older version gives the same model, and is written as it was."""
+    text = (
+        '{"format": 1, "order": 0, "series": [{"tilt_angles": [-3.0, 0.0, 3.0], "correlation": [0.25, 0.5, 0.25], '
+        '"deviation": [0.96, 0.86, 0.96], "mean": [10.0, 11.0, 12.0], "std": [2.0, 3.0, 4.0]}]}'
+    )
+    model = NoiseModel.from_json(text)
+    assert isinstance(model, WhiteNoise)
+    assert model.curves([0.0]).mean.tolist() == pytest.approx([11.0])
+    assert model.curves([0.0]).std.tolist() == pytest.approx([3.0])
+    assert json.loads(model.to_json())["series"] == json.loads(text)["series"]

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from faket_aug import ContrastTransfer, MicroscopeResponse, NoiseModel
-from faket_aug.microscope.noise import SeriesNoise
+from faket_aug.microscope.noise_curves import SeriesNoise
 from faket_aug.microscope.response import Envelope
 from faket_aug.microscope.spectra import RINGS, series_spectra
 

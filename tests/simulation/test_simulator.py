@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import inspect
 import itertools
 import json
 import pickle
+import re
+import textwrap
 from dataclasses import fields, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -47,6 +51,7 @@ from faket_aug.microscope.response import Envelope
 from faket_aug.microscope.spectra import RINGS
 from faket_aug.specimens.tilted import TiltedSpecimen
 from faket_aug.statistics import mean_std
+from faket_aug.style.style_transfer import StyleTransfer
 
 
 def _all(folder: Path, thing: GrandModel | None = None) -> dict[str, Tensor]:
@@ -237,7 +242,7 @@ def test_drawing_does_nothing() -> None:
         ({"threads": 2}, "threads"),
         ({"tilt_angles": ANGLES[:3]}, "tilt_angles"),
         ({"modality": "content"}, "modality"),
-        ({"binning": "fourier", "extend": "wrap"}, "binning, extend"),
+        ({"resampling": "fourier", "extend": "wrap"}, "resampling, extend"),
         ({"quantiles": (0.01, 0.99)}, "quantiles"),
     ],
 )
@@ -346,7 +351,7 @@ def test_error_crosses_processes() -> None:
     [
         ({"modality": "fakety"}, "expected `modality` to be one of 'noiseless', 'baseline', 'noisy', 'content'"),
         ({"filter": "ramlak"}, "expected `filter` to be one of 'shrec', 'ramp', 'shepp-logan', 'cosine', 'hamming'"),
-        ({"binning": "mean"}, "expected `binning` to be one of 'spline', 'fourier', got 'mean'"),
+        ({"resampling": "mean"}, "expected `resampling` to be one of 'spline', 'fourier', got 'mean'"),
         ({"extend": "mirror"}, "expected `extend` to be one of 'zero', 'wrap', got 'mirror'"),
         ({"backend": "numpy"}, "expected `backend` to be one of 'torch', 'torch_radon', got 'numpy'"),
         ({"modality": "noisy"}, "expected `noise` for the modality 'noisy', got None; fit a `NoiseModel`"),
@@ -462,7 +467,7 @@ def _turned(volume: Tensor) -> dict[tuple[int, ...], Tensor]:
 @pytest.mark.parametrize("filter", ["hann", "shrec"])
 def test_orientation(phantom: Tensor, filter: str, bin: int, binning: str) -> None:
     """The tomogram of an asymmetric phantom of three unequal sizes is its negative, unflipped and unmoved."""
-    made = FakETSimulator(tilt_angles=TILTS, modality="noiseless", filter=filter, binning=binning)
+    made = FakETSimulator(tilt_angles=TILTS, modality="noiseless", filter=filter, resampling=binning)
     tomogram = made(_specimen_of(phantom, bin), seed=0).tomogram
     assert tomogram.shape == phantom.shape
     dark = {axes: correlation(tomogram, -volume) for axes, volume in _turned(phantom).items()}
@@ -617,13 +622,13 @@ def test_noise_with_a_response(tmp_path: Path) -> None:
     thing = specimen(0)
     model = noise_model()
     response = _response(thing, scale=0.0, power=4.0)
-    fitted = replace(model, response=response)
+    fitted = NoiseModel(series=model.series, response=response)
     made = simulator("noisy", tmp_path, noise=fitted)(thing, seed=0)
     mean, std = mean_std(made.tiltseries)
     np.testing.assert_allclose(mean, model.curves(ANGLES).mean, rtol=1e-4)
     assert 1.8 < float(std.mean()) < 20
     assert not torch.equal(simulator("noisy", tmp_path, noise=fitted)(thing, seed=1).tiltseries, made.tiltseries)
-    other = replace(model, response=replace(response, pixel_size=2 * thing.voxel_size))
+    other = NoiseModel(series=model.series, response=replace(response, pixel_size=2 * thing.voxel_size))
     with pytest.raises(SimulationError, match="expected voxels of .* Å, the pixel size of the tilts"):
         simulator("noisy", tmp_path, noise=other)(thing, seed=0)
     tilts = -project(thing.density, ANGLES)
@@ -647,7 +652,7 @@ def test_noiseless_tilts_are_the_other_half_of_noisy_ones(tmp_path: Path) -> Non
     """With a response both pass the same microscope: their difference is noise, without the specimen."""
     thing = specimen(0)
     response = _response(thing, scale=2.0, power=4.0, defocus=(2.0, 3.0, 4.0))
-    noisy = simulator("noisy", tmp_path, noise=replace(noise_model(), response=response))
+    noisy = simulator("noisy", tmp_path, noise=NoiseModel(series=noise_model().series, response=response))
     clean = replace(noisy, modality="noiseless")
     for number in range(3):
         pair = [one(thing, seed=0, tomogram=number) for one in (noisy, clean)]
@@ -669,7 +674,7 @@ def test_each_tomogram_has_the_defocus_of_one_series(tmp_path: Path) -> None:
     """A response that was fitted to several series stands for all of them: the record says for which."""
     thing = specimen(0)
     response = _response(thing, scale=0.0, power=1e-6, defocus=(2.5, 3.5))
-    make = simulator("noisy", tmp_path, noise=replace(noise_model(), response=response))
+    make = simulator("noisy", tmp_path, noise=NoiseModel(series=noise_model().series, response=response))
     records = [make.draw(thing, seed=0, tomogram=number) for number in range(12)]
     assert {record.defocus for record in records} == {(2.5,), (3.5,)}
     made = make.simulate(thing, next(record for record in records if record.defocus == (3.5,)))
@@ -682,3 +687,88 @@ def test_each_tomogram_has_the_defocus_of_one_series(tmp_path: Path) -> None:
         -project(thing.density, ANGLES), torch.zeros(()).expand(5, *SHAPE[1:]), ANGLES
     )
     assert not torch.allclose(centred, other, atol=0.05 * float(expected.std()))
+
+
+# --- the trip, and ways of saying the same ----------------------------------------------------------------------------
+
+
+def test_a_specimens_trip_is_read_in_one_function() -> None:
+    """Project, distort, add noise, restyle, reconstruct: in this order, in at most 12 lines."""
+    lines = textwrap.dedent(inspect.getsource(FakETSimulator._simulate)).splitlines()
+    assert len(lines) <= 12
+    stages = [re.search(r"self\._(\w+)\(", line) for line in lines[2:]]
+    names = [found[1] for found in stages if found]
+    assert names == ["project", "distort", "add_noise", "restyle", "reconstruct", "labelled"]
+
+
+def test_style_transfer_in_one_object(tmp_path: Path) -> None:
+    """A `StyleTransfer` brings its bank, features and settings along; taken apart it is the same simulator."""
+    apart = simulator("faket", tmp_path, step_size=0.05, keep_spectrum=True, iterations=2)
+    assert isinstance(apart.style, StyleBank)
+    assert apart.features is not None
+    whole = StyleTransfer(bank=apart.style, features=apart.features, step_size=0.05, keep_spectrum=True, iterations=2)
+    together = FakETSimulator(tilt_angles=ANGLES, noise=apart.noise, style=whole)
+    assert together.settings() == apart.settings()
+    made = [one(specimen(1), seed=2).tiltseries for one in (apart, together)]
+    assert torch.equal(*made)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"iterations": 0}, "expected `iterations`"),
+        ({"step_size": -0.1}, "expected `step_size` to be 0 or more"),
+        ({"step_size": "auto"}, "expected `step_size` to be a number"),
+        ({"average_decay": 2.0}, "expected `average_decay`"),
+        ({"quantiles": (0.5, 0.5)}, "expected `quantiles`"),
+        ({"memory_budget": 0}, "expected `memory_budget`"),
+        ({"style_weights": (1.0,)}, "expected one of `style_weights` for each"),
+        ({"content_layers": (29,)}, "29"),
+    ],
+)
+def test_style_transfer_errors(tmp_path: Path, settings: dict[str, Any], message: str) -> None:
+    """A style transfer checks its numbers, and that its layers are there."""
+    features = narrow_vgg(tmp_path)
+    bank = StyleBank.build(style_series(0), features, style_layers=STYLE_LAYERS)
+    with pytest.raises(ValueError, match=message):
+        StyleTransfer(bank=bank, features=features, **settings)
+
+
+def test_binning_is_called_resampling() -> None:
+    """The old name of a setting still works, with a warning that says the new one."""
+    with pytest.warns(DeprecationWarning, match="`binning` is called `resampling` now"):
+        made = FakETSimulator(tilt_angles=TILTS, modality="noiseless", binning="fourier")
+    assert made.resampling == "fourier"
+    with pytest.warns(DeprecationWarning, match="`binning` is called `resampling` now"):
+        assert made.binning == "fourier"
+
+
+def test_a_record_of_an_older_version_is_made_again() -> None:
+    """Version 0.1.0 called a setting `binning` in its records."""
+    thing, made = specimen(0, bin=2), FakETSimulator(tilt_angles=TILTS, modality="noiseless", resampling="fourier")
+    record = made.draw(thing, seed=3)
+    older = {("binning" if name == "resampling" else name): value for name, value in record.settings.items()}
+    assert torch.equal(made.simulate(thing, replace(record, settings=older)).tomogram, made(thing, seed=3).tomogram)
+    with pytest.raises(ValueError, match="got others for resampling"):
+        made.simulate(thing, replace(record, settings=older | {"binning": "spline"}))
+
+
+def test_noise_of_ones_own() -> None:
+    """A noise model derives from `NoiseModel`, makes tilts of its own, and stands in the record; others are refused."""
+
+    class Doubled(NoiseModel):
+        def sample(self, clean: Tensor, noise: Tensor, tilt_angles: Any, *, noise_scale: float = 1.0) -> Tensor:
+            return clean + 2 * noise_scale * noise
+
+        def to_json(self) -> str:
+            return '{"noise": "doubled"}'
+
+    made = FakETSimulator(tilt_angles=ANGLES, modality="noisy", noise=Doubled())
+    clean = FakETSimulator(tilt_angles=ANGLES, modality="noiseless")
+    found = made(specimen(0), seed=1)
+    assert abs(float((found.tiltseries - clean(specimen(0), seed=1).tiltseries).std()) - 2) < 0.1
+    assert found.record.settings["noise"] == '{"noise": "doubled"}'
+    with pytest.raises(ValueError, match="expected noise with a BASELINE variant, got Doubled"):
+        replace(made, modality="baseline").simulate(specimen(0), replace(found.record))
+    with pytest.raises(ValueError, match="expected `noise` to be a `NoiseModel`, got 3.0"):
+        FakETSimulator(tilt_angles=ANGLES, modality="noisy", noise=3.0)

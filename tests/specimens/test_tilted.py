@@ -13,7 +13,8 @@ import torch
 
 from faket_aug import FakETSimulator, FileFormatError, SimulationError, project
 from faket_aug.formats.mrc import write_mrc
-from faket_aug.simulation.simulator_settings import GIVEN, MODALITIES
+from faket_aug.microscope.noise import GIVEN
+from faket_aug.simulation.simulator import MODALITIES
 from faket_aug.specimens.grandmodel import GrandModel
 from faket_aug.specimens.tilted import TiltedSpecimen
 from faket_aug.statistics import match_mean_std

@@ -14,7 +14,7 @@ from torch import Tensor
 from faket_aug.tomography.filters import FILTERS
 from faket_aug.tomography.projection import project
 from faket_aug.tomography.reconstruction import reconstruct
-from faket_aug.tomography.resample import BINNINGS
+from faket_aug.tomography.resample import RESAMPLINGS
 
 ANGLES = np.arange(-60.0, 61.0, 4.0)
 
@@ -74,7 +74,7 @@ def test_reconstruction_is_linear(name: str, bin: int, binning: str) -> None:
     angles = [-50.0, -20.0, 0.0, 31.0, 60.0]
 
     def volume(tilts: Tensor) -> Tensor:
-        return reconstruct(tilts, angles, depth=6, filter=name, bin=bin, binning=binning)
+        return reconstruct(tilts, angles, depth=6, filter=name, bin=bin, resampling=binning)
 
     torch.testing.assert_close(volume(3 * p - 2 * q), 3 * volume(p) - 2 * volume(q), rtol=1e-9, atol=1e-9)
 
@@ -134,7 +134,7 @@ def test_gradients(name: str, bin: int) -> None:
     tilts = _random(2, 4, 6).requires_grad_()
     with torch.random.fork_rng(devices=[]):  # gradcheck draws from the global generator
         assert torch.autograd.gradcheck(
-            lambda p: reconstruct(p, [-30.0, 25.0], depth=3, filter=name, bin=bin, binning="fourier"), tilts
+            lambda p: reconstruct(p, [-30.0, 25.0], depth=3, filter=name, bin=bin, resampling="fourier"), tilts
         )
 
 
@@ -161,7 +161,9 @@ def test_point_stays_at_its_place(sizes: tuple[int, int, int], bin: int, binning
     axes = [torch.arange(n, dtype=torch.float64) - n // 2 - bin * k for n, k in zip(sizes, offset, strict=True)]
     blob = [torch.exp(-(axis**2) / (2 * (1.2 * bin) ** 2)) for axis in axes]
     volume = blob[0][:, None, None] * blob[1][:, None] * blob[2]
-    found = reconstruct(project(volume, ANGLES), ANGLES, depth=sizes[0] // bin, filter="hann", bin=bin, binning=binning)
+    found = reconstruct(
+        project(volume, ANGLES), ANGLES, depth=sizes[0] // bin, filter="hann", bin=bin, resampling=binning
+    )
     assert found.shape == tuple(n // bin for n in sizes)
     peak = np.array(np.unravel_index(int(found.argmax()), found.shape))
     expected = np.array([n // 2 + k for n, k in zip(found.shape, offset, strict=True)])
@@ -173,13 +175,13 @@ def test_point_stays_at_its_place(sizes: tuple[int, int, int], bin: int, binning
         assert abs(before - after) < 0.05 * top
 
 
-@pytest.mark.parametrize("binning", BINNINGS)
+@pytest.mark.parametrize("binning", RESAMPLINGS)
 def test_binned_tomogram_is_the_binned_volume(phantom: Tensor, binning: str) -> None:
     """A reconstruction at bin 2 looks like the phantom read at every other voxel, not like its mirror images."""
     smooth = torch.nn.functional.interpolate(phantom[None, None], scale_factor=2, mode="trilinear")[0, 0]
     # Voxel n // 2 (14, 10, 22) lands in voxel m // 2 (7, 5, 11): every other voxel from the first.
     small = smooth[::2, ::2, ::2]
-    found = reconstruct(project(smooth, ANGLES), ANGLES, depth=14, bin=2, binning=binning)
+    found = reconstruct(project(smooth, ANGLES), ANGLES, depth=14, bin=2, resampling=binning)
     straight = _correlation(found, small)
     assert straight > 0.7
     for axes in ((0,), (1,), (2,), (0, 2), (0, 1, 2)):
@@ -202,8 +204,8 @@ def test_other_errors() -> None:
     angles = [0.0, 1.0, 2.0]
     with pytest.raises(ValueError, match="one tilt angle for each of 3 tilts, got 2; set `tilt_angles`"):
         reconstruct(tilts, [0.0, 1.0], depth=4)
-    with pytest.raises(ValueError, match="`binning` to be one of 'spline', 'fourier', got 'mean'"):
-        reconstruct(tilts, angles, depth=4, binning="mean")
+    with pytest.raises(ValueError, match="`resampling` to be one of 'spline', 'fourier', got 'mean'"):
+        reconstruct(tilts, angles, depth=4, resampling="mean")
     with pytest.raises(ValueError, match="`bin` to be more than 0, got 0"):
         reconstruct(tilts, angles, depth=4, bin=0)
     with pytest.raises(ValueError, match="`depth` to be more than 0, got 0"):

@@ -13,8 +13,8 @@ from torch import Tensor
 
 from faket_aug.tomography import resample
 from faket_aug.tomography.resample import (
-    BINNINGS,
     GRIDS,
+    RESAMPLINGS,
     bin_fourier,
     bin_images,
     bin_spline,
@@ -61,7 +61,7 @@ def test_axis_grid_reads_the_pixels(factor: int) -> None:
         torch.testing.assert_close(bin_spline(images, factor), expected, rtol=1e-9, atol=1e-9)
 
 
-@pytest.mark.parametrize("method", BINNINGS)
+@pytest.mark.parametrize("method", RESAMPLINGS)
 @pytest.mark.parametrize("factor", [2, 3, 4])
 @pytest.mark.parametrize("length", [96, 97, 98, 99, 100, 101])
 def test_axis_stays_in_n_half(method: str, factor: int, length: int) -> None:
@@ -90,7 +90,7 @@ def test_fourier_is_exact_for_band_limited_waves(factor: int, size: int) -> None
         torch.testing.assert_close(found, expected.expand(2, -1), rtol=1e-9, atol=1e-12)
 
 
-@pytest.mark.parametrize("method", BINNINGS)
+@pytest.mark.parametrize("method", RESAMPLINGS)
 def test_constants_stay(method: str) -> None:
     """A constant image stays that constant, for any size and factor."""
     for n in (16, 17, 18, 19):
@@ -106,14 +106,14 @@ def test_fourier_preserves_the_mean() -> None:
         torch.testing.assert_close(bin_fourier(images, factor).mean((-2, -1)), images.mean((-2, -1)))
 
 
-@pytest.mark.parametrize("method", BINNINGS)
+@pytest.mark.parametrize("method", RESAMPLINGS)
 def test_factor_one_changes_nothing(method: str) -> None:
     """Binning by 1 is the identity."""
     images = _random(2, 5, 7)
     assert torch.equal(bin_images(images, 1, method=method), images)
 
 
-@pytest.mark.parametrize("method", BINNINGS)
+@pytest.mark.parametrize("method", RESAMPLINGS)
 def test_binning_is_linear_and_batched(method: str) -> None:
     """Binning is linear; a stack equals its images; leading axes pass through; gradients flow."""
     a, b = _random(2, 3, 9, 12), _random(2, 3, 9, 12, seed=1)
@@ -126,7 +126,7 @@ def test_binning_is_linear_and_batched(method: str) -> None:
         assert torch.autograd.gradcheck(lambda x: bin_images(x, 2, method=method), images)
 
 
-@pytest.mark.parametrize("method", BINNINGS)
+@pytest.mark.parametrize("method", RESAMPLINGS)
 @pytest.mark.parametrize("factor", [1, 2])
 @pytest.mark.parametrize(
     ("dtype", "result"),

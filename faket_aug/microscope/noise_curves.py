@@ -1,0 +1,177 @@
+"""What measured tilt-series say about their noise, tilt by tilt, and smooth curves over the tilt angle."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from faket_aug._arrays import FloatArray
+from faket_aug._checks import check_ndim, check_positive, check_same_shape
+from faket_aug.geometry import Angles, as_tilt_angles
+from faket_aug.microscope.spectra import SeriesSpectra
+from faket_aug.microscope.unpaired import SeriesGain
+from faket_aug.statistics import clip_images, mean_std, refuse_constant, standardize
+
+Floats = tuple[float, ...]
+CURVES = ("correlation", "deviation", "mean", "std")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SeriesNoise:
+    """What one tilt-series says about the noise, tilt by tilt.
+
+    Parameters
+    ----------
+    tilt_angles
+        `(tilt,)`, degrees.
+    correlation
+        `(tilt,)`, correlation r of clean and measured tilt, in [0, 1].
+    deviation
+        `(tilt,)`, deviation of the noise in a tilt of deviation 1, `sqrt(1 - r²)`.
+    mean, std
+        `(tilt,)`, mean and population deviation of the measured tilt, in its unit.
+    """
+
+    tilt_angles: Floats
+    correlation: Floats
+    deviation: Floats
+    mean: Floats
+    std: Floats
+
+    def __post_init__(self) -> None:
+        for name in ("tilt_angles", *CURVES):
+            values = getattr(self, name)
+            if len(values) != len(self.tilt_angles) or not np.isfinite(values).all():
+                raise ValueError(
+                    f"expected {len(self.tilt_angles)} finite numbers for `{name}`, one for each tilt, got {values}"
+                )
+
+
+@dataclass(frozen=True, kw_only=True)
+class NoiseCurves:
+    """Noise at given tilts: correlation, deviation, mean and std, each `(tilt,)` in float64."""
+
+    correlation: FloatArray
+    deviation: FloatArray
+    mean: FloatArray
+    std: FloatArray
+
+
+def mean_curves(series: Sequence[SeriesNoise], tilt_angles: Angles, order: int) -> NoiseCurves:
+    """Fit a polynomial of the tilt angle to each series, and average these at tilt angles `(tilt,)` in degrees.
+
+    Correlations and the noise's standard deviations are kept within [0, 1], and `std` above a hundredth of its smallest
+    measured value, where the polynomials are asked beyond the angles they were fitted to.
+    """
+    angles = as_tilt_angles(tilt_angles)
+    values = {name: np.mean([_polynomial(s, name, angles, order) for s in series], axis=0) for name in CURVES}
+    values["correlation"] = values["correlation"].clip(0.0, 1.0)
+    values["deviation"] = values["deviation"].clip(0.0, 1.0)
+    values["std"] = values["std"].clip(min=0.01 * min(min(s.std) for s in series))
+    return NoiseCurves(**values)
+
+
+def _polynomial(series: SeriesNoise, name: str, angles: FloatArray, order: int) -> FloatArray:
+    polynomial = np.polynomial.Polynomial.fit(series.tilt_angles, getattr(series, name), deg=order)
+    result: FloatArray = polynomial(angles)
+    return result
+
+
+def check_order(order: int, tilt_angles: Sequence[Floats | FloatArray]) -> None:
+    """Raise a `ValueError` unless each series has enough tilts for polynomials of this order."""
+    if not isinstance(order, int) or order < 0:
+        raise ValueError(f"expected `order` to be a whole number of 0 or more, got {order!r}")
+    fewest = min((len(set(angles)) for angles in tilt_angles), default=order + 1)
+    if fewest <= order:
+        raise ValueError(
+            f"expected more than {order} tilt angles for polynomials of order {order}, got {fewest}; set `order` lower"
+        )
+
+
+def fit_series(
+    clean: Tensor, target: Tensor, tilt_angles: Angles, quantiles: tuple[float, float], name: str
+) -> SeriesNoise:
+    """Compare clean and measured tilts of one series: `r = mean(c t)`, `σ = sqrt(1 − r²)`."""
+    check_ndim("clean", clean, "tilt y x")
+    check_same_shape("target", target.shape, "clean", clean.shape)
+    angles = as_tilt_angles(tilt_angles, count=clean.shape[0])
+    mean, std = _target_statistics(target, angles, quantiles, f"{name}: target")
+    refuse_constant(clean, angles, f"{name}: clean")
+    measured = clip_images(target, quantiles).to(torch.float64)
+    product = standardize(clean.to(torch.float64)) * standardize(measured)
+    # Differs from FakET: in closed form, not by bisection.
+    found = product.mean(dim=(-2, -1))
+    if bool((found <= 0).all()):
+        raise ValueError(
+            f"{name}: expected clean tilts that correlate with the measured ones, got none that does; negate the "
+            "projections (dark particles), or check the sign of `tilt_angles`"
+        )
+    r = found.clamp(0.0, 1.0).cpu().numpy()
+    return SeriesNoise(
+        tilt_angles=_floats(angles),
+        correlation=_floats(r),
+        deviation=_floats(np.sqrt(1 - r**2)),
+        mean=_floats(mean),
+        std=_floats(std),
+    )
+
+
+def assumed_series(target: Tensor, tilt_angles: Angles, *, snr: float, quantiles: tuple[float, float]) -> SeriesNoise:
+    """Take means and standard deviations from measured tilts, and assume a signal-to-noise ratio, `snr · cos θ`."""
+    check_ndim("target", target, "tilt y x")
+    check_positive("snr", snr)
+    angles = as_tilt_angles(tilt_angles, count=target.shape[0])
+    ratio = snr * np.cos(np.deg2rad(angles)).clip(0.01)
+    mean, std = _target_statistics(target, angles, quantiles, "target")
+    return SeriesNoise(
+        tilt_angles=_floats(angles),
+        correlation=_floats(np.sqrt(ratio / (1 + ratio))),
+        deviation=_floats(np.sqrt(1 / (1 + ratio))),
+        mean=_floats(mean),
+        std=_floats(std),
+    )
+
+
+def series_of_gain(spectra: SeriesSpectra, gain: SeriesGain) -> SeriesNoise:
+    """Say in the curves' terms what an unpaired fit found of a series."""
+    share = (gain.signal / (gain.signal + gain.noise)).clip(0.0, 1.0)
+    return SeriesNoise(
+        tilt_angles=_floats(spectra.tilt_angles),
+        correlation=_floats(np.sqrt(share)),
+        deviation=_floats(np.sqrt(1 - share)),
+        mean=_floats(spectra.mean),
+        std=_floats(np.sqrt(gain.signal + gain.noise)),
+    )
+
+
+def series_from_json(entries: Any) -> list[SeriesNoise]:
+    """Read what JSON holds of fitted series; raise a `ValueError` for anything else."""
+    wanted = {"tilt_angles", *CURVES}
+    if not isinstance(entries, list):
+        raise ValueError(f"expected a list of series, got {entries!r}")
+    for entry in entries:
+        if not isinstance(entry, dict) or set(entry) != wanted:
+            found = sorted(entry) if isinstance(entry, dict) else entry
+            raise ValueError(f"expected each series to hold {sorted(wanted)}, got {found!r}")
+        for name, values in entry.items():
+            if not isinstance(values, list) or not all(isinstance(value, int | float) for value in values):
+                raise ValueError(f"expected a list of numbers for `{name}`, got {values!r}")
+    return [SeriesNoise(**{name: _floats(values) for name, values in entry.items()}) for entry in entries]
+
+
+def _target_statistics(
+    target: Tensor, angles: FloatArray, quantiles: tuple[float, float], name: str
+) -> tuple[FloatArray, FloatArray]:
+    clipped = clip_images(target, quantiles)
+    refuse_constant(clipped, angles, name)
+    mean, std = mean_std(clipped)
+    return mean.cpu().numpy(), std.cpu().numpy()
+
+
+def _floats(values: Any) -> Floats:
+    return tuple(float(value) for value in values)

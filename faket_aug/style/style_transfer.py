@@ -1,0 +1,164 @@
+"""The style transfer of a simulator: a bank, the encoder that made it, and how far each step goes."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from faket_aug._checks import check_count, check_fraction, check_positive, check_quantiles
+from faket_aug.geometry import Angles
+from faket_aug.microscope.spectra import match_spectrum
+from faket_aug.statistics import match_mean_std, mean_std
+from faket_aug.style.bank import StyleBank
+from faket_aug.style.transfer import (
+    AVERAGE_DECAY,
+    CONTENT_LAYERS,
+    CONTENT_WEIGHT,
+    MEMORY_BUDGET,
+    STEP_SIZE,
+    style_weights_for,
+    stylize,
+)
+from faket_aug.style.vgg19 import VGG19Features
+
+#: Iterations of the published style transfer.
+ITERATIONS = 1
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class StyleTransfer:
+    """Transfer the style of measured tilts to simulated ones.
+
+    Parameters
+    ----------
+    bank
+        The style bank: what is needed of the measured tilts.
+    features
+        The encoder that made the bank.
+    step_size
+        Of Adam; 0.15 as published. A step of 0 leaves tilts as they are. `choose_step_size` finds a step for a
+        microscope.
+    iterations
+        Steps for each tilt; 1 as published.
+    style_weights
+        One for each of the bank's layers; by default 256:64:16:4:1, normalised to sum 1.
+    content_layers
+        ReLUs of VGG-19 whose features the content keeps, in torchvision's numbering.
+    content_weight
+        Of the content's loss.
+    average_decay
+        Decay of the average over start and iterates.
+    keep_spectrum
+        Filter each tilt after the step so that its radial power is what it was before: the transfer makes a grain that
+        measured tilts lack. Off, as published.
+    quantiles
+        Quantiles by which content and noisy stacks are brought to [0, 1]; those of the bank by default.
+    memory_budget
+        Bytes that the activations may take; `free_memory_budget` finds what is free.
+
+    Raises
+    ------
+    ValueError
+        If a number cannot be, the features are not those of the bank, or they do not reach a layer.
+
+    References
+    ----------
+    Harar et al., Structure 33 (2025), STAR Methods, "Neural style transfer".
+    """
+
+    bank: StyleBank
+    features: VGG19Features
+    step_size: float = STEP_SIZE
+    iterations: int = ITERATIONS
+    style_weights: Sequence[float] | None = None
+    content_layers: Sequence[int] = CONTENT_LAYERS
+    content_weight: float = CONTENT_WEIGHT
+    average_decay: float = AVERAGE_DECAY
+    keep_spectrum: bool = False
+    quantiles: tuple[float, float] | None = None
+    memory_budget: int = MEMORY_BUDGET
+    _on_device: dict[str, VGG19Features] = field(default_factory=dict, init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        check_style_numbers(self)
+        if self.features.fingerprint != self.bank.encoder:
+            raise ValueError(
+                "expected the `features` that `style` was built with, got others (weights, pooling or precision "
+                "differ); build the bank again with these"
+            )
+        self.features.check_layers([*self.content_layers, *self.bank.style_layers])
+        style_weights_for(self.bank.style_layers, self.style_weights)
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Copies of the encoder on a device belong to the process that made them.
+        return {**self.__dict__, "_on_device": {}}
+
+    def __call__(
+        self, content: Tensor, noisy: Tensor, tilt_angles: Angles, *, series: int = 0, own_statistics: bool = False
+    ) -> Tensor:
+        """Transfer the style to noisy tilts.
+
+        Parameters
+        ----------
+        content, noisy
+            `(tilt, y, x)`: what the features of the content are taken of, and where the steps start.
+        tilt_angles
+            `(tilt,)`, degrees; each tilt takes the style of the nearest tilt in angle.
+        series
+            Which series of the bank.
+        own_statistics
+            Whether each tilt keeps its own mean and standard deviation, instead of taking the style's. With
+            `keep_spectrum` it does in any case.
+
+        Returns
+        -------
+        `(tilt, y, x)`, in the unit of the style or, with their own statistics, of the noisy tilts.
+        """
+        if self.step_size == 0:
+            return noisy
+        style = self.bank.select(tilt_angles, series=series).to(noisy.device)
+        styled = stylize(
+            content,
+            noisy,
+            style,
+            features=self._encoder(noisy.device),
+            style_weights=self.style_weights,
+            content_layers=self.content_layers,
+            content_weight=self.content_weight,
+            step_size=self.step_size,
+            iterations=self.iterations,
+            average_decay=self.average_decay,
+            quantiles=self.bank.quantiles if self.quantiles is None else self.quantiles,
+            memory_budget=self.memory_budget,
+        )
+        if self.keep_spectrum:
+            styled = match_spectrum(styled, noisy)
+        own = self.keep_spectrum or own_statistics
+        return match_mean_std(styled, *(mean_std(noisy) if own else (style.mean, style.std)))
+
+    def _encoder(self, device: torch.device) -> VGG19Features:
+        if device.type == "cpu":
+            return self.features
+        key = str(device)
+        if key not in self._on_device:
+            self._on_device[key] = copy.deepcopy(self.features).to(device)
+        return self._on_device[key]
+
+
+def check_style_numbers(settings: Any) -> None:
+    """Raise a `ValueError` unless the numbers of a style transfer can be, those of a `StyleTransfer` or a simulator."""
+    check_count("iterations", settings.iterations)
+    if isinstance(settings.step_size, str):
+        raise ValueError(
+            f"expected `step_size` to be a number, got {settings.step_size!r}; `choose_step_size` finds one"
+        )
+    check_positive("step_size", settings.step_size, zero=True)
+    check_fraction("average_decay", settings.average_decay)
+    check_count("memory_budget", settings.memory_budget)
+    if settings.quantiles is not None:
+        check_quantiles("quantiles", settings.quantiles)
