@@ -46,7 +46,6 @@ LONG_MODULES = {
     "generation.potential": "one computation, from atoms to volts",
     "generation.templates": "one class with its readers",
     "microscope.noise": "one class with its three fits",
-    "specimens.readers": "a reader a layout, and what finds the right one",
 }
 MAX_LINES = 400
 

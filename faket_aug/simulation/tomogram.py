@@ -8,26 +8,23 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Self
 
-import numpy as np
-import numpy.typing as npt
-import torch
 from torch import Tensor
 
+from faket_aug._arrays import FloatArray
 from faket_aug._checks import FileFormatError, check_same_shape
-from faket_aug.formats.particles import ParticleList
 from faket_aug.microscope.misalignment import TiltErrors
 from faket_aug.simulation.saving import (
     NOISELESS_FILE,
     RECORD_FILE,
     TOMOGRAM_FILE,
-    SavedParticles,
+    SavedTomogram,
     check_formats,
     check_names,
     read_record_file,
     rewritten_folder,
 )
 from faket_aug.specimens.grandmodel import GrandModel
-from faket_aug.specimens.particles import ParticleTable
+from faket_aug.specimens.particles import Labelled
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,7 +105,7 @@ class SimulationRecord:
 
 
 @dataclass(frozen=True, kw_only=True)
-class SimulatedTomogram:
+class SimulatedTomogram(Labelled):
     """A tomogram, its labels, and the tilt-series it was reconstructed from.
 
     Parameters
@@ -119,32 +116,33 @@ class SimulatedTomogram:
         `(tilt,)`, degrees.
     tomogram
         `(z, y, x)`, float32, dark particles.
-    labels
-        `(z, y, x)`, uint8, class numbers, 0 is background.
-    instances
-        `(z, y, x)`, int32, 1-based rows of `particles`, or nothing where the specimen has none.
-    particles
-        The particle table; positions in voxels of the tomogram.
-    class_names
-        Names of the class numbers.
+    labels, instances
+        As of `Labelled`, of the tomogram's shape.
     voxel_size
         Å, of the tomogram.
     record
-        What makes it again from its specimen.
-    not_particles
-        Class numbers that no lists of particles are written of, see `GrandModel`.
+        The record that makes the tomogram again from its specimen.
+    name
+        For messages; by default the specimen's.
+    particles, class_names, not_particles
+        As of `Labelled`. Particles of the classes `not_particles` are written into SHREC's list only.
+
+    Raises
+    ------
+    ValueError, FileFormatError
+        If labels, instances and particle table do not fit together.
     """
 
     tiltseries: Tensor
-    tilt_angles: npt.NDArray[np.float64]
+    tilt_angles: FloatArray
     tomogram: Tensor
-    labels: Tensor
-    instances: Tensor | None
-    particles: ParticleTable
-    class_names: Mapping[int, str]
-    voxel_size: float
     record: SimulationRecord
-    not_particles: frozenset[int] = frozenset()
+    name: str = ""
+
+    def __post_init__(self) -> None:
+        if not self.name:
+            object.__setattr__(self, "name", self.record.specimen)
+        super().__post_init__()
 
     @property
     def bin(self) -> int:
@@ -200,7 +198,7 @@ class SimulatedTomogram:
             If it cannot be written, or the disk is full.
         """
         check_formats(formats)
-        check_names(self._all_class_names(), formats, tomogram=Path(folder).resolve().name)
+        check_names(self.all_class_names, formats, tomogram=Path(folder).resolve().name)
         if noiseless is not None:
             check_same_shape("noiseless", noiseless.shape, "tomogram", self.tomogram.shape)
         if specimen is not None:
@@ -217,33 +215,17 @@ class SimulatedTomogram:
         }
         with rewritten_folder(folder) as files:
             # What is small comes first: what a format cannot hold is known before the volumes are written.
-            files.class_names(self._all_class_names())
-            project = files.path / "copick" if copick_project is None else Path(copick_project)
-            files.particles(self._saved_particles(files.path.resolve().name, project), formats)
+            files.class_names(self.all_class_names)
+            saved = SavedTomogram(
+                labelled=self,
+                tomogram=self.tomogram,
+                name=files.path.resolve().name,
+                modality=str(self.record.settings["modality"]),
+                copick_project=files.path / "copick" if copick_project is None else Path(copick_project),
+            )
+            files.particles(saved, formats)
             files.angles(f"projections{unbinned}", self.tilt_angles)
             for name, (data, voxel_size) in volumes.items():
                 if data is not None:
                     files.volume(name, data, voxel_size=voxel_size)
             files.finish(asdict(self.record), origin or {})
-
-    def _all_class_names(self) -> dict[int, str]:
-        """Name each class but the background, those without a name after their number."""
-        numbers = np.union1d(torch.unique(self.labels).cpu().numpy(), self.particles.classes)
-        unnamed = [int(number) for number in numbers if number not in self.class_names]
-        names = {int(n): name for n, name in self.class_names.items()} | {n: f"class_{n}" for n in unnamed}
-        return {number: name for number, name in names.items() if number > 0}
-
-    def _saved_particles(self, name: str, copick_project: Path) -> SavedParticles:
-        class_names, table = self._all_class_names(), self.particles
-        names = tuple(class_names[int(number)] for number in table.classes)
-        return SavedParticles(
-            particles=ParticleList(names, table.positions, table.orientations),
-            class_names=class_names,
-            not_particles=frozenset(class_names[number] for number in self.not_particles if number in class_names),
-            labels=self.labels,
-            tomogram=self.tomogram,
-            voxel_size=self.voxel_size,
-            name=name,
-            modality=str(self.record.settings["modality"]),
-            copick_project=copick_project,
-        )

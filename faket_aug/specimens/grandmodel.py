@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
@@ -13,79 +13,48 @@ from torch import Tensor
 from faket_aug._checks import FileFormatError, check_finite, check_ndim, check_positive
 from faket_aug.formats.mrc import read_mrc, read_mrc_shape
 from faket_aug.formats.particles import ParticleList
-from faket_aug.specimens.particles import ParticleTable, as_labels, choose_voxel_size, particle_table
+from faket_aug.specimens.labelling import as_labels, choose_voxel_size, particle_table
+from faket_aug.specimens.particles import Labelled, ParticleTable
 from faket_aug.specimens.shrec import _instances, _labels, _particles, _ShrecFiles, label_range
 
 
 @dataclass(frozen=True, kw_only=True)
-class GrandModel:
-    """A specimen: its density, and which voxel belongs to which class and particle.
+class GrandModel(Labelled):
+    """A specimen: its density, and the class and the particle that each voxel belongs to.
 
     Parameters
     ----------
     density
         `(z, y, x)`, floating point, positive is denser than the surrounding ice.
-    labels
-        `(z, y, x)`, uint8, class numbers, 0 is background. May be coarser than the density by a whole factor, the
-        binning of the tomograms.
-    instances
-        `(z, y, x)`, int32, 1-based rows of the particle table, of the labels' shape; may be left out.
-    particles
-        The particle table.
+    labels, instances
+        As of `Labelled`. They may be coarser than the density by a whole factor, the binning of the tomograms.
     voxel_size
         Å, of the density.
-    class_names
-        Names of the class numbers.
-    not_particles
-        Class numbers of what is labelled, and has rows in the table, but is no particle to be picked: membranes.
-    name
-        For messages and records.
+    particles, class_names, not_particles, name
+        As of `Labelled`.
 
     Raises
     ------
     ValueError, FileFormatError
-        If shapes do not go together, or the density holds NaN or infinite values.
+        If shapes do not fit together, or the density holds NaN or infinite values.
     """
 
     density: Tensor
-    labels: Tensor
-    particles: ParticleTable
-    voxel_size: float
-    instances: Tensor | None = None
-    class_names: Mapping[int, str] = field(default_factory=dict)
-    not_particles: frozenset[int] = frozenset()
-    name: str = "specimen"
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         check_ndim("density", self.density, "z y x")
-        check_positive("voxel_size", self.voxel_size)
         if not self.density.is_floating_point():
             raise ValueError(f"{self.name}: expected a floating-point density, got {self.density.dtype}")
+        if 0 in self.density.shape:
+            raise ValueError(f"{self.name}: expected a density with voxels, got the shape {tuple(self.density.shape)}")
         check_finite(self.density, f"{self.name}: density")
-        check_ndim("labels", self.labels, "z y x")
-        if 0 in (*self.density.shape, *self.labels.shape):
-            raise ValueError(
-                f"{self.name}: expected voxels, got a density of {tuple(self.density.shape)} and labels of "
-                f"{tuple(self.labels.shape)}"
-            )
         bins = [a / b for a, b in zip(self.density.shape, self.labels.shape, strict=True)]
         if len(set(bins)) != 1 or not bins[0].is_integer():
             raise FileFormatError(
                 f"{self.name}: expected labels of the density's shape {tuple(self.density.shape)}, or smaller by one "
                 f"whole factor, got {tuple(self.labels.shape)}"
             )
-        if self.instances is not None and self.instances.shape != self.labels.shape:
-            raise FileFormatError(
-                f"{self.name}: expected instances of the labels' shape {tuple(self.labels.shape)}, got "
-                f"{tuple(self.instances.shape)}"
-            )
-        if self.instances is not None and len(self.particles) and int(self.instances.max()) > len(self.particles):
-            raise FileFormatError(
-                f"{self.name}: expected instances of the {len(self.particles)} rows of the particle table, got "
-                f"{int(self.instances.max())}"
-            )
-        if self.labels.dtype != torch.uint8:
-            raise ValueError(f"{self.name}: expected uint8 labels, got {self.labels.dtype}")
 
     @property
     def bin(self) -> int:

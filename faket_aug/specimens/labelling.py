@@ -3,41 +3,71 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
+from typing import TypeVar
 
+import numpy as np
+import torch
 from torch import Tensor
 
 from faket_aug._checks import FileFormatError
 from faket_aug.formats import copick
 from faket_aug.formats.deepfinder import read_object_list
 from faket_aug.formats.mrc import read_mrc
-from faket_aug.formats.particles import ParticleList, read_particles_csv
+from faket_aug.formats.particles import ParticleList, match_names, read_particles_csv
 from faket_aug.formats.shrec import find_class_names, read_particle_locations
 from faket_aug.formats.star import read_particles_star
-from faket_aug.specimens.particles import Labelled, ParticleTable, as_labels, particle_table
+from faket_aug.specimens.particles import Labelled, ParticleTable
 
 #: Endings of lists of particles.
 PARTICLE_LISTS = (".star", ".xml", ".csv", ".tsv", ".txt")
 
+AnyLabelled = TypeVar("AnyLabelled", bound=Labelled)
 
-@dataclass(frozen=True, kw_only=True)
-class Labelling:
-    """What a list of particles is read for.
 
-    Parameters
-    ----------
-    labels
-        `(z, y, x)`, uint8, class numbers, 0 is background.
-    label_voxel_size
-        Å.
-    class_names
-        Names of the class numbers.
+def choose_voxel_size(given: float | None, header: float, path: Path) -> float:
+    """Take the voxel size that is given, else the header's; ask for one where there is none."""
+    size = header if given is None else given
+    if size <= 0:
+        raise FileFormatError(f"{path}: expected a voxel size in the header, got 0; set `voxel_size` in Å")
+    return size
+
+
+def as_labels(labels: Tensor, path: Path, class_names: Mapping[int, str]) -> Tensor:
+    """Turn what a file holds into labels, uint8; each has to be in the table of class names, if there is one."""
+    low, high = (float(value) for value in torch.aminmax(labels))
+    if low < 0 or high > 255 or (labels.is_floating_point() and bool((labels != labels.round()).any())):
+        raise FileFormatError(f"{path}: expected whole class numbers from 0 to 255, got values from {low} to {high}")
+    found = labels.to(torch.uint8)
+    unknown = set(torch.bincount(found.flatten()).nonzero()[:, 0].tolist()) - {0, *class_names}
+    if class_names and unknown:
+        table = ", ".join(f"{number} {name}" for number, name in class_names.items())
+        raise FileFormatError(f"{path}: expected labels of the class table ({table}), got {sorted(unknown)}")
+    return found
+
+
+def particle_table(
+    particles: ParticleList, class_names: Mapping[int, str], path: Path, *, first: int = 0
+) -> ParticleTable:
+    """Turn the class names of a list into their numbers, whatever their case; `first` voxels of z were left out.
+
+    Where there is no table of names, names that are numbers stand for themselves.
     """
-
-    labels: Tensor
-    label_voxel_size: float
-    class_names: Mapping[int, str]
+    numbers = match_names(particles.names, class_names)
+    if not class_names:
+        numbers = {name: int(name) for name in particles.names if name.isdigit() and int(name) > 0}
+    unknown = sorted(set(particles.names) - set(numbers))
+    if unknown:
+        raise FileFormatError(
+            f"{path}: expected class names of class_conversion_table.txt ({', '.join(class_names.values()) or 'none'})"
+            f", got {', '.join(unknown)}"
+        )
+    return ParticleTable(
+        classes=np.array([numbers[name] for name in particles.names], dtype=np.int64),
+        positions=particles.positions - np.array([first, 0, 0]),
+        orientations=particles.orientations,
+    )
 
 
 def is_copick(path: str | Path) -> bool:
@@ -111,7 +141,7 @@ def read_labels(
 
 def read_picks(
     path: str | Path,
-    labelling: Labelling,
+    labelled: Labelled,
     *,
     name: str,
     user_id: str | None = None,
@@ -123,7 +153,7 @@ def read_picks(
     ----------
     path
         What `read_particles` reads (STAR, DeepFinder's XML, CSV, SHREC's text), or a copick project.
-    labelling
+    labelled
         The volume that they are in.
     name
         Which tomogram's, where a list holds several; the run of a copick project.
@@ -136,10 +166,24 @@ def read_picks(
         If the file is missing or wrong, or a class has no name.
     """
     if not is_copick(path):
-        return read_particles(path, labelling, tomogram=name)
-    size, names = labelling.label_voxel_size, labelling.class_names
+        return read_particles(path, labelled, tomogram=name)
+    size, names = labelled.label_voxel_size, labelled.class_names
     listed = copick.read_copick_picks(path, run=name, voxel_size=size, user_id=user_id, session_id=session_id)
     return particle_table(listed, names, Path(path))
+
+
+def with_picks(
+    made: AnyLabelled,
+    picks: str | Path | None,
+    *,
+    name: str,
+    user_id: str | None = None,
+    session_id: str | None = None,
+) -> AnyLabelled:
+    """Give a specimen or a tomogram the particles of its list, if there is one; see `read_picks`."""
+    if picks is None:
+        return made
+    return replace(made, particles=read_picks(picks, made, name=name, user_id=user_id, session_id=session_id))
 
 
 def read_particles(path: str | Path, specimen: Labelled, *, tomogram: str | None = None) -> ParticleTable:

@@ -2,92 +2,31 @@
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any, overload
-
-import numpy as np
-import torch
-import torch.nn.functional as F
 
 from faket_aug._checks import FileFormatError, check_positive
 from faket_aug.formats import copick
 from faket_aug.formats.mrc import read_mrc, read_mrc_shape
-from faket_aug.formats.particles import match_names
 from faket_aug.formats.polnet import PolnetTomogram, common_classes, find_polnet_tomograms, read_motif_list
 from faket_aug.formats.shrec import read_class_conversion_table
 from faket_aug.specimens.grandmodel import GrandModel
-from faket_aug.specimens.labelling import PARTICLE_LISTS, read_particles
-from faket_aug.specimens.particles import ParticleTable, as_labels, choose_voxel_size, particle_table
-from faket_aug.specimens.shrec import _ShrecFiles
+from faket_aug.specimens.labelling import (
+    PARTICLE_LISTS,
+    as_labels,
+    choose_voxel_size,
+    particle_table,
+    with_picks,
+)
+from faket_aug.specimens.lazy import FileSpecimens, Source
+from faket_aug.specimens.particles import ParticleTable
 
 Paths = str | Path | Sequence[str | Path]
 
 _CLASS_TABLE = "class_conversion_table.txt"
 _MRC = (".mrc", ".map", ".rec", ".mrc.gz", ".mrc.bz2")
-
-
-#: Where a specimen comes from: a function of paths and settings, small enough to be sent to a worker.
-Source = Callable[[], GrandModel]
-
-
-class FileSpecimens(Sequence[GrandModel]):
-    """Specimens read from files when they are asked for; none is kept in memory.
-
-    Parameters
-    ----------
-    sources
-        Functions that read one each; they have to pickle (`functools.partial` of a module's function).
-    class_names
-        Class numbers and names that all specimens are given; their own by default.
-    dark
-        Whether particles are dark in the densities that are read: these are negated, since specimens are positive.
-
-    Warns
-    -----
-    UserWarning
-        While reading: if labelled voxels are darker than the others.
-    """
-
-    def __init__(
-        self, sources: Sequence[Source], *, class_names: Mapping[int, str] | None = None, dark: bool = False
-    ) -> None:
-        self._sources = tuple(sources)
-        self._dark = dark
-        self._class_names = None if class_names is None else dict(class_names)
-
-    def __len__(self) -> int:
-        return len(self._sources)
-
-    @overload
-    def __getitem__(self, index: int) -> GrandModel: ...
-    @overload
-    def __getitem__(self, index: slice) -> FileSpecimens: ...
-    def __getitem__(self, index: int | slice) -> GrandModel | FileSpecimens:
-        if isinstance(index, slice):
-            return FileSpecimens(self._sources[index], class_names=self._class_names, dark=self._dark)
-        found = self._sources[index]()
-        if self._dark:
-            found = replace(found, density=-found.density)
-        _warn_of_dark_particles(found)
-        return found if self._class_names is None else renumbered(found, self._class_names)
-
-    def __iter__(self) -> Iterator[GrandModel]:
-        return (self[index] for index in range(len(self)))
-
-
-def _warn_of_dark_particles(specimen: GrandModel) -> None:
-    labelled = specimen.labels > 0
-    fine = specimen.density if specimen.bin == 1 else F.avg_pool3d(specimen.density[None], specimen.bin)[0]
-    if labelled.any() and not labelled.all() and fine[labelled].mean() < fine[~labelled].mean():
-        warnings.warn(
-            f"{specimen.name}: expected particles that are denser (brighter) than what is around them, got darker "
-            "labelled voxels; set `dark` where particles are dark, as in a microscope's tomograms",
-            stacklevel=3,
-        )
 
 
 class PolnetSpecimens(FileSpecimens):
@@ -206,7 +145,7 @@ def _read_plain(
 ) -> GrandModel:
     names = {} if table is None else read_class_conversion_table(table)
     made = GrandModel.from_files(density, labels, instances=instances, class_names=names, voxel_size=voxel_size)
-    return made if particles is None else replace(made, particles=read_particles(particles, made, tomogram=tomogram))
+    return with_picks(made, particles, name=tomogram)
 
 
 class CopickSpecimens(FileSpecimens):
@@ -289,35 +228,6 @@ def _read_copick(
     )
 
 
-def renumbered(specimen: GrandModel, class_names: Mapping[int, str]) -> GrandModel:
-    """Give a specimen the class numbers of another table, by the names, whatever their case.
-
-    Raises
-    ------
-    ValueError
-        If a name of the specimen is not in the table.
-    """
-    if dict(specimen.class_names) == dict(class_names):
-        return specimen
-    numbers = match_names(specimen.class_names.values(), class_names)
-    unknown = sorted(set(specimen.class_names.values()) - set(numbers))
-    if unknown:
-        raise ValueError(
-            f"{specimen.name}: expected classes of the table ({', '.join(class_names.values())}), got "
-            f"{', '.join(unknown)}; add them to `class_names`"
-        )
-    table = np.zeros(256, dtype=np.int64)
-    for number, name in specimen.class_names.items():
-        table[number] = numbers[name]
-    return replace(
-        specimen,
-        labels=torch.from_numpy(table).to(torch.uint8)[specimen.labels.long()],
-        particles=replace(specimen.particles, classes=table[specimen.particles.classes]),
-        class_names=dict(class_names),
-        not_particles=frozenset(table[[*specimen.not_particles]].tolist()),
-    )
-
-
 def _shrec_sources(folder: Path, voxel_size: float | None) -> list[Source]:
     there = (folder / "class_mask.mrc").is_file() and any(folder.glob("grandmodel*.mrc"))
     if not there and not any(folder.glob("hitbox_*.mrc")):
@@ -332,12 +242,12 @@ def _polnet_sources(folder: Path, voxel_size: float | None) -> list[Source]:
     return [partial(found.__getitem__, index) for index in range(len(found))]
 
 
-def _copick_sources(folder: Path, voxel_size: float | None) -> list[Source]:
+def _copick_sources(folder: Path, voxel_size: float | None) -> Sequence[Source]:
     try:
         config = copick.find_copick_config(folder)
     except FileNotFoundError:
         return []
-    return list(CopickSpecimens(config, voxel_size=voxel_size)._sources)
+    return CopickSpecimens(config, voxel_size=voxel_size).sources
 
 
 #: What a folder is recognised by, in this order, and what finds its specimens.
@@ -397,43 +307,3 @@ def _sources(path: Path, voxel_size: float | None) -> list[Source]:
 
 def _as_paths(paths: Paths) -> list[Path]:
     return [Path(paths)] if isinstance(paths, str | Path) else [Path(path) for path in paths]
-
-
-class ShrecSpecimens(Sequence[GrandModel]):
-    """Specimens in SHREC's layout, read when they are asked for; none is kept in memory.
-
-    Parameters
-    ----------
-    folders
-        One folder a specimen.
-    z_range, voxel_size, memory_map
-        As for `GrandModel.from_shrec`.
-    """
-
-    def __init__(
-        self,
-        folders: Sequence[str | Path],
-        *,
-        z_range: str | tuple[int, int] | None = "auto",
-        voxel_size: float | None = None,
-        memory_map: bool = False,
-    ) -> None:
-        self.folders = tuple(Path(folder) for folder in folders)
-        self._reading: dict[str, Any] = {"z_range": z_range, "voxel_size": voxel_size, "memory_map": memory_map}
-        for folder in self.folders:
-            _ShrecFiles.find(folder)
-
-    def __len__(self) -> int:
-        return len(self.folders)
-
-    @overload
-    def __getitem__(self, index: int) -> GrandModel: ...
-    @overload
-    def __getitem__(self, index: slice) -> ShrecSpecimens: ...
-    def __getitem__(self, index: int | slice) -> GrandModel | ShrecSpecimens:
-        if isinstance(index, slice):
-            return ShrecSpecimens(self.folders[index], **self._reading)
-        return GrandModel.from_shrec(self.folders[index], **self._reading)
-
-    def __iter__(self) -> Iterator[GrandModel]:
-        return (self[index] for index in range(len(self)))

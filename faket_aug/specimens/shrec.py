@@ -14,7 +14,8 @@ from torch import Tensor
 from faket_aug._checks import FileFormatError
 from faket_aug.formats.mrc import read_mrc, read_mrc_shape
 from faket_aug.formats.shrec import SHREC_2019_CLASSES, find_class_names, read_particle_locations
-from faket_aug.specimens.particles import ParticleTable, as_labels, particle_table
+from faket_aug.specimens.labelling import as_labels, particle_table
+from faket_aug.specimens.particles import ParticleTable
 
 #: The part of z that SHREC 2021's ground truth fills (165 to 345 of 512).
 SHREC_Z_RANGE = (165 / 512, 345 / 512)

@@ -20,13 +20,12 @@ from faket_aug.formats.particles import ParticleList
 from faket_aug.formats.shrec import write_class_conversion_table, write_particle_locations
 from faket_aug.formats.star import write_particles_star
 from faket_aug.specimens.labelling import read_particles
+from faket_aug.specimens.lazy import FileSpecimens, renumbered
 from faket_aug.specimens.readers import (
     CopickSpecimens,
-    FileSpecimens,
     FolderSpecimens,
     PolnetSpecimens,
     read_specimens,
-    renumbered,
 )
 
 needs_copick = pytest.mark.skipif(find_spec("copick") is None, reason="needs the optional package copick")
