@@ -364,6 +364,19 @@ def test_nothing_is_kept(tmp_path: Path) -> None:
     assert torch.equal(found[0].density, specimen(7).density)
 
 
+def test_an_error_while_reading_is_no_end() -> None:
+    """An `IndexError` of a reader reaches the one who iterates; slices keep class and settings."""
+
+    def broken() -> GrandModel:
+        raise IndexError("no such section")
+
+    things = FileSpecimens([lambda: specimen(0), broken], dark=False, class_names=CLASS_NAMES)
+    reading = iter(things[:])
+    assert next(reading).name == "specimen 0"
+    with pytest.raises(IndexError, match="no such section"):
+        next(reading)
+
+
 def test_nothing_found(tmp_path: Path) -> None:
     """Where nothing is found, the message lists what was looked for."""
     (tmp_path / "some").mkdir()
