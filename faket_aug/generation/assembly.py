@@ -10,11 +10,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from faket_aug._arrays import FloatArray, IntArray
 from faket_aug.generation.filaments import FilamentSpecies, draw_filament, draw_poses
 from faket_aug.generation.ice import Slab
 from faket_aug.generation.membranes import Membrane, MembraneSpecies, draw_membrane
 from faket_aug.generation.placement import MEMBRANE, Canvas, DrawPlaces, Room
-from faket_aug.generation.ranges import Floats, Ints, turned_by
+from faket_aug.generation.ranges import turned_by
 from faket_aug.generation.species import FiducialSpecies, ParticleSpecies
 from faket_aug.generation.stamp import Mask, Stamp, frames_along, uniform_rotations
 
@@ -149,7 +150,7 @@ class Assembly:
             return True
         return False
 
-    def _meets_something(self, places: Floats, radius: float) -> bool:
+    def _meets_something(self, places: FloatArray, radius: float) -> bool:
         """Look at places, and at six points about each, for what is taken: a quick test that misses some."""
         around = radius / 2 * np.concatenate([np.zeros((1, 3)), np.eye(3), -np.eye(3)])
         points = np.rint(places[:, None] + around).astype(np.int64).reshape(-1, 3)
@@ -193,7 +194,7 @@ class Assembly:
         radius = species.cluster_radius / self.voxel_size
         return lambda i: _near(middles[i // species.cluster_size], radius, task.generator)
 
-    def _orientations(self, task: Task, stamp: Stamp, count: int) -> Floats:
+    def _orientations(self, task: Task, stamp: Stamp, count: int) -> FloatArray:
         """Draw orientations, uniform among those in which the particle fits into the ice."""
         if isinstance(task.species, FiducialSpecies):
             return np.tile(np.eye(3), (count, 1, 1))
@@ -233,11 +234,13 @@ class Assembly:
                 break
         return placed
 
-    def _stands(self, task: Task, species: ParticleSpecies, count: int) -> dict[int, tuple[list[int], Floats, Floats]]:
+    def _stands(
+        self, task: Task, species: ParticleSpecies, count: int
+    ) -> dict[int, tuple[list[int], FloatArray, FloatArray]]:
         """Draw stands on membranes: for each template the membranes' codes, and places and orientations on them."""
         generator = task.generator
         weights = np.array(self._membrane_voxels) / sum(self._membrane_voxels)
-        found: list[tuple[int, Floats, Floats]] = []
+        found: list[tuple[int, FloatArray, FloatArray]] = []
         for number, drawn in enumerate(generator.multinomial(count, weights)):
             membrane, points, normals = self.membranes[number], np.zeros((0, 3)), np.zeros((0, 3))
             for _ in range(_BOUND_ROUNDS):
@@ -261,9 +264,9 @@ class Assembly:
         self,
         species: ParticleSpecies,
         stamp: Stamp,
-        chosen: Sequence[tuple[int, Floats, Floats]],
+        chosen: Sequence[tuple[int, FloatArray, FloatArray]],
         generator: np.random.Generator,
-    ) -> tuple[list[int], Floats, Floats]:
+    ) -> tuple[list[int], FloatArray, FloatArray]:
         up = 1.0 if species.membrane_side == "outside" else -1.0
         normals = up * np.array([normal for _, _, normal in chosen])
         if species.membrane_offset is None:
@@ -277,10 +280,10 @@ class Assembly:
     def _add(
         self,
         task: Task,
-        center: Ints,
-        fraction: Floats,
-        orientation: Floats,
-        mask: Ints,
+        center: IntArray,
+        fraction: FloatArray,
+        orientation: FloatArray,
+        mask: IntArray,
         cube: Tensor,
     ) -> None:
         self.room.take(mask)
@@ -302,16 +305,16 @@ class Assembly:
 
 
 def _anywhere(generator: np.random.Generator) -> DrawPlaces:
-    def draw(count: int, low: Ints, high: Ints, _: int) -> Ints:
+    def draw(count: int, low: IntArray, high: IntArray, _: int) -> IntArray:
         return generator.integers(low, high + 1, size=(count, 3))
 
     return draw
 
 
-def _near(middle: Floats, radius: float, generator: np.random.Generator) -> DrawPlaces:
+def _near(middle: FloatArray, radius: float, generator: np.random.Generator) -> DrawPlaces:
     """Draw in a ball, in a larger one where there is no room, and in the end anywhere."""
 
-    def draw(count: int, low: Ints, high: Ints, attempt: int) -> Ints:
+    def draw(count: int, low: IntArray, high: IntArray, attempt: int) -> IntArray:
         if attempt > _LARGER_BALLS:
             return generator.integers(low, high + 1, size=(count, 3))
         steps = generator.normal(size=(count, 3))

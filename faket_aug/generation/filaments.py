@@ -10,9 +10,10 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from faket_aug._arrays import FloatArray, IntArray
 from faket_aug._checks import check_choice, check_positive
 from faket_aug.generation.ice import Slab
-from faket_aug.generation.ranges import Floats, Ints, Range, as_count, as_range
+from faket_aug.generation.ranges import Range, as_count, as_range
 from faket_aug.generation.stamp import Stamp, frames_along
 from faket_aug.generation.templates import PROTEIN_POTENTIAL, ParticleTemplate
 
@@ -204,9 +205,9 @@ def worm_like_chains(
     nodes: int,
     step: float,
     persistence_length: float,
-    directions: Floats,
+    directions: FloatArray,
     generator: np.random.Generator,
-) -> tuple[Floats, Floats]:
+) -> tuple[FloatArray, FloatArray]:
     """Draw smooth random curves.
 
     Parameters
@@ -250,7 +251,7 @@ def draw_poses(
     margin: float,
     voxel_size: float,
     generator: np.random.Generator,
-) -> list[tuple[Floats, Floats]]:
+) -> list[tuple[FloatArray, FloatArray]]:
     """Draw filaments through random places, and keep those that stay in the ice (few, if any).
 
     Parameters
@@ -304,14 +305,14 @@ def draw_poses(
     return [(places[i][~beside[i]], turned[i][~beside[i]]) for i in kept]
 
 
-def _directions(slab: Slab, steepest: float, generator: np.random.Generator) -> Floats:
+def _directions(slab: Slab, steepest: float, generator: np.random.Generator) -> FloatArray:
     """Draw directions `(n, 3)` (x, y, z), uniform among those that rise from the ice's plane by `steepest` at most."""
     rise = generator.uniform(-steepest, steepest, _CURVES_AT_ONCE)
     level = frames_along(np.tile(slab.normal[::-1], (_CURVES_AT_ONCE, 1)), generator)[..., 0]
     return np.sqrt(1 - rise**2)[:, None] * level + rise[:, None] * slab.normal[::-1]
 
 
-def _about_z(angles: Floats) -> Floats:
+def _about_z(angles: FloatArray) -> FloatArray:
     """Make rotation matrices `(..., 3, 3)` about z from angles `(...)` in radians."""
     zero, one = np.zeros_like(angles), np.ones_like(angles)
     rows = [[np.cos(angles), -np.sin(angles), zero], [np.sin(angles), np.cos(angles), zero], [zero, zero, one]]
@@ -335,15 +336,17 @@ class DrawnFilament:
         `(m, 3)` and `(m, 3, 3)` of the subunits, all of which own voxels.
     """
 
-    voxels: Ints
-    density: Floats
+    voxels: IntArray
+    density: FloatArray
     mask: npt.NDArray[np.bool_]
-    owners: Ints
-    places: Floats
-    orientations: Floats
+    owners: IntArray
+    places: FloatArray
+    orientations: FloatArray
 
 
-def draw_filament(stamp: Stamp, places: Floats, orientations: Floats, shape: tuple[int, ...]) -> DrawnFilament | None:
+def draw_filament(
+    stamp: Stamp, places: FloatArray, orientations: FloatArray, shape: tuple[int, ...]
+) -> DrawnFilament | None:
     """Add up the subunits of a filament that lie whole within the specimen; nothing where none does."""
     centers = np.rint(places).astype(np.int64)
     pieces, whole = [], []
@@ -366,9 +369,9 @@ def draw_filament(stamp: Stamp, places: Floats, orientations: Floats, shape: tup
 
 
 def _sum_of(
-    pieces: Sequence[tuple[Ints, Floats]],
-    places: Floats,
-    orientations: Floats,
+    pieces: Sequence[tuple[IntArray, FloatArray]],
+    places: FloatArray,
+    orientations: FloatArray,
     threshold: float,
     shape: tuple[int, ...],
 ) -> DrawnFilament:

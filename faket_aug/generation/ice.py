@@ -8,8 +8,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from faket_aug._arrays import FloatArray, IntArray
 from faket_aug.generation.potential import ICE_POTENTIAL
-from faket_aug.generation.ranges import Floats, Ints, Range, as_range, turned_by
+from faket_aug.generation.ranges import Range, as_range, turned_by
 
 #: Vacuum above ice, volts.
 VACUUM_DENSITY = -ICE_POTENTIAL
@@ -19,8 +20,8 @@ VACUUM_DENSITY = -ICE_POTENTIAL
 class Slab:
     """The ice of one specimen, in voxels: all points p with `|normal · (p - middle)| <= half`, in order (z, y, x)."""
 
-    normal: Floats
-    middle: Floats
+    normal: FloatArray
+    middle: FloatArray
     half: float
 
     @classmethod
@@ -28,11 +29,11 @@ class Slab:
         """Make the slab that fills a specimen."""
         return cls(normal=np.array([1.0, 0.0, 0.0]), middle=(np.array(shape) - 1) / 2, half=shape[0] / 2)
 
-    def height(self, points: Floats | Ints) -> Floats:
+    def height(self, points: FloatArray | IntArray) -> FloatArray:
         """Compute how far points `(..., 3)` lie above the middle plane, voxels."""
         return turned_by(points - self.middle, self.normal[:, None])[..., 0]
 
-    def heights(self, shape: Sequence[int]) -> tuple[Floats, Floats, Floats]:
+    def heights(self, shape: Sequence[int]) -> tuple[FloatArray, FloatArray, FloatArray]:
         """Compute three arrays whose broadcast sum is the height of each voxel of a volume."""
         axes = [n * (np.arange(size) - m) for n, size, m in zip(self.normal, shape, self.middle, strict=True)]
         return axes[0][:, None, None], axes[1][None, :, None], axes[2][None, None, :]
@@ -43,7 +44,7 @@ class Slab:
         reach = (self.half + slopes) / abs(self.normal[0])
         return self.middle[0] - reach, self.middle[0] + reach
 
-    def column(self, shape: Sequence[int], yx: Floats) -> tuple[Floats, Floats]:
+    def column(self, shape: Sequence[int], yx: FloatArray) -> tuple[FloatArray, FloatArray]:
         """Find the ice's lower and upper end, z, in the columns `(..., 2)` of a volume."""
         middle = self.middle[0] - (yx - self.middle[1:]) @ self.normal[1:] / self.normal[0]
         reach = self.half / self.normal[0]

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Protocol
 
 import numpy as np
 
+from faket_aug._arrays import FloatArray, IntArray
 from faket_aug._checks import check_choice
 from faket_aug.generation.ice import Slab
-from faket_aug.generation.ranges import Floats, Ints, Range, as_count, as_range, turned_by
+from faket_aug.generation.ranges import Range, as_count, as_range, turned_by
 from faket_aug.generation.stamp import uniform_rotations
+from faket_aug.generation.surfaces import Ellipsoid, Sheet, Surface, Toroid
 from faket_aug.generation.templates import ParticleTemplate
 
 MEMBRANE_KINDS = ("sphere", "ellipsoid", "toroid", "sheet")
@@ -21,7 +22,6 @@ HEAD_HALF_THICKNESS = 5.0
 HEAD_SPREAD = 4.0
 #: Voxels on an edge of the blocks that are looked at as a whole, before their voxels are.
 _BLOCK = 4
-_NEWTON_STEPS = 6
 #: Columns tried for a centre: those at the sides of tilted ice may hold none.
 _COLUMNS = 100
 
@@ -115,123 +115,6 @@ class MembraneSpecies:
         return ()
 
 
-# Surfaces, all about the origin, in voxels, points in the order (x, y, z) ---------------------------------------------
-
-
-class Surface(Protocol):
-    """A surface whose signed distance is known."""
-
-    def distance(self, points: Floats) -> Floats:
-        """Compute the signed distance `(...)` of points `(..., 3)`, positive outside."""
-
-    def draw(self, count: int, generator: np.random.Generator) -> tuple[Floats, Floats]:
-        """Draw points, evenly over the area, and their outward normals, both `(count, 3)`."""
-
-    def reach(self, direction: Floats) -> float:
-        """Compute how far it reaches along a unit vector `(3,)`."""
-
-
-@dataclass(frozen=True)
-class Ellipsoid:
-    """An ellipsoid with half axes `(3,)` along x, y and z; equal ones make a sphere."""
-
-    axes: Floats
-
-    def distance(self, points: Floats) -> Floats:
-        """Compute the signed distance: exact to rounding within a few voxels of the surface."""
-        if np.ptp(self.axes) == 0:
-            return np.asarray(np.sqrt((points**2).sum(-1)) - self.axes[0])
-        # The nearest point q solves p = q + t q / a², where t follows from |q / a| = 1; its first guess is a sphere's.
-        squares = self.axes**2
-        level = np.sqrt((points**2 / squares).sum(-1))
-        slope = np.sqrt((points**2 / squares**2).sum(-1))
-        # Below -min(a²) lies no nearest point, but one of the far side.
-        floor = -squares.min() * (1 - 1e-6)
-        with np.errstate(divide="ignore", invalid="ignore"):
-            t = np.fmax((level - 1) * (level / slope) ** 2, floor)
-            for _ in range(_NEWTON_STEPS):
-                parts = (self.axes * points / (t[..., None] + squares)) ** 2
-                # Newton's method for 1 / |q / a| = 1, which is almost straight in t.
-                total, fall = parts.sum(-1), (parts / (t[..., None] + squares)).sum(-1)
-                t = np.fmax(t + total * (np.sqrt(total) - 1) / fall, floor)
-        nearest = squares * points / (t[..., None] + squares)
-        # Between two sides that are as near as each other t says nothing of the smallest axis: it is what is left.
-        least = int(self.axes.argmin())
-        others = np.delete(nearest / self.axes, least, axis=-1)
-        left = self.axes[least] * np.sqrt(np.maximum(1 - (others**2).sum(-1), 0))
-        undetermined = ~(np.abs(total - 1) < 1e-6)
-        nearest[..., least] = np.where(undetermined, np.copysign(left, points[..., least]), nearest[..., least])
-        return np.asarray(np.sign(t) * np.sqrt(((points - nearest) ** 2).sum(-1)))
-
-    def draw(self, count: int, generator: np.random.Generator) -> tuple[Floats, Floats]:
-        """Draw points and normals: points of a sphere, stretched, kept as often as their area grew."""
-        directions = np.zeros((0, 3))
-        while len(directions) < count:
-            drawn = generator.normal(size=(2 * count + 8, 3))
-            drawn /= np.linalg.norm(drawn, axis=1, keepdims=True)
-            growth = np.linalg.norm(drawn / self.axes, axis=1) * self.axes.min()
-            directions = np.concatenate([directions, drawn[generator.random(len(drawn)) < growth]])
-        normals = directions[:count] / self.axes
-        return directions[:count] * self.axes, normals / np.linalg.norm(normals, axis=1, keepdims=True)
-
-    def reach(self, direction: Floats) -> float:
-        """Compute how far it reaches along a unit vector."""
-        return float(np.linalg.norm(self.axes * direction))
-
-
-@dataclass(frozen=True)
-class Toroid:
-    """A ring of radius `ring` in the (x, y) plane, of a tube of radius `tube`."""
-
-    ring: float
-    tube: float
-
-    def distance(self, points: Floats) -> Floats:
-        """Compute the signed distance, exactly."""
-        across = np.hypot(points[..., 0], points[..., 1]) - self.ring
-        return np.asarray(np.hypot(across, points[..., 2]) - self.tube)
-
-    def draw(self, count: int, generator: np.random.Generator) -> tuple[Floats, Floats]:
-        """Draw points and normals; the tube's outer side is longer, and drawn as much more often."""
-        angles = np.zeros(0)
-        while len(angles) < count:
-            drawn = generator.uniform(0, 2 * math.pi, 2 * count + 8)
-            share = (self.ring + self.tube * np.cos(drawn)) / (self.ring + self.tube)
-            angles = np.concatenate([angles, drawn[generator.random(len(drawn)) < share]])
-        around, angles = generator.uniform(0, 2 * math.pi, count), angles[:count]
-        out = np.stack([np.cos(around), np.sin(around), np.zeros(count)], axis=1)
-        normals = np.cos(angles)[:, None] * out + np.sin(angles)[:, None] * np.array([0.0, 0.0, 1.0])
-        return self.ring * out + self.tube * normals, normals
-
-    def reach(self, direction: Floats) -> float:
-        """Compute how far it reaches along a unit vector."""
-        return float(self.ring * math.hypot(direction[0], direction[1]) + self.tube)
-
-
-@dataclass(frozen=True)
-class Sheet:
-    """The (x, y) plane, as far as `half` from the origin; its outward normal is +z."""
-
-    half: float
-
-    def distance(self, points: Floats) -> Floats:
-        """Compute the signed distance, exactly."""
-        return np.asarray(points[..., 2])
-
-    def draw(self, count: int, generator: np.random.Generator) -> tuple[Floats, Floats]:
-        """Draw points of a square and normals."""
-        points = np.zeros((count, 3))
-        points[:, :2] = generator.uniform(-self.half, self.half, (count, 2))
-        return points, np.tile([0.0, 0.0, 1.0], (count, 1))
-
-    def reach(self, direction: Floats) -> float:
-        """A plane has no end: it may lie anywhere."""
-        return 0.0
-
-
-# Membranes in a specimen ----------------------------------------------------------------------------------------------
-
-
 @dataclass(frozen=True, kw_only=True)
 class Membrane:
     """A membrane in its place, in voxels.
@@ -253,8 +136,8 @@ class Membrane:
     """
 
     surface: Surface
-    center: Floats
-    orientation: Floats
+    center: FloatArray
+    orientation: FloatArray
     thickness: float
     voxel_size: float
     head_density: float = MembraneSpecies.head_density
@@ -270,11 +153,11 @@ class Membrane:
         """Voxels from the middle of the bilayer to where its label ends."""
         return self.thickness / 2 + HEAD_HALF_THICKNESS / self.voxel_size
 
-    def distance(self, places: Floats | Ints) -> Floats:
+    def distance(self, places: FloatArray | IntArray) -> FloatArray:
         """Compute the signed distance of places `(..., 3)` (z, y, x), voxels."""
         return self.surface.distance(turned_by((places - self.center)[..., ::-1], self.orientation))
 
-    def density(self, distance: Floats) -> Floats:
+    def density(self, distance: FloatArray) -> FloatArray:
         """Compute its density from the distance to its middle, voxels."""
         return bilayer_profile(
             distance * self.voxel_size,
@@ -284,13 +167,13 @@ class Membrane:
             voxel_size=self.voxel_size,
         )
 
-    def draw(self, count: int, generator: np.random.Generator) -> tuple[Floats, Floats]:
+    def draw(self, count: int, generator: np.random.Generator) -> tuple[FloatArray, FloatArray]:
         """Draw points of its middle, evenly over the area: places (z, y, x) and outward normals (x, y, z)."""
         points, normals = self.surface.draw(count, generator)
         turned = turned_by(points, self.orientation.T)
         return self.center + turned[:, ::-1], turned_by(normals, self.orientation.T)
 
-    def shell(self, shape: tuple[int, ...], reach: float) -> tuple[Ints, Floats]:
+    def shell(self, shape: tuple[int, ...], reach: float) -> tuple[IntArray, FloatArray]:
         """Find all voxels of a volume within `reach` of the middle: `(3, n)`, and their signed distances `(n,)`."""
         low, high = self._box(shape, reach)
         axes = [np.arange(a, b, _BLOCK) for a, b in zip(low, high, strict=True)]
@@ -305,7 +188,7 @@ class Membrane:
         kept = np.abs(distance) <= reach
         return np.ascontiguousarray(places[kept].T), distance[kept]
 
-    def _box(self, shape: tuple[int, ...], reach: float) -> tuple[Ints, Ints]:
+    def _box(self, shape: tuple[int, ...], reach: float) -> tuple[IntArray, IntArray]:
         size = np.array(shape)
         if isinstance(self.surface, Sheet):
             return np.zeros(3, np.int64), size
@@ -364,7 +247,7 @@ def draw_membrane(
     )
 
 
-def _draw_center(need: float, shape: tuple[int, ...], slab: Slab, generator: np.random.Generator) -> Floats:
+def _draw_center(need: float, shape: tuple[int, ...], slab: Slab, generator: np.random.Generator) -> FloatArray:
     """Draw a centre anywhere across the specimen, `need` voxels from the ice's faces, or between them in thin ice."""
     for _ in range(_COLUMNS):
         z, y, x = generator.random(3) * (np.array(shape) - 1)
@@ -377,13 +260,13 @@ def _draw_center(need: float, shape: tuple[int, ...], slab: Slab, generator: np.
 
 
 def bilayer_profile(
-    distance: Floats,
+    distance: FloatArray,
     *,
     thickness: float,
     head_density: float,
     tail_density: float,
     voxel_size: float,
-) -> Floats:
+) -> FloatArray:
     """Compute a bilayer's density from the distance to its middle.
 
     Parameters

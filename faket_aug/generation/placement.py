@@ -9,14 +9,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from faket_aug._arrays import FloatArray, IntArray
 from faket_aug.generation.ice import Slab
-from faket_aug.generation.ranges import Floats, Ints, turned_by
+from faket_aug.generation.ranges import turned_by
 from faket_aug.generation.stamp import Mask, Stamp, _ball_offsets, _steps
 from faket_aug.generation.templates import ParticleTemplate
 from faket_aug.specimens.particles import ParticleTable
 
 #: Draws `count` places `(count, 3)` for a centre between `low` and `high`; `attempt` counts how often it was asked.
-DrawPlaces = Callable[[int, Ints, Ints, int], Ints]
+DrawPlaces = Callable[[int, IntArray, IntArray, int], IntArray]
 
 #: What a voxel of `Room.taken` may hold; membrane i has `MEMBRANE + i`.
 FREE, SOLID, MEMBRANE = 0, 1, 2
@@ -46,7 +47,7 @@ class Room:
         bottom, top = slab.z_range(self.shape)
         self._z_range = math.floor(bottom), math.ceil(top)
 
-    def find(self, mask: Mask, draw: DrawPlaces) -> Ints | None:
+    def find(self, mask: Mask, draw: DrawPlaces) -> IntArray | None:
         """Find a free centre `(3,)` for a mask among many that are drawn; nothing where none of them is free."""
         low, high = -mask.offsets.min(axis=1), np.array(self.shape) - 1 - mask.offsets.max(axis=1)
         low[0], high[0] = max(low[0], self._z_range[0]), min(high[0], self._z_range[1])
@@ -63,14 +64,14 @@ class Room:
                 return np.array(np.unravel_index(found, self.shape))
         return None
 
-    def _first_free(self, bases: Ints, steps: Ints) -> int | None:
+    def _first_free(self, bases: IntArray, steps: IntArray) -> int | None:
         """Find the first of several centres about which nothing is taken: look at a few voxels, at more, at all."""
         for probes in (_FEW_PROBES, _PROBES):
             probed = steps[:: max(1, len(steps) // probes)]
             bases = bases[~self.taken[bases[:, None] + probed].any(axis=1)]
         return next((int(base) for base in bases if not self.taken[base + steps].any()), None)
 
-    def is_free(self, voxels: Ints, *, also: int = FREE) -> bool:
+    def is_free(self, voxels: IntArray, *, also: int = FREE) -> bool:
         """Tell whether voxels `(3, n)` all lie within specimen and slab, and are free or hold `also`."""
         if voxels.min() < 0 or (voxels.max(axis=1) >= self.shape).any():
             return False
@@ -79,7 +80,7 @@ class Room:
         taken = self.taken[_steps(voxels, self.shape)]
         return bool(((taken == FREE) | (taken == also)).all())
 
-    def take(self, voxels: Ints, code: int = SOLID) -> None:
+    def take(self, voxels: IntArray, code: int = SOLID) -> None:
         """Mark voxels `(3, n)`, and those in the gap around them."""
         self.taken[_steps(voxels, self.shape)] = code
         last = np.array(self.shape)[:, None] - 1
@@ -105,21 +106,21 @@ class Canvas:
         self.density = _zeros(self.shape, torch.float32, device)
         self.labels = _zeros(self.shape, torch.uint8, device)
         self.instances = _zeros(self.shape, torch.int32, device)
-        self._rows: list[tuple[int, Floats, Floats]] = []
+        self._rows: list[tuple[int, FloatArray, FloatArray]] = []
         #: What is left of the membranes' density, a part of `density`.
         self._membranes: Tensor | None = None
 
-    def add_row(self, number: int, position: Floats, orientation: Floats | None = None) -> int:
+    def add_row(self, number: int, position: FloatArray, orientation: FloatArray | None = None) -> int:
         """Add a row to the particle table, and return its 1-based number."""
         self._rows.append((number, position, np.full((3, 3), np.nan) if orientation is None else orientation))
         return len(self._rows)
 
-    def add_cube(self, center: Ints, cube: Tensor) -> None:
+    def add_cube(self, center: IntArray, cube: Tensor) -> None:
         """Add a cube of density `(d, d, d)`, d odd, about a voxel; what reaches out of the volume is left out."""
         into, of = self._overlap(center, cube.shape[0])
         self.density[into] += cube[of]
 
-    def _overlap(self, center: Ints, side: int) -> tuple[tuple[slice, ...], tuple[slice, ...]]:
+    def _overlap(self, center: IntArray, side: int) -> tuple[tuple[slice, ...], tuple[slice, ...]]:
         """Find where the volume and a cube about a voxel meet, in the one and in the other."""
         first = center - side // 2
         low, high = np.maximum(first, 0), np.minimum(first + side, self.shape)
@@ -127,12 +128,12 @@ class Canvas:
         of = tuple(slice(a, b) for a, b in zip((low - first).tolist(), (high - first).tolist(), strict=True))
         return into, of
 
-    def add_voxels(self, voxels: Ints, values: Floats) -> None:
+    def add_voxels(self, voxels: IntArray, values: FloatArray) -> None:
         """Add density `(n,)` at voxels `(3, n)` of the volume, none twice."""
         at = torch.from_numpy(_steps(voxels, self.shape)).to(self.density.device)
         self.density.view(-1)[at] += torch.from_numpy(values).to(self.density)
 
-    def add_membrane(self, voxels: Ints, values: Floats) -> None:
+    def add_membrane(self, voxels: IntArray, values: FloatArray) -> None:
         """Add a membrane's density, see `add_voxels`, of which `take_membrane` may take some away again."""
         self.add_voxels(voxels, values)
         if self._membranes is None:
@@ -140,7 +141,7 @@ class Canvas:
         at = torch.from_numpy(_steps(voxels, self.shape)).to(self.density.device)
         self._membranes.view(-1)[at] += torch.from_numpy(values).to(self._membranes)
 
-    def take_membrane(self, center: Ints, share: Tensor) -> None:
+    def take_membrane(self, center: IntArray, share: Tensor) -> None:
         """Take shares, a cube `(d, d, d)` about a voxel, of what is left of the membranes' density there."""
         if self._membranes is None:
             return
@@ -149,7 +150,7 @@ class Canvas:
         self._membranes[into] -= gone
         self.density[into] -= gone
 
-    def add_label(self, voxels: Ints, number: int, rows: int | Ints) -> None:
+    def add_label(self, voxels: IntArray, number: int, rows: int | IntArray) -> None:
         """Give voxels `(3, n)` of the volume a class and a row, or each its own."""
         at = torch.from_numpy(_steps(voxels, self.shape)).to(self.labels.device)
         self.labels.view(-1)[at] = number

@@ -1,11 +1,10 @@
-"""Densities of particles on grids of voxels: the potential of atoms in ice, band-limited resampling, thresholds."""
+"""The electrostatic potential of atoms in ice, on a grid of voxels."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -13,7 +12,9 @@ import scipy.fft
 import torch
 from torch import Tensor
 
-from faket_aug._checks import check_ndim, check_positive
+from faket_aug._arrays import FloatArray, IntArray
+from faket_aug._checks import check_positive
+from faket_aug.generation.density import low_pass
 
 #: h² / (2π m e), V Å²: from an electron scattering factor in Å to the integral of its potential in V Å³.
 VOLTS_PER_FORM_FACTOR = 47.878
@@ -29,15 +30,9 @@ _DISPLACED_VOLUMES = {"H": 5.15, "D": 5.15, "C": 16.44, "N": 2.49, "O": 9.13, "P
 #: sampling folds back is then below 2e-3 at the highest frequency kept, and far below where the low-pass lets through.
 _SPLINE_ORDER = 6
 _OVERSAMPLING = 2
-#: The low-pass ends at the grid's Nyquist frequency, by a cosine that begins at this part of it.
-_TAPER = 0.8
-#: Voxels around a mask that stay as they are, and as many again over which a density fades to 0.
-_FADING = 2
-#: Voxel sizes that differ by less than this part are the same.
-_SAME = 1e-4
 
 
-def displaced_volumes(elements: Sequence[str]) -> npt.NDArray[np.float64]:
+def displaced_volumes(elements: Sequence[str]) -> FloatArray:
     """Look up the volume of water that atoms displace.
 
     Parameters
@@ -60,7 +55,7 @@ def displaced_volumes(elements: Sequence[str]) -> npt.NDArray[np.float64]:
 
 
 @lru_cache(maxsize=256)
-def form_factor(element: str, *, solvent: bool = True) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+def form_factor(element: str, *, solvent: bool = True) -> tuple[FloatArray, FloatArray]:
     """Give the Fourier transform of an atom's potential as a sum of Gaussians, `Σ a exp(-b k² / 4)`.
 
     Parameters
@@ -101,14 +96,14 @@ def form_factor(element: str, *, solvent: bool = True) -> tuple[npt.NDArray[np.f
 
 
 def coulomb_potential(
-    positions: npt.NDArray[np.float64],
+    positions: FloatArray,
     elements: Sequence[str],
     *,
     shape: Sequence[int],
     voxel_size: float,
     resolution: float | None = None,
-    occupancies: npt.NDArray[np.float64] | None = None,
-    b_factors: npt.NDArray[np.float64] | None = None,
+    occupancies: FloatArray | None = None,
+    b_factors: FloatArray | None = None,
     solvent: bool = True,
 ) -> Tensor:
     """Sum the electrostatic potentials of atoms, low-passed, on a grid of voxels.
@@ -166,36 +161,12 @@ def coulomb_potential(
     return volume[:depth, :height, :width].contiguous()
 
 
-def _check_atoms(
-    positions: npt.NDArray[np.float64], count: int, weights: npt.NDArray[np.float64], blurs: npt.NDArray[np.float64]
-) -> None:
+def _check_atoms(positions: FloatArray, count: int, weights: FloatArray, blurs: FloatArray) -> None:
     shapes = (positions.shape, weights.shape, blurs.shape)
     if count == 0 or shapes != ((count, 3), (count,), (count,)):
         raise ValueError(f"expected places, occupancies and B factors of one or more atoms, got arrays of {shapes}")
     if not all(np.isfinite(values).all() for values in (positions, weights, blurs)):
         raise ValueError("expected finite places, occupancies and B factors of atoms, got NaN or infinite ones")
-
-
-def low_pass(k2: Tensor, *, voxel_size: float | None, resolution: float) -> Tensor:
-    """Give the low-pass of all densities: a Gaussian that ends softly at the grid's Nyquist frequency.
-
-    Parameters
-    ----------
-    k2
-        Squared spatial frequencies, 1/Å².
-    voxel_size
-        Å of the grid that has to hold the result: nothing passes at `1 / (2 · voxel_size)` and above. Without one
-        there is no such end.
-    resolution
-        Å; the Gaussian is 1/e at `1 / resolution`, as in ChimeraX's molmap (σ = 0.225 · resolution). 0 for none.
-    """
-    check_positive("resolution", resolution, zero=True)
-    gaussian: Tensor = torch.exp(-k2 * resolution**2)
-    if voxel_size is None:
-        return gaussian
-    phase = (2 * voxel_size * k2.sqrt() - _TAPER) / (1 - _TAPER)
-    passed: Tensor = gaussian * (1 + torch.cos(math.pi * phase.clamp(0, 1))) / 2
-    return passed
 
 
 def _squared_frequencies(shape: Sequence[int], voxel_size: float) -> Tensor:
@@ -215,10 +186,10 @@ def _gaussians(element: str, width: float, k2: Tensor, solvent: bool) -> Tensor:
 
 def _groups(
     elements: npt.NDArray[np.str_],
-    weights: npt.NDArray[np.float64],
-    blurs: npt.NDArray[np.float64],
+    weights: FloatArray,
+    blurs: FloatArray,
     voxel_size: float,
-) -> Iterator[tuple[str, float, npt.NDArray[np.intp], npt.NDArray[np.float64]]]:
+) -> Iterator[tuple[str, float, npt.NDArray[np.intp], FloatArray]]:
     """Yield the atoms that share a form factor: element, B factor, which atoms, their weights."""
     for element in np.unique(elements):
         members = np.flatnonzero((elements == element) & (weights != 0))
@@ -234,7 +205,7 @@ def _groups(
                 yield str(element), float(node), members[near], share[near]
 
 
-def _blur_nodes(blurs: npt.NDArray[np.float64], voxel_size: float) -> npt.NDArray[np.float64]:
+def _blur_nodes(blurs: FloatArray, voxel_size: float) -> FloatArray:
     """Choose B factors such that those between are interpolated within about 1 % at the Nyquist frequency."""
     low, high = float(blurs.min()), float(blurs.max())
     # In units of `scale` a step is a change of exp(-B k² / 4) by a third or so; steps grow with what is left of it.
@@ -242,12 +213,12 @@ def _blur_nodes(blurs: npt.NDArray[np.float64], voxel_size: float) -> npt.NDArra
     steps = math.ceil(math.log((high + scale) / (low + scale)) / math.log(1.3) - 1e-9)
     if high == low:
         return np.array([low])
-    nodes: npt.NDArray[np.float64] = np.geomspace(low + scale, high + scale, max(steps, 1) + 1) - scale
+    nodes: FloatArray = np.geomspace(low + scale, high + scale, max(steps, 1) + 1) - scale
     nodes[0], nodes[-1] = low, high
     return nodes
 
 
-def _spread(places: npt.NDArray[np.float64], weights: npt.NDArray[np.float64], shape: Sequence[int]) -> Tensor:
+def _spread(places: FloatArray, weights: FloatArray, shape: Sequence[int]) -> Tensor:
     """Add points to a periodic grid by B-splines.
 
     Parameters
@@ -274,8 +245,8 @@ def _spread(places: npt.NDArray[np.float64], weights: npt.NDArray[np.float64], s
 
 
 def _spline_weights(
-    places: npt.NDArray[np.float64],
-) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float64]]:
+    places: FloatArray,
+) -> tuple[IntArray, FloatArray]:
     """Give the nodes around each place and the values of the cardinal B-spline there, `(n, 3, order)` both."""
     start = np.floor(places)
     offset = np.arange(_SPLINE_ORDER)
@@ -301,119 +272,3 @@ def _band(spectrum: Tensor, shape: Sequence[int]) -> Tensor:
         torch.from_numpy(np.rint(np.fft.fftfreq(n, 1 / n)).astype(np.int64) % (n * _OVERSAMPLING)) for n in shape[:2]
     )
     return spectrum[..., : shape[2] // 2 + 1].index_select(0, z).index_select(1, y)
-
-
-def resample_density(
-    density: Tensor, *, voxel_size: float, new_voxel_size: float, resolution: float | None = None
-) -> Tensor:
-    """Bring a density to another voxel size: a low-pass and the sum of its Fourier series at the new places.
-
-    Parameters
-    ----------
-    density
-        `(z, y, x)`; near 0 at its faces, beyond which it is taken to be 0.
-    voxel_size
-        Å of `density`.
-    new_voxel_size
-        Å of the result.
-    resolution
-        Å, of the low-pass; by default `2 · new_voxel_size`, the finest that the grid holds, where that is coarser than
-        `density`'s, and none otherwise.
-
-    Returns
-    -------
-    `(z', y', x')`, float32; its voxel `n' // 2` lies where voxel `n // 2` lay.
-    """
-    check_ndim("density", density, "z y x")
-    check_positive("voxel_size", voxel_size)
-    check_positive("new_voxel_size", new_voxel_size)
-    ratio = new_voxel_size / voxel_size
-    coarser = ratio > 1 + _SAME
-    if resolution is None:
-        resolution = 2 * new_voxel_size if coarser else 0.0
-    check_positive("resolution", resolution, zero=True)
-    result = density.to(torch.float32)
-    if resolution == 0 and abs(ratio - 1) <= _SAME:
-        return result
-    # What the low-pass spreads beyond one face would come back at the other.
-    guard = math.ceil(2 * max(resolution / voxel_size, ratio, 2))
-    lengths = [scipy.fft.next_fast_len(n + guard) for n in result.shape]
-    bands = [_frequencies(n, min(1.0, 1 / ratio) / 2) for n in lengths]
-    bands[2] = bands[2][bands[2] >= 0]
-    # Axis by axis: each crop makes the next transform smaller.
-    spectrum = torch.fft.rfft(result, n=lengths[2], dim=2)[..., : len(bands[2])]
-    for axis in (1, 0):
-        whole = torch.fft.fft(spectrum, n=lengths[axis], dim=axis)
-        spectrum = whole.index_select(axis, bands[axis] % lengths[axis])
-    if resolution > 0 or coarser:
-        z, y, x = (band / (length * voxel_size) for band, length in zip(bands, lengths, strict=True))
-        k2 = z[:, None, None] ** 2 + y[:, None] ** 2 + x**2
-        # Where the grid becomes finer, the density's own Nyquist frequency is no edge.
-        spectrum = spectrum * low_pass(k2, voxel_size=new_voxel_size if coarser else None, resolution=resolution)
-    # The frequencies along x that were left out are the complex conjugates of those that count twice.
-    spectrum = spectrum * torch.where(bands[2] > 0, 2, 1)
-    for axis in (0, 1, 2):
-        matrix = _series(bands[axis], lengths[axis], density.shape[axis], ratio)
-        spectrum = torch.tensordot(spectrum, matrix, dims=([0], [1]))  # the new axis comes last: z y x, y x z', ...
-    resampled: Tensor = spectrum.real.contiguous()
-    return resampled
-
-
-def _frequencies(length: int, limit: float) -> Tensor:
-    """List the whole numbers of waves over `length` of at most `limit` cycles per voxel, negative ones included."""
-    most = min(math.floor(length * limit + 1e-9), (length - 1) // 2)
-    return torch.arange(-most, most + 1)
-
-
-def _series(band: Tensor, length: int, size: int, ratio: float) -> Tensor:
-    """The matrix `(new place, frequency)` that sums a Fourier series at every `ratio`-th place from voxel `n // 2`."""
-    reach = math.floor(size / 2 / ratio)
-    places = torch.arange(-reach, reach + 1, dtype=torch.float64) * ratio + size // 2
-    phase = 2 * math.pi / length * places[:, None] * band.to(torch.float64)
-    return (torch.polar(torch.ones_like(phase), phase) / length).to(torch.complex64)
-
-
-def volume_threshold(density: Tensor, voxel_size: float, volume: float) -> float:
-    """Find the threshold above which a density has a volume.
-
-    Parameters
-    ----------
-    density
-        `(z, y, x)`.
-    voxel_size
-        Å.
-    volume
-        Å³; at least one voxel and at most all but one are taken.
-    """
-    values = density.reshape(-1).sort(descending=True).values
-    count = min(max(round(volume / voxel_size**3), 1), values.numel() - 1)
-    return (float(values[count - 1]) + float(values[count])) / 2
-
-
-def plateau_threshold(density: Tensor) -> float:
-    """Find half of the plateau of a density: where a blurred edge was before it was blurred.
-
-    The plateau is the 95th percentile of what lies above Otsu's threshold.
-    """
-    import skimage.filters
-
-    filters: Any = skimage.filters
-    values = density.numpy()
-    inside = values[values > filters.threshold_otsu(values)]
-    return float(np.quantile(inside, 0.95)) / 2
-
-
-def fading(mask: Tensor) -> Tensor:
-    """Give weights that are 1 near the mask and fall to 0, by a cosine, farther out."""
-    from scipy.ndimage import distance_transform_edt
-
-    distance = torch.from_numpy(distance_transform_edt(~mask.numpy())).to(torch.float32)
-    return (1 + torch.cos(math.pi * (distance / _FADING - 1).clamp(0, 1))) / 2
-
-
-def center_of_mass(density: Tensor) -> tuple[float, float, float]:
-    """(z, y, x), the voxel index; what lies below 0 weighs nothing."""
-    weights = density.clamp(min=0).double()
-    axes = torch.meshgrid(*(torch.arange(n, dtype=torch.float64) for n in density.shape), indexing="ij")
-    z, y, x = (float((weights * axis).sum() / weights.sum()) for axis in axes)
-    return z, y, x

@@ -7,15 +7,9 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
+from faket_aug._arrays import FloatArray, IntArray
 from faket_aug._checks import check_count, check_positive
-
-Floats = npt.NDArray[np.float64]
-
-
-Ints = npt.NDArray[np.int64]
-
 
 Range = float | tuple[float, float]
 
@@ -62,7 +56,7 @@ def _as_pair(name: str, value: Any) -> tuple[Any, Any]:
     return value[0], value[1]
 
 
-def turned_by(points: Floats | Ints, matrix: Floats) -> Floats:
+def turned_by(points: FloatArray | IntArray, matrix: FloatArray) -> FloatArray:
     """Multiply points `(..., 3)`, as rows, with a matrix `(3, m)`.
 
     A library for matrices shares out the rows among threads, and its last bits depend on how many there are.

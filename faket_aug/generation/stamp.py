@@ -11,7 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from faket_aug.generation.ranges import Floats, Ints, turned_by
+from faket_aug._arrays import FloatArray, IntArray
+from faket_aug.generation.ranges import turned_by
 from faket_aug.generation.templates import ParticleTemplate
 
 #: Density this far, Å, around the mask is drawn; beyond it templates hold noise, if anything.
@@ -31,14 +32,14 @@ _OVERSAMPLING = 2
 _SAMPLES_AT_ONCE = {"cpu": 2**18, "cuda": 2**25}
 
 
-def uniform_rotations(count: int, generator: np.random.Generator) -> Floats:
+def uniform_rotations(count: int, generator: np.random.Generator) -> FloatArray:
     """Draw rotation matrices `(count, 3, 3)`, uniform on SO(3): four normal numbers, normalised, are a quaternion."""
     from scipy.spatial.transform import Rotation
 
     return np.asarray(Rotation.from_quat(generator.normal(size=(count, 4))).as_matrix()).reshape(-1, 3, 3)
 
 
-def frames_along(directions: Floats, generator: np.random.Generator) -> Floats:
+def frames_along(directions: FloatArray, generator: np.random.Generator) -> FloatArray:
     """Make rotation matrices `(n, 3, 3)` whose third columns are unit vectors `(n, 3)`, turned about them at random."""
     across = np.cross(directions, uniform_rotations(len(directions), generator)[..., 0])
     across /= np.linalg.norm(across, axis=1, keepdims=True)
@@ -68,9 +69,9 @@ class Stamp:
 
     density: Tensor
     center: tuple[float, float, float]
-    offsets: Ints
+    offsets: IntArray
     threshold: float
-    hull: Floats
+    hull: FloatArray
     mask_voxels: int
     _ball: Tensor = field(init=False, repr=False)
 
@@ -113,7 +114,7 @@ class Stamp:
         """Voxels from the centre to the farthest voxel of the mask."""
         return _radius(self.hull)
 
-    def turn(self, orientations: Floats, fractions: Floats) -> Tensor:
+    def turn(self, orientations: FloatArray, fractions: FloatArray) -> Tensor:
         """Compute the density of turned copies at the voxels of `offsets`.
 
         Parameters
@@ -142,7 +143,7 @@ class Stamp:
         density = self.density.expand(len(grid), -1, -1, -1, -1)
         return F.grid_sample(density, grid[:, None, None], align_corners=True)[:, 0, 0, 0]
 
-    def turned(self, orientations: Floats, fractions: Floats) -> Iterator[tuple[int, Tensor, Ints]]:
+    def turned(self, orientations: FloatArray, fractions: FloatArray) -> Iterator[tuple[int, Tensor, IntArray]]:
         """Turn many copies in batches.
 
         Yields
@@ -162,7 +163,7 @@ class Stamp:
                 yield start + i, cube, np.flatnonzero(masks[i])
 
 
-def hull_points(template: ParticleTemplate) -> Floats:
+def hull_points(template: ParticleTemplate) -> FloatArray:
     """Find the points `(m, 3)` (x, y, z) of a template's mask that lie farthest in many directions, in voxels."""
     points = (np.argwhere(template.mask.cpu().numpy()) - np.array(template.center))[:, ::-1]
     parts = np.array_split(uniform_directions(), 20)
@@ -170,7 +171,7 @@ def hull_points(template: ParticleTemplate) -> Floats:
     return np.ascontiguousarray(points[np.unique(farthest)])
 
 
-def uniform_directions() -> Floats:
+def uniform_directions() -> FloatArray:
     """Make 1000 unit vectors `(1000, 3)` that cover the sphere evenly, on a spiral from pole to pole."""
     height = 1 - 2 * (np.arange(1000) + 0.5) / 1000
     turn = math.pi * (3 - math.sqrt(5)) * np.arange(1000)
@@ -178,17 +179,17 @@ def uniform_directions() -> Floats:
     return np.stack([level * np.cos(turn), level * np.sin(turn), height], axis=1)
 
 
-def _radius(points: Floats) -> float:
+def _radius(points: FloatArray) -> float:
     return float(np.sqrt((points**2).sum(axis=1).max()))
 
 
-def _ball_offsets(radius: float) -> Ints:
+def _ball_offsets(radius: float) -> IntArray:
     steps = np.arange(-math.ceil(radius), math.ceil(radius) + 1)
     z, y, x = np.meshgrid(steps, steps, steps, indexing="ij")
     return np.stack([axis[z**2 + y**2 + x**2 <= radius**2] for axis in (z, y, x)])
 
 
-def _steps(places: Ints, shape: Sequence[int]) -> Ints:
+def _steps(places: IntArray, shape: Sequence[int]) -> IntArray:
     """Turn voxels `(3, ...)` into steps in the memory of a volume."""
     return np.asarray((places[0] * shape[1] + places[1]) * shape[2] + places[2])
 
@@ -197,14 +198,14 @@ def _steps(places: Ints, shape: Sequence[int]) -> Ints:
 class Mask:
     """A thing's voxels about a centre: `offsets` `(3, n)` (z, y, x), and the same as `steps` `(n,)` in memory."""
 
-    offsets: Ints
-    steps: Ints
+    offsets: IntArray
+    steps: IntArray
 
     @classmethod
-    def of(cls, offsets: Ints, shape: Sequence[int]) -> Mask:
+    def of(cls, offsets: IntArray, shape: Sequence[int]) -> Mask:
         """Make the mask for volumes of a shape."""
         return cls(offsets, _steps(offsets, shape))
 
-    def only(self, chosen: Ints) -> Mask:
+    def only(self, chosen: IntArray) -> Mask:
         """Keep the chosen voxels."""
         return Mask(self.offsets.take(chosen, axis=1), self.steps[chosen])

@@ -9,22 +9,21 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from faket_aug._arrays import FloatArray, IntArray
 from faket_aug._checks import FileFormatError, check_finite, check_ndim, check_positive
 from faket_aug.formats.mrc import read_mrc
 from faket_aug.formats.structures import STRUCTURE_SUFFIXES, read_structure, structure_name
-from faket_aug.generation.potential import (
+from faket_aug.generation.density import (
     center_of_mass,
-    coulomb_potential,
-    displaced_volumes,
     fading,
     plateau_threshold,
     resample_density,
     volume_threshold,
 )
+from faket_aug.generation.potential import coulomb_potential, displaced_volumes
 
 #: Å³ of a protein per Da: a partial specific volume of 0.73 cm³/g (Harpaz, Gerstein and Chothia, Structure 2, 1994;
 #: Erickson, Biol. Proced. Online 11, 2009).
@@ -128,7 +127,7 @@ class ParticleTemplate:
         map_voxel_size
             Å of the map; the header's by default.
         resolution
-            Å, a further low-pass, see `potential.low_pass`; by default `2 · voxel_size` where the template's voxels
+            Å, a further low-pass, see `density.low_pass`; by default `2 · voxel_size` where the template's voxels
             are larger than the map's (so that nothing is folded back), and none where they are not.
         threshold
             Of the mask, in the template's units. By default, with `molecular_weight`, such that the mask has the
@@ -206,7 +205,7 @@ class ParticleTemplate:
         voxel_size
             Å.
         resolution
-            Å, see `potential.low_pass`; `2 · voxel_size`, the finest that the grid holds, by default.
+            Å, see `density.low_pass`; `2 · voxel_size`, the finest that the grid holds, by default.
         solvent
             Subtract the ice that the atoms displace. Without it the potential is that in vacuum, about twice as high.
         assembly
@@ -407,9 +406,7 @@ def _cropped(density: Tensor, center: tuple[float, float, float]) -> tuple[Tenso
     return density[z, y, x].clone(), (center[0] - low[0], center[1] - low[1], center[2] - low[2])
 
 
-def _box(
-    places: npt.NDArray[np.float64], margin: int, *, symmetric: bool
-) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+def _box(places: FloatArray, margin: int, *, symmetric: bool) -> tuple[IntArray, IntArray]:
     """Find the first and the last voxel along each axis of a box around places; (z, y, x), relative to the origin."""
     low = np.floor(places.min(axis=0)).astype(np.int64) - margin
     high = np.ceil(places.max(axis=0)).astype(np.int64) + margin

@@ -8,17 +8,16 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from scipy.spatial.transform import Rotation
 from scipy.special import erfc
 
+from faket_aug._arrays import FloatArray
 from faket_aug._checks import check_positive
 from faket_aug._random import numpy_generator
 from faket_aug.specimens.grandmodel import GrandModel
 from faket_aug.specimens.particles import ParticleTable
 
-Floats = npt.NDArray[np.float64]
 #: Peak density of a particle and of gold, about volts of electrostatic potential above ice.
 PARTICLE_DENSITY = 5.0
 GOLD_DENSITY = 12.0
@@ -54,7 +53,7 @@ class AnalyticTemplate:
         Whether a turn changes it.
     """
 
-    density: Callable[[Floats], Floats]
+    density: Callable[[FloatArray], FloatArray]
     radius: float
     peak: float
     oriented: bool = True
@@ -136,8 +135,8 @@ def _wanted(counts: Mapping[str, int] | None, volume: float) -> list[str]:
 
 
 def _place(
-    wanted: Sequence[str], extent: Floats, voxel_size: float, generator: np.random.Generator, *, must: bool
-) -> tuple[list[str], Floats]:
+    wanted: Sequence[str], extent: FloatArray, voxel_size: float, generator: np.random.Generator, *, must: bool
+) -> tuple[list[str], FloatArray]:
     """Draw places `(n, 3)` (z, y, x) in voxels, particle by particle, so that no two bounding spheres meet."""
     names: list[str] = []
     places, radii = np.zeros((0, 3)), np.zeros(0)
@@ -156,8 +155,8 @@ def _place(
 
 
 def _free_place(
-    radius: float, places: Floats, radii: Floats, reach: Floats, generator: np.random.Generator
-) -> Floats | None:
+    radius: float, places: FloatArray, radii: FloatArray, reach: FloatArray, generator: np.random.Generator
+) -> FloatArray | None:
     """Draw a place (z, y, x) in Å between 0 and `reach`, the middles of the outermost voxels; none if all are taken."""
     room = reach - 2 * radius
     if (room < 0).any():
@@ -167,16 +166,16 @@ def _free_place(
         distance = np.linalg.norm(drawn[:, None] - places[None], axis=-1)
         free = np.flatnonzero((distance > radii + radius).all(axis=1))
         if free.size:
-            chosen: Floats = drawn[free[0]]
+            chosen: FloatArray = drawn[free[0]]
             return chosen
     return None
 
 
-def _orientations(names: Sequence[str], generator: np.random.Generator) -> Floats:
+def _orientations(names: Sequence[str], generator: np.random.Generator) -> FloatArray:
     """Draw uniform rotations `(n, 3, 3)`: four normal numbers, normalised, are a uniform quaternion."""
     if not names:
         return np.zeros((0, 3, 3))
-    matrices: Floats = Rotation.from_quat(generator.normal(size=(len(names), 4))).as_matrix()
+    matrices: FloatArray = Rotation.from_quat(generator.normal(size=(len(names), 4))).as_matrix()
     matrices[[not TEMPLATES[name].oriented for name in names]] = np.nan
     return matrices
 
@@ -202,7 +201,7 @@ def _draw(particles: ParticleTable, shape: tuple[int, ...], voxel_size: float) -
     return density, labels, instances
 
 
-def into_template(offset_xyz: Floats, orientation: Floats) -> Floats:
+def into_template(offset_xyz: FloatArray, orientation: FloatArray) -> FloatArray:
     """Turn offsets from a particle's centre `(..., 3)` (x, y, z) in the specimen back into its template's frame.
 
     Parameters
@@ -221,10 +220,10 @@ def into_template(offset_xyz: Floats, orientation: Floats) -> Floats:
 # Shapes --------------------------------------------------------------------------------------------------------------
 
 
-def _blobs(centers: Floats, *, spread: float) -> AnalyticTemplate:
+def _blobs(centers: FloatArray, *, spread: float) -> AnalyticTemplate:
     """Make a template of equal Gaussian blobs at `(n, 3)` (x, y, z) in Å, with deviation `spread` in Å."""
 
-    def raw(points: Floats) -> Floats:
+    def raw(points: FloatArray) -> FloatArray:
         total = np.zeros(points.shape[:-1])
         for center in centers:
             total += np.exp(-((points - center) ** 2).sum(axis=-1) / (2 * spread**2))
@@ -234,7 +233,7 @@ def _blobs(centers: Floats, *, spread: float) -> AnalyticTemplate:
     middles = (centers[:, None] + centers[None]).reshape(-1, 3) / 2
     highest = float(raw(middles).max())
 
-    def density(points: Floats) -> Floats:
+    def density(points: FloatArray) -> FloatArray:
         return raw(points) * (PARTICLE_DENSITY / highest)
 
     radius = float(np.linalg.norm(centers, axis=1).max()) + 2 * spread
@@ -277,7 +276,7 @@ def _dimer() -> AnalyticTemplate:
 
 
 def _fiducial() -> AnalyticTemplate:
-    def density(points: Floats) -> Floats:
+    def density(points: FloatArray) -> FloatArray:
         depth = np.linalg.norm(points, axis=-1) - GOLD_RADIUS
         return np.asarray(GOLD_DENSITY * 0.5 * erfc(depth / (math.sqrt(2) * _GOLD_EDGE)))
 

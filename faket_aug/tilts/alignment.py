@@ -21,8 +21,6 @@ BAND = (0.01, 0.15)
 #: Share of a side that neighbours may be shifted by.
 FARTHEST_SHIFT = 0.25
 
-FloatArray = npt.NDArray[np.float64]
-
 
 def align_by_neighbours(
     series: TiltSeries, *, axis_angle: float = 0.0, band: tuple[float, float] = BAND, farthest: float = FARTHEST_SHIFT

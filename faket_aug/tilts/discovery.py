@@ -9,8 +9,8 @@ from functools import reduce
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 
+from faket_aug._arrays import IntArray
 from faket_aug._checks import FileFormatError
 from faket_aug.formats.angles import find_tilt_angles, read_simulation_meta, read_tilt_angles
 from faket_aug.formats.aretomo import read_aln, read_aretomo_ctf
@@ -198,7 +198,7 @@ def _bare(stack: Path) -> Path:
     return stack.with_suffix("") if stack.suffix in (".gz", ".bz2") else stack
 
 
-def _sections(stack: Path, metadata: TiltMetadata, count: int) -> npt.NDArray[np.int64]:
+def _sections(stack: Path, metadata: TiltMetadata, count: int) -> IntArray:
     """Find the section of the stack that each row of the metadata belongs to."""
     if len(metadata) == count:
         return ranks(metadata.sections)

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Self
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from faket_aug._arrays import FloatArray
 from faket_aug._checks import FileFormatError, check_finite, check_ndim, check_positive
 from faket_aug.formats.angles import read_tilt_angles
 from faket_aug.formats.mrc import read_mrc
@@ -50,7 +50,7 @@ class TiltSeries:
     """
 
     tilts: Tensor
-    tilt_angles: npt.NDArray[np.float64]
+    tilt_angles: FloatArray
     pixel_size: float = 0.0
     name: str = "tilt-series"
     metadata: TiltMetadata | None = None
