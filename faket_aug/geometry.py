@@ -1,8 +1,8 @@
 """The conventions of the package, in one place: axes, signs, the axis of rotation, orientations.
 
 Volumes are `(..., z, y, x)` and tilt-series `(..., tilt, y, x)`; the tilt axis is y and runs through voxel `n // 2`
-of z and of x. A tilt by `θ` turns the specimen right-handedly about +y: a point `(x, z)` relative to the axis is seen
-at `x' = x cos θ + z sin θ`. `skimage.transform.radon` has the other sign, so these angles are its at `-θ`.
+of z and of x. A tilt by `θ` rotates the specimen right-handedly about +y: a point `(x, z)` relative to the axis is
+seen at `x' = x cos θ + z sin θ`. `skimage.transform.radon` has the opposite sign: our `θ` is its `-θ`.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def as_tilt_angles(tilt_angles: Angles, *, count: int | None = None) -> FloatArr
     Raises
     ------
     ValueError
-        If they are not one-dimensional, not finite, none, or not `count`.
+        If the angles are not one-dimensional, not finite, or not `count` in number, or if there are none.
     """
     values = tilt_angles.detach().cpu().numpy() if isinstance(tilt_angles, Tensor) else np.asarray(tilt_angles)
     angles: FloatArray = np.asarray(values, dtype=np.float64)
@@ -47,18 +47,18 @@ def as_tilt_angles(tilt_angles: Angles, *, count: int | None = None) -> FloatArr
 
 
 def axis_index(size: int) -> int:
-    """Return the voxel index that the axis of rotation goes through, along an axis of `size` voxels."""
+    """Return the index of the voxel that the axis of rotation goes through, of `size` voxels."""
     return size // 2
 
 
 def from_skimage_sign(tilt_angles: Angles) -> FloatArray:
-    """Turn angles with skimage's (and SHREC's) sign into this package's, or back: `θ` becomes `-θ`."""
+    """Convert angles with skimage's (and SHREC's) sign to this package's, or back: `θ` becomes `-θ`."""
     # 0 - θ rather than -θ: no negative zero.
     return 0.0 - as_tilt_angles(tilt_angles)
 
 
 def nearest_tilts(tilt_angles: Angles, others: Angles) -> IntArray:
-    """Find, for each tilt angle, the index of the nearest of `others` (the first of equals).
+    """Find the index of the nearest of `others` for each tilt angle; of two equally near, the first.
 
     Parameters
     ----------
@@ -80,12 +80,12 @@ def joint_angles(*tilt_angles: Angles, tolerance: float | None = None) -> FloatA
     *tilt_angles
         `(tilt,)` each, degrees.
     tolerance
-        Degrees; angles that are no further apart are one. By default a quarter of the smallest median step, at most a
-        quarter of a degree.
+        Degrees; angles that differ by no more than this count as one. By default a quarter of the smallest median
+        step between tilts, at most a quarter of a degree.
 
     Returns
     -------
-    `(n,)`, degrees, increasing: each given angle is within `tolerance` of one of them.
+    `(n,)`, degrees, increasing. Each given angle differs from one of them by no more than `tolerance`.
     """
     series = [as_tilt_angles(one) for one in tilt_angles]
     if tolerance is None:
@@ -99,7 +99,7 @@ def joint_angles(*tilt_angles: Angles, tolerance: float | None = None) -> FloatA
 
 
 def zxz_matrices(angles_deg: npt.ArrayLike) -> FloatArray:
-    """Turn intrinsic ZXZ angles into rotation matrices `Rz(Z1) · Rx(X) · Rz(Z2)`.
+    """Convert intrinsic ZXZ angles to rotation matrices `Rz(Z1) · Rx(X) · Rz(Z2)`.
 
     Parameters
     ----------
@@ -115,7 +115,7 @@ def zxz_matrices(angles_deg: npt.ArrayLike) -> FloatArray:
 
 
 def zxz_angles(matrices: npt.ArrayLike) -> FloatArray:
-    """Turn rotation matrices into intrinsic ZXZ angles, the inverse of `zxz_matrices`.
+    """Convert rotation matrices to intrinsic ZXZ angles, the inverse of `zxz_matrices`.
 
     Parameters
     ----------
@@ -124,14 +124,14 @@ def zxz_angles(matrices: npt.ArrayLike) -> FloatArray:
 
     Returns
     -------
-    `(n, 3)`: Z1, X, Z2 in degrees, X from 0 to 180, the others from -180 to 180; NaN where the matrix holds NaN. Where
-    X is 0 or 180 only the sum or the difference of the others is known: Z1 is 0 then.
+    `(n, 3)`: Z1, X, Z2 in degrees; X from 0 to 180, the others from -180 to 180; NaN where the matrix holds NaN. Where
+    X is 0 or 180, only the sum or the difference of the others is determined, and Z1 is 0.
     """
     return _euler_angles(matrices, axis=0)
 
 
 def zyz_matrices(angles_deg: npt.ArrayLike) -> FloatArray:
-    """Turn intrinsic ZYZ angles `(n, 3)`, in degrees, into rotation matrices `Rz(Z1) · Ry(Y) · Rz(Z2)`, `(n, 3, 3)`.
+    """Convert intrinsic ZYZ angles `(n, 3)`, in degrees, to rotation matrices `Rz(Z1) · Ry(Y) · Rz(Z2)`, `(n, 3, 3)`.
 
     NaN gives NaN, as in `zxz_matrices`.
     """
@@ -139,7 +139,7 @@ def zyz_matrices(angles_deg: npt.ArrayLike) -> FloatArray:
 
 
 def zyz_angles(matrices: npt.ArrayLike) -> FloatArray:
-    """Turn rotation matrices `(n, 3, 3)` into intrinsic ZYZ angles `(n, 3)` in degrees, the inverse of `zyz_matrices`.
+    """Convert rotation matrices `(n, 3, 3)` to intrinsic ZYZ angles `(n, 3)` in degrees, the inverse of `zyz_matrices`.
 
     Y lies from 0 to 180; where it is 0 or 180, Z1 is 0.
     """
@@ -147,10 +147,10 @@ def zyz_angles(matrices: npt.ArrayLike) -> FloatArray:
 
 
 def relion_matrices(angles_deg: npt.ArrayLike) -> FloatArray:
-    """Turn RELION's rot, tilt and psi into rotation matrices that turn the reference into the specimen.
+    """Convert RELION's rot, tilt and psi to rotation matrices that rotate the reference into the specimen.
 
-    RELION's angles are intrinsic ZYZ angles of the *coordinate system*, so they turn the specimen into the reference:
-    the matrix wanted here, on column vectors `(x, y, z)`, is the transpose, `Rz(-psi) · Ry(-tilt) · Rz(-rot)`.
+    RELION's angles are intrinsic ZYZ angles of the *coordinate system*: they rotate the specimen into the reference.
+    The matrix here, on column vectors `(x, y, z)`, is the transpose, `Rz(-psi) · Ry(-tilt) · Rz(-rot)`.
 
     Parameters
     ----------
@@ -170,7 +170,7 @@ def relion_matrices(angles_deg: npt.ArrayLike) -> FloatArray:
 
 
 def relion_angles(matrices: npt.ArrayLike) -> FloatArray:
-    """Turn rotation matrices `(n, 3, 3)`, template to specimen, into RELION's rot, tilt and psi `(n, 3)` in degrees.
+    """Convert rotation matrices `(n, 3, 3)`, template to specimen, to RELION's rot, tilt and psi `(n, 3)` in degrees.
 
     Tilt lies from 0 to 180; where it is 0 or 180, rot is 0.
     """
@@ -178,7 +178,7 @@ def relion_angles(matrices: npt.ArrayLike) -> FloatArray:
 
 
 def quaternion_matrices(quaternions: npt.ArrayLike) -> FloatArray:
-    """Turn quaternions **(w, x, y, z)** into rotation matrices on column vectors `(x, y, z)`.
+    """Convert quaternions **(w, x, y, z)** to rotation matrices on column vectors `(x, y, z)`.
 
     Parameters
     ----------
@@ -238,18 +238,18 @@ def _euler_angles(matrices: npt.ArrayLike, *, axis: int) -> FloatArray:
 
 
 def half_turn_about_tilt_axis(volume: Tensor) -> Tensor:
-    """Turn a volume `(..., z, y, x)` by 180° about y: z and x run backwards."""
+    """Rotate a volume `(..., z, y, x)` by 180° about y: z and x are reversed."""
     return torch.flip(volume, dims=(-3, -1))
 
 
 def turns(angles_deg: npt.ArrayLike) -> FloatArray:
-    """Make rotation matrices `(tilt, 2, 2)` on (x, y), which turn +x towards +y."""
+    """Make rotation matrices `(tilt, 2, 2)` on (x, y), which rotate +x towards +y."""
     angle = np.deg2rad(np.asarray(angles_deg, dtype=np.float64))
     cos, sin = np.cos(angle), np.sin(angle)
     return np.stack([np.stack([cos, -sin], -1), np.stack([sin, cos], -1)], -2)
 
 
 def half_turn(angles_deg: npt.ArrayLike) -> FloatArray:
-    """Bring directions without a sense into [−90°, 90°)."""
+    """Bring the angles of lines into [−90°, 90°): a line has no direction, so 180° more means the same."""
     wrapped: FloatArray = (np.asarray(angles_deg, dtype=np.float64) + 90) % 180 - 90
     return wrapped

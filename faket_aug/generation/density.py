@@ -1,4 +1,4 @@
-"""Densities on grids of voxels, wherever they come from: low-pass, resampling, thresholds, centres."""
+"""Densities on grids of voxels: low-pass, resampling, thresholds, centre of mass."""
 
 from __future__ import annotations
 
@@ -12,24 +12,23 @@ from torch import Tensor
 
 from faket_aug._checks import check_ndim, check_positive
 
-#: The low-pass ends at the grid's Nyquist frequency, by a cosine that begins at this part of it.
+#: The low-pass ends at the grid's Nyquist frequency, with a cosine that begins at this fraction of it.
 _TAPER = 0.8
-#: Voxels around a mask that stay as they are, and as many again over which a density fades to 0.
+#: Voxels around a mask in which a density is kept, and as many again over which it fades to 0.
 _FADING = 2
-#: Voxel sizes that differ by less than this part are the same.
+#: Voxel sizes whose relative difference is smaller are the same.
 _SAME = 1e-4
 
 
 def low_pass(k2: Tensor, *, voxel_size: float | None, resolution: float) -> Tensor:
-    """Give the low-pass of all densities: a Gaussian that ends softly at the grid's Nyquist frequency.
+    """Compute the low-pass of all densities: a Gaussian that ends softly at the grid's Nyquist frequency.
 
     Parameters
     ----------
     k2
         Squared spatial frequencies, 1/Å².
     voxel_size
-        Å of the grid that has to hold the result: nothing passes at `1 / (2 · voxel_size)` and above. Without one
-        there is no such end.
+        Å of the resulting grid: nothing passes at `1 / (2 · voxel_size)` and above. `None` leaves this end out.
     resolution
         Å; the Gaussian is 1/e at `1 / resolution`, as in ChimeraX's molmap (σ = 0.225 · resolution). 0 for none.
     """
@@ -45,23 +44,23 @@ def low_pass(k2: Tensor, *, voxel_size: float | None, resolution: float) -> Tens
 def resample_density(
     density: Tensor, *, voxel_size: float, new_voxel_size: float, resolution: float | None = None
 ) -> Tensor:
-    """Bring a density to another voxel size: a low-pass and the sum of its Fourier series at the new places.
+    """Resample a density to another voxel size: a low-pass, and the sum of its Fourier series at the new voxels.
 
     Parameters
     ----------
     density
-        `(z, y, x)`; near 0 at its faces, beyond which it is taken to be 0.
+        `(z, y, x)`; near 0 at the faces of its box. Outside the box it counts as 0.
     voxel_size
         Å of `density`.
     new_voxel_size
         Å of the result.
     resolution
-        Å, of the low-pass; by default `2 · new_voxel_size`, the finest that the grid holds, where that is coarser than
-        `density`'s, and none otherwise.
+        Å, of the low-pass. By default `2 · new_voxel_size`, the finest that the new grid holds, where its voxels are
+        larger; otherwise there is no low-pass.
 
     Returns
     -------
-    `(z', y', x')`, float32; its voxel `n' // 2` lies where voxel `n // 2` lay.
+    `(z', y', x')`, float32; its voxel `n' // 2` has the position of voxel `n // 2`.
     """
     check_ndim("density", density, "z y x")
     check_positive("voxel_size", voxel_size)
@@ -74,7 +73,7 @@ def resample_density(
     result = density.to(torch.float32)
     if resolution == 0 and abs(ratio - 1) <= _SAME:
         return result
-    # What the low-pass spreads beyond one face would come back at the other.
+    # Density that the low-pass spreads beyond one face would come back at the other.
     guard = math.ceil(2 * max(resolution / voxel_size, ratio, 2))
     lengths = [scipy.fft.next_fast_len(n + guard) for n in result.shape]
     bands = [_frequencies(n, min(1.0, 1 / ratio) / 2) for n in lengths]
@@ -87,9 +86,9 @@ def resample_density(
     if resolution > 0 or coarser:
         z, y, x = (band / (length * voxel_size) for band, length in zip(bands, lengths, strict=True))
         k2 = z[:, None, None] ** 2 + y[:, None] ** 2 + x**2
-        # Where the grid becomes finer, the density's own Nyquist frequency is no edge.
+        # Where the grid becomes finer, the low-pass has no end at a Nyquist frequency.
         spectrum = spectrum * low_pass(k2, voxel_size=new_voxel_size if coarser else None, resolution=resolution)
-    # The frequencies along x that were left out are the complex conjugates of those that count twice.
+    # The omitted frequencies along x are the complex conjugates of those that count twice.
     spectrum = spectrum * torch.where(bands[2] > 0, 2, 1)
     for axis in (0, 1, 2):
         matrix = _series(bands[axis], lengths[axis], density.shape[axis], ratio)
@@ -105,7 +104,7 @@ def _frequencies(length: int, limit: float) -> Tensor:
 
 
 def _series(band: Tensor, length: int, size: int, ratio: float) -> Tensor:
-    """The matrix `(new place, frequency)` that sums a Fourier series at every `ratio`-th place from voxel `n // 2`."""
+    """Make the matrix `(position, frequency)` that sums a Fourier series at every `ratio`-th voxel from `n // 2`."""
     reach = math.floor(size / 2 / ratio)
     places = torch.arange(-reach, reach + 1, dtype=torch.float64) * ratio + size // 2
     phase = 2 * math.pi / length * places[:, None] * band.to(torch.float64)
@@ -113,7 +112,7 @@ def _series(band: Tensor, length: int, size: int, ratio: float) -> Tensor:
 
 
 def volume_threshold(density: Tensor, voxel_size: float, volume: float) -> float:
-    """Find the threshold above which a density has a volume.
+    """Find the threshold above which a density has a given volume.
 
     Parameters
     ----------
@@ -122,7 +121,7 @@ def volume_threshold(density: Tensor, voxel_size: float, volume: float) -> float
     voxel_size
         Å.
     volume
-        Å³; at least one voxel and at most all but one are taken.
+        Å³; at least one voxel, and at most all but one, lie above the threshold.
     """
     values = density.reshape(-1).sort(descending=True).values
     count = min(max(round(volume / voxel_size**3), 1), values.numel() - 1)
@@ -130,9 +129,9 @@ def volume_threshold(density: Tensor, voxel_size: float, volume: float) -> float
 
 
 def plateau_threshold(density: Tensor) -> float:
-    """Find half of the plateau of a density: where a blurred edge was before it was blurred.
+    """Find half of the plateau of a density: the level at the position of an edge that was blurred.
 
-    The plateau is the 95th percentile of what lies above Otsu's threshold.
+    The plateau is the 95th percentile of the values above Otsu's threshold.
     """
     import skimage.filters
 
@@ -143,7 +142,7 @@ def plateau_threshold(density: Tensor) -> float:
 
 
 def fading(mask: Tensor) -> Tensor:
-    """Give weights that are 1 near the mask and fall to 0, by a cosine, farther out."""
+    """Make weights that are 1 near the mask and fall to 0, as a cosine, farther out."""
     from scipy.ndimage import distance_transform_edt
 
     distance = torch.from_numpy(distance_transform_edt(~mask.numpy())).to(torch.float32)
@@ -151,7 +150,7 @@ def fading(mask: Tensor) -> Tensor:
 
 
 def center_of_mass(density: Tensor) -> tuple[float, float, float]:
-    """(z, y, x), the voxel index; what lies below 0 weighs nothing."""
+    """Compute the centre of mass (z, y, x), as a voxel index; negative values are ignored."""
     weights = density.clamp(min=0).double()
     axes = torch.meshgrid(*(torch.arange(n, dtype=torch.float64) for n in density.shape), indexing="ij")
     z, y, x = (float((weights * axis).sum() / weights.sum()) for axis in axes)

@@ -16,13 +16,13 @@ from faket_aug.generation.surfaces import Ellipsoid, Sheet, Surface, Toroid
 from faket_aug.generation.templates import ParticleTemplate
 
 MEMBRANE_KINDS = ("sphere", "ellipsoid", "toroid", "sheet")
-#: Half the thickness of a layer of head groups, Å: what reaches beyond their densest plane is labelled, too.
+#: Half the thickness of a layer of head groups, Å: the label extends this far beyond their densest plane.
 HEAD_HALF_THICKNESS = 5.0
-#: Deviation, Å, of the head groups' places along the normal.
+#: Standard deviation of the head groups' positions along the normal, Å.
 HEAD_SPREAD = 4.0
-#: Voxels on an edge of the blocks that are looked at as a whole, before their voxels are.
+#: Edge, in voxels, of the blocks that are tested as a whole before their voxels are.
 _BLOCK = 4
-#: Columns tried for a centre: those at the sides of tilted ice may hold none.
+#: Columns that are tried for a centre: those at the sides of tilted ice may contain no ice.
 _COLUMNS = 100
 
 
@@ -30,41 +30,41 @@ _COLUMNS = 100
 class MembraneSpecies:
     """Membranes of one kind.
 
-    Vesicles lie whole between the faces of the ice where they fit, and are cut by them otherwise, as in a lamella; the
-    sides of the specimen may cut any of them. No two membranes meet, but one may lie within another.
+    Vesicles lie completely within the ice where they fit. Otherwise its surfaces cut them, as in a lamella. The sides
+    of the specimen may cut any membrane. No two membranes touch, but one may lie within another.
 
     Parameters
     ----------
     kind
         `"sphere"`, `"ellipsoid"` (three different axes), `"toroid"` or `"sheet"` (a plane through the specimen).
     count
-        How many in each specimen: a number, or (lowest, highest).
+        Number of membranes in each specimen: a number, or (lowest, highest).
     radius
-        Å, to the middle of the bilayer: a number, or (lowest, highest). Of ellipsoids each half axis is drawn from it;
-        of toroids it is the ring's; of sheets it means nothing.
+        Å, to the middle of the bilayer: a number, or (lowest, highest). Each half axis of an ellipsoid is drawn from
+        it. For a toroid it is the radius of the ring. For a sheet it is not used.
     tube_radius
-        Å, of a toroid's tube.
+        Radius of a toroid's tube, Å: a number, or (lowest, highest).
     thickness
         Å, from the densest plane of one layer of head groups to that of the other: a number, or (lowest, highest).
-        The label reaches 5 Å beyond both.
+        The label extends 5 Å beyond both.
     head_density, tail_density
         Density of the head groups and of the hydrocarbon core, volts above ice.
     name
-        The class's name. Species of one name share a class.
+        Name of the class. Species with the same name share a class.
     label
-        Whether it is labelled, and has a row in the particle table (without orientation).
+        Whether the membranes are labelled, and have a row each in the particle table (without orientation).
 
     Raises
     ------
     ValueError
-        For settings that cannot be.
+        For settings that are not possible.
 
     Notes
     -----
-    Fluid phospholipid bilayers measure 35 to 40 Å between their heads [1]_; those of cells are of this thickness, too
-    [2]_. The default densities follow from the scattering factors of the groups at zero angle over their volumes [1]_:
-    phosphocholine and glycerol are about 4 V above ice (4.5 V) before they mix with water, methylenes 1.8 V, and
-    the loosely packed methyls between the leaflets a volt below ice, 1 V for the core as a whole.
+    Fluid phospholipid bilayers are 35 to 40 Å thick between their head groups [1]_; membranes of cells have the same
+    thickness [2]_. The default densities are the scattering factors of the groups at zero angle, divided by their
+    volumes [1]_. Phosphocholine and glycerol are about 4 V above ice (4.5 V) before they mix with water, methylenes
+    1.8 V. The loosely packed methyls between the leaflets are about 1 V below ice. The core as a whole is 1 V above it.
 
     References
     ----------
@@ -105,19 +105,19 @@ class MembraneSpecies:
 
     @property
     def largest(self) -> float:
-        """Å from its middle to its farthest point; a sheet has none."""
+        """Å from the middle to the farthest point; infinite for a sheet."""
         ring = as_range("radius", self.radius)[1]
         tube = as_range("tube_radius", self.tube_radius)[1] if self.kind == "toroid" else 0.0
         return math.inf if self.kind == "sheet" else ring + tube
 
     def templates_at(self, voxel_size: float) -> tuple[ParticleTemplate, ...]:
-        """Return no templates: membranes are formulas."""
+        """Return no templates: membranes are computed from formulas."""
         return ()
 
 
 @dataclass(frozen=True, kw_only=True)
 class Membrane:
-    """A membrane in its place, in voxels.
+    """A membrane at its position in a specimen, in voxels.
 
     Parameters
     ----------
@@ -128,11 +128,11 @@ class Membrane:
     orientation
         `(3, 3)`, on column vectors (x, y, z), surface to specimen.
     thickness
-        Between the head groups, voxels.
+        Distance between the head groups, voxels.
     voxel_size
         Å.
     head_density, tail_density
-        As its species'.
+        As of its species.
     """
 
     surface: Surface
@@ -154,11 +154,11 @@ class Membrane:
         return self.thickness / 2 + HEAD_HALF_THICKNESS / self.voxel_size
 
     def distance(self, places: FloatArray | IntArray) -> FloatArray:
-        """Compute the signed distance of places `(..., 3)` (z, y, x), voxels."""
+        """Compute the signed distance of positions `(..., 3)` (z, y, x), voxels."""
         return self.surface.distance(turned_by((places - self.center)[..., ::-1], self.orientation))
 
     def density(self, distance: FloatArray) -> FloatArray:
-        """Compute its density from the distance to its middle, voxels."""
+        """Compute the density at a distance from the middle of the bilayer, voxels."""
         return bilayer_profile(
             distance * self.voxel_size,
             thickness=self.thickness * self.voxel_size,
@@ -168,7 +168,7 @@ class Membrane:
         )
 
     def draw(self, count: int, generator: np.random.Generator) -> tuple[FloatArray, FloatArray]:
-        """Draw points of its middle, evenly over the area: places (z, y, x) and outward normals (x, y, z)."""
+        """Draw points on the middle, evenly over the area: positions (z, y, x) and outward normals (x, y, z)."""
         points, normals = self.surface.draw(count, generator)
         turned = turned_by(points, self.orientation.T)
         return self.center + turned[:, ::-1], turned_by(normals, self.orientation.T)
@@ -179,7 +179,7 @@ class Membrane:
         axes = [np.arange(a, b, _BLOCK) for a, b in zip(low, high, strict=True)]
         corners = np.stack([axis.ravel() for axis in np.meshgrid(*axes, indexing="ij")], axis=1)
         half = (_BLOCK - 1) / 2
-        # No distance grows faster than the way: a block far away holds no voxel that is near.
+        # The distance changes by one voxel per voxel at most: a block far away contains no voxel that is near.
         near = np.abs(self.distance(corners + half)) <= reach + half * math.sqrt(3) + 1e-6
         within = np.stack(np.meshgrid(*(np.arange(_BLOCK),) * 3, indexing="ij"), axis=-1).reshape(-1, 3)
         places = (corners[near][:, None] + within).reshape(-1, 3)
@@ -207,12 +207,12 @@ def draw_membrane(
     voxel_size: float,
     generator: np.random.Generator,
 ) -> Membrane:
-    """Draw a membrane's form and place; whether it meets another is not looked at.
+    """Draw the shape and the position of a membrane; whether it touches another one is not tested.
 
     Parameters
     ----------
     species
-        Its kind and sizes.
+        The species of the membrane.
     shape
         `(z, y, x)` of the specimen.
     slab
@@ -220,7 +220,7 @@ def draw_membrane(
     voxel_size
         Å.
     generator
-        Of all chance.
+        Generator of all random numbers.
     """
     radii = np.array(as_range("radius", species.radius)) / voxel_size
     tubes = np.array(as_range("tube_radius", species.tube_radius)) / voxel_size
@@ -234,7 +234,7 @@ def draw_membrane(
         surface = Toroid(float(sizes[0]), tube)
     else:
         surface = Ellipsoid(sizes if species.kind == "ellipsoid" else np.full(3, sizes[0]))
-    # A membrane lies whole in the ice if it can; a sheet never does.
+    # A membrane lies completely in the ice if it fits; a sheet never does.
     need = surface.reach(orientation.T @ slab.normal[::-1]) + thickness / 2 + HEAD_HALF_THICKNESS / voxel_size
     return Membrane(
         surface=surface,
@@ -248,7 +248,7 @@ def draw_membrane(
 
 
 def _draw_center(need: float, shape: tuple[int, ...], slab: Slab, generator: np.random.Generator) -> FloatArray:
-    """Draw a centre anywhere across the specimen, `need` voxels from the ice's faces, or between them in thin ice."""
+    """Draw a centre anywhere in the ice, `need` voxels from its surfaces or, in thin ice, halfway between them."""
     for _ in range(_COLUMNS):
         z, y, x = generator.random(3) * (np.array(shape) - 1)
         bottom, top = (float(end) for end in slab.column(shape, np.array([y, x])))
@@ -267,7 +267,7 @@ def bilayer_profile(
     tail_density: float,
     voxel_size: float,
 ) -> FloatArray:
-    """Compute a bilayer's density from the distance to its middle.
+    """Compute the density of a bilayer at distances from its middle.
 
     Parameters
     ----------
@@ -278,15 +278,15 @@ def bilayer_profile(
     head_density, tail_density
         Density of the head groups and of the core between them.
     voxel_size
-        Å; the profile is smoothed to what voxels of this size can hold.
+        Å; the profile is smoothed to the resolution of these voxels.
 
     Returns
     -------
-    Density, of the shape of `distance`: two Gaussian layers of heads, and a core with smooth edges.
+    Density, of the shape of `distance`: two Gaussian layers of head groups, and a core with smooth edges.
 
     Notes
     -----
-    Smoothing keeps each layer's whole density, so that membranes look alike at all voxel sizes.
+    Smoothing keeps the integral of each layer, so that membranes look alike at all voxel sizes.
     """
     from scipy.special import erf
 

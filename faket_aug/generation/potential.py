@@ -19,15 +19,15 @@ from faket_aug.generation.density import low_pass
 #: h² / (2π m e), V Å²: from an electron scattering factor in Å to the integral of its potential in V Å³.
 VOLTS_PER_FORM_FACTOR = 47.878
 #: V; mean inner potential of vitreous ice of 0.93 g/cm³ as a sum of isolated atoms (Vulović et al., J. Struct. Biol.
-#: 183, 2013), so that it meets atoms computed in the same way.
+#: 183, 2013): the particles' atoms are computed in the same way.
 ICE_POTENTIAL = 4.53
 
 #: Å³ of water that an atom displaces (Fraser, MacRae and Suzuki, J. Appl. Cryst. 11, 1978; the values of Svergun,
 #: Barberato and Koch, J. Appl. Cryst. 28, 1995). The sum over a protein is 1.27 Å³/Da, over RNA 0.9 Å³/Da.
 _DISPLACED_VOLUMES = {"H": 5.15, "D": 5.15, "C": 16.44, "N": 2.49, "O": 9.13, "P": 5.73, "S": 19.86}
 
-#: Order of the B-splines that carry atoms onto the grid, and how much finer than the voxels that grid is: what the
-#: sampling folds back is then below 2e-3 at the highest frequency kept, and far below where the low-pass lets through.
+#: Order of the B-splines that spread atoms over the grid, and how much finer than the voxels that grid is. Aliasing is
+#: then below 2e-3 at the highest frequency that is kept, and much less in the pass band of the low-pass.
 _SPLINE_ORDER = 6
 _OVERSAMPLING = 2
 
@@ -42,7 +42,8 @@ def displaced_volumes(elements: Sequence[str]) -> FloatArray:
 
     Returns
     -------
-    `(n,)`, Å³. Elements that the table of Fraser, MacRae and Suzuki leaves out fill their van der Waals sphere.
+    `(n,)`, Å³. Elements that are not in the table of Fraser, MacRae and Suzuki have the volume of their van der Waals
+    sphere.
     """
     import gemmi
 
@@ -56,15 +57,15 @@ def displaced_volumes(elements: Sequence[str]) -> FloatArray:
 
 @lru_cache(maxsize=256)
 def form_factor(element: str, *, solvent: bool = True) -> tuple[FloatArray, FloatArray]:
-    """Give the Fourier transform of an atom's potential as a sum of Gaussians, `Σ a exp(-b k² / 4)`.
+    """Return the Fourier transform of an atom's potential as a sum of Gaussians, `Σ a exp(-b k² / 4)`.
 
     Parameters
     ----------
     element
-        Symbol, such as `"C"`; neutral atom.
+        Symbol, such as `"C"`; the atom is neutral.
     solvent
-        Subtract the ice that the atom displaces: a Gaussian of the atom's volume times the potential of ice, so that
-        the result is a potential above ice.
+        Subtract the ice that the atom displaces: a Gaussian of the atom's volume times the potential of ice. The result
+        is then a potential above ice.
 
     Returns
     -------
@@ -106,16 +107,16 @@ def coulomb_potential(
     b_factors: FloatArray | None = None,
     solvent: bool = True,
 ) -> Tensor:
-    """Sum the electrostatic potentials of atoms, low-passed, on a grid of voxels.
+    """Compute the electrostatic potential of atoms, low-passed, on a grid of voxels.
 
-    The atoms of an element are carried onto a grid twice as fine by B-splines, multiplied in Fourier space with the
-    element's form factor and the low-pass, and brought to the voxels by a crop of the spectrum: the values are those
-    of the band-limited potential at the voxels' centres; their sum times the voxel's volume is its integral.
+    The atoms of an element are spread over a grid twice as fine by B-splines, and multiplied in Fourier space with the
+    element's form factor and the low-pass. A crop of the spectrum gives the voxels: their values are those of the
+    band-limited potential at their centres, and their sum times the volume of a voxel is its integral.
 
     Parameters
     ----------
     positions
-        `(n, 3)`, (z, y, x) in Å from the centre of voxel (0, 0, 0); within the grid, which is periodic beyond a margin.
+        `(n, 3)`, (z, y, x) in Å from the centre of voxel (0, 0, 0), within the grid.
     elements
         `(n,)`, symbols.
     shape
@@ -123,13 +124,13 @@ def coulomb_potential(
     voxel_size
         Å.
     resolution
-        Å, where the Gaussian low-pass falls to 1/e; `2 · voxel_size`, the finest that the grid holds, by default.
+        Å, where the Gaussian low-pass falls to 1/e; by default `2 · voxel_size`, the finest that the grid holds.
     occupancies
-        `(n,)`; 1 by default. An occupancy may be more than 1: two hydrogens at the place of their carbon, say.
+        `(n,)`; 1 by default. It may be more than 1, for example for two hydrogens at the position of their carbon.
     b_factors
-        `(n,)`, Å²; 0 by default. Negative ones count as 0.
+        `(n,)`, Å²; 0 by default. Negative values count as 0.
     solvent
-        Subtract the displaced ice, see `form_factor`.
+        Subtract the displaced ice; see `form_factor`.
 
     Returns
     -------
@@ -138,7 +139,7 @@ def coulomb_potential(
     Raises
     ------
     ValueError
-        If the arrays do not go together, there are no atoms, or an element has no scattering factors.
+        If the arrays do not fit together, there are no atoms, or an element has no scattering factors.
     """
     count = len(elements)
     weights = np.ones(count) if occupancies is None else np.asarray(occupancies, dtype=np.float64)
@@ -146,7 +147,7 @@ def coulomb_potential(
     _check_atoms(positions, count, weights, blurs)
     check_positive("voxel_size", voxel_size)
     resolution = 2 * voxel_size if resolution is None else resolution
-    # What the low-pass spreads beyond one face would come back at the other.
+    # Density that the low-pass spreads beyond one face would come back at the other.
     guard = math.ceil(2 * max(resolution / voxel_size, 2))
     padded = [scipy.fft.next_fast_len(int(n) + guard, real=True) for n in shape]
     k2 = _squared_frequencies(padded, voxel_size)
@@ -164,9 +165,9 @@ def coulomb_potential(
 def _check_atoms(positions: FloatArray, count: int, weights: FloatArray, blurs: FloatArray) -> None:
     shapes = (positions.shape, weights.shape, blurs.shape)
     if count == 0 or shapes != ((count, 3), (count,), (count,)):
-        raise ValueError(f"expected places, occupancies and B factors of one or more atoms, got arrays of {shapes}")
+        raise ValueError(f"expected positions, occupancies and B factors of one or more atoms, got arrays of {shapes}")
     if not all(np.isfinite(values).all() for values in (positions, weights, blurs)):
-        raise ValueError("expected finite places, occupancies and B factors of atoms, got NaN or infinite ones")
+        raise ValueError("expected finite positions, occupancies and B factors of atoms, got NaN or infinite ones")
 
 
 def _squared_frequencies(shape: Sequence[int], voxel_size: float) -> Tensor:
@@ -190,13 +191,13 @@ def _groups(
     blurs: FloatArray,
     voxel_size: float,
 ) -> Iterator[tuple[str, float, npt.NDArray[np.intp], FloatArray]]:
-    """Yield the atoms that share a form factor: element, B factor, which atoms, their weights."""
+    """Yield the atoms that share a form factor: element, B factor, indices of the atoms, their weights."""
     for element in np.unique(elements):
         members = np.flatnonzero((elements == element) & (weights != 0))
         if len(members) == 0:
             continue
         nodes = _blur_nodes(blurs[members], voxel_size)
-        # Between two nodes an atom is shared out: exp(-B k² / 4) is interpolated in B.
+        # An atom is divided between two nodes: exp(-B k² / 4) is interpolated in B.
         places = np.interp(blurs[members], nodes, np.arange(len(nodes)))
         for i, node in enumerate(nodes):
             share = weights[members] * (1 - np.abs(places - i)).clip(min=0)
@@ -206,7 +207,7 @@ def _groups(
 
 
 def _blur_nodes(blurs: FloatArray, voxel_size: float) -> FloatArray:
-    """Choose B factors such that those between are interpolated within about 1 % at the Nyquist frequency."""
+    """Choose B factors between which others are interpolated, within about 1 % at the Nyquist frequency."""
     low, high = float(blurs.min()), float(blurs.max())
     # In units of `scale` a step is a change of exp(-B k² / 4) by a third or so; steps grow with what is left of it.
     scale = 10 * voxel_size**2
@@ -228,7 +229,7 @@ def _spread(places: FloatArray, weights: FloatArray, shape: Sequence[int]) -> Te
     weights
         `(n,)`.
     shape
-        Of the grid.
+        Shape of the grid.
     """
     # (axis, n, node): which nodes, and how much each gets.
     nodes, shares = (np.moveaxis(values, 1, 0) for values in _spline_weights(places))
@@ -247,7 +248,7 @@ def _spread(places: FloatArray, weights: FloatArray, shape: Sequence[int]) -> Te
 def _spline_weights(
     places: FloatArray,
 ) -> tuple[IntArray, FloatArray]:
-    """Give the nodes around each place and the values of the cardinal B-spline there, `(n, 3, order)` both."""
+    """Compute the nodes around each position and the values of the B-spline there, both `(n, 3, order)`."""
     start = np.floor(places)
     offset = np.arange(_SPLINE_ORDER)
     # Cox and de Boor: M_n(u) = (u M_{n-1}(u) + (n - u) M_{n-1}(u - 1)) / (n - 1), at u = fraction + 0, 1, ...
@@ -260,7 +261,7 @@ def _spline_weights(
 
 
 def _spline_spectrum(shape: Sequence[int]) -> Tensor:
-    """Give what the B-splines did to the spectrum, so that it can be undone."""
+    """Compute the factors by which the B-splines change the spectrum, so that they can be undone."""
     z, y = (torch.sinc(torch.fft.fftfreq(n) / _OVERSAMPLING) ** _SPLINE_ORDER for n in shape[:2])
     x = torch.sinc(torch.fft.rfftfreq(shape[2]) / _OVERSAMPLING) ** _SPLINE_ORDER
     return z[:, None, None] * y[:, None] * x

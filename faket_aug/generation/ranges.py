@@ -1,4 +1,4 @@
-"""Numbers that a generator draws: one, or the lowest and the highest."""
+"""Settings that are a number, or a range (lowest, highest) from which a number is drawn."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def as_range(name: str, value: Range, *, zero: bool = False) -> tuple[float, flo
     Raises
     ------
     ValueError
-        If it is no increasing pair of positive numbers (or zero, where `zero` allows it).
+        Unless it is an increasing pair of positive numbers (or zero, where `zero` allows it).
     """
     low, high = _as_pair(name, value)
     check_positive(name, low, zero=zero)
@@ -38,7 +38,7 @@ def as_count(name: str, value: int | tuple[int, int]) -> tuple[int, int]:
     Raises
     ------
     ValueError
-        If it is no increasing pair of whole numbers of 0 or more.
+        Unless it is an increasing pair of whole numbers of 0 or more.
     """
     low, high = _as_pair(name, value)
     check_count(name, low, zero=True)
@@ -57,8 +57,9 @@ def _as_pair(name: str, value: Any) -> tuple[Any, Any]:
 
 
 def turned_by(points: FloatArray | IntArray, matrix: FloatArray) -> FloatArray:
-    """Multiply points `(..., 3)`, as rows, with a matrix `(3, m)`.
+    """Multiply points `(..., 3)`, as rows, by a matrix `(3, m)`.
 
-    A library for matrices shares out the rows among threads, and its last bits depend on how many there are.
+    The product is written out because a matrix library divides the rows among threads, and the last bits depend on
+    their number.
     """
     return np.asarray(points[..., :1] * matrix[0] + points[..., 1:2] * matrix[1] + points[..., 2:] * matrix[2])

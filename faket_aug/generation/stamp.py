@@ -1,4 +1,4 @@
-"""A template, ready to be rotated and placed many times."""
+"""Templates that are prepared to be rotated many times."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ from faket_aug._arrays import FloatArray, IntArray
 from faket_aug.generation.ranges import turned_by
 from faket_aug.generation.templates import ParticleTemplate
 
-#: Density this far, Å, around the mask is drawn; beyond it templates hold noise, if anything.
+#: Å. Density is drawn up to this distance from the mask; farther out, templates of maps hold only noise.
 _TAIL = 30.0
 
 
-#: Density below this share of the peak is none.
+#: Density below this fraction of the peak is not drawn.
 _NOTHING = 0.01
 
 
-#: A template is turned by linear interpolation of its cubic spline at steps of half a voxel: linear interpolation of
-#: the voxels themselves would blur it, and more so at some turns than at others.
+#: A template is rotated by linear interpolation of its cubic spline, sampled at half voxels: linear interpolation of
+#: the voxels themselves would blur it, by an amount that depends on the rotation.
 _OVERSAMPLING = 2
 
 
-#: Samples of one batch; more would only ask a CPU for fresh memory.
+#: Samples of one batch; with more, a CPU would only have to allocate memory.
 _SAMPLES_AT_ONCE = {"cpu": 2**18, "cuda": 2**25}
 
 
@@ -40,7 +40,7 @@ def uniform_rotations(count: int, generator: np.random.Generator) -> FloatArray:
 
 
 def frames_along(directions: FloatArray, generator: np.random.Generator) -> FloatArray:
-    """Make rotation matrices `(n, 3, 3)` whose third columns are unit vectors `(n, 3)`, turned about them at random."""
+    """Make rotation matrices `(n, 3, 3)` with unit vectors `(n, 3)` as third columns, at random angles about them."""
     across = np.cross(directions, uniform_rotations(len(directions), generator)[..., 0])
     across /= np.linalg.norm(across, axis=1, keepdims=True)
     return np.stack([across, np.cross(directions, across), directions], axis=-1)
@@ -48,23 +48,23 @@ def frames_along(directions: FloatArray, generator: np.random.Generator) -> Floa
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Stamp:
-    """A template made ready to be turned many times; see `turn`.
+    """A template that is prepared to be rotated many times; see `turn`.
 
     Parameters
     ----------
     density
         `(1, 1, z, y, x)`, sampled at half voxels.
     center
-        `(3,)`, (x, y, z) in samples of `density`, the point about which it turns.
+        `(3,)`, (x, y, z) in samples of `density`, the point about which it is rotated.
     offsets
-        `(3, p)`, (z, y, x): the voxels of a ball that holds the template however it is turned, about the voxel
+        `(3, p)`, (z, y, x): the voxels of a ball that holds the template in any orientation, relative to the voxel
         nearest to its centre.
     threshold
-        As the template's.
+        As of the template.
     hull
-        `(m, 3)`, (x, y, z) in voxels: the points of the template's mask that reach farthest, from its centre.
+        `(m, 3)`, (x, y, z) in voxels: the outermost points of the template's mask, relative to its centre.
     mask_voxels
-        How many voxels the template's mask has.
+        Number of voxels of the template's mask.
     """
 
     density: Tensor
@@ -82,14 +82,14 @@ class Stamp:
 
     @classmethod
     def of(cls, template: ParticleTemplate, *, device: torch.device | str = "cpu") -> Stamp:
-        """Prepare a template: cut away what is empty, and refine its grid."""
+        """Prepare a template: crop its empty margins, and refine its grid."""
         from scipy.ndimage import zoom
 
         density, center = template.density.cpu().numpy(), np.array(template.center)
         hull = hull_points(template)
         dense = np.argwhere(np.abs(density) > _NOTHING * float(density.max())) - center
         reach = min(_radius(dense), _radius(hull) + _TAIL / template.voxel_size)
-        # A voxel more on each side lets the spline, and the particle's fraction of a voxel, end in nothing.
+        # A voxel more on each side lets the spline end at 0, also where a particle is shifted by a part of a voxel.
         low = np.floor(center - reach).astype(int) - 1
         high = np.ceil(center + reach).astype(int) + 2
         outside = [(max(-a, 0), max(b - n, 0)) for a, b, n in zip(low, high, density.shape, strict=True)]
@@ -115,14 +115,14 @@ class Stamp:
         return _radius(self.hull)
 
     def turn(self, orientations: FloatArray, fractions: FloatArray) -> Tensor:
-        """Compute the density of turned copies at the voxels of `offsets`.
+        """Compute the density of rotated copies at the voxels of `offsets`.
 
         Parameters
         ----------
         orientations
             `(n, 3, 3)`, rotation matrices on column vectors (x, y, z), template to specimen.
         fractions
-            `(n, 3)`, (z, y, x): where the centres lie within their voxels, from -1/2 to 1/2.
+            `(n, 3)`, (z, y, x): positions of the centres within their voxels, from -1/2 to 1/2.
 
         Returns
         -------
@@ -144,12 +144,12 @@ class Stamp:
         return F.grid_sample(density, grid[:, None, None], align_corners=True)[:, 0, 0, 0]
 
     def turned(self, orientations: FloatArray, fractions: FloatArray) -> Iterator[tuple[int, Tensor, IntArray]]:
-        """Turn many copies in batches.
+        """Rotate many copies in batches.
 
         Yields
         ------
-        For each its number, its density as a cube `(d, d, d)` about the centre's voxel, and which of `offsets` are its
-        mask's, in host memory.
+        For each copy its number, its density as a cube `(d, d, d)` around the centre's voxel, and the indices of the
+        `offsets` that belong to its mask, in host memory.
         """
         size = max(1, _SAMPLES_AT_ONCE.get(self.density.device.type, 2**18) // self.offsets.shape[1])
         side = 2 * int(self.offsets.max()) + 1
@@ -190,13 +190,13 @@ def _ball_offsets(radius: float) -> IntArray:
 
 
 def _steps(places: IntArray, shape: Sequence[int]) -> IntArray:
-    """Turn voxels `(3, ...)` into steps in the memory of a volume."""
+    """Convert voxels `(3, ...)` to flat indices of a volume."""
     return np.asarray((places[0] * shape[1] + places[1]) * shape[2] + places[2])
 
 
 @dataclass(frozen=True, eq=False)
 class Mask:
-    """A thing's voxels about a centre: `offsets` `(3, n)` (z, y, x), and the same as `steps` `(n,)` in memory."""
+    """Voxels relative to a centre: `offsets` `(3, n)` (z, y, x), and the same as flat indices, `steps` `(n,)`."""
 
     offsets: IntArray
     steps: IntArray

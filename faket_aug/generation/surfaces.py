@@ -1,4 +1,4 @@
-"""Closed surfaces and planes whose signed distance is known: about the origin, in voxels, points as (x, y, z)."""
+"""Surfaces with a known signed distance: around the origin, in voxels, with points as (x, y, z)."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _NEWTON_STEPS = 6
 
 
 class Surface(Protocol):
-    """A surface whose signed distance is known."""
+    """A surface with a known signed distance."""
 
     def distance(self, points: FloatArray) -> FloatArray:
         """Compute the signed distance `(...)` of points `(..., 3)`, positive outside."""
@@ -23,7 +23,7 @@ class Surface(Protocol):
         """Draw points, evenly over the area, and their outward normals, both `(count, 3)`."""
 
     def reach(self, direction: FloatArray) -> float:
-        """Compute how far it reaches along a unit vector `(3,)`."""
+        """Compute how far the surface extends along a unit vector `(3,)`."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class Ellipsoid:
         squares = self.axes**2
         level = np.sqrt((points**2 / squares).sum(-1))
         slope = np.sqrt((points**2 / squares**2).sum(-1))
-        # Below -min(a²) lies no nearest point, but one of the far side.
+        # Below -min(a²) a solution is not the nearest point, but one on the far side.
         floor = -squares.min() * (1 - 1e-6)
         with np.errstate(divide="ignore", invalid="ignore"):
             t = np.fmax((level - 1) * (level / slope) ** 2, floor)
@@ -50,7 +50,7 @@ class Ellipsoid:
                 total, fall = parts.sum(-1), (parts / (t[..., None] + squares)).sum(-1)
                 t = np.fmax(t + total * (np.sqrt(total) - 1) / fall, floor)
         nearest = squares * points / (t[..., None] + squares)
-        # Between two sides that are as near as each other t says nothing of the smallest axis: it is what is left.
+        # Where two sides are equally near, t does not determine the smallest axis; the other two do.
         least = int(self.axes.argmin())
         others = np.delete(nearest / self.axes, least, axis=-1)
         left = self.axes[least] * np.sqrt(np.maximum(1 - (others**2).sum(-1), 0))
@@ -59,7 +59,7 @@ class Ellipsoid:
         return np.asarray(np.sign(t) * np.sqrt(((points - nearest) ** 2).sum(-1)))
 
     def draw(self, count: int, generator: np.random.Generator) -> tuple[FloatArray, FloatArray]:
-        """Draw points and normals: points of a sphere, stretched, kept as often as their area grew."""
+        """Draw points and normals: stretched points of a sphere, kept in proportion to how much their area grew."""
         directions = np.zeros((0, 3))
         while len(directions) < count:
             drawn = generator.normal(size=(2 * count + 8, 3))
@@ -70,13 +70,13 @@ class Ellipsoid:
         return directions[:count] * self.axes, normals / np.linalg.norm(normals, axis=1, keepdims=True)
 
     def reach(self, direction: FloatArray) -> float:
-        """Compute how far it reaches along a unit vector."""
+        """Compute how far the surface extends along a unit vector."""
         return float(np.linalg.norm(self.axes * direction))
 
 
 @dataclass(frozen=True)
 class Toroid:
-    """A ring of radius `ring` in the (x, y) plane, of a tube of radius `tube`."""
+    """A tube of radius `tube` around a ring of radius `ring` in the (x, y) plane."""
 
     ring: float
     tube: float
@@ -87,7 +87,7 @@ class Toroid:
         return np.asarray(np.hypot(across, points[..., 2]) - self.tube)
 
     def draw(self, count: int, generator: np.random.Generator) -> tuple[FloatArray, FloatArray]:
-        """Draw points and normals; the tube's outer side is longer, and drawn as much more often."""
+        """Draw points and normals; more of them on the outer side of the tube, whose area is larger."""
         angles = np.zeros(0)
         while len(angles) < count:
             drawn = generator.uniform(0, 2 * math.pi, 2 * count + 8)
@@ -99,7 +99,7 @@ class Toroid:
         return self.ring * out + self.tube * normals, normals
 
     def reach(self, direction: FloatArray) -> float:
-        """Compute how far it reaches along a unit vector."""
+        """Compute how far the surface extends along a unit vector."""
         return float(self.ring * math.hypot(direction[0], direction[1]) + self.tube)
 
 
@@ -120,5 +120,5 @@ class Sheet:
         return points, np.tile([0.0, 0.0, 1.0], (count, 1))
 
     def reach(self, direction: FloatArray) -> float:
-        """A plane has no end: it may lie anywhere."""
+        """Return 0: a plane has no end, so it may lie anywhere."""
         return 0.0

@@ -1,4 +1,4 @@
-"""Folders of simulated tomograms: a stop at any moment leaves nothing half-written under its final name."""
+"""Folders of simulated tomograms; whenever the writing stops, no file is left half-written under its final name."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ from faket_aug.formats.mrc import write_mrc
 from faket_aug.formats.particle_lists import PARTICLE_FORMATS, write_particles
 from faket_aug.specimens.particles import Labelled
 
-#: The file that makes a folder whole: it is written last, and lists the others.
+#: The file that completes a folder: it is written last, and lists the others.
 RECORD_FILE = "record.json"
-#: Lies in a folder while it is written, and tells it from a folder with somebody's own files.
+#: A file that marks a folder while it is written, so that it is not taken for a folder with the user's own files.
 UNFINISHED_FILE = "unfinished"
 _UNFINISHED = "This folder is being written, or its writing was stopped. Files of what was here before:"
 TOMOGRAM_FILE = "reconstruction.mrc"
@@ -76,7 +76,7 @@ class SavedTomogram:
 
 @dataclass(frozen=True, kw_only=True)
 class TomogramFolder:
-    """A folder that is being written: each file is whole or not there, and the record comes last.
+    """A folder that is being written: each file is complete or does not exist, and the record is written last.
 
     Parameters
     ----------
@@ -127,7 +127,7 @@ class TomogramFolder:
             self._written.append(LIST_FILES[name])
 
     def finish(self, record: Mapping[str, Any], origin: Mapping[str, Any]) -> None:
-        """Write the record, with the sizes of all files in bytes; from now on the folder is whole."""
+        """Write the record, with the sizes of all files in bytes; with it the folder is complete."""
         content = {
             "format": _FORMAT,
             "record": dict(record),
@@ -152,22 +152,22 @@ def _remove(file: Path, *, up_to: Path) -> None:
 
 @contextmanager
 def rewritten_folder(folder: str | Path) -> Iterator[TomogramFolder]:
-    """Give a folder to write a tomogram into: a new one, an empty one, or one that a tomogram was written into before.
+    """Prepare a folder for a tomogram: a new one, an empty one, or one that holds a saved tomogram.
 
-    Its record goes first, so that a folder whose files are being replaced is not taken for a whole one.
+    An existing record is removed first, so that a folder whose files are being replaced does not count as complete.
 
     Raises
     ------
     FileExistsError
-        If the folder holds somebody's own files.
+        If the folder holds other files.
     OSError
-        If it cannot be written, or the disk is full; the message names the folder and says what to do.
+        If the folder cannot be written, or the disk is full; the message names the folder and what to do.
     """
     path = Path(folder)
     try:
         make_writable_folder(path)
         before = _written_before(path)
-        # Whoever goes on after a stop has to know what of it is old.
+        # After a stop, the next writer has to know which files are old.
         write_text(path / UNFINISHED_FILE, "\n".join([_UNFINISHED, *before, ""]))
         (path / RECORD_FILE).unlink(missing_ok=True)
         remove_parts(path)
@@ -177,13 +177,13 @@ def rewritten_folder(folder: str | Path) -> Iterator[TomogramFolder]:
 
 
 def _written_before(folder: Path) -> list[str]:
-    """List the files of the tomogram that a folder holds; refuse a folder with other things."""
+    """List the files of the tomogram that a folder holds; refuse a folder with other files."""
     left = folder / UNFINISHED_FILE
     before = left.read_text(encoding="utf-8", errors="replace").splitlines()[1:] if left.is_file() else []
     if (folder / RECORD_FILE).is_file():
         before += read_record_file(folder / RECORD_FILE)["files"]
     if before:
-        # A name that leads out of the folder is none of ours.
+        # A name that leads out of the folder was not written by this module.
         inside = (name for name in before if ".." not in Path(name).parts and not Path(name).is_absolute())
         return list(dict.fromkeys(inside))
     found = sorted(path.name for path in folder.iterdir() if not path.name.startswith("."))
@@ -196,7 +196,7 @@ def _written_before(folder: Path) -> list[str]:
 
 def _explained(error: OSError, folder: Path) -> OSError:
     if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-        advice = "make room and do the same again: what is whole stays, and nothing half-written was left"
+        advice = "make room and do the same again: complete files stay, and no half-written file was left"
     else:
         advice = "choose another folder"
     reason = error.strerror or str(error)
@@ -204,16 +204,16 @@ def _explained(error: OSError, folder: Path) -> OSError:
 
 
 def remove_parts(folder: Path, *, pattern: str = ".*.part", older_than: float = 0.0) -> None:
-    """Remove what a killed run left under temporary names in a folder (not in those below it).
+    """Remove temporary files that a killed run left in a folder (not in its subfolders).
 
     Parameters
     ----------
     folder
-        Where.
+        The folder.
     pattern
-        Of the temporary names.
+        Pattern of the temporary names.
     older_than
-        Seconds; younger ones may be another run's, and stay.
+        Seconds. Younger files are kept: another run may be writing them.
     """
     for left in folder.glob(pattern):
         try:
@@ -226,7 +226,7 @@ def remove_parts(folder: Path, *, pattern: str = ".*.part", older_than: float = 
 
 
 def is_whole(folder: str | Path) -> bool:
-    """Tell whether a tomogram was written into a folder to its end, and all its files are still there."""
+    """Tell whether a folder holds a complete tomogram: its record and all files that the record lists."""
     folder = Path(folder)
     try:
         files = read_record_file(folder / RECORD_FILE)["files"]
@@ -236,12 +236,12 @@ def is_whole(folder: str | Path) -> bool:
 
 
 def read_record_file(path: str | Path) -> dict[str, Any]:
-    """Read the record file of a saved tomogram: `record` (what makes it again), `origin`, and `files` with their sizes.
+    """Read the record file of a saved tomogram: `record`, `origin`, and `files` with their sizes.
 
     Raises
     ------
     FileNotFoundError, FileFormatError
-        If there is none, or it is no such file.
+        If there is no record, or the file is something else.
     """
     path = Path(path)
     if not path.is_file():
@@ -259,7 +259,7 @@ def read_record_file(path: str | Path) -> dict[str, Any]:
 
 
 def check_formats(formats: Sequence[str]) -> None:
-    """Raise a `ValueError` unless each of `formats` is one that particles are written in, and none comes twice.
+    """Raise a `ValueError` unless each of `formats` is a format of particles, named once.
 
     Raises
     ------
@@ -280,7 +280,7 @@ def check_formats(formats: Sequence[str]) -> None:
 
 
 def check_names(class_names: Mapping[int, str], formats: Sequence[str], *, tomogram: str) -> None:
-    """Raise a `ValueError` unless all files of a tomogram can hold the names of its classes, and its own."""
+    """Raise a `ValueError` unless all files of a tomogram can hold its name and the names of its classes."""
     from faket_aug.formats.particles import check_words
     from faket_aug.formats.shrec import check_class_names
 
@@ -308,7 +308,7 @@ def _write_copick(folder: Path, saved: SavedTomogram) -> list[str]:
         voxel_size=labelled.label_voxel_size,
         labels=labelled.labels,
         tomograms={saved.modality: saved.tomogram},
-        # What is labelled, but is no particle.
+        # Classes that are labelled, but are no particles.
         segmented=sorted(
             {names[number] for number in in_labels if number > 0} - set(listed.names)
             | {names[number] for number in labelled.not_particles if number in names}

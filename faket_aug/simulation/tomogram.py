@@ -1,4 +1,4 @@
-"""A simulated tomogram with all that is known about it."""
+"""Simulated tomograms, and the records that make them again."""
 
 from __future__ import annotations
 
@@ -29,26 +29,26 @@ from faket_aug.specimens.particles import Labelled
 
 @dataclass(frozen=True, kw_only=True)
 class SimulationRecord:
-    """What makes a simulated tomogram again from its specimen: the address of its chance, and the simulator's settings.
+    """The record that makes a simulated tomogram again from its specimen: random seeds and the simulator's settings.
 
     Parameters
     ----------
     seed, epoch, tomogram
-        The address.
+        The address of all random numbers.
     specimen
         Name of the specimen.
     noise_seed
-        Seed of the noise's generator.
+        Seed of the generator of the noise.
     style_series
-        Which series of the style bank; -1 where no style was used.
+        Index of the series in the style bank; -1 where no style was used.
     settings
-        The simulator's settings, as JSON types.
+        The settings of the simulator, as JSON types.
     versions
-        Versions of the packages that made it.
+        Versions of the packages that were used.
     defocus
-        `(tilt,)`, µm, as drawn; empty without a contrast transfer function.
+        `(tilt,)`, the drawn defocus in µm; empty without a contrast transfer function.
     misalignment
-        `(tilt, 4)`, as drawn: what `misalignment.ERRORS` names; empty where tilts are aligned.
+        `(tilt, 4)`, the drawn errors, in the order of `misalignment.ERRORS`; empty where tilts are aligned.
     """
 
     seed: int
@@ -63,7 +63,7 @@ class SimulationRecord:
     misalignment: TiltErrors = ()
 
     def __post_init__(self) -> None:
-        # JSON knows lists only.
+        # JSON has only lists.
         object.__setattr__(self, "defocus", tuple(self.defocus))
         object.__setattr__(self, "misalignment", tuple(tuple(row) for row in self.misalignment))
 
@@ -92,7 +92,7 @@ class SimulationRecord:
         Raises
         ------
         FileNotFoundError, FileFormatError
-            If there is none, or it is no such file.
+            If there is no record, or the file is something else.
         """
         path = Path(path)
         file = path / RECORD_FILE if path.is_dir() else path
@@ -111,7 +111,7 @@ class SimulatedTomogram(Labelled):
     Parameters
     ----------
     tiltseries
-        `(tilt, y, x)`, float32, dark particles, in the style's unit; not binned.
+        `(tilt, y, x)`, float32, dark particles, in the unit of the style; not binned.
     tilt_angles
         `(tilt,)`, degrees.
     tomogram
@@ -146,7 +146,7 @@ class SimulatedTomogram(Labelled):
 
     @property
     def bin(self) -> int:
-        """Pixels of a tilt, along each axis, to one voxel of the tomogram."""
+        """Pixels of a tilt, along each axis, per voxel of the tomogram."""
         return self.tiltseries.shape[-2] // self.tomogram.shape[-2]
 
     def save(
@@ -159,43 +159,44 @@ class SimulatedTomogram(Labelled):
         copick_project: str | Path | None = None,
         origin: Mapping[str, Any] | None = None,
     ) -> None:
-        """Write the tomogram and all that is known about it into a folder, under SHREC's names where there are any.
+        """Write the tomogram, its tilt-series, labels and particles into a folder, under SHREC's names.
 
-        `projections.mrc`, `.tlt`, `.rawtlt` (`projections_unbinned` where the tilts are finer than the tomogram),
-        `reconstruction.mrc`, `class_mask.mrc`, `occupancy_mask.mrc`, `class_conversion_table.txt`, the particles, and
-        `record.json`, which makes it again from its specimen. Each file is whole or not there, and the record comes
-        last: a folder without one was not finished. `TiltSeries.read` reads the folder, and so does
-        `GrandModel.from_shrec` if it was given the specimen (with `z_range=None` for tomograms of 512³, which it would
-        take for SHREC 2021's).
+        The files are `projections.mrc`, `.tlt` and `.rawtlt` (`projections_unbinned` where the tilts are finer than the
+        tomogram), `reconstruction.mrc`, `class_mask.mrc`, `occupancy_mask.mrc`, `class_conversion_table.txt`, the lists
+        of particles, and `record.json`, which makes the tomogram again from its specimen. Each file is complete or does
+        not exist. The record is written last: a folder without it is not finished. `TiltSeries.read` reads the folder.
+        `GrandModel.from_shrec` reads it, too, if `specimen` was given (set `z_range=None` for tomograms of 512³, which
+        would be cut as those of SHREC 2021).
 
         Parameters
         ----------
         folder
-            Made where it is missing. What this method wrote there before is replaced; a folder with other files in it
-            is refused.
+            The folder; it is made if it does not exist. A tomogram that was saved there before is replaced. A folder
+            with other files is refused.
         formats
-            Of the particles: `"shrec"` (`particle_locations.txt`), `"star3"`, `"star4"`, `"star5"` (RELION, for its
-            version), `"deepfinder"` (`object_list.xml`), `"copick"` (picks, segmentation and the tomogram, in a run
-            with the folder's name). Rows of classes that are `not_particles` stand in SHREC's list only.
+            Formats of the particles: `"shrec"` (`particle_locations.txt`), `"star3"`, `"star4"`, `"star5"` (RELION 3, 4
+            or 5), `"deepfinder"` (`object_list.xml`), `"copick"` (picks, segmentation and tomogram, in a run with the
+            folder's name). Only SHREC's list contains the classes that are `not_particles`.
         specimen
-            What it was made from: its density is written, too, as `grandmodel.mrc`.
+            The specimen of the tomogram. If it is given, its density is written as `grandmodel.mrc`.
         noiseless
             `(z, y, x)`, the tomogram without noise, written as `reconstruction_noiseless.mrc`.
         copick_project
             Folder of the copick project, which several tomograms may share; by default `copick` within the folder.
         origin
-            Where the specimen came from, as JSON types, for the record: it does not know the settings of a generator,
-            only the address. `faket-aug simulate` keeps its options here, which make specimen and tomogram again:
-            tomogram 7 alone by `faket-aug simulate again --config set/tomogram_0007/record.json --count 8 --shard 8/8`.
+            Where the specimen came from, as JSON types, for the record: the record holds the address of a generated
+            specimen, but not the settings of its generator. `faket-aug simulate` keeps its options here. They make
+            specimen and tomogram again, for example tomogram 7 alone:
+            `faket-aug simulate again --config set/tomogram_0007/record.json --count 8 --shard 8/8`.
 
         Raises
         ------
         ValueError
-            For an unknown format, or a specimen or noiseless tomogram of another shape.
+            For an unknown format, or if the specimen or the noiseless tomogram has another shape.
         FileExistsError
             If the folder holds other files.
         OSError
-            If it cannot be written, or the disk is full.
+            If the folder cannot be written, or the disk is full.
         """
         check_formats(formats)
         check_names(self.all_class_names, formats, tomogram=Path(folder).resolve().name)
@@ -214,7 +215,7 @@ class SimulatedTomogram(Labelled):
             "occupancy_mask.mrc": (self.instances, coarse),
         }
         with rewritten_folder(folder) as files:
-            # What is small comes first: what a format cannot hold is known before the volumes are written.
+            # Small files come first: an error of a format is raised before the volumes are written.
             files.class_names(self.all_class_names)
             saved = SavedTomogram(
                 labelled=self,

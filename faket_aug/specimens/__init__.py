@@ -1,4 +1,4 @@
-"""Specimens with their labels: grandmodels, tilts that were simulated elsewhere, and the readers of both."""
+"""Specimens with their labels: grandmodels, tilts that another program simulated, and the readers of both."""
 
 from faket_aug.specimens.grandmodel import GrandModel
 from faket_aug.specimens.lazy import FileSpecimens, LazySpecimens, ShrecSpecimens, Source, renumbered

@@ -58,7 +58,7 @@ class GrandModel(Labelled):
 
     @property
     def bin(self) -> int:
-        """Voxels of the density, along each axis, to one voxel of the labels."""
+        """Voxels of the density, along each axis, per voxel of the labels."""
         return self.density.shape[-1] // self.labels.shape[-1]
 
     @property
@@ -77,31 +77,32 @@ class GrandModel(Labelled):
     ) -> Self:
         """Read a specimen in SHREC's layout.
 
-        2020 and 2021: the folder holds `grandmodel_unbinned.mrc` or `grandmodel.mrc` (the first that is there),
-        `class_mask.mrc`, and, where known, `occupancy_mask.mrc`, `particle_locations.txt` and
-        `class_conversion_table.txt` (there or in the folder above). 2019, told by its file names: `grandmodel_0.mrc`,
-        `hitbox_0.mrc` (1-based rows of the table) and `particle_locations_model_0.txt`; labels are those of the hitbox,
-        particles have no orientation.
+        SHREC 2020 and 2021: the folder holds `grandmodel_unbinned.mrc` or, without it, `grandmodel.mrc`; it holds
+        `class_mask.mrc` and may hold `occupancy_mask.mrc`, `particle_locations.txt` and `class_conversion_table.txt`
+        (there or in the folder above). SHREC 2019, recognised by the names of its files: `grandmodel_0.mrc`,
+        `hitbox_0.mrc` (rows of the table, counted from 1) and `particle_locations_model_0.txt`. Its labels are made
+        from the hitbox, and its particles have no orientation.
 
         Parameters
         ----------
         folder
             The model's folder.
         z_range
-            Which voxels of the *labels* to keep along z, `(first, last + 1)`; `None` keeps all; `"shrec2021"` keeps
-            the part that SHREC 2021's ground truth fills, relative 0.322 to 0.674; `"auto"` does so for labels of
-            512³ only. Positions are moved along, and the axis of rotation goes through the middle of what is kept: keep
-            all where projections are to be compared with measured ones.
+            Sections of the *labels* to keep along z, `(first, last + 1)`. `None` keeps all. `"shrec2021"` keeps the
+            part that the ground truth of SHREC 2021 fills, 0.322 to 0.674 of z. `"auto"` does so only for labels of
+            512³. Positions are shifted accordingly, and the axis of rotation goes through the middle of the kept part:
+            keep all sections to compare projections with measured tilts.
         voxel_size
             Å, of the density; by default the header's.
         memory_map
-            Leave the density (half or single precision) on disk: it is read to be checked, and while it is projected.
-            What is sent to a worker is copied: let `ShrecSpecimens` open it there.
+            Leave the density (half or single precision) on disk. It is read when it is checked and while it is
+            projected. A specimen that is sent to a worker is copied as a whole: use `ShrecSpecimens`, which opens the
+            file there.
 
         Raises
         ------
         FileNotFoundError, FileFormatError
-            If a file is missing or damaged, or shapes do not go together; the message names the file.
+            If a file is missing or damaged, or shapes do not fit together; the message names the file.
         """
         if voxel_size is not None:
             check_positive("voxel_size", voxel_size)
@@ -145,11 +146,12 @@ class GrandModel(Labelled):
         Parameters
         ----------
         density, labels, instances
-            The files, with the content of the parameters of the same name.
+            The files; their contents are those of the parameters of `GrandModel` with the same names.
         particles
-            Particles in voxels of the labels.
+            The particles; positions in voxels of the labels.
         class_names
-            Names of the numbers, which labels and particles have to be among; without, numbers are particles' names.
+            Names of the class numbers. All labels and particles must be among them. Without it, the names of particles
+            are their class numbers.
         voxel_size
             Å, of the density; by default the header's.
         memory_map

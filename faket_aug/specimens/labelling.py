@@ -1,4 +1,4 @@
-"""Labels and particles of tomograms and tilt-series that another program made, or a person picked."""
+"""Reading labels and particles that belong to specimens, tomograms and tilt-series."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from faket_aug.formats.shrec import find_class_names, read_particle_locations
 from faket_aug.formats.star import read_particles_star
 from faket_aug.specimens.particles import Labelled, ParticleTable
 
-#: Endings of lists of particles.
+#: Suffixes of the files that hold lists of particles.
 PARTICLE_LISTS = (".star", ".xml", ".csv", ".tsv", ".txt")
 
 AnyLabelled = TypeVar("AnyLabelled", bound=Labelled)
 
 
 def choose_voxel_size(given: float | None, header: float, path: Path) -> float:
-    """Take the voxel size that is given, else the header's; ask for one where there is none."""
+    """Choose the given voxel size, or the header's; raise an error where neither is known."""
     size = header if given is None else given
     if size <= 0:
         raise FileFormatError(f"{path}: expected a voxel size in the header, got 0; set `voxel_size` in Å")
@@ -35,7 +35,7 @@ def choose_voxel_size(given: float | None, header: float, path: Path) -> float:
 
 
 def as_labels(labels: Tensor, path: Path, class_names: Mapping[int, str]) -> Tensor:
-    """Turn what a file holds into labels, uint8; each has to be in the table of class names, if there is one."""
+    """Convert the contents of a file to labels, uint8; all must be in the table of class names, if there is one."""
     low, high = (float(value) for value in torch.aminmax(labels))
     if low < 0 or high > 255 or (labels.is_floating_point() and bool((labels != labels.round()).any())):
         raise FileFormatError(f"{path}: expected whole class numbers from 0 to 255, got values from {low} to {high}")
@@ -50,9 +50,9 @@ def as_labels(labels: Tensor, path: Path, class_names: Mapping[int, str]) -> Ten
 def particle_table(
     particles: ParticleList, class_names: Mapping[int, str], path: Path, *, first: int = 0
 ) -> ParticleTable:
-    """Turn the class names of a list into their numbers, whatever their case; `first` voxels of z were left out.
+    """Make a particle table of a list, by class names, whatever their case; `first` sections of z were left out.
 
-    Where there is no table of names, names that are numbers stand for themselves.
+    Without a table of names, a name has to be the class number.
     """
     numbers = match_names(particles.names, class_names)
     if not class_names:
@@ -71,14 +71,15 @@ def particle_table(
 
 
 def is_copick(path: str | Path) -> bool:
-    """Whether a path is a copick project, its folder or its configuration, and no list or volume."""
+    """Tell whether a path is a copick project (its folder or its configuration) and not a list or a volume."""
     return Path(path).suffix == ".json" or Path(path).is_dir()
 
 
 def read_class_names(paths: Sequence[str | Path | None]) -> dict[int, str]:
-    """Read the names of the classes of labels and picks: a copick project's, or those of a table beside the files.
+    """Read the class names of labels and picks, from their copick project or from a table beside them.
 
-    The table is SHREC's `class_conversion_table.txt`, in a file's folder or the one above. Nothing is found without it.
+    The table is SHREC's `class_conversion_table.txt`, in the folder of a file or the one above. Without it there are no
+    names.
     """
     sources = [Path(path) for path in paths if path is not None]
     tables = (
@@ -88,7 +89,7 @@ def read_class_names(paths: Sequence[str | Path | None]) -> dict[int, str]:
 
 
 def choose_name(paths: Sequence[str | Path | None], name: str | None, default: str) -> str:
-    """Return which tomogram of a list, or run of a copick project, is meant: the one asked for, or the only one.
+    """Choose a tomogram of a list, or a run of a copick project: the one asked for, or the only one.
 
     Raises
     ------
@@ -122,14 +123,14 @@ def read_labels(
     name
         The project's run.
     class_names
-        Names that all labels need to have, if there are any.
+        Names of the class numbers. If there are any, each label needs one.
     voxel_size, user_id, session_id
-        Which segmentation, where a run has several; Å.
+        Which segmentation, where a run has several; the voxel size in Å.
 
     Raises
     ------
     FileNotFoundError, FileFormatError
-        If the file is missing or wrong, or holds a class without a name.
+        If the file is missing or wrong, or a class has no name.
     """
     if is_copick(path):
         whose = {"user_id": user_id, "session_id": session_id}
@@ -154,9 +155,9 @@ def read_picks(
     path
         What `read_particles` reads (STAR, DeepFinder's XML, CSV, SHREC's text), or a copick project.
     labelled
-        The volume that they are in.
+        The specimen or tomogram that they belong to.
     name
-        Which tomogram's, where a list holds several; the run of a copick project.
+        Name of the tomogram in a list of several, or run of a copick project.
     user_id, session_id
         Whose picks of a copick project, where there are several.
 
@@ -187,22 +188,23 @@ def with_picks(
 
 
 def read_particles(path: str | Path, specimen: Labelled, *, tomogram: str | None = None) -> ParticleTable:
-    """Read the particles of a specimen from a list of its own.
+    """Read the particles of a specimen or a tomogram from a list.
 
     Parameters
     ----------
     path
-        RELION's `.star`, DeepFinder's `.xml`, a plain `.csv` or `.tsv`, or SHREC's `.txt`; places count voxels of the
-        specimen's labels, or Å where RELION's do.
+        RELION's `.star`, DeepFinder's `.xml`, a plain `.csv` or `.tsv`, or SHREC's `.txt`. Positions are in voxels of
+        the labels, or in Å in a STAR file that says so.
     specimen
-        The specimen without them; its table of class names tells the numbers.
+        The specimen or tomogram, whose class names give the numbers.
     tomogram
-        Which tomogram's, where the list holds several: the name in a STAR file, the index in an XML file.
+        Which tomogram of a list of several: its name in a STAR file, its index in an XML file.
 
     Raises
     ------
     FileFormatError
-        If the file is wrong, a class is not in the table, or the list holds several tomograms and none is chosen.
+        If the file is wrong, a class is not in the table, or the list holds several tomograms and `tomogram` is none
+        of them.
     """
     path, names = Path(path), specimen.class_names or None
     lists: Mapping[str, ParticleList]

@@ -148,7 +148,7 @@ def _warn_of_dark_particles(specimen: GrandModel) -> None:
 
 
 def renumbered(specimen: GrandModel, class_names: Mapping[int, str]) -> GrandModel:
-    """Give a specimen the class numbers of another table, by the names, whatever their case.
+    """Give a specimen the class numbers of another table, by the classes' names, whatever their case.
 
     Raises
     ------

@@ -17,7 +17,7 @@ from faket_aug.formats.particles import ParticleList
 
 @dataclass(frozen=True, kw_only=True)
 class ParticleTable:
-    """Particles of a specimen; the instance volume counts its rows from 1.
+    """The particles of a specimen, one in each row; instances are the rows' numbers, counted from 1.
 
     Parameters
     ----------

@@ -1,4 +1,4 @@
-"""Specimens from the folders of several programs, read when they are asked for."""
+"""Finding specimens in the folders of several programs."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ _MRC = (".mrc", ".map", ".rec", ".mrc.gz", ".mrc.bz2")
 class PolnetSpecimens(FileSpecimens):
     """Specimens in PolNet's output, versions 1.0 and 1.1, read when they are asked for.
 
-    Labels count what PolNet placed in each tomogram, so one number may stand for different classes in two tomograms of
-    the same folder. Then all are numbered anew, in the order of their first appearance.
+    PolNet numbers the classes of each tomogram on its own, so that one number may mean different classes in two
+    tomograms of a folder. Then all classes are numbered anew, in the order of their first appearance.
 
     Parameters
     ----------
@@ -47,7 +47,7 @@ class PolnetSpecimens(FileSpecimens):
     Raises
     ------
     FileNotFoundError
-        If a folder is no such output, or a tomogram lacks its labels or its motif list.
+        If a folder is not an output of PolNet, or a tomogram lacks its labels or its motif list.
     """
 
     def __init__(
@@ -84,10 +84,11 @@ def _read_polnet(
 class FolderSpecimens(FileSpecimens):
     """Specimens in plain folders, read when they are asked for.
 
-    A specimen is `density.mrc` (positive) and `labels.mrc`; where there are any, `instances.mrc`, `particles.star`,
-    `.xml` (DeepFinder's), `.csv` or `.txt` (SHREC's), and a table of class names, `class_conversion_table.txt` (there
-    or in the folder above). Several in one folder have a word in front: `a_density.mrc`, `a_labels.mrc`,
-    `a_particles.star`. MRC files may end in `.mrc`, `.map`, `.rec`, `.mrc.gz` or `.mrc.bz2`.
+    A specimen consists of `density.mrc` (particles are positive) and `labels.mrc`. It may have `instances.mrc`, a list
+    of particles (`particles.star`, DeepFinder's `particles.xml`, `particles.csv` or SHREC's `particles.txt`), and class
+    names (`class_conversion_table.txt`, there or in the folder above). In a folder of several specimens their names
+    have a prefix: `a_density.mrc`, `a_labels.mrc`, `a_particles.star`. MRC files may also end in `.map`, `.rec`,
+    `.mrc.gz` or `.mrc.bz2`.
 
     Parameters
     ----------
@@ -120,7 +121,7 @@ def _plain_sources(folder: Path, voxel_size: float | None) -> list[Source]:
             prefix = density.name.removesuffix(f"density{suffix}")
             labels = _file(folder, f"{prefix}labels", _MRC)
             if labels is None:
-                raise FileNotFoundError(f"{density}: expected {prefix}labels{suffix} with it, found none")
+                raise FileNotFoundError(f"{density}: expected {prefix}labels{suffix} beside it, found none")
             instances, particles = (
                 _file(folder, f"{prefix}instances", _MRC),
                 _file(folder, f"{prefix}particles", PARTICLE_LISTS),
@@ -151,17 +152,17 @@ def _read_plain(
 class CopickSpecimens(FileSpecimens):
     """Specimens in a local copick project, read when they are asked for (needs the optional package copick).
 
-    A run's labels are its multilabel segmentation, its density a tomogram of the same voxel size, or of one smaller by
-    a whole factor, its particles the picks.
+    The labels of a run are its multilabel segmentation, and its particles are the picks. Its density is a tomogram of
+    the segmentation's voxel size, or of a voxel size that is smaller by a whole factor.
 
     Parameters
     ----------
     project
-        The configuration, or the folder that holds one.
+        The configuration, or the folder that holds it.
     runs
         Which runs; all by default.
     tomogram_type, segmentation, user_id, session_id, voxel_size
-        Which tomogram, segmentation and picks, where there are several; the voxel size, in Å, is the segmentation's.
+        Which tomogram, segmentation and picks, where a run has several. The voxel size, in Å, is the segmentation's.
     dark
         Whether particles are dark in the tomogram, as in a microscope's; see `FileSpecimens`.
 
@@ -170,7 +171,7 @@ class CopickSpecimens(FileSpecimens):
     ImportError
         If copick is not installed.
     FileNotFoundError, FileFormatError
-        If there is no such project or run.
+        If the project or a run does not exist.
     """
 
     def __init__(
@@ -213,7 +214,7 @@ def _read_copick(
             config, run=run, tomogram_type=tomogram_type, voxel_size=size
         )
     except FileFormatError:
-        # None of that voxel size: a finer one serves, too.
+        # None of that voxel size: a finer one will do.
         tomogram, density_size = copick.read_copick_tomogram(config, run=run, tomogram_type=tomogram_type)
     where = Path(f"{config}, run {run}")
     return GrandModel(
@@ -250,7 +251,7 @@ def _copick_sources(folder: Path, voxel_size: float | None) -> Sequence[Source]:
     return CopickSpecimens(config, voxel_size=voxel_size).sources
 
 
-#: What a folder is recognised by, in this order, and what finds its specimens.
+#: The layouts in the order in which they are tried: how a folder is recognised, and what finds its specimens.
 _LAYOUTS: tuple[tuple[str, Callable[[Path, float | None], Sequence[Source]]], ...] = (
     ("SHREC's grandmodel.mrc with class_mask.mrc, or grandmodel_0.mrc with hitbox_0.mrc", _shrec_sources),
     ("PolNet's Tomo001/tomo_001_den.mrc or tomos/tomo_den_0.mrc", _polnet_sources),
@@ -266,10 +267,10 @@ def read_specimens(
     class_names: Mapping[int, str] | None = None,
     dark: bool = False,
 ) -> FileSpecimens:
-    """Find the specimens in one or several folders, whichever program wrote them; each is read when it is asked for.
+    """Find the specimens in one or several folders of any known layout; each is read when it is asked for.
 
-    SHREC's, PolNet's, copick's and plain folders are told by their files. A folder that is none of them may hold
-    several that are.
+    Folders of SHREC, PolNet and copick, and plain folders (see `FolderSpecimens`) are recognised by their files. A path
+    may also be a folder that contains several of them.
 
     Parameters
     ----------
@@ -278,14 +279,14 @@ def read_specimens(
     voxel_size
         Å, of the densities (of copick: of the segmentation); by default what the files say.
     class_names
-        Class numbers and names that all specimens are to have; needed where folders number their classes differently.
+        Class numbers and names for all specimens; needed where folders number their classes differently.
     dark
         Whether particles are dark in all of them, as in copick projects of a microscope; see `FileSpecimens`.
 
     Raises
     ------
     FileNotFoundError
-        If nothing is found; the message lists what was looked for.
+        If there are no specimens; the message lists the layouts that were looked for.
     """
     if voxel_size is not None:
         check_positive("voxel_size", voxel_size)

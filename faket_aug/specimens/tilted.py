@@ -1,4 +1,4 @@
-"""Specimens that another program has already turned into tilts."""
+"""Specimens whose tilts another program has simulated."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from faket_aug.specimens.labelling import choose_name, read_class_names, read_la
 from faket_aug.specimens.particles import Labelled, ParticleTable
 from faket_aug.tilts.series import TiltSeries
 
-#: Degrees that angles may differ by and still be the same.
+#: Degrees. Angles that differ by less are the same.
 ANGLE_TOLERANCE = 0.01
 
 
@@ -70,13 +70,13 @@ class TiltedSpecimen(Labelled):
 
     @property
     def _bins(self) -> set[int]:
-        """Pixels to a voxel along y and x: one number if all is well, 0 where it is no whole one."""
+        """Pixels per voxel along y and x: one number if the shapes fit, 0 where it is not a whole one."""
         sides = zip(self.tilts.shape[1:], self.labels.shape[1:], strict=True)
         return {0 if pixels % voxels else pixels // voxels for pixels, voxels in sides}
 
     @property
     def bin(self) -> int:
-        """Pixels of the tilts, along each axis, to one voxel of the labels."""
+        """Pixels of the tilts, along each axis, per voxel of the labels."""
         return self.tilts.shape[-1] // self.labels.shape[-1]
 
     @property
@@ -85,12 +85,12 @@ class TiltedSpecimen(Labelled):
         return self.voxel_size * self.bin
 
     def tilts_at(self, tilt_angles: Angles) -> Tensor:
-        """Return the tilts, ordered as the angles that a simulator has.
+        """Return the tilts in the order of a simulator's angles.
 
         Raises
         ------
         ValueError
-            If the angles are not the specimen's.
+            If the angles differ from the specimen's.
         """
         wanted = as_tilt_angles(tilt_angles)
         own, asked = np.argsort(self.tilt_angles, kind="stable"), np.argsort(wanted, kind="stable")
@@ -129,21 +129,21 @@ class TiltedSpecimen(Labelled):
         labels
             An MRC file, or a copick project.
         picks
-            STAR, DeepFinder's XML, CSV, SHREC's text, or a copick project; without, patches are placed at random.
+            STAR, DeepFinder's XML, CSV, SHREC's text, or a copick project. Without it, patches are placed at random.
         noisy
-            Whether the tilts have noise already.
+            Whether the tilts contain noise already.
         dark
-            Whether particles are dark in the tilts. If not, these are negated.
+            Whether particles are dark in the tilts. If not, the tilts are negated.
         class_names
-            Names of the class numbers; by default the copick project's, or those of a `class_conversion_table.txt`
-            beside labels or picks, or in the folder above. Without any, classes are named by numbers.
+            Names of the class numbers. By default those of the copick project, or of a `class_conversion_table.txt`
+            beside labels or picks or in the folder above. Without any names, the numbers are used.
         name
-            Which tomogram, where a list holds several, or the run of a copick project; by default the stack's name.
+            Name of the tomogram in a list of several, or run of a copick project; by default the name of the stack.
 
         Raises
         ------
         FileNotFoundError, FileFormatError
-            If a file is missing or wrong, or the files do not go together.
+            If a file is missing or wrong, or the files do not fit together.
         """
         series = TiltSeries.read(tilts, tilt_angles=tilt_angles, pixel_size=voxel_size)
         if series.pixel_size <= 0:
@@ -164,7 +164,7 @@ class TiltedSpecimen(Labelled):
         return with_picks(made, picks, name=name)
 
 
-#: What a simulator makes a tomogram of.
+#: A simulator makes a tomogram of one of these.
 Specimen = GrandModel | TiltedSpecimen
 
 

@@ -199,11 +199,11 @@ def test_atoms_that_do_not_go_together() -> None:
     """Arrays of different lengths, no atoms at all, and NaN."""
     positions, elements = atoms(3)
     given: dict[str, object] = {"shape": SHAPE, "voxel_size": VOXEL_SIZE}
-    with pytest.raises(ValueError, match="expected places, occupancies and B factors of one or more atoms"):
+    with pytest.raises(ValueError, match="expected positions, occupancies and B factors of one or more atoms"):
         coulomb_potential(positions, elements[:2], **given)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="of one or more atoms"):
         coulomb_potential(positions[:0], [], **given)  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="expected finite places"):
+    with pytest.raises(ValueError, match="expected finite positions, occupancies"):
         coulomb_potential(positions * np.nan, elements, **given)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="expected `voxel_size` to be more than 0"):
         coulomb_potential(positions, elements, shape=SHAPE, voxel_size=0)

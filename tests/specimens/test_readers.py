@@ -140,7 +140,7 @@ def test_bad_plain_folders(tmp_path: Path) -> None:
         FolderSpecimens(tmp_path)
     folder = _plain(tmp_path / "mine", thing)
     (folder / "labels.mrc").rename(folder / "other.mrc")
-    with pytest.raises(FileNotFoundError, match=r"density.mrc: expected labels.mrc with it, found none"):
+    with pytest.raises(FileNotFoundError, match=r"density.mrc: expected labels.mrc beside it, found none"):
         FolderSpecimens(folder)
     write_mrc(folder / "labels.mrc", torch.where(thing.labels == 2, 9, thing.labels), voxel_size=10.0)
     with pytest.raises(FileFormatError, match=r"labels.mrc: expected labels of the class table \(1 small, .*\), got"):
