@@ -39,14 +39,9 @@ from faket_aug.simulation.simulator import MODALITIES, FakETSimulator
 from faket_aug.simulation.step_size import StepChoice, choose_step_size
 from faket_aug.simulation.tomogram import SimulatedTomogram, SimulationRecord
 from faket_aug.specimens.grandmodel import GrandModel
+from faket_aug.specimens.lazy import ShrecSpecimens
 from faket_aug.specimens.particles import ParticleTable
-from faket_aug.specimens.readers import (
-    CopickSpecimens,
-    FolderSpecimens,
-    PolnetSpecimens,
-    ShrecSpecimens,
-    read_specimens,
-)
+from faket_aug.specimens.readers import CopickSpecimens, FolderSpecimens, PolnetSpecimens, read_specimens
 from faket_aug.specimens.tilted import TiltedSpecimen
 from faket_aug.style.bank import StyleBank
 from faket_aug.style.transfer import StyleTargets, stylize

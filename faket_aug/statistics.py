@@ -1,4 +1,4 @@
-"""Means, deviations and ranges of tilts, none of which ever makes a NaN."""
+"""Means, standard deviations and ranges of tilts; none of them makes a NaN of finite values."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from faket_aug._runtime.parts import by_parts, slices_of
 
 
 def mean_std(images: Tensor) -> tuple[Tensor, Tensor]:
-    """Compute mean and population deviation of each image.
+    """Compute the mean and the (population) standard deviation of each image.
 
     Parameters
     ----------
@@ -21,7 +21,7 @@ def mean_std(images: Tensor) -> tuple[Tensor, Tensor]:
 
     Returns
     -------
-    Mean and deviation, each `(...)`, in float64.
+    Mean and standard deviation, each `(...)`, in float64.
     """
     flat = images.reshape(-1, *images.shape[-2:])
     parts = [torch.std_mean(flat[part].double(), dim=(-2, -1), correction=0) for part in slices_of(flat)]
@@ -30,7 +30,7 @@ def mean_std(images: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def standardize(images: Tensor) -> Tensor:
-    """Bring each image to mean 0 and deviation 1; a constant image becomes zero.
+    """Bring each image to mean 0 and standard deviation 1; a constant image becomes 0.
 
     Parameters
     ----------
@@ -42,7 +42,7 @@ def standardize(images: Tensor) -> Tensor:
 
 
 def match_mean_std(images: Tensor, mean: Tensor, std: Tensor) -> Tensor:
-    """Bring each image to a given mean and deviation; a constant image becomes that mean.
+    """Bring each image to a given mean and standard deviation; a constant image becomes that mean.
 
     Parameters
     ----------
@@ -58,7 +58,7 @@ def match_mean_std(images: Tensor, mean: Tensor, std: Tensor) -> Tensor:
     if dtype == torch.float64:
         result = by_parts(_scaled, flat, _as_column(scale), _as_column(offset), dtype=dtype)
         return result.view(images.shape)
-    # Subtracting first keeps float32's digits where the mean is large against the deviation.
+    # Subtracting first keeps float32's digits where the mean is much larger than the standard deviation.
     rounded = own_mean.to(dtype)
     shift = mean.to(own_mean) - (own_mean - rounded) * scale
     columns = (_as_column(values).to(dtype) for values in (rounded, scale, shift))
@@ -79,18 +79,18 @@ def _as_column(values: Tensor) -> Tensor:
 
 
 def constant_images(images: Tensor) -> list[int]:
-    """List the indices of the images `(n, y, x)` that have no deviation."""
+    """List the indices of the images `(n, y, x)` that are constant."""
     mean, std = mean_std(images)
     return [int(i) for i in (std <= _flat(mean)).nonzero().flatten()]
 
 
 def refuse_constant(images: Tensor, tilt_angles: Iterable[float], name: str) -> None:
-    """Refuse tilts `(tilt, y, x)` of which one has no deviation.
+    """Refuse a series `(tilt, y, x)` with a constant tilt.
 
     Raises
     ------
     ValueError
-        If there is one; the message says which, and at what angle.
+        If a tilt is constant; the message gives its index and angle.
     """
     constant, angles = constant_images(images), list(tilt_angles)
     if constant:
@@ -102,19 +102,19 @@ def refuse_constant(images: Tensor, tilt_angles: Iterable[float], name: str) -> 
 
 
 def _flat(mean: Tensor) -> Tensor:
-    """The deviation below which an image of this mean counts as constant: rounding of float32 makes as much."""
+    """The standard deviation below which an image of this mean counts as constant: float32 rounds by as much."""
     return mean.abs() * 1e-7
 
 
 def value_range(stack: Tensor, quantiles: tuple[float, float] = (0.0, 1.0)) -> tuple[float, float]:
-    """Find the values of a whole stack at two quantiles; `(0, 1)` is minimum and maximum.
+    """Find the values of a whole stack at two quantiles; `(0, 1)` gives minimum and maximum.
 
     Parameters
     ----------
     stack
         Any shape.
     quantiles
-        Lower and upper quantile in [0, 1]; the nearest value is taken, there is no interpolation.
+        Lower and upper quantile in [0, 1]. The nearest value is taken, without interpolation.
     """
     check_quantiles("quantiles", quantiles)
     if quantiles == (0.0, 1.0):
@@ -126,7 +126,7 @@ def value_range(stack: Tensor, quantiles: tuple[float, float] = (0.0, 1.0)) -> t
 
 
 def to_unit_range(stack: Tensor, quantiles: tuple[float, float] = (0.0, 1.0)) -> Tensor:
-    """Bring a whole stack to [0, 1] by its values at two quantiles, clamping what lies outside.
+    """Scale a whole stack so that its values at two quantiles become 0 and 1; values outside are clamped.
 
     A constant stack becomes 0.
     """
@@ -134,9 +134,9 @@ def to_unit_range(stack: Tensor, quantiles: tuple[float, float] = (0.0, 1.0)) ->
 
 
 def scale_to_unit(images: Tensor, limits: tuple[float, float]) -> Tensor:
-    """Bring `limits`, the values of a stack at two quantiles, to 0 and 1, clamping what lies outside.
+    """Scale images so that `limits`, values of a stack at two quantiles, become 0 and 1; values outside are clamped.
 
-    Where both are the same, all becomes 0.
+    Where both limits are the same, the result is 0.
     """
     low, high = limits
     if high <= low:

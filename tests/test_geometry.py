@@ -120,11 +120,11 @@ def test_zxz_by_hand() -> None:
 
 
 def test_zxz_shapes() -> None:
-    """None, one and many; a row with NaN (no orientation) is NaN and leaves the others alone."""
+    """None, one and many; a row with NaN (no orientation) is NaN in all its matrix and leaves the others alone."""
     assert zxz_matrices(np.zeros((0, 3))).shape == (0, 3, 3)
     assert zxz_matrices([1.0, 2.0, 3.0]).shape == (1, 3, 3)
-    found = zxz_matrices([[math.nan] * 3, [10.0, 20.0, 30.0]])
-    assert np.isnan(found[0]).any()
+    found = zxz_matrices([[math.nan, 1.0, 2.0], [10.0, 20.0, 30.0]])
+    assert np.isnan(found[0]).all()
     np.testing.assert_allclose(found[1], Rotation.from_euler("ZXZ", [10, 20, 30], degrees=True).as_matrix(), atol=1e-12)
 
 
@@ -135,6 +135,64 @@ def test_zyz_is_scipys(angles: list[tuple[float, float, float]]) -> None:
     expected = Rotation.from_euler("ZYZ", angles, degrees=True)
     np.testing.assert_allclose(zyz_matrices(angles), expected.as_matrix(), atol=1e-12)
     np.testing.assert_allclose(relion_matrices(angles), expected.inv().as_matrix(), atol=1e-12)
+
+
+def _by_hand(angles_deg: np.ndarray, middle: int) -> np.ndarray:
+    """`Rz · R_middle · Rz`, each written out as sines and cosines."""
+
+    def about(axis: int, angle: np.ndarray) -> np.ndarray:
+        first, second = (axis + 1) % 3, (axis + 2) % 3
+        matrices = np.zeros((len(angle), 3, 3))
+        matrices[:, axis, axis] = 1
+        matrices[:, first, first] = matrices[:, second, second] = np.cos(angle)
+        matrices[:, second, first], matrices[:, first, second] = np.sin(angle), -np.sin(angle)
+        return matrices
+
+    a, b, c = np.deg2rad(angles_deg).T
+    return about(2, a) @ about(middle, b) @ about(2, c)
+
+
+def _many_angles() -> np.ndarray:
+    """Thousands of angles: any, multiples of 45°, and middle ones at and near 0 and 180°."""
+    random = np.random.default_rng(7)
+    angles = random.uniform(-360, 360, (6000, 3))
+    angles[:1000] = 45 * random.integers(-8, 9, (1000, 3))
+    angles[1000:1500, 1], angles[1500:2000, 1] = 0, 180
+    near = np.rad2deg(10 ** random.uniform(-17, -3, 2000))
+    angles[2000:3000, 1], angles[3000:4000, 1] = near[:1000], 180 - near[1000:]
+    return angles
+
+
+def test_matrices_are_the_formulas() -> None:
+    """Euler matrices and quaternions are the textbook's formulas to rounding, at degenerate angles, too."""
+    angles = _many_angles()
+    for found, expected in (
+        (zxz_matrices(angles), _by_hand(angles, 0)),
+        (zyz_matrices(angles), _by_hand(angles, 1)),
+        (relion_matrices(angles), _by_hand(angles, 1).transpose(0, 2, 1)),
+    ):
+        difference = np.abs(found - expected).max(axis=(1, 2))
+        assert difference.max() < 1e-15
+        assert np.median(difference) < 4e-16
+    w, x, y, z = values = np.random.default_rng(8).normal(size=(4, 5000))
+    w, x, y, z = values / np.linalg.norm(values, axis=0)
+    rows = [
+        [1 - 2 * (y * y + z * z), 2 * (x * y - w * z), 2 * (x * z + w * y)],
+        [2 * (x * y + w * z), 1 - 2 * (x * x + z * z), 2 * (y * z - w * x)],
+        [2 * (x * z - w * y), 2 * (y * z + w * x), 1 - 2 * (x * x + y * y)],
+    ]
+    difference = np.abs(quaternion_matrices(values.T) - np.moveaxis(np.array(rows), -1, 0)).max(axis=(1, 2))
+    assert difference.max() < 2e-15
+    assert np.median(difference) < 4e-16
+
+
+def test_many_angles_give_their_matrices_back() -> None:
+    """No orientation is lost near the lock, where SciPy's own angles lose 1e-7; at it the first angle is 0."""
+    angles = _many_angles()
+    for to_matrices, to_angles in ((zxz_matrices, zxz_angles), (zyz_matrices, zyz_angles)):
+        found = to_angles(to_matrices(angles))
+        np.testing.assert_allclose(to_matrices(found), to_matrices(angles), rtol=0, atol=2e-12)
+        assert not found[1000:2000, 0].any()
 
 
 #: Tilts where the first and the last angle turn about the same axis, or nearly so.
@@ -205,9 +263,9 @@ def test_quaternions_are_scipys() -> None:
 
 def test_quaternions_that_are_none() -> None:
     """NaN and zeros give NaN in their row only."""
-    found = quaternion_matrices([[0, 0, 0, 0], [np.nan, 0, 0, 1], [1, 0, 0, 0]])
-    assert np.isnan(found[:2]).all()
-    np.testing.assert_array_equal(found[2], np.eye(3))
+    found = quaternion_matrices([[0, 0, 0, 0], [np.nan, 0, 0, 1], [np.inf, 0, 0, 1], [1, 0, 0, 0]])
+    assert np.isnan(found[:3]).all()
+    np.testing.assert_array_equal(found[3], np.eye(3))
     assert quaternion_matrices(np.zeros((0, 4))).shape == (0, 3, 3)
 
 

@@ -42,11 +42,8 @@ LONG_MODULES = {
     "comparison.experiment": "an arm from its data to its score, stage by stage",
     "data.dataset": "the dataset and its stream",
     "formats.copick": "one format, read and written",
-    "generation.membranes": "four kinds of membranes and what they share",
-    "generation.potential": "one computation, from atoms to volts",
-    "generation.templates": "one class with its readers",
+    "generation.templates": "one class, made from maps and from atomic structures, of one file or of many",
     "microscope.noise": "one class with its three fits",
-    "specimens.readers": "a reader a layout, and what finds the right one",
 }
 MAX_LINES = 400
 

@@ -38,7 +38,7 @@ from faket_aug.picking.training import BEST, CHECKPOINT, fit, load_weights
 from faket_aug.simulation.simulator import FakETSimulator
 from faket_aug.simulation.step_size import choose_step_size, split_series
 from faket_aug.specimens.grandmodel import GrandModel
-from faket_aug.specimens.readers import ShrecSpecimens
+from faket_aug.specimens.lazy import ShrecSpecimens
 from faket_aug.style.bank import StyleBank
 from faket_aug.style.vgg19 import VGG19Features
 from faket_aug.tilts.series import TiltSeries

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
@@ -11,74 +11,55 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from faket_aug._checks import (
-    FileFormatError,
-    check_finite,
-    check_ndim,
-    check_positive,
-)
+from faket_aug._checks import FileFormatError, check_finite, check_ndim
 from faket_aug.formats.copick import read_copick_tomogram
 from faket_aug.formats.mrc import read_mrc
 from faket_aug.specimens.labelling import (
-    Labelling,
     choose_name,
+    choose_voxel_size,
     is_copick,
     read_class_names,
     read_labels,
-    read_picks,
+    with_picks,
 )
-from faket_aug.specimens.particles import ParticleTable, choose_voxel_size
+from faket_aug.specimens.particles import Labelled, ParticleTable
 
 
 @dataclass(frozen=True, kw_only=True)
-class LabelledTomogram:
-    """A tomogram of a microscope (or of another program) with its labels.
+class LabelledTomogram(Labelled):
+    """A measured tomogram, or one of another program, with its labels.
 
     Parameters
     ----------
     tomogram
         `(z, y, x)`, floating point, **dark** particles, as the simulated ones.
     labels
-        `(z, y, x)`, uint8, class numbers, 0 is background. All 0 where only places are known: then use
-        `target="sphere"`.
+        As of `Labelled`, of the tomogram's shape. All 0 where only positions are known: then use `target="sphere"`.
     particles
-        The particle table.
-    voxel_size
-        Å.
-    class_names
-        Names of the class numbers.
-    name
-        For messages.
-    not_particles
-        Class numbers of what has rows in the table and is no particle to be picked: membranes.
+        The particle table; all positions lie within the tomogram.
+    instances, voxel_size, class_names, not_particles, name
+        As of `Labelled`.
 
     Raises
     ------
     ValueError, FileFormatError
-        If shapes do not go together, a value is not finite, or a particle lies outside.
+        If shapes do not fit together, a value is not finite, or a particle lies outside.
     """
 
     tomogram: Tensor
-    labels: Tensor
-    particles: ParticleTable
-    voxel_size: float
-    class_names: Mapping[int, str] = field(default_factory=dict)
     name: str = "tomogram"
-    not_particles: frozenset[int] = frozenset()
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         check_ndim("tomogram", self.tomogram, "z y x")
-        check_positive("voxel_size", self.voxel_size)
         check_finite(self.tomogram, self.name)
         if self.labels.shape != self.tomogram.shape:
             raise FileFormatError(
                 f"{self.name}: expected labels of the tomogram's shape {tuple(self.tomogram.shape)}, got "
                 f"{tuple(self.labels.shape)}"
             )
-        if self.labels.dtype != torch.uint8:
-            raise ValueError(f"{self.name}: expected uint8 labels, got {self.labels.dtype}")
         if not np.isfinite(self.particles.positions).all():
-            raise FileFormatError(f"{self.name}: expected finite places of particles, got NaN or infinite ones")
+            raise FileFormatError(f"{self.name}: expected finite positions of particles, got NaN or infinite ones")
         nearest = np.rint(self.particles.positions)
         outside = ((nearest < 0) | (nearest >= np.array(self.tomogram.shape))).any(axis=1)
         if outside.any():
@@ -88,11 +69,6 @@ class LabelledTomogram:
                 f"{int(outside.sum())} outside, the first in row {row + 1} at "
                 f"{np.round(self.particles.positions[row], 1).tolist()}; look at voxel size, order and origin"
             )
-
-    @property
-    def label_voxel_size(self) -> float:
-        """Å, of the labels: the tomogram's own."""
-        return self.voxel_size
 
     @classmethod
     def read(
@@ -156,16 +132,13 @@ class LabelledTomogram:
         numbers = torch.zeros(volume.shape, dtype=torch.uint8)
         if labels is not None:
             numbers = read_labels(labels, name=name, class_names=names, voxel_size=size, **whose)
-        particles = ParticleTable.empty()
-        if picks is not None:
-            known = Labelling(labels=numbers, label_voxel_size=size, class_names=names)
-            particles = read_picks(picks, known, name=name, **whose)
-        return cls(
+        made = cls(
             tomogram=volume.float() if dark else -volume.float(),
             labels=numbers,
-            particles=particles,
+            particles=ParticleTable.empty(),
             voxel_size=size,
             class_names=names,
             # Of what could be wrong, the picks are the likeliest.
             name=str(tomogram) if picks is None or is_copick(picks) else f"{tomogram} with {picks}",
         )
+        return with_picks(made, picks, name=name, **whose)

@@ -13,12 +13,12 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from faket_aug._arrays import FloatArray
 from faket_aug._random import numpy_generator
 from faket_aug.geometry import as_tilt_angles, axis_index
 from faket_aug.specimens.grandmodel import GrandModel
 from faket_aug.tilts.series import TiltSeries
 
-Floats = npt.NDArray[np.float64]
 Complexes = npt.NDArray[np.complex128]
 
 
@@ -82,7 +82,7 @@ class Microscope:
             name=f"microscope's series {index}",
         )
 
-    def phases(self, specimen: GrandModel) -> Floats:
+    def phases(self, specimen: GrandModel) -> FloatArray:
         """Compute the phase shift `(tilt, y, x)`, rad, that the specimen's potential gives the wave at each tilt.
 
         The field of view goes on beyond the specimen with the specimen again (periodic along x). Each section z is
@@ -105,7 +105,7 @@ class Microscope:
             images.append((summed @ wave).real / math.cos(angle))
         return np.stack(images) * specimen.voxel_size * self._interaction()
 
-    def intensity(self, phase: Floats, defocus_um: float, pixel_size: float) -> Floats:
+    def intensity(self, phase: FloatArray, defocus_um: float, pixel_size: float) -> FloatArray:
         """Compute the image `(y, x)`, about 1, of a wave with this phase shift `(y, x)` after the objective lens.
 
         The wave's phase runs forward in dense matter; underfocus turns the scattered part so that it is taken away.
@@ -115,7 +115,7 @@ class Microscope:
         spread = np.fft.ifft2(np.fft.fft2(wave) * np.exp(1j * self._aberration(phase.shape, defocus_um, pixel_size)))
         return np.asarray(np.abs(spread) ** 2)
 
-    def _aberration(self, shape: tuple[int, ...], defocus_um: float, pixel_size: float) -> Floats:
+    def _aberration(self, shape: tuple[int, ...], defocus_um: float, pixel_size: float) -> FloatArray:
         """Phase `χ(k) = π λ k² Δf - π/2 Cs λ³ k⁴`, with Δf positive for underfocus, of each frequency (y, x)."""
         ky, kx = (np.fft.fftfreq(n, d=pixel_size) for n in shape)
         square = ky[:, None] ** 2 + kx[None] ** 2
@@ -135,7 +135,7 @@ class Microscope:
         volts, rest = self.voltage_kv * 1e3, 510_998.95
         return 2 * math.pi / (self._wavelength() * volts) * (rest + volts) / (2 * rest + volts)
 
-    def _detect(self, electrons: npt.NDArray[np.int64]) -> Floats:
+    def _detect(self, electrons: npt.NDArray[np.int64]) -> FloatArray:
         fy, fx = (np.fft.fftfreq(n) for n in electrons.shape)
         transfer = 1 / (1 + (fy[:, None] ** 2 + fx[None] ** 2) / self.mtf_width**2)
         return np.asarray(np.fft.ifft2(np.fft.fft2(electrons) * transfer).real)

@@ -1,4 +1,4 @@
-"""Specimens without end: templates, and what places them."""
+"""Endless specimens: particles, membranes, filaments and gold beads, and the generator that places them."""
 
 from faket_aug.generation.filaments import FilamentSpecies
 from faket_aug.generation.generator import MAX_OCCUPANCY, GrandModelGenerator

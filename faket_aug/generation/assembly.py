@@ -1,4 +1,4 @@
-"""Putting a specimen together: membranes, filaments and particles find their places and are drawn."""
+"""Assembling a specimen: finding positions for membranes, filaments and particles, and drawing them."""
 
 from __future__ import annotations
 
@@ -10,26 +10,27 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from faket_aug._arrays import FloatArray, IntArray
 from faket_aug.generation.filaments import FilamentSpecies, draw_filament, draw_poses
 from faket_aug.generation.ice import Slab
 from faket_aug.generation.membranes import Membrane, MembraneSpecies, draw_membrane
 from faket_aug.generation.placement import MEMBRANE, Canvas, DrawPlaces, Room
-from faket_aug.generation.ranges import Floats, Ints, turned_by
+from faket_aug.generation.ranges import turned_by
 from faket_aug.generation.species import FiducialSpecies, ParticleSpecies
 from faket_aug.generation.stamp import Mask, Stamp, frames_along, uniform_rotations
 
-#: Forms and places tried for one membrane, curves for one filament, and handfuls of places for bound particles.
+#: Shapes tried for one membrane, rounds of curves for one filament, and rounds of positions for bound particles.
 _TRIES = 60
 _FILAMENT_ROUNDS = 8
 _BOUND_ROUNDS = 40
-#: Points at which a membrane is first compared with what is there.
+#: Points of a membrane that are tested first for voxels that are taken.
 _MEMBRANE_PROBES = 2000
-#: After so many particles of a template in a row have found no room, no more of it are tried.
+#: After this many particles of a template in a row have found no room, no more of it are tried.
 _GIVE_UP = 12
 _ORIENTATION_ROUNDS = 100
-#: Volts; what fills a voxel of a template whose threshold is 0.
+#: Volts; the density of a filled voxel of a template whose threshold is 0.
 _LEAST = 1e-3
-#: Where a cluster has no room for one more, it grows by this factor, so often.
+#: Where a cluster has no room for one more particle, it grows by this factor, at most this often.
 _GROWTH, _LARGER_BALLS = 1.3, 6
 
 
@@ -38,7 +39,7 @@ AnySpecies = ParticleSpecies | MembraneSpecies | FilamentSpecies | FiducialSpeci
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Task:
-    """So many things of a species, their prepared templates, class (0 without label) and stream of chance."""
+    """A number of things of one species: their prepared templates, class (0 without label) and random generator."""
 
     species: AnySpecies
     stamps: Sequence[Stamp]
@@ -48,7 +49,7 @@ class Task:
 
     @property
     def order(self) -> tuple[int, float]:
-        """Its place in the order: membranes, filaments, what stands on membranes, the rest; the largest first."""
+        """Sorting key: membranes, filaments, membrane-bound particles, the rest; in each the largest first."""
         if isinstance(self.species, MembraneSpecies):
             return 0, -self.species.largest
         bound = isinstance(self.species, ParticleSpecies) and self.species.membrane_bound
@@ -57,7 +58,7 @@ class Task:
 
 
 class Assembly:
-    """A specimen while it is put together.
+    """A specimen while it is assembled.
 
     Parameters
     ----------
@@ -68,9 +69,9 @@ class Assembly:
     voxel_size
         Å.
     gap
-        Voxels, see `Room`.
+        Voxels; see `Room`.
     device
-        Where the volumes are.
+        Device of the volumes.
     """
 
     def __init__(
@@ -82,12 +83,12 @@ class Assembly:
         self.canvas = Canvas(self.shape, device=device)
         self.membranes: list[Membrane] = []
         self._membrane_voxels: list[int] = []
-        #: How many of each class were asked for, and placed.
+        #: Numbers of each class that were asked for, and that were placed.
         self.wanted: Counter[str] = Counter()
         self.placed: Counter[str] = Counter()
 
     def add(self, task: Task) -> None:
-        """Add what a task asks for, as far as there is room."""
+        """Add the things of a task, as far as there is room."""
         species = task.species
         if isinstance(species, MembraneSpecies):
             placed = sum(any(self._try_membrane(task, species) for _ in range(_TRIES)) for _ in range(task.count))
@@ -105,7 +106,7 @@ class Assembly:
     # Membranes -------------------------------------------------------------------------------------------------------
 
     def _try_membrane(self, task: Task, species: MembraneSpecies) -> bool:
-        """Draw a membrane, and place it if it meets no other."""
+        """Draw a membrane, and place it if it touches no other."""
         membrane = draw_membrane(species, self.shape, self.slab, voxel_size=self.voxel_size, generator=task.generator)
         points = np.rint(membrane.draw(_MEMBRANE_PROBES, task.generator)[0]).astype(np.int64)
         points = points[((points >= 0) & (points < self.shape)).all(axis=1)]
@@ -128,7 +129,7 @@ class Assembly:
     # Filaments -------------------------------------------------------------------------------------------------------
 
     def _try_filaments(self, task: Task, species: FilamentSpecies) -> bool:
-        """Draw a handful of curves, and place a filament along the first that has room."""
+        """Draw several curves, and place a filament along the first that has room."""
         number, stamp = task.number, task.stamps[0]
         margin = stamp.mask_radius + 1
         for places, orientations in draw_poses(
@@ -149,8 +150,8 @@ class Assembly:
             return True
         return False
 
-    def _meets_something(self, places: Floats, radius: float) -> bool:
-        """Look at places, and at six points about each, for what is taken: a quick test that misses some."""
+    def _meets_something(self, places: FloatArray, radius: float) -> bool:
+        """Test positions, and six points around each, for voxels that are taken: quick, but it may miss some."""
         around = radius / 2 * np.concatenate([np.zeros((1, 3)), np.eye(3), -np.eye(3)])
         points = np.rint(places[:, None] + around).astype(np.int64).reshape(-1, 3)
         points = points[((points >= 0) & (points < self.shape)).all(axis=1)]
@@ -166,7 +167,7 @@ class Assembly:
         placed = 0
         draw_for = self._draw_places(task, species)
         for number, stamp in enumerate(task.stamps):
-            # Where one conformation finds no room, a smaller one still may.
+            # Where one conformation finds no room, a smaller one may.
             failed = 0
             of = np.flatnonzero(which == number)
             orientations = self._orientations(task, stamp, len(of))
@@ -183,7 +184,7 @@ class Assembly:
         return placed
 
     def _draw_places(self, task: Task, species: ParticleSpecies | FiducialSpecies) -> Callable[[int], DrawPlaces]:
-        """Return what draws places for the particle of a number: anywhere, or about the middle of its cluster."""
+        """Return a function that draws positions for particle i: anywhere, or around the centre of its cluster."""
         if not isinstance(species, ParticleSpecies) or species.cluster_size == 1:
             return lambda _: _anywhere(task.generator)
         shares = task.generator.random((-(-task.count // species.cluster_size), 3))
@@ -193,7 +194,7 @@ class Assembly:
         radius = species.cluster_radius / self.voxel_size
         return lambda i: _near(middles[i // species.cluster_size], radius, task.generator)
 
-    def _orientations(self, task: Task, stamp: Stamp, count: int) -> Floats:
+    def _orientations(self, task: Task, stamp: Stamp, count: int) -> FloatArray:
         """Draw orientations, uniform among those in which the particle fits into the ice."""
         if isinstance(task.species, FiducialSpecies):
             return np.tile(np.eye(3), (count, 1, 1))
@@ -212,11 +213,11 @@ class Assembly:
         return np.concatenate([kept, drawn])[:count]
 
     def _bind(self, task: Task, species: ParticleSpecies) -> int:
-        """Stand particles on membranes, evenly over their area."""
+        """Place particles on membranes, evenly over their area."""
         voxels = [Mask.of(stamp.offsets, self.shape) for stamp in task.stamps]
         placed = 0
         for _ in range(_BOUND_ROUNDS if self.membranes else 0):
-            # Some find no room: a few more are turned than are missing.
+            # Some find no room, so a few more are drawn than are missing.
             for number, part in self._stands(task, species, 2 * (task.count - placed) + 4).items():
                 stamp, (codes, places, orientations) = task.stamps[number], part
                 centers = np.rint(places).astype(np.int64)
@@ -224,7 +225,7 @@ class Assembly:
                     mask = centers[i][:, None] + voxels[number].offsets.take(chosen, axis=1)
                     if placed == task.count or not chosen.size or not self.room.is_free(mask, also=codes[i]):
                         continue
-                    # A soft edge, that ends where the particle has half of its threshold.
+                    # A soft edge, which ends where the particle's density is half of its threshold.
                     filled = (2 * cube / max(stamp.threshold, _LEAST) - 1).clamp(0, 1)
                     self.canvas.take_membrane(centers[i], filled)
                     self._add(task, centers[i], places[i] - centers[i], orientations[i], mask, cube)
@@ -233,11 +234,13 @@ class Assembly:
                 break
         return placed
 
-    def _stands(self, task: Task, species: ParticleSpecies, count: int) -> dict[int, tuple[list[int], Floats, Floats]]:
-        """Draw stands on membranes: for each template the membranes' codes, and places and orientations on them."""
+    def _stands(
+        self, task: Task, species: ParticleSpecies, count: int
+    ) -> dict[int, tuple[list[int], FloatArray, FloatArray]]:
+        """Draw positions on membranes: for each template the codes of the membranes, positions and orientations."""
         generator = task.generator
         weights = np.array(self._membrane_voxels) / sum(self._membrane_voxels)
-        found: list[tuple[int, Floats, Floats]] = []
+        found: list[tuple[int, FloatArray, FloatArray]] = []
         for number, drawn in enumerate(generator.multinomial(count, weights)):
             membrane, points, normals = self.membranes[number], np.zeros((0, 3)), np.zeros((0, 3))
             for _ in range(_BOUND_ROUNDS):
@@ -261,9 +264,9 @@ class Assembly:
         self,
         species: ParticleSpecies,
         stamp: Stamp,
-        chosen: Sequence[tuple[int, Floats, Floats]],
+        chosen: Sequence[tuple[int, FloatArray, FloatArray]],
         generator: np.random.Generator,
-    ) -> tuple[list[int], Floats, Floats]:
+    ) -> tuple[list[int], FloatArray, FloatArray]:
         up = 1.0 if species.membrane_side == "outside" else -1.0
         normals = up * np.array([normal for _, _, normal in chosen])
         if species.membrane_offset is None:
@@ -277,10 +280,10 @@ class Assembly:
     def _add(
         self,
         task: Task,
-        center: Ints,
-        fraction: Floats,
-        orientation: Floats,
-        mask: Ints,
+        center: IntArray,
+        fraction: FloatArray,
+        orientation: FloatArray,
+        mask: IntArray,
         cube: Tensor,
     ) -> None:
         self.room.take(mask)
@@ -294,7 +297,7 @@ class Assembly:
     # Ice -------------------------------------------------------------------------------------------------------------
 
     def add_vacuum(self, density: float) -> None:
-        """Add density outside of the ice, from its faces over one voxel."""
+        """Add a density outside of the ice, with edges of one voxel."""
         z, y, x = (torch.from_numpy(part).to(self.canvas.density) for part in self.slab.heights(self.shape))
         across = (y + x)[0]
         for plane, height in zip(self.canvas.density, z.flatten(), strict=True):
@@ -302,16 +305,16 @@ class Assembly:
 
 
 def _anywhere(generator: np.random.Generator) -> DrawPlaces:
-    def draw(count: int, low: Ints, high: Ints, _: int) -> Ints:
+    def draw(count: int, low: IntArray, high: IntArray, _: int) -> IntArray:
         return generator.integers(low, high + 1, size=(count, 3))
 
     return draw
 
 
-def _near(middle: Floats, radius: float, generator: np.random.Generator) -> DrawPlaces:
-    """Draw in a ball, in a larger one where there is no room, and in the end anywhere."""
+def _near(middle: FloatArray, radius: float, generator: np.random.Generator) -> DrawPlaces:
+    """Draw in a ball, in a larger one where there is no room, and finally anywhere."""
 
-    def draw(count: int, low: Ints, high: Ints, attempt: int) -> Ints:
+    def draw(count: int, low: IntArray, high: IntArray, attempt: int) -> IntArray:
         if attempt > _LARGER_BALLS:
             return generator.integers(low, high + 1, size=(count, 3))
         steps = generator.normal(size=(count, 3))

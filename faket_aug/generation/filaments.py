@@ -1,4 +1,4 @@
-"""Filaments: a template repeated with rise and twist along a smooth random curve; actin and microtubules built in."""
+"""Filaments: templates repeated with rise and twist along smooth random curves; actin and microtubules built in."""
 
 from __future__ import annotations
 
@@ -10,17 +10,18 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from faket_aug._arrays import FloatArray, IntArray
 from faket_aug._checks import check_choice, check_positive
 from faket_aug.generation.ice import Slab
-from faket_aug.generation.ranges import Floats, Ints, Range, as_count, as_range
+from faket_aug.generation.ranges import Range, as_count, as_range
 from faket_aug.generation.stamp import Stamp, frames_along
 from faket_aug.generation.templates import PROTEIN_POTENTIAL, ParticleTemplate
 
 #: Volts above ice; a voxel of a built-in subunit belongs to it where its density is higher.
 SUBUNIT_THRESHOLD = 1.2
-#: Deviation, Å, of the Gaussian blob that stands for a domain of so many daltons; others by their volume.
+#: Standard deviation, Å, of the Gaussian blob of a domain of this many daltons; others are scaled by their volume.
 _BLOB_SPREAD, _BLOB_MASS = 9.5, 16_000.0
-#: Density below this share of the peak is not drawn.
+#: Density below this fraction of the peak is not drawn.
 _NOTHING = 0.005
 _CURVES_AT_ONCE = 16
 
@@ -29,9 +30,9 @@ _CURVES_AT_ONCE = 16
 
 
 def actin_subunit(voxel_size: float) -> ParticleTemplate:
-    """Make a subunit of F-actin at low resolution: a blob for each of its four subdomains, about the filament's axis.
+    """Make a subunit of F-actin at low resolution: a blob for each of its four subdomains, around the filament's axis.
 
-    Subdomains 1 and 2 lie outside, 3 and 4 near the axis; 2 and 4 point along +z, to the pointed end.
+    Subdomains 1 and 2 lie far from the axis, 3 and 4 near it; 2 and 4 point along +z, to the pointed end.
 
     Parameters
     ----------
@@ -48,10 +49,10 @@ def actin_subunit(voxel_size: float) -> ParticleTemplate:
 
 
 def microtubule_segment(voxel_size: float) -> ParticleTemplate:
-    """Make 82 Å of a microtubule at low resolution: a turn of 13 protofilaments, a blob for each tubulin.
+    """Make 82 Å of a microtubule at low resolution: a ring of 13 protofilaments, a blob for each tubulin.
 
-    Each protofilament is higher than its neighbour by 3/13 of a monomer, so that segments stacked without twist go on
-    in the left-handed three-start helix. The plus end points along +z.
+    Each protofilament is higher than its neighbour by 3/13 of a monomer, so that segments stacked without twist
+    continue the left-handed three-start helix. The plus end points along +z.
 
     Parameters
     ----------
@@ -77,20 +78,20 @@ def microtubule_segment(voxel_size: float) -> ParticleTemplate:
 
 
 def _cylinder(radius: float, azimuth: float, height: float) -> tuple[float, float, float]:
-    """Turn a radius, an azimuth in degrees and a height into (x, y, z)."""
+    """Convert a radius, an azimuth in degrees and a height to (x, y, z)."""
     return radius * math.cos(math.radians(azimuth)), radius * math.sin(math.radians(azimuth)), height
 
 
 def _blob_template(
     name: str, blobs: Sequence[tuple[float, float, float, float]], voxel_size: float
 ) -> ParticleTemplate:
-    """Make a template of Gaussian blobs, each a mass in dalton and a place (x, y, z) in Å."""
+    """Make a template of Gaussian blobs, each a mass in dalton and a position (x, y, z) in Å."""
     check_positive("voxel_size", voxel_size)
     half = math.ceil((max(math.hypot(*place) for _, *place in blobs) + 4 * _BLOB_SPREAD) / voxel_size)
     steps = np.arange(-half, half + 1) * voxel_size
     density = np.zeros((len(steps),) * 3)
     for mass, *place in blobs:
-        # Smoothed to what the voxels can hold; the integral stays.
+        # Smoothed to the resolution of the voxels; the integral does not change.
         spread = math.hypot(_BLOB_SPREAD * (mass / _BLOB_MASS) ** (1 / 3), voxel_size / 2)
         x, y, z = (np.exp(-0.5 * ((steps - center) / spread) ** 2) for center in place)
         peak = PROTEIN_POTENTIAL * mass / (math.sqrt(2 * math.pi) * spread) ** 3
@@ -102,7 +103,7 @@ def _blob_template(
 
 @dataclass(frozen=True, kw_only=True)
 class FilamentPreset:
-    """What is known of a filament: its subunit by voxel size, rise (Å), twist (degrees), persistence length (Å)."""
+    """A built-in filament: its subunit by voxel size, rise (Å), twist (degrees) and persistence length (Å)."""
 
     subunit: Callable[[float], ParticleTemplate]
     rise: float
@@ -121,33 +122,34 @@ FILAMENT_PRESETS: Mapping[str, FilamentPreset] = {
 class FilamentSpecies:
     """Filaments of one kind.
 
-    A filament lies within the ice, and ends at the sides of the specimen with its last whole subunit. Each subunit has
-    a row in the particle table; its position lies on the filament's axis if the template's centre does.
+    A filament lies within the ice, and ends at the sides of the specimen with its last complete subunit. Each subunit
+    has a row in the particle table; its position lies on the filament's axis if the template's centre does.
 
     Parameters
     ----------
     subunit
-        A template whose z axis is the filament's and whose centre lies on it, or a built-in one: `"actin"`,
+        A template whose z axis is the filament's axis and whose centre lies on it, or a built-in one: `"actin"` or
         `"microtubule"`.
     count
-        Filaments in each specimen: a number, or (lowest, highest).
+        Number of filaments in each specimen: a number, or (lowest, highest).
     length
-        Å, of the whole curve: a number, or (lowest, highest). What leaves the specimen is not drawn.
+        Length of the whole curve, Å: a number, or (lowest, highest). The parts outside the specimen are not drawn.
     persistence_length
-        Å; over it the direction decays to 1/e. By default the built-in one's.
+        Å. Over this length the correlation of the direction decays to 1/e. By default that of the built-in filament.
     rise
-        Å from subunit to subunit; by default the built-in one's.
+        Å from subunit to subunit; by default that of the built-in filament.
     twist
-        Degrees from subunit to subunit, right-handed about the direction of growth; by default the built-in one's.
+        Degrees from subunit to subunit, right-handed about the direction of growth; by default that of the built-in
+        filament.
     name
-        The class's name; by default the template's. Species of one name share a class.
+        Name of the class; by default that of the template. Species with the same name share a class.
     label
-        Whether it is labelled, and its subunits have rows in the particle table.
+        Whether the filaments are labelled, and their subunits have rows in the particle table.
 
     Raises
     ------
     ValueError
-        For settings that cannot be, or a template without `rise`, `twist` and `persistence_length`.
+        For settings that are not possible, or a template without `rise`, `twist` and `persistence_length`.
     """
 
     subunit: ParticleTemplate | str
@@ -174,7 +176,7 @@ class FilamentSpecies:
 
     @property
     def form(self) -> FilamentPreset:
-        """Its subunit, rise, twist and persistence length, with defaults filled in."""
+        """Subunit, rise, twist and persistence length, with the defaults filled in."""
         subunit = self.subunit
         known = FILAMENT_PRESETS[subunit] if isinstance(subunit, str) else None
         given = {name: getattr(self, name) for name in ("persistence_length", "rise", "twist")}
@@ -185,7 +187,7 @@ class FilamentSpecies:
         return FilamentPreset(subunit=known.subunit, **values)
 
     def templates_at(self, voxel_size: float) -> tuple[ParticleTemplate, ...]:
-        """Return the template of its subunit, made for a voxel size in Å where it is a built-in one."""
+        """Return the template of the subunit; a built-in one is made for a voxel size in Å."""
         return (self.form.subunit(voxel_size),)
 
     @property
@@ -204,33 +206,33 @@ def worm_like_chains(
     nodes: int,
     step: float,
     persistence_length: float,
-    directions: Floats,
+    directions: FloatArray,
     generator: np.random.Generator,
-) -> tuple[Floats, Floats]:
+) -> tuple[FloatArray, FloatArray]:
     """Draw smooth random curves.
 
     Parameters
     ----------
     count, nodes
-        How many curves, of how many nodes each.
+        Number of curves, and of nodes in each.
     step, persistence_length
-        Length between nodes, and over which the direction decays to 1/e, in one unit.
+        Distance between nodes, and the length over which the correlation of the direction decays to 1/e, in one unit.
     directions
         `(count, 3)`, unit vectors (x, y, z): the direction of each at its start.
     generator
-        Of all chance.
+        Generator of all random numbers.
 
     Returns
     -------
-    Nodes `(count, nodes, 3)` (x, y, z) from the origin on, and frames `(count, nodes, 3, 3)`: rotation matrices whose
-    third column is the direction, and which turn about it nowhere (parallel transport).
+    Nodes `(count, nodes, 3)` (x, y, z), the first at the origin, and frames `(count, nodes, 3, 3)`: rotation matrices
+    whose third column is the direction. From node to node they do not rotate about it (parallel transport).
     """
     from scipy.spatial.transform import Rotation
 
-    # Kratky and Porod's chain: in each of the two directions across, the angle's variance is step / persistence length.
+    # Kratky and Porod's chain: in both directions across, the variance of the angle is step / persistence length.
     bends = np.zeros((count, nodes - 1, 3))
     bends[..., :2] = generator.normal(scale=math.sqrt(step / persistence_length), size=(count, nodes - 1, 2))
-    # Turning about axes across the direction only is what parallel transport means.
+    # Parallel transport: all rotations are about axes across the direction.
     turns = Rotation.from_rotvec(bends.reshape(-1, 3)).as_matrix().reshape(count, nodes - 1, 3, 3)
     frames = np.empty((count, nodes, 3, 3))
     frames[:, 0] = frames_along(directions, generator)
@@ -250,28 +252,28 @@ def draw_poses(
     margin: float,
     voxel_size: float,
     generator: np.random.Generator,
-) -> list[tuple[Floats, Floats]]:
-    """Draw filaments through random places, and keep those that stay in the ice (few, if any).
+) -> list[tuple[FloatArray, FloatArray]]:
+    """Draw filaments through random positions, and keep those that stay in the ice (few, if any).
 
     Parameters
     ----------
     species
-        What is drawn.
+        The species of the filaments.
     shape
         `(z, y, x)` of the specimen.
     slab
         The ice.
     margin
-        Voxels between a filament's axis and the faces of the ice.
+        Smallest distance between a filament's axis and the surfaces of the ice, voxels.
     voxel_size
         Å.
     generator
-        Of all chance.
+        Generator of all random numbers.
 
     Returns
     -------
-    For each filament the places `(n, 3)` (z, y, x) of its subunits, voxels, and their orientations `(n, 3, 3)`; only
-    subunits that do not lie beside the specimen.
+    For each filament the positions `(n, 3)` (z, y, x) of its subunits, voxels, and their orientations `(n, 3, 3)`.
+    Subunits outside the specimen are left out.
     """
     form, size = species.form, np.array(shape)
     rise = form.rise / voxel_size
@@ -280,7 +282,7 @@ def draw_poses(
     half = min(slab.half, (shape[0] - 1) / 2) - margin
     if half < 0:
         return []
-    # What is seen of a filament may rise no more than the ice is thick.
+    # The part of a filament within the specimen may rise no more than the ice is thick.
     steepest = min(1.0, 2 * half / min(nodes * rise, math.hypot(*shape)))
     nodes_xyz, frames = worm_like_chains(
         _CURVES_AT_ONCE,
@@ -290,7 +292,7 @@ def draw_poses(
         directions=_directions(slab, steepest, generator),
         generator=generator,
     )
-    # Each is moved so that one of its nodes comes to a random place of the ice, and turned about itself.
+    # Each curve is shifted so that one of its nodes lies at a random position in the ice, and rotated about its axis.
     node, through = generator.integers(nodes, size=_CURVES_AT_ONCE), generator.random((_CURVES_AT_ONCE, 3))
     bottom, top = slab.column(shape, through[:, 1:] * (size[1:] - 1))
     through[:, 0] = bottom + margin + through[:, 0] * np.maximum(top - bottom - 2 * margin, 0)
@@ -304,14 +306,14 @@ def draw_poses(
     return [(places[i][~beside[i]], turned[i][~beside[i]]) for i in kept]
 
 
-def _directions(slab: Slab, steepest: float, generator: np.random.Generator) -> Floats:
+def _directions(slab: Slab, steepest: float, generator: np.random.Generator) -> FloatArray:
     """Draw directions `(n, 3)` (x, y, z), uniform among those that rise from the ice's plane by `steepest` at most."""
     rise = generator.uniform(-steepest, steepest, _CURVES_AT_ONCE)
     level = frames_along(np.tile(slab.normal[::-1], (_CURVES_AT_ONCE, 1)), generator)[..., 0]
     return np.sqrt(1 - rise**2)[:, None] * level + rise[:, None] * slab.normal[::-1]
 
 
-def _about_z(angles: Floats) -> Floats:
+def _about_z(angles: FloatArray) -> FloatArray:
     """Make rotation matrices `(..., 3, 3)` about z from angles `(...)` in radians."""
     zero, one = np.zeros_like(angles), np.ones_like(angles)
     rows = [[np.cos(angles), -np.sin(angles), zero], [np.sin(angles), np.cos(angles), zero], [zero, zero, one]]
@@ -335,16 +337,18 @@ class DrawnFilament:
         `(m, 3)` and `(m, 3, 3)` of the subunits, all of which own voxels.
     """
 
-    voxels: Ints
-    density: Floats
+    voxels: IntArray
+    density: FloatArray
     mask: npt.NDArray[np.bool_]
-    owners: Ints
-    places: Floats
-    orientations: Floats
+    owners: IntArray
+    places: FloatArray
+    orientations: FloatArray
 
 
-def draw_filament(stamp: Stamp, places: Floats, orientations: Floats, shape: tuple[int, ...]) -> DrawnFilament | None:
-    """Add up the subunits of a filament that lie whole within the specimen; nothing where none does."""
+def draw_filament(
+    stamp: Stamp, places: FloatArray, orientations: FloatArray, shape: tuple[int, ...]
+) -> DrawnFilament | None:
+    """Add up the subunits of a filament that lie completely within the specimen; None if there is none."""
     centers = np.rint(places).astype(np.int64)
     pieces, whole = [], []
     least = _NOTHING * float(stamp.density.max())
@@ -366,18 +370,18 @@ def draw_filament(stamp: Stamp, places: Floats, orientations: Floats, shape: tup
 
 
 def _sum_of(
-    pieces: Sequence[tuple[Ints, Floats]],
-    places: Floats,
-    orientations: Floats,
+    pieces: Sequence[tuple[IntArray, FloatArray]],
+    places: FloatArray,
+    orientations: FloatArray,
     threshold: float,
     shape: tuple[int, ...],
 ) -> DrawnFilament:
-    """Add up pieces (voxels and density), and find which of them has most in each voxel."""
+    """Add up pieces (voxels and density), and find the piece with the highest density in each voxel."""
     voxels, values = (np.concatenate(parts, axis=-1) for parts in zip(*pieces, strict=True))
     owners = np.repeat(np.arange(len(pieces)), [len(density) for _, density in pieces])
     steps = np.ravel_multi_index(tuple(voxels), shape)
     order = np.lexsort((values, steps))
-    # Each run of equal voxels ends with the piece that has most there.
+    # Each run of equal voxels ends with the piece with the highest density there.
     last = np.flatnonzero(np.diff(steps[order], append=-1))
     first = np.concatenate([[0], last[:-1] + 1])
     density = np.add.reduceat(values[order].astype(np.float64), first)

@@ -1,4 +1,4 @@
-"""Endless specimens: grandmodels put together from particles, membranes, filaments and gold, each from its address."""
+"""Endless specimens: grandmodels of particles, membranes, filaments and gold beads, each a function of its address."""
 
 from __future__ import annotations
 
@@ -25,63 +25,65 @@ from faket_aug.generation.stamp import Stamp, hull_points, uniform_directions
 from faket_aug.generation.templates import ParticleTemplate
 from faket_aug.specimens.grandmodel import GrandModel
 
-#: Equal spheres thrown at random fill no more: Scott and Kilgour, J. Phys. D 2, 863 (1969).
+#: Random packings of equal spheres fill no more: Scott and Kilgour, J. Phys. D 2, 863 (1969).
 MAX_OCCUPANCY = 0.64
-#: Placing less than this share of what was asked for is worth a warning.
+#: A warning is given if a smaller fraction of what was asked for is placed.
 _ENOUGH = 0.98
 _MAX_CLASSES = 255
-#: Voxel sizes that differ by less, relatively, are the same.
+#: Voxel sizes whose relative difference is smaller are the same.
 _SAME_VOXEL_SIZE = 1e-3
-#: No direction is farther, in radians, from the nearest of 1000; a width differs by the diameter times it at most.
+#: Radians: the largest angle of a direction to the nearest of 1000. A width changes by the diameter times it at most.
 _DIRECTION_STEP = 0.08
 _KINDS = ("particles", "membranes", "filaments", "fiducials")
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class GrandModelGenerator:
-    """An endless source of labelled specimens; `FakETDataset` takes it in the place of a list of specimens.
+    """An endless source of labelled specimens; `FakETDataset` takes it in place of a list of specimens.
 
     Each specimen is a function of its address `(seed, epoch, tomogram)` and the settings, bit for bit on one CPU.
-    Particles are turned uniformly at random, lie whole within the specimen and its ice, and do not overlap: no voxel
-    belongs to two masks. Density below the templates' thresholds adds up where particles are close.
+    Particles have uniformly random orientations. They lie completely within the specimen and its ice, and do not
+    overlap: no voxel belongs to two masks. Density below the templates' thresholds adds up where particles are close.
 
-    Classes are numbered from 1 in the order given (particles, membranes, filaments, fiducials), or as `class_table`
-    says; species of one name share a number, distractors (`label=False`) have none. The particle table has a row for
+    Classes are numbered from 1 in the given order (particles, membranes, filaments, fiducials), or as in `class_table`.
+    Species with the same name share a number; distractors (`label=False`) have none. The particle table has a row for
     each labelled particle, bead and subunit of a filament, and one for each membrane (at its centre, without
-    orientation); classes that hold membranes alone are the specimens' `not_particles`.
+    orientation). Classes of membranes only are the specimens' `not_particles`.
 
     Parameters
     ----------
     particles, membranes, filaments, fiducials
-        What a specimen holds: one species of each, or several.
+        The contents of a specimen: one species of each kind, or several.
     shape
         `(z, y, x)`, voxels.
     voxel_size
-        Å; the templates' own must be the same.
+        Å; the templates must have the same.
     slab
-        The ice; by default it fills the specimen.
+        The slab of ice; by default the ice fills the specimen.
     occupancy
-        Share of the ice that the particles' masks fill, up to about 0.3. Counts and concentrations of `particles` then
-        only say in which ratio they do (1 each, where neither is given); those of membrane-bound ones stay as they are.
+        Fraction of the ice that the particles' masks fill, up to about 0.3. Counts and concentrations of `particles`
+        then only give their ratios (1 each, where neither is given). Those of membrane-bound particles stay absolute.
     gap
-        Å; voxels of two masks are farther apart than this, from centre to centre. Without it masks may touch.
+        Å. The distance between voxels of two masks, from centre to centre, is larger than this. By default masks may
+        touch.
     class_table
-        Names of class numbers, as other specimens have them (0 is background); all labelled species must be in it.
+        Names of the class numbers, as in other specimens (0 is background). All labelled species must be in it.
     device
-        Where templates are turned and the volumes are made.
+        Device on which the volumes are made.
     threads
         Intra-op threads; their number may change the last bits.
 
     Raises
     ------
     ValueError
-        For settings that cannot be: voxel sizes that differ, particles that are wider than the ice or fill more than it
-        holds, more than 255 classes or one that `class_table` lacks, membrane-bound particles without membranes.
+        For settings that are not possible: voxel sizes that differ, particles that are wider than the ice or fill more
+        than it holds, more than 255 classes or one that `class_table` lacks, membrane-bound particles without
+        membranes.
 
     Warns
     -----
     UserWarning
-        While generating: if fewer than 98 % of what was asked for found room; the message says how many did.
+        While generating: if there was room for fewer than 98 % of what was asked for; the message says for how many.
 
     Examples
     --------
@@ -134,7 +136,7 @@ class GrandModelGenerator:
         self._check_room()
 
     def __getstate__(self) -> dict[str, Any]:
-        # What was prepared on a device belongs to the process that did it.
+        # Templates on a device belong to the process that prepared them.
         return {**self.__dict__, "_stamps_on": {}}
 
     # Checks ----------------------------------------------------------------------------------------------------------
@@ -204,7 +206,7 @@ class GrandModelGenerator:
             raise ValueError(f"{species.class_name}: expected `membranes` for membrane-bound particles, got none")
 
     def _check_room(self) -> None:
-        """Refuse what is more than the smallest ice that may be drawn can hold."""
+        """Refuse more particles than the thinnest ice that may be drawn can hold."""
         voxels = self._slab(None).voxels(self._size)
         shares: dict[str, float] = {}
         for species, count in self._particle_counts(voxels).values():
@@ -226,7 +228,7 @@ class GrandModelGenerator:
         return z, y, x
 
     def _slab(self, generator: np.random.Generator | None) -> Slab:
-        """Draw the ice; without generator, the least there may be."""
+        """Draw the ice; without a generator, take the thinnest."""
         if self.slab is None:
             return Slab.everywhere(self._size)
         return self.slab.draw(self._size, self.voxel_size, generator)
@@ -234,7 +236,7 @@ class GrandModelGenerator:
     def _particle_counts(
         self, ice_voxels: int, streams: Sequence[np.random.Generator] | None = None
     ) -> dict[int, tuple[ParticleSpecies, float]]:
-        """Find how many particles are asked for, by place among all species; of ranges one is drawn, or the highest."""
+        """Find the numbers of particles by index of their species; of ranges one is drawn, or the highest."""
         volume_um3 = ice_voxels * (self.voxel_size * 1e-4) ** 3
         expected = {
             i: (species, species.expected(volume_um3, None if streams is None else streams[i]))
@@ -243,7 +245,7 @@ class GrandModelGenerator:
         }
         if self.occupancy is None:
             return expected
-        # Membranes have no more room than they have: what stands on them stays as it is.
+        # The area of the membranes is fixed, so the number of particles on them does not change.
         free = {i: pair for i, pair in expected.items() if not pair[0].membrane_bound}
         filled = sum(count * species.mask_voxels for species, count in free.values())
         factor = self.occupancy * ice_voxels / filled if filled else 0.0
@@ -257,7 +259,7 @@ class GrandModelGenerator:
         Parameters
         ----------
         seed, epoch, tomogram
-            The address of all chance.
+            The address of all random numbers.
 
         Returns
         -------
@@ -266,7 +268,7 @@ class GrandModelGenerator:
         Raises
         ------
         ValueError
-            If `device` is not there.
+            If `device` does not exist.
         """
         if torch.device(self.device).type == "cuda" and not torch.cuda.is_available():
             raise ValueError(f'expected a CUDA device for `device` {self.device!r}, found none; set `device` to "cpu"')
@@ -292,7 +294,7 @@ class GrandModelGenerator:
             )
             for i, (species, stamps, stream) in enumerate(zip(self._species, self._stamps(), streams, strict=True))
         ]
-        # What is large, or bound to a place, comes first, as long as there is room.
+        # Large things, and those bound to certain positions, come first, as long as there is room.
         for task in sorted(tasks, key=lambda task: task.order):
             assembly.add(task)
         if self.slab is not None and self.slab.vacuum_density:
@@ -321,20 +323,20 @@ class GrandModelGenerator:
 
 
 def _drawn(species: AnySpecies, generator: np.random.Generator) -> float:
-    """Draw how many of a species that is counted there are."""
+    """Draw the number of a species that has a `count`."""
     assert species.count is not None, "only particles may be asked for otherwise"
     low, high = as_count("count", species.count)
     return float(generator.integers(low, high + 1))
 
 
 def _whole(expected: float, generator: np.random.Generator) -> int:
-    """Round up or down, up as often as the fraction says: the mean is what is expected."""
+    """Round up or down, up with the probability of the fraction, so that the mean is the expected number."""
     whole, fraction = int(expected), expected % 1
     return whole + int(fraction > 0 and generator.random() < fraction)
 
 
 def _narrowest(template: ParticleTemplate) -> tuple[float, float]:
-    """Measure how wide a mask is where it is narrowest, voxels, and how wide it is at least in any direction."""
+    """Measure the smallest width of a mask, voxels, and a lower bound of its width in any direction."""
     hull = hull_points(template)
     widths = np.ptp(hull @ uniform_directions().T, axis=0)
     narrowest = float(widths.min())

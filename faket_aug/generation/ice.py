@@ -8,8 +8,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from faket_aug._arrays import FloatArray, IntArray
 from faket_aug.generation.potential import ICE_POTENTIAL
-from faket_aug.generation.ranges import Floats, Ints, Range, as_range, turned_by
+from faket_aug.generation.ranges import Range, as_range, turned_by
 
 #: Vacuum above ice, volts.
 VACUUM_DENSITY = -ICE_POTENTIAL
@@ -17,10 +18,10 @@ VACUUM_DENSITY = -ICE_POTENTIAL
 
 @dataclass(frozen=True, kw_only=True)
 class Slab:
-    """The ice of one specimen, in voxels: all points p with `|normal · (p - middle)| <= half`, in order (z, y, x)."""
+    """The ice of one specimen, in voxels: all points p (z, y, x) with `|normal · (p - middle)| <= half`."""
 
-    normal: Floats
-    middle: Floats
+    normal: FloatArray
+    middle: FloatArray
     half: float
 
     @classmethod
@@ -28,23 +29,23 @@ class Slab:
         """Make the slab that fills a specimen."""
         return cls(normal=np.array([1.0, 0.0, 0.0]), middle=(np.array(shape) - 1) / 2, half=shape[0] / 2)
 
-    def height(self, points: Floats | Ints) -> Floats:
-        """Compute how far points `(..., 3)` lie above the middle plane, voxels."""
+    def height(self, points: FloatArray | IntArray) -> FloatArray:
+        """Compute the height of points `(..., 3)` above the middle plane, voxels."""
         return turned_by(points - self.middle, self.normal[:, None])[..., 0]
 
-    def heights(self, shape: Sequence[int]) -> tuple[Floats, Floats, Floats]:
+    def heights(self, shape: Sequence[int]) -> tuple[FloatArray, FloatArray, FloatArray]:
         """Compute three arrays whose broadcast sum is the height of each voxel of a volume."""
         axes = [n * (np.arange(size) - m) for n, size, m in zip(self.normal, shape, self.middle, strict=True)]
         return axes[0][:, None, None], axes[1][None, :, None], axes[2][None, None, :]
 
     def z_range(self, shape: Sequence[int]) -> tuple[float, float]:
-        """Find between which z the ice lies anywhere in a volume."""
+        """Find the lowest and the highest z of the ice in a volume."""
         slopes = np.abs(self.normal[1:]) @ (np.array(shape[1:]) - 1) / 2
         reach = (self.half + slopes) / abs(self.normal[0])
         return self.middle[0] - reach, self.middle[0] + reach
 
-    def column(self, shape: Sequence[int], yx: Floats) -> tuple[Floats, Floats]:
-        """Find the ice's lower and upper end, z, in the columns `(..., 2)` of a volume."""
+    def column(self, shape: Sequence[int], yx: FloatArray) -> tuple[FloatArray, FloatArray]:
+        """Find the lowest and the highest z of the ice in columns `(..., 2)` (y, x) of a volume."""
         middle = self.middle[0] - (yx - self.middle[1:]) @ self.normal[1:] / self.normal[0]
         reach = self.half / self.normal[0]
         return np.maximum(middle - reach, 0.0), np.minimum(middle + reach, shape[0] - 1.0)
@@ -58,20 +59,20 @@ class Slab:
 
 @dataclass(frozen=True, kw_only=True)
 class IceSlab:
-    """A slab of ice through the middle of the specimen; above and below it is vacuum, and nothing lies there.
+    """A slab of ice through the middle of the specimen. Above and below it is vacuum without any particles.
 
     Parameters
     ----------
     thickness
         Å: a number, or (lowest, highest).
     tilt
-        Degrees between its normal and z: a number, or (lowest, highest), less than 60.
+        Degrees between the normal of the slab and z: a number, or (lowest, highest), less than 60.
     azimuth
-        Degrees from x towards y, where the normal leans: a number, or (lowest, highest).
+        Direction in which the normal is tilted, degrees from x towards y: a number, or (lowest, highest).
     vacuum_density
-        Density outside, volts above ice. 0 leaves the step at the ice's faces out. `VACUUM_DENSITY` (-4.53) is what
-        physics asks for; then also give the simulator `extend="wrap"`, or each tilt sees the ice end at the sides of
-        the specimen, beyond which it takes all for ice.
+        Density of the vacuum, volts above ice. With 0 there is no step in density at the surfaces of the ice.
+        `VACUUM_DENSITY` (-4.53) is the physical value. Then also set `extend="wrap"` of the simulator: otherwise
+        everything beyond the sides of the specimen counts as ice, and the sides are seen in the tilts.
     """
 
     thickness: Range
@@ -86,7 +87,7 @@ class IceSlab:
             raise ValueError(f"expected `tilt` of less than 60 degrees, got {self.tilt!r}")
 
     def draw(self, shape: Sequence[int], voxel_size: float, generator: np.random.Generator | None) -> Slab:
-        """Draw a slab; without generator, the thinnest and steepest."""
+        """Draw a slab; without a generator, take the thinnest and steepest one."""
         (thin, thick), (flat, steep) = as_range("thickness", self.thickness), as_range("tilt", self.tilt, zero=True)
         azimuth = as_range("azimuth", self.azimuth, zero=True)
         if generator is None:
@@ -95,5 +96,5 @@ class IceSlab:
             thickness, tilt, turn = (generator.uniform(*pair) for pair in ((thin, thick), (flat, steep), azimuth))
         t, a = math.radians(tilt), math.radians(turn)
         normal = np.array([math.cos(t), math.sin(t) * math.sin(a), math.sin(t) * math.cos(a)])
-        # A voxel is in the ice if its centre is: a slab of n voxels holds n of them.
+        # A voxel is in the ice if its centre is: a slab of n voxels holds n voxels.
         return Slab(normal=normal, middle=(np.array(shape) - 1) / 2, half=thickness / voxel_size / 2)

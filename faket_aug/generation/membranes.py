@@ -4,25 +4,25 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Protocol
 
 import numpy as np
 
+from faket_aug._arrays import FloatArray, IntArray
 from faket_aug._checks import check_choice
 from faket_aug.generation.ice import Slab
-from faket_aug.generation.ranges import Floats, Ints, Range, as_count, as_range, turned_by
+from faket_aug.generation.ranges import Range, as_count, as_range, turned_by
 from faket_aug.generation.stamp import uniform_rotations
+from faket_aug.generation.surfaces import Ellipsoid, Sheet, Surface, Toroid
 from faket_aug.generation.templates import ParticleTemplate
 
 MEMBRANE_KINDS = ("sphere", "ellipsoid", "toroid", "sheet")
-#: Half the thickness of a layer of head groups, Å: what reaches beyond their densest plane is labelled, too.
+#: Half the thickness of a layer of head groups, Å: the label extends this far beyond their densest plane.
 HEAD_HALF_THICKNESS = 5.0
-#: Deviation, Å, of the head groups' places along the normal.
+#: Standard deviation of the head groups' positions along the normal, Å.
 HEAD_SPREAD = 4.0
-#: Voxels on an edge of the blocks that are looked at as a whole, before their voxels are.
+#: Edge, in voxels, of the blocks that are tested as a whole before their voxels are.
 _BLOCK = 4
-_NEWTON_STEPS = 6
-#: Columns tried for a centre: those at the sides of tilted ice may hold none.
+#: Columns that are tried for a centre: those at the sides of tilted ice may contain no ice.
 _COLUMNS = 100
 
 
@@ -30,41 +30,41 @@ _COLUMNS = 100
 class MembraneSpecies:
     """Membranes of one kind.
 
-    Vesicles lie whole between the faces of the ice where they fit, and are cut by them otherwise, as in a lamella; the
-    sides of the specimen may cut any of them. No two membranes meet, but one may lie within another.
+    Vesicles lie completely within the ice where they fit. Otherwise its surfaces cut them, as in a lamella. The sides
+    of the specimen may cut any membrane. No two membranes touch, but one may lie within another.
 
     Parameters
     ----------
     kind
         `"sphere"`, `"ellipsoid"` (three different axes), `"toroid"` or `"sheet"` (a plane through the specimen).
     count
-        How many in each specimen: a number, or (lowest, highest).
+        Number of membranes in each specimen: a number, or (lowest, highest).
     radius
-        Å, to the middle of the bilayer: a number, or (lowest, highest). Of ellipsoids each half axis is drawn from it;
-        of toroids it is the ring's; of sheets it means nothing.
+        Å, to the middle of the bilayer: a number, or (lowest, highest). Each half axis of an ellipsoid is drawn from
+        it. For a toroid it is the radius of the ring. For a sheet it is not used.
     tube_radius
-        Å, of a toroid's tube.
+        Radius of a toroid's tube, Å: a number, or (lowest, highest).
     thickness
         Å, from the densest plane of one layer of head groups to that of the other: a number, or (lowest, highest).
-        The label reaches 5 Å beyond both.
+        The label extends 5 Å beyond both.
     head_density, tail_density
         Density of the head groups and of the hydrocarbon core, volts above ice.
     name
-        The class's name. Species of one name share a class.
+        Name of the class. Species with the same name share a class.
     label
-        Whether it is labelled, and has a row in the particle table (without orientation).
+        Whether the membranes are labelled, and have a row each in the particle table (without orientation).
 
     Raises
     ------
     ValueError
-        For settings that cannot be.
+        For settings that are not possible.
 
     Notes
     -----
-    Fluid phospholipid bilayers measure 35 to 40 Å between their heads [1]_; those of cells are of this thickness, too
-    [2]_. The default densities follow from the scattering factors of the groups at zero angle over their volumes [1]_:
-    phosphocholine and glycerol are about 4 V above ice (4.5 V) before they mix with water, methylenes 1.8 V, and
-    the loosely packed methyls between the leaflets a volt below ice, 1 V for the core as a whole.
+    Fluid phospholipid bilayers are 35 to 40 Å thick between their head groups [1]_; membranes of cells have the same
+    thickness [2]_. The default densities are the scattering factors of the groups at zero angle, divided by their
+    volumes [1]_. Phosphocholine and glycerol are about 4 V above ice (4.5 V) before they mix with water, methylenes
+    1.8 V. The loosely packed methyls between the leaflets are about 1 V below ice. The core as a whole is 1 V above it.
 
     References
     ----------
@@ -105,136 +105,19 @@ class MembraneSpecies:
 
     @property
     def largest(self) -> float:
-        """Å from its middle to its farthest point; a sheet has none."""
+        """Å from the middle to the farthest point; infinite for a sheet."""
         ring = as_range("radius", self.radius)[1]
         tube = as_range("tube_radius", self.tube_radius)[1] if self.kind == "toroid" else 0.0
         return math.inf if self.kind == "sheet" else ring + tube
 
     def templates_at(self, voxel_size: float) -> tuple[ParticleTemplate, ...]:
-        """Return no templates: membranes are formulas."""
+        """Return no templates: membranes are computed from formulas."""
         return ()
-
-
-# Surfaces, all about the origin, in voxels, points in the order (x, y, z) ---------------------------------------------
-
-
-class Surface(Protocol):
-    """A surface whose signed distance is known."""
-
-    def distance(self, points: Floats) -> Floats:
-        """Compute the signed distance `(...)` of points `(..., 3)`, positive outside."""
-
-    def draw(self, count: int, generator: np.random.Generator) -> tuple[Floats, Floats]:
-        """Draw points, evenly over the area, and their outward normals, both `(count, 3)`."""
-
-    def reach(self, direction: Floats) -> float:
-        """Compute how far it reaches along a unit vector `(3,)`."""
-
-
-@dataclass(frozen=True)
-class Ellipsoid:
-    """An ellipsoid with half axes `(3,)` along x, y and z; equal ones make a sphere."""
-
-    axes: Floats
-
-    def distance(self, points: Floats) -> Floats:
-        """Compute the signed distance: exact to rounding within a few voxels of the surface."""
-        if np.ptp(self.axes) == 0:
-            return np.asarray(np.sqrt((points**2).sum(-1)) - self.axes[0])
-        # The nearest point q solves p = q + t q / a², where t follows from |q / a| = 1; its first guess is a sphere's.
-        squares = self.axes**2
-        level = np.sqrt((points**2 / squares).sum(-1))
-        slope = np.sqrt((points**2 / squares**2).sum(-1))
-        # Below -min(a²) lies no nearest point, but one of the far side.
-        floor = -squares.min() * (1 - 1e-6)
-        with np.errstate(divide="ignore", invalid="ignore"):
-            t = np.fmax((level - 1) * (level / slope) ** 2, floor)
-            for _ in range(_NEWTON_STEPS):
-                parts = (self.axes * points / (t[..., None] + squares)) ** 2
-                # Newton's method for 1 / |q / a| = 1, which is almost straight in t.
-                total, fall = parts.sum(-1), (parts / (t[..., None] + squares)).sum(-1)
-                t = np.fmax(t + total * (np.sqrt(total) - 1) / fall, floor)
-        nearest = squares * points / (t[..., None] + squares)
-        # Between two sides that are as near as each other t says nothing of the smallest axis: it is what is left.
-        least = int(self.axes.argmin())
-        others = np.delete(nearest / self.axes, least, axis=-1)
-        left = self.axes[least] * np.sqrt(np.maximum(1 - (others**2).sum(-1), 0))
-        undetermined = ~(np.abs(total - 1) < 1e-6)
-        nearest[..., least] = np.where(undetermined, np.copysign(left, points[..., least]), nearest[..., least])
-        return np.asarray(np.sign(t) * np.sqrt(((points - nearest) ** 2).sum(-1)))
-
-    def draw(self, count: int, generator: np.random.Generator) -> tuple[Floats, Floats]:
-        """Draw points and normals: points of a sphere, stretched, kept as often as their area grew."""
-        directions = np.zeros((0, 3))
-        while len(directions) < count:
-            drawn = generator.normal(size=(2 * count + 8, 3))
-            drawn /= np.linalg.norm(drawn, axis=1, keepdims=True)
-            growth = np.linalg.norm(drawn / self.axes, axis=1) * self.axes.min()
-            directions = np.concatenate([directions, drawn[generator.random(len(drawn)) < growth]])
-        normals = directions[:count] / self.axes
-        return directions[:count] * self.axes, normals / np.linalg.norm(normals, axis=1, keepdims=True)
-
-    def reach(self, direction: Floats) -> float:
-        """Compute how far it reaches along a unit vector."""
-        return float(np.linalg.norm(self.axes * direction))
-
-
-@dataclass(frozen=True)
-class Toroid:
-    """A ring of radius `ring` in the (x, y) plane, of a tube of radius `tube`."""
-
-    ring: float
-    tube: float
-
-    def distance(self, points: Floats) -> Floats:
-        """Compute the signed distance, exactly."""
-        across = np.hypot(points[..., 0], points[..., 1]) - self.ring
-        return np.asarray(np.hypot(across, points[..., 2]) - self.tube)
-
-    def draw(self, count: int, generator: np.random.Generator) -> tuple[Floats, Floats]:
-        """Draw points and normals; the tube's outer side is longer, and drawn as much more often."""
-        angles = np.zeros(0)
-        while len(angles) < count:
-            drawn = generator.uniform(0, 2 * math.pi, 2 * count + 8)
-            share = (self.ring + self.tube * np.cos(drawn)) / (self.ring + self.tube)
-            angles = np.concatenate([angles, drawn[generator.random(len(drawn)) < share]])
-        around, angles = generator.uniform(0, 2 * math.pi, count), angles[:count]
-        out = np.stack([np.cos(around), np.sin(around), np.zeros(count)], axis=1)
-        normals = np.cos(angles)[:, None] * out + np.sin(angles)[:, None] * np.array([0.0, 0.0, 1.0])
-        return self.ring * out + self.tube * normals, normals
-
-    def reach(self, direction: Floats) -> float:
-        """Compute how far it reaches along a unit vector."""
-        return float(self.ring * math.hypot(direction[0], direction[1]) + self.tube)
-
-
-@dataclass(frozen=True)
-class Sheet:
-    """The (x, y) plane, as far as `half` from the origin; its outward normal is +z."""
-
-    half: float
-
-    def distance(self, points: Floats) -> Floats:
-        """Compute the signed distance, exactly."""
-        return np.asarray(points[..., 2])
-
-    def draw(self, count: int, generator: np.random.Generator) -> tuple[Floats, Floats]:
-        """Draw points of a square and normals."""
-        points = np.zeros((count, 3))
-        points[:, :2] = generator.uniform(-self.half, self.half, (count, 2))
-        return points, np.tile([0.0, 0.0, 1.0], (count, 1))
-
-    def reach(self, direction: Floats) -> float:
-        """A plane has no end: it may lie anywhere."""
-        return 0.0
-
-
-# Membranes in a specimen ----------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, kw_only=True)
 class Membrane:
-    """A membrane in its place, in voxels.
+    """A membrane at its position in a specimen, in voxels.
 
     Parameters
     ----------
@@ -245,16 +128,16 @@ class Membrane:
     orientation
         `(3, 3)`, on column vectors (x, y, z), surface to specimen.
     thickness
-        Between the head groups, voxels.
+        Distance between the head groups, voxels.
     voxel_size
         Å.
     head_density, tail_density
-        As its species'.
+        As of its species.
     """
 
     surface: Surface
-    center: Floats
-    orientation: Floats
+    center: FloatArray
+    orientation: FloatArray
     thickness: float
     voxel_size: float
     head_density: float = MembraneSpecies.head_density
@@ -270,12 +153,12 @@ class Membrane:
         """Voxels from the middle of the bilayer to where its label ends."""
         return self.thickness / 2 + HEAD_HALF_THICKNESS / self.voxel_size
 
-    def distance(self, places: Floats | Ints) -> Floats:
-        """Compute the signed distance of places `(..., 3)` (z, y, x), voxels."""
+    def distance(self, places: FloatArray | IntArray) -> FloatArray:
+        """Compute the signed distance of positions `(..., 3)` (z, y, x), voxels."""
         return self.surface.distance(turned_by((places - self.center)[..., ::-1], self.orientation))
 
-    def density(self, distance: Floats) -> Floats:
-        """Compute its density from the distance to its middle, voxels."""
+    def density(self, distance: FloatArray) -> FloatArray:
+        """Compute the density at a distance from the middle of the bilayer, voxels."""
         return bilayer_profile(
             distance * self.voxel_size,
             thickness=self.thickness * self.voxel_size,
@@ -284,19 +167,19 @@ class Membrane:
             voxel_size=self.voxel_size,
         )
 
-    def draw(self, count: int, generator: np.random.Generator) -> tuple[Floats, Floats]:
-        """Draw points of its middle, evenly over the area: places (z, y, x) and outward normals (x, y, z)."""
+    def draw(self, count: int, generator: np.random.Generator) -> tuple[FloatArray, FloatArray]:
+        """Draw points on the middle, evenly over the area: positions (z, y, x) and outward normals (x, y, z)."""
         points, normals = self.surface.draw(count, generator)
         turned = turned_by(points, self.orientation.T)
         return self.center + turned[:, ::-1], turned_by(normals, self.orientation.T)
 
-    def shell(self, shape: tuple[int, ...], reach: float) -> tuple[Ints, Floats]:
+    def shell(self, shape: tuple[int, ...], reach: float) -> tuple[IntArray, FloatArray]:
         """Find all voxels of a volume within `reach` of the middle: `(3, n)`, and their signed distances `(n,)`."""
         low, high = self._box(shape, reach)
         axes = [np.arange(a, b, _BLOCK) for a, b in zip(low, high, strict=True)]
         corners = np.stack([axis.ravel() for axis in np.meshgrid(*axes, indexing="ij")], axis=1)
         half = (_BLOCK - 1) / 2
-        # No distance grows faster than the way: a block far away holds no voxel that is near.
+        # The distance changes by one voxel per voxel at most: a block far away contains no voxel that is near.
         near = np.abs(self.distance(corners + half)) <= reach + half * math.sqrt(3) + 1e-6
         within = np.stack(np.meshgrid(*(np.arange(_BLOCK),) * 3, indexing="ij"), axis=-1).reshape(-1, 3)
         places = (corners[near][:, None] + within).reshape(-1, 3)
@@ -305,7 +188,7 @@ class Membrane:
         kept = np.abs(distance) <= reach
         return np.ascontiguousarray(places[kept].T), distance[kept]
 
-    def _box(self, shape: tuple[int, ...], reach: float) -> tuple[Ints, Ints]:
+    def _box(self, shape: tuple[int, ...], reach: float) -> tuple[IntArray, IntArray]:
         size = np.array(shape)
         if isinstance(self.surface, Sheet):
             return np.zeros(3, np.int64), size
@@ -324,12 +207,12 @@ def draw_membrane(
     voxel_size: float,
     generator: np.random.Generator,
 ) -> Membrane:
-    """Draw a membrane's form and place; whether it meets another is not looked at.
+    """Draw the shape and the position of a membrane; whether it touches another one is not tested.
 
     Parameters
     ----------
     species
-        Its kind and sizes.
+        The species of the membrane.
     shape
         `(z, y, x)` of the specimen.
     slab
@@ -337,7 +220,7 @@ def draw_membrane(
     voxel_size
         Å.
     generator
-        Of all chance.
+        Generator of all random numbers.
     """
     radii = np.array(as_range("radius", species.radius)) / voxel_size
     tubes = np.array(as_range("tube_radius", species.tube_radius)) / voxel_size
@@ -351,7 +234,7 @@ def draw_membrane(
         surface = Toroid(float(sizes[0]), tube)
     else:
         surface = Ellipsoid(sizes if species.kind == "ellipsoid" else np.full(3, sizes[0]))
-    # A membrane lies whole in the ice if it can; a sheet never does.
+    # A membrane lies completely in the ice if it fits; a sheet never does.
     need = surface.reach(orientation.T @ slab.normal[::-1]) + thickness / 2 + HEAD_HALF_THICKNESS / voxel_size
     return Membrane(
         surface=surface,
@@ -364,8 +247,8 @@ def draw_membrane(
     )
 
 
-def _draw_center(need: float, shape: tuple[int, ...], slab: Slab, generator: np.random.Generator) -> Floats:
-    """Draw a centre anywhere across the specimen, `need` voxels from the ice's faces, or between them in thin ice."""
+def _draw_center(need: float, shape: tuple[int, ...], slab: Slab, generator: np.random.Generator) -> FloatArray:
+    """Draw a centre anywhere in the ice, `need` voxels from its surfaces or, in thin ice, halfway between them."""
     for _ in range(_COLUMNS):
         z, y, x = generator.random(3) * (np.array(shape) - 1)
         bottom, top = (float(end) for end in slab.column(shape, np.array([y, x])))
@@ -377,14 +260,14 @@ def _draw_center(need: float, shape: tuple[int, ...], slab: Slab, generator: np.
 
 
 def bilayer_profile(
-    distance: Floats,
+    distance: FloatArray,
     *,
     thickness: float,
     head_density: float,
     tail_density: float,
     voxel_size: float,
-) -> Floats:
-    """Compute a bilayer's density from the distance to its middle.
+) -> FloatArray:
+    """Compute the density of a bilayer at distances from its middle.
 
     Parameters
     ----------
@@ -395,15 +278,15 @@ def bilayer_profile(
     head_density, tail_density
         Density of the head groups and of the core between them.
     voxel_size
-        Å; the profile is smoothed to what voxels of this size can hold.
+        Å; the profile is smoothed to the resolution of these voxels.
 
     Returns
     -------
-    Density, of the shape of `distance`: two Gaussian layers of heads, and a core with smooth edges.
+    Density, of the shape of `distance`: two Gaussian layers of head groups, and a core with smooth edges.
 
     Notes
     -----
-    Smoothing keeps each layer's whole density, so that membranes look alike at all voxel sizes.
+    Smoothing keeps the integral of each layer, so that membranes look alike at all voxel sizes.
     """
     from scipy.special import erf
 

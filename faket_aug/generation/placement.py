@@ -1,4 +1,4 @@
-"""Turning templates and finding room for them: what a grandmodel is put together with."""
+"""Finding room for particles in a specimen, and drawing them into its volumes."""
 
 from __future__ import annotations
 
@@ -9,33 +9,34 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from faket_aug._arrays import FloatArray, IntArray
 from faket_aug.generation.ice import Slab
-from faket_aug.generation.ranges import Floats, Ints, turned_by
+from faket_aug.generation.ranges import turned_by
 from faket_aug.generation.stamp import Mask, Stamp, _ball_offsets, _steps
 from faket_aug.generation.templates import ParticleTemplate
 from faket_aug.specimens.particles import ParticleTable
 
-#: Draws `count` places `(count, 3)` for a centre between `low` and `high`; `attempt` counts how often it was asked.
-DrawPlaces = Callable[[int, Ints, Ints, int], Ints]
+#: Draws `count` positions `(count, 3)` for a centre between `low` and `high`; `attempt` counts the calls before.
+DrawPlaces = Callable[[int, IntArray, IntArray, int], IntArray]
 
-#: What a voxel of `Room.taken` may hold; membrane i has `MEMBRANE + i`.
+#: Values of `Room.taken`; membrane i has `MEMBRANE + i`.
 FREE, SOLID, MEMBRANE = 0, 1, 2
-#: Places tried for one particle, in growing handfuls: most find room at once, in a crowd one in thousands does.
+#: Positions tried for one particle, in growing numbers: most are free at first, in a crowd one in thousands.
 _HANDFULS = (8, 64, 512, *(4096,) * 16)
 _FEW_PROBES, _PROBES = 4, 48
 
 
 class Room:
-    """Which voxels of a specimen are taken, in host memory.
+    """The voxels of a specimen that are taken, in host memory.
 
     Parameters
     ----------
     shape
         `(z, y, x)`.
     slab
-        Where particles may be.
+        The ice, which holds all particles.
     gap
-        No two masks have voxels as near as this many voxels, or nearer.
+        Voxels. The distance between voxels of two masks, from centre to centre, is larger than this.
     """
 
     def __init__(self, shape: Sequence[int], slab: Slab, *, gap: float = 0.0) -> None:
@@ -46,8 +47,8 @@ class Room:
         bottom, top = slab.z_range(self.shape)
         self._z_range = math.floor(bottom), math.ceil(top)
 
-    def find(self, mask: Mask, draw: DrawPlaces) -> Ints | None:
-        """Find a free centre `(3,)` for a mask among many that are drawn; nothing where none of them is free."""
+    def find(self, mask: Mask, draw: DrawPlaces) -> IntArray | None:
+        """Find a free centre `(3,)` for a mask among many that are drawn; None if none of them is free."""
         low, high = -mask.offsets.min(axis=1), np.array(self.shape) - 1 - mask.offsets.max(axis=1)
         low[0], high[0] = max(low[0], self._z_range[0]), min(high[0], self._z_range[1])
         heights = turned_by(mask.offsets.T, self.slab.normal[:, None])
@@ -63,14 +64,14 @@ class Room:
                 return np.array(np.unravel_index(found, self.shape))
         return None
 
-    def _first_free(self, bases: Ints, steps: Ints) -> int | None:
-        """Find the first of several centres about which nothing is taken: look at a few voxels, at more, at all."""
+    def _first_free(self, bases: IntArray, steps: IntArray) -> int | None:
+        """Find the first of several centres around which no voxel is taken: test a few voxels, then more, then all."""
         for probes in (_FEW_PROBES, _PROBES):
             probed = steps[:: max(1, len(steps) // probes)]
             bases = bases[~self.taken[bases[:, None] + probed].any(axis=1)]
         return next((int(base) for base in bases if not self.taken[base + steps].any()), None)
 
-    def is_free(self, voxels: Ints, *, also: int = FREE) -> bool:
+    def is_free(self, voxels: IntArray, *, also: int = FREE) -> bool:
         """Tell whether voxels `(3, n)` all lie within specimen and slab, and are free or hold `also`."""
         if voxels.min() < 0 or (voxels.max(axis=1) >= self.shape).any():
             return False
@@ -79,25 +80,25 @@ class Room:
         taken = self.taken[_steps(voxels, self.shape)]
         return bool(((taken == FREE) | (taken == also)).all())
 
-    def take(self, voxels: Ints, code: int = SOLID) -> None:
-        """Mark voxels `(3, n)`, and those in the gap around them."""
+    def take(self, voxels: IntArray, code: int = SOLID) -> None:
+        """Mark voxels `(3, n)`, and those in the gap around them, as taken."""
         self.taken[_steps(voxels, self.shape)] = code
         last = np.array(self.shape)[:, None] - 1
         for step in self._around:
-            # A voxel outside is brought to the edge, which lies in the gap, too.
+            # A voxel outside is moved to the edge, which lies in the gap, too.
             near = _steps(np.clip(voxels + step[:, None], 0, last), self.shape)
             self.taken[near] = np.where(self.taken[near] == FREE, code, self.taken[near])
 
 
 class Canvas:
-    """The volumes of a specimen while it is put together, on a device, and its particle table.
+    """The volumes of a specimen, on a device, and its particle table, while things are added.
 
     Parameters
     ----------
     shape
         `(z, y, x)`.
     device
-        Where the volumes are.
+        Device of the volumes.
     """
 
     def __init__(self, shape: Sequence[int], *, device: torch.device | str = "cpu") -> None:
@@ -105,43 +106,43 @@ class Canvas:
         self.density = _zeros(self.shape, torch.float32, device)
         self.labels = _zeros(self.shape, torch.uint8, device)
         self.instances = _zeros(self.shape, torch.int32, device)
-        self._rows: list[tuple[int, Floats, Floats]] = []
+        self._rows: list[tuple[int, FloatArray, FloatArray]] = []
         #: What is left of the membranes' density, a part of `density`.
         self._membranes: Tensor | None = None
 
-    def add_row(self, number: int, position: Floats, orientation: Floats | None = None) -> int:
+    def add_row(self, number: int, position: FloatArray, orientation: FloatArray | None = None) -> int:
         """Add a row to the particle table, and return its 1-based number."""
         self._rows.append((number, position, np.full((3, 3), np.nan) if orientation is None else orientation))
         return len(self._rows)
 
-    def add_cube(self, center: Ints, cube: Tensor) -> None:
-        """Add a cube of density `(d, d, d)`, d odd, about a voxel; what reaches out of the volume is left out."""
+    def add_cube(self, center: IntArray, cube: Tensor) -> None:
+        """Add a cube of density `(d, d, d)`, d odd, around a voxel; parts outside the volume are left out."""
         into, of = self._overlap(center, cube.shape[0])
         self.density[into] += cube[of]
 
-    def _overlap(self, center: Ints, side: int) -> tuple[tuple[slice, ...], tuple[slice, ...]]:
-        """Find where the volume and a cube about a voxel meet, in the one and in the other."""
+    def _overlap(self, center: IntArray, side: int) -> tuple[tuple[slice, ...], tuple[slice, ...]]:
+        """Find the overlap of the volume and a cube around a voxel, as slices of the one and of the other."""
         first = center - side // 2
         low, high = np.maximum(first, 0), np.minimum(first + side, self.shape)
         into = tuple(slice(a, b) for a, b in zip(low.tolist(), high.tolist(), strict=True))
         of = tuple(slice(a, b) for a, b in zip((low - first).tolist(), (high - first).tolist(), strict=True))
         return into, of
 
-    def add_voxels(self, voxels: Ints, values: Floats) -> None:
+    def add_voxels(self, voxels: IntArray, values: FloatArray) -> None:
         """Add density `(n,)` at voxels `(3, n)` of the volume, none twice."""
         at = torch.from_numpy(_steps(voxels, self.shape)).to(self.density.device)
         self.density.view(-1)[at] += torch.from_numpy(values).to(self.density)
 
-    def add_membrane(self, voxels: Ints, values: Floats) -> None:
-        """Add a membrane's density, see `add_voxels`, of which `take_membrane` may take some away again."""
+    def add_membrane(self, voxels: IntArray, values: FloatArray) -> None:
+        """Add a membrane's density, see `add_voxels`; `take_membrane` may remove a part of it again."""
         self.add_voxels(voxels, values)
         if self._membranes is None:
             self._membranes = _zeros(self.shape, torch.float32, self.density.device)
         at = torch.from_numpy(_steps(voxels, self.shape)).to(self.density.device)
         self._membranes.view(-1)[at] += torch.from_numpy(values).to(self._membranes)
 
-    def take_membrane(self, center: Ints, share: Tensor) -> None:
-        """Take shares, a cube `(d, d, d)` about a voxel, of what is left of the membranes' density there."""
+    def take_membrane(self, center: IntArray, share: Tensor) -> None:
+        """Remove fractions, a cube `(d, d, d)` around a voxel, of the remaining density of the membranes there."""
         if self._membranes is None:
             return
         into, of = self._overlap(center, share.shape[0])
@@ -149,7 +150,7 @@ class Canvas:
         self._membranes[into] -= gone
         self.density[into] -= gone
 
-    def add_label(self, voxels: Ints, number: int, rows: int | Ints) -> None:
+    def add_label(self, voxels: IntArray, number: int, rows: int | IntArray) -> None:
         """Give voxels `(3, n)` of the volume a class and a row, or each its own."""
         at = torch.from_numpy(_steps(voxels, self.shape)).to(self.labels.device)
         self.labels.view(-1)[at] = number
@@ -184,19 +185,19 @@ def place_templates(
     shape: Sequence[int],
     device: torch.device | str = "cpu",
 ) -> Tensor:
-    """Draw the density of particles whose places and orientations are known.
+    """Draw the density of particles with known positions and orientations.
 
     Parameters
     ----------
     particles
-        The particles; positions are where the templates' centres come to lie.
+        The particles; the templates' centres are placed at their positions.
     templates
-        The template of each class, all of the specimen's voxel size. Particles of other classes are left out; those
-        without orientation are not turned.
+        The template of each class, all of the specimen's voxel size. Particles of other classes are left out. Particles
+        without orientation are not rotated.
     shape
-        `(z, y, x)` of the result. Particles may reach out of it.
+        `(z, y, x)` of the result. Particles may extend beyond it.
     device
-        Where it is made.
+        Device on which the density is made.
 
     Returns
     -------

@@ -1,11 +1,10 @@
-"""Densities of particles on grids of voxels: the potential of atoms in ice, band-limited resampling, thresholds."""
+"""The electrostatic potential of atoms in ice, on a grid of voxels."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -13,31 +12,27 @@ import scipy.fft
 import torch
 from torch import Tensor
 
-from faket_aug._checks import check_ndim, check_positive
+from faket_aug._arrays import FloatArray, IntArray
+from faket_aug._checks import check_positive
+from faket_aug.generation.density import low_pass
 
 #: h² / (2π m e), V Å²: from an electron scattering factor in Å to the integral of its potential in V Å³.
 VOLTS_PER_FORM_FACTOR = 47.878
 #: V; mean inner potential of vitreous ice of 0.93 g/cm³ as a sum of isolated atoms (Vulović et al., J. Struct. Biol.
-#: 183, 2013), so that it meets atoms computed in the same way.
+#: 183, 2013): the particles' atoms are computed in the same way.
 ICE_POTENTIAL = 4.53
 
 #: Å³ of water that an atom displaces (Fraser, MacRae and Suzuki, J. Appl. Cryst. 11, 1978; the values of Svergun,
 #: Barberato and Koch, J. Appl. Cryst. 28, 1995). The sum over a protein is 1.27 Å³/Da, over RNA 0.9 Å³/Da.
 _DISPLACED_VOLUMES = {"H": 5.15, "D": 5.15, "C": 16.44, "N": 2.49, "O": 9.13, "P": 5.73, "S": 19.86}
 
-#: Order of the B-splines that carry atoms onto the grid, and how much finer than the voxels that grid is: what the
-#: sampling folds back is then below 2e-3 at the highest frequency kept, and far below where the low-pass lets through.
+#: Order of the B-splines that spread atoms over the grid, and how much finer than the voxels that grid is. Aliasing is
+#: then below 2e-3 at the highest frequency that is kept, and much less in the pass band of the low-pass.
 _SPLINE_ORDER = 6
 _OVERSAMPLING = 2
-#: The low-pass ends at the grid's Nyquist frequency, by a cosine that begins at this part of it.
-_TAPER = 0.8
-#: Voxels around a mask that stay as they are, and as many again over which a density fades to 0.
-_FADING = 2
-#: Voxel sizes that differ by less than this part are the same.
-_SAME = 1e-4
 
 
-def displaced_volumes(elements: Sequence[str]) -> npt.NDArray[np.float64]:
+def displaced_volumes(elements: Sequence[str]) -> FloatArray:
     """Look up the volume of water that atoms displace.
 
     Parameters
@@ -47,7 +42,8 @@ def displaced_volumes(elements: Sequence[str]) -> npt.NDArray[np.float64]:
 
     Returns
     -------
-    `(n,)`, Å³. Elements that the table of Fraser, MacRae and Suzuki leaves out fill their van der Waals sphere.
+    `(n,)`, Å³. Elements that are not in the table of Fraser, MacRae and Suzuki have the volume of their van der Waals
+    sphere.
     """
     import gemmi
 
@@ -60,16 +56,16 @@ def displaced_volumes(elements: Sequence[str]) -> npt.NDArray[np.float64]:
 
 
 @lru_cache(maxsize=256)
-def form_factor(element: str, *, solvent: bool = True) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
-    """Give the Fourier transform of an atom's potential as a sum of Gaussians, `Σ a exp(-b k² / 4)`.
+def form_factor(element: str, *, solvent: bool = True) -> tuple[FloatArray, FloatArray]:
+    """Return the Fourier transform of an atom's potential as a sum of Gaussians, `Σ a exp(-b k² / 4)`.
 
     Parameters
     ----------
     element
-        Symbol, such as `"C"`; neutral atom.
+        Symbol, such as `"C"`; the atom is neutral.
     solvent
-        Subtract the ice that the atom displaces: a Gaussian of the atom's volume times the potential of ice, so that
-        the result is a potential above ice.
+        Subtract the ice that the atom displaces: a Gaussian of the atom's volume times the potential of ice. The result
+        is then a potential above ice.
 
     Returns
     -------
@@ -101,26 +97,26 @@ def form_factor(element: str, *, solvent: bool = True) -> tuple[npt.NDArray[np.f
 
 
 def coulomb_potential(
-    positions: npt.NDArray[np.float64],
+    positions: FloatArray,
     elements: Sequence[str],
     *,
     shape: Sequence[int],
     voxel_size: float,
     resolution: float | None = None,
-    occupancies: npt.NDArray[np.float64] | None = None,
-    b_factors: npt.NDArray[np.float64] | None = None,
+    occupancies: FloatArray | None = None,
+    b_factors: FloatArray | None = None,
     solvent: bool = True,
 ) -> Tensor:
-    """Sum the electrostatic potentials of atoms, low-passed, on a grid of voxels.
+    """Compute the electrostatic potential of atoms, low-passed, on a grid of voxels.
 
-    The atoms of an element are carried onto a grid twice as fine by B-splines, multiplied in Fourier space with the
-    element's form factor and the low-pass, and brought to the voxels by a crop of the spectrum: the values are those
-    of the band-limited potential at the voxels' centres; their sum times the voxel's volume is its integral.
+    The atoms of an element are spread over a grid twice as fine by B-splines, and multiplied in Fourier space with the
+    element's form factor and the low-pass. A crop of the spectrum gives the voxels: their values are those of the
+    band-limited potential at their centres, and their sum times the volume of a voxel is its integral.
 
     Parameters
     ----------
     positions
-        `(n, 3)`, (z, y, x) in Å from the centre of voxel (0, 0, 0); within the grid, which is periodic beyond a margin.
+        `(n, 3)`, (z, y, x) in Å from the centre of voxel (0, 0, 0), within the grid.
     elements
         `(n,)`, symbols.
     shape
@@ -128,13 +124,13 @@ def coulomb_potential(
     voxel_size
         Å.
     resolution
-        Å, where the Gaussian low-pass falls to 1/e; `2 · voxel_size`, the finest that the grid holds, by default.
+        Å, where the Gaussian low-pass falls to 1/e; by default `2 · voxel_size`, the finest that the grid holds.
     occupancies
-        `(n,)`; 1 by default. An occupancy may be more than 1: two hydrogens at the place of their carbon, say.
+        `(n,)`; 1 by default. It may be more than 1, for example for two hydrogens at the position of their carbon.
     b_factors
-        `(n,)`, Å²; 0 by default. Negative ones count as 0.
+        `(n,)`, Å²; 0 by default. Negative values count as 0.
     solvent
-        Subtract the displaced ice, see `form_factor`.
+        Subtract the displaced ice; see `form_factor`.
 
     Returns
     -------
@@ -143,7 +139,7 @@ def coulomb_potential(
     Raises
     ------
     ValueError
-        If the arrays do not go together, there are no atoms, or an element has no scattering factors.
+        If the arrays do not fit together, there are no atoms, or an element has no scattering factors.
     """
     count = len(elements)
     weights = np.ones(count) if occupancies is None else np.asarray(occupancies, dtype=np.float64)
@@ -151,7 +147,7 @@ def coulomb_potential(
     _check_atoms(positions, count, weights, blurs)
     check_positive("voxel_size", voxel_size)
     resolution = 2 * voxel_size if resolution is None else resolution
-    # What the low-pass spreads beyond one face would come back at the other.
+    # Density that the low-pass spreads beyond one face would come back at the other.
     guard = math.ceil(2 * max(resolution / voxel_size, 2))
     padded = [scipy.fft.next_fast_len(int(n) + guard, real=True) for n in shape]
     k2 = _squared_frequencies(padded, voxel_size)
@@ -166,36 +162,12 @@ def coulomb_potential(
     return volume[:depth, :height, :width].contiguous()
 
 
-def _check_atoms(
-    positions: npt.NDArray[np.float64], count: int, weights: npt.NDArray[np.float64], blurs: npt.NDArray[np.float64]
-) -> None:
+def _check_atoms(positions: FloatArray, count: int, weights: FloatArray, blurs: FloatArray) -> None:
     shapes = (positions.shape, weights.shape, blurs.shape)
     if count == 0 or shapes != ((count, 3), (count,), (count,)):
-        raise ValueError(f"expected places, occupancies and B factors of one or more atoms, got arrays of {shapes}")
+        raise ValueError(f"expected positions, occupancies and B factors of one or more atoms, got arrays of {shapes}")
     if not all(np.isfinite(values).all() for values in (positions, weights, blurs)):
-        raise ValueError("expected finite places, occupancies and B factors of atoms, got NaN or infinite ones")
-
-
-def low_pass(k2: Tensor, *, voxel_size: float | None, resolution: float) -> Tensor:
-    """Give the low-pass of all densities: a Gaussian that ends softly at the grid's Nyquist frequency.
-
-    Parameters
-    ----------
-    k2
-        Squared spatial frequencies, 1/Å².
-    voxel_size
-        Å of the grid that has to hold the result: nothing passes at `1 / (2 · voxel_size)` and above. Without one
-        there is no such end.
-    resolution
-        Å; the Gaussian is 1/e at `1 / resolution`, as in ChimeraX's molmap (σ = 0.225 · resolution). 0 for none.
-    """
-    check_positive("resolution", resolution, zero=True)
-    gaussian: Tensor = torch.exp(-k2 * resolution**2)
-    if voxel_size is None:
-        return gaussian
-    phase = (2 * voxel_size * k2.sqrt() - _TAPER) / (1 - _TAPER)
-    passed: Tensor = gaussian * (1 + torch.cos(math.pi * phase.clamp(0, 1))) / 2
-    return passed
+        raise ValueError("expected finite positions, occupancies and B factors of atoms, got NaN or infinite ones")
 
 
 def _squared_frequencies(shape: Sequence[int], voxel_size: float) -> Tensor:
@@ -215,17 +187,17 @@ def _gaussians(element: str, width: float, k2: Tensor, solvent: bool) -> Tensor:
 
 def _groups(
     elements: npt.NDArray[np.str_],
-    weights: npt.NDArray[np.float64],
-    blurs: npt.NDArray[np.float64],
+    weights: FloatArray,
+    blurs: FloatArray,
     voxel_size: float,
-) -> Iterator[tuple[str, float, npt.NDArray[np.intp], npt.NDArray[np.float64]]]:
-    """Yield the atoms that share a form factor: element, B factor, which atoms, their weights."""
+) -> Iterator[tuple[str, float, npt.NDArray[np.intp], FloatArray]]:
+    """Yield the atoms that share a form factor: element, B factor, indices of the atoms, their weights."""
     for element in np.unique(elements):
         members = np.flatnonzero((elements == element) & (weights != 0))
         if len(members) == 0:
             continue
         nodes = _blur_nodes(blurs[members], voxel_size)
-        # Between two nodes an atom is shared out: exp(-B k² / 4) is interpolated in B.
+        # An atom is divided between two nodes: exp(-B k² / 4) is interpolated in B.
         places = np.interp(blurs[members], nodes, np.arange(len(nodes)))
         for i, node in enumerate(nodes):
             share = weights[members] * (1 - np.abs(places - i)).clip(min=0)
@@ -234,20 +206,20 @@ def _groups(
                 yield str(element), float(node), members[near], share[near]
 
 
-def _blur_nodes(blurs: npt.NDArray[np.float64], voxel_size: float) -> npt.NDArray[np.float64]:
-    """Choose B factors such that those between are interpolated within about 1 % at the Nyquist frequency."""
+def _blur_nodes(blurs: FloatArray, voxel_size: float) -> FloatArray:
+    """Choose B factors between which others are interpolated, within about 1 % at the Nyquist frequency."""
     low, high = float(blurs.min()), float(blurs.max())
     # In units of `scale` a step is a change of exp(-B k² / 4) by a third or so; steps grow with what is left of it.
     scale = 10 * voxel_size**2
     steps = math.ceil(math.log((high + scale) / (low + scale)) / math.log(1.3) - 1e-9)
     if high == low:
         return np.array([low])
-    nodes: npt.NDArray[np.float64] = np.geomspace(low + scale, high + scale, max(steps, 1) + 1) - scale
+    nodes: FloatArray = np.geomspace(low + scale, high + scale, max(steps, 1) + 1) - scale
     nodes[0], nodes[-1] = low, high
     return nodes
 
 
-def _spread(places: npt.NDArray[np.float64], weights: npt.NDArray[np.float64], shape: Sequence[int]) -> Tensor:
+def _spread(places: FloatArray, weights: FloatArray, shape: Sequence[int]) -> Tensor:
     """Add points to a periodic grid by B-splines.
 
     Parameters
@@ -257,7 +229,7 @@ def _spread(places: npt.NDArray[np.float64], weights: npt.NDArray[np.float64], s
     weights
         `(n,)`.
     shape
-        Of the grid.
+        Shape of the grid.
     """
     # (axis, n, node): which nodes, and how much each gets.
     nodes, shares = (np.moveaxis(values, 1, 0) for values in _spline_weights(places))
@@ -274,9 +246,9 @@ def _spread(places: npt.NDArray[np.float64], weights: npt.NDArray[np.float64], s
 
 
 def _spline_weights(
-    places: npt.NDArray[np.float64],
-) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float64]]:
-    """Give the nodes around each place and the values of the cardinal B-spline there, `(n, 3, order)` both."""
+    places: FloatArray,
+) -> tuple[IntArray, FloatArray]:
+    """Compute the nodes around each position and the values of the B-spline there, both `(n, 3, order)`."""
     start = np.floor(places)
     offset = np.arange(_SPLINE_ORDER)
     # Cox and de Boor: M_n(u) = (u M_{n-1}(u) + (n - u) M_{n-1}(u - 1)) / (n - 1), at u = fraction + 0, 1, ...
@@ -289,7 +261,7 @@ def _spline_weights(
 
 
 def _spline_spectrum(shape: Sequence[int]) -> Tensor:
-    """Give what the B-splines did to the spectrum, so that it can be undone."""
+    """Compute the factors by which the B-splines change the spectrum, so that they can be undone."""
     z, y = (torch.sinc(torch.fft.fftfreq(n) / _OVERSAMPLING) ** _SPLINE_ORDER for n in shape[:2])
     x = torch.sinc(torch.fft.rfftfreq(shape[2]) / _OVERSAMPLING) ** _SPLINE_ORDER
     return z[:, None, None] * y[:, None] * x
@@ -301,119 +273,3 @@ def _band(spectrum: Tensor, shape: Sequence[int]) -> Tensor:
         torch.from_numpy(np.rint(np.fft.fftfreq(n, 1 / n)).astype(np.int64) % (n * _OVERSAMPLING)) for n in shape[:2]
     )
     return spectrum[..., : shape[2] // 2 + 1].index_select(0, z).index_select(1, y)
-
-
-def resample_density(
-    density: Tensor, *, voxel_size: float, new_voxel_size: float, resolution: float | None = None
-) -> Tensor:
-    """Bring a density to another voxel size: a low-pass and the sum of its Fourier series at the new places.
-
-    Parameters
-    ----------
-    density
-        `(z, y, x)`; near 0 at its faces, beyond which it is taken to be 0.
-    voxel_size
-        Å of `density`.
-    new_voxel_size
-        Å of the result.
-    resolution
-        Å, of the low-pass; by default `2 · new_voxel_size`, the finest that the grid holds, where that is coarser than
-        `density`'s, and none otherwise.
-
-    Returns
-    -------
-    `(z', y', x')`, float32; its voxel `n' // 2` lies where voxel `n // 2` lay.
-    """
-    check_ndim("density", density, "z y x")
-    check_positive("voxel_size", voxel_size)
-    check_positive("new_voxel_size", new_voxel_size)
-    ratio = new_voxel_size / voxel_size
-    coarser = ratio > 1 + _SAME
-    if resolution is None:
-        resolution = 2 * new_voxel_size if coarser else 0.0
-    check_positive("resolution", resolution, zero=True)
-    result = density.to(torch.float32)
-    if resolution == 0 and abs(ratio - 1) <= _SAME:
-        return result
-    # What the low-pass spreads beyond one face would come back at the other.
-    guard = math.ceil(2 * max(resolution / voxel_size, ratio, 2))
-    lengths = [scipy.fft.next_fast_len(n + guard) for n in result.shape]
-    bands = [_frequencies(n, min(1.0, 1 / ratio) / 2) for n in lengths]
-    bands[2] = bands[2][bands[2] >= 0]
-    # Axis by axis: each crop makes the next transform smaller.
-    spectrum = torch.fft.rfft(result, n=lengths[2], dim=2)[..., : len(bands[2])]
-    for axis in (1, 0):
-        whole = torch.fft.fft(spectrum, n=lengths[axis], dim=axis)
-        spectrum = whole.index_select(axis, bands[axis] % lengths[axis])
-    if resolution > 0 or coarser:
-        z, y, x = (band / (length * voxel_size) for band, length in zip(bands, lengths, strict=True))
-        k2 = z[:, None, None] ** 2 + y[:, None] ** 2 + x**2
-        # Where the grid becomes finer, the density's own Nyquist frequency is no edge.
-        spectrum = spectrum * low_pass(k2, voxel_size=new_voxel_size if coarser else None, resolution=resolution)
-    # The frequencies along x that were left out are the complex conjugates of those that count twice.
-    spectrum = spectrum * torch.where(bands[2] > 0, 2, 1)
-    for axis in (0, 1, 2):
-        matrix = _series(bands[axis], lengths[axis], density.shape[axis], ratio)
-        spectrum = torch.tensordot(spectrum, matrix, dims=([0], [1]))  # the new axis comes last: z y x, y x z', ...
-    resampled: Tensor = spectrum.real.contiguous()
-    return resampled
-
-
-def _frequencies(length: int, limit: float) -> Tensor:
-    """List the whole numbers of waves over `length` of at most `limit` cycles per voxel, negative ones included."""
-    most = min(math.floor(length * limit + 1e-9), (length - 1) // 2)
-    return torch.arange(-most, most + 1)
-
-
-def _series(band: Tensor, length: int, size: int, ratio: float) -> Tensor:
-    """The matrix `(new place, frequency)` that sums a Fourier series at every `ratio`-th place from voxel `n // 2`."""
-    reach = math.floor(size / 2 / ratio)
-    places = torch.arange(-reach, reach + 1, dtype=torch.float64) * ratio + size // 2
-    phase = 2 * math.pi / length * places[:, None] * band.to(torch.float64)
-    return (torch.polar(torch.ones_like(phase), phase) / length).to(torch.complex64)
-
-
-def volume_threshold(density: Tensor, voxel_size: float, volume: float) -> float:
-    """Find the threshold above which a density has a volume.
-
-    Parameters
-    ----------
-    density
-        `(z, y, x)`.
-    voxel_size
-        Å.
-    volume
-        Å³; at least one voxel and at most all but one are taken.
-    """
-    values = density.reshape(-1).sort(descending=True).values
-    count = min(max(round(volume / voxel_size**3), 1), values.numel() - 1)
-    return (float(values[count - 1]) + float(values[count])) / 2
-
-
-def plateau_threshold(density: Tensor) -> float:
-    """Find half of the plateau of a density: where a blurred edge was before it was blurred.
-
-    The plateau is the 95th percentile of what lies above Otsu's threshold.
-    """
-    import skimage.filters
-
-    filters: Any = skimage.filters
-    values = density.numpy()
-    inside = values[values > filters.threshold_otsu(values)]
-    return float(np.quantile(inside, 0.95)) / 2
-
-
-def fading(mask: Tensor) -> Tensor:
-    """Give weights that are 1 near the mask and fall to 0, by a cosine, farther out."""
-    from scipy.ndimage import distance_transform_edt
-
-    distance = torch.from_numpy(distance_transform_edt(~mask.numpy())).to(torch.float32)
-    return (1 + torch.cos(math.pi * (distance / _FADING - 1).clamp(0, 1))) / 2
-
-
-def center_of_mass(density: Tensor) -> tuple[float, float, float]:
-    """(z, y, x), the voxel index; what lies below 0 weighs nothing."""
-    weights = density.clamp(min=0).double()
-    axes = torch.meshgrid(*(torch.arange(n, dtype=torch.float64) for n in density.shape), indexing="ij")
-    z, y, x = (float((weights * axis).sum() / weights.sum()) for axis in axes)
-    return z, y, x

@@ -1,4 +1,4 @@
-"""Numbers that a generator draws: one, or the lowest and the highest."""
+"""Settings that are a number, or a range (lowest, highest) from which a number is drawn."""
 
 from __future__ import annotations
 
@@ -7,15 +7,9 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
+from faket_aug._arrays import FloatArray, IntArray
 from faket_aug._checks import check_count, check_positive
-
-Floats = npt.NDArray[np.float64]
-
-
-Ints = npt.NDArray[np.int64]
-
 
 Range = float | tuple[float, float]
 
@@ -29,7 +23,7 @@ def as_range(name: str, value: Range, *, zero: bool = False) -> tuple[float, flo
     Raises
     ------
     ValueError
-        If it is no increasing pair of positive numbers (or zero, where `zero` allows it).
+        Unless it is an increasing pair of positive numbers (or zero, where `zero` allows it).
     """
     low, high = _as_pair(name, value)
     check_positive(name, low, zero=zero)
@@ -44,7 +38,7 @@ def as_count(name: str, value: int | tuple[int, int]) -> tuple[int, int]:
     Raises
     ------
     ValueError
-        If it is no increasing pair of whole numbers of 0 or more.
+        Unless it is an increasing pair of whole numbers of 0 or more.
     """
     low, high = _as_pair(name, value)
     check_count(name, low, zero=True)
@@ -62,9 +56,10 @@ def _as_pair(name: str, value: Any) -> tuple[Any, Any]:
     return value[0], value[1]
 
 
-def turned_by(points: Floats | Ints, matrix: Floats) -> Floats:
-    """Multiply points `(..., 3)`, as rows, with a matrix `(3, m)`.
+def turned_by(points: FloatArray | IntArray, matrix: FloatArray) -> FloatArray:
+    """Multiply points `(..., 3)`, as rows, by a matrix `(3, m)`.
 
-    A library for matrices shares out the rows among threads, and its last bits depend on how many there are.
+    The product is written out because a matrix library divides the rows among threads, and the last bits depend on
+    their number.
     """
     return np.asarray(points[..., :1] * matrix[0] + points[..., 1:2] * matrix[1] + points[..., 2:] * matrix[2])

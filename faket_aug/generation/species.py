@@ -1,4 +1,4 @@
-"""What a specimen is made of: settings of particles, gold beads and the ice that holds them."""
+"""Settings of the particles and gold beads of a specimen."""
 
 from __future__ import annotations
 
@@ -26,31 +26,31 @@ class ParticleSpecies:
     Parameters
     ----------
     templates
-        What they look like: a template, or several (conformations, maps), one of which is chosen for each at random.
+        A template, or several (conformations, maps), one of which is chosen at random for each particle.
     count
-        How many in each specimen: a number, or (lowest, highest).
+        Number of particles in each specimen: a number, or (lowest, highest).
     concentration_per_um3
         Instead of `count`: particles per µm³ of ice, rounded to a whole number for each specimen.
     concentration_molar
-        Instead of `count`: mol/l of ice.
+        Instead of `count`: particles in mol per litre of ice.
     name
-        The class's name; by default the first template's. Species of one name share a class.
+        Name of the class; by default that of the first template. Species with the same name share a class.
     label
-        Whether they are labelled, and have rows in the particle table. Without it they are distractors.
+        Whether the particles are labelled, and have rows in the particle table. Without labels they are distractors.
     cluster_size, cluster_radius
-        Particles that lie together, and the radius in Å within which they do where there is room.
+        Number of particles in a cluster, and the radius of the cluster in Å, where there is room.
     membrane_bound
-        Whether they stand on membranes, the template's z axis along the normal.
+        Whether the particles are placed on membranes, with the template's z axis along the normal.
     membrane_offset
-        Å along the normal, from the middle of the bilayer to the template's centre (0: it spans the membrane, which
-        makes way). By default they stand on the membrane's surface with the lowest voxel of their mask.
+        Distance along the normal, Å, from the middle of the bilayer to the template's centre. With 0 the particle spans
+        the membrane, which is removed there. By default the lowest voxel of the mask lies on the membrane's surface.
     membrane_side
-        `"outside"`: z points out of vesicles; `"inside"`: into them.
+        `"outside"`: the template's z axis points out of vesicles; `"inside"`: into them.
 
     Raises
     ------
     ValueError
-        For settings that cannot be.
+        For settings that are not possible.
     """
 
     templates: ParticleTemplate | Sequence[ParticleTemplate] = field(repr=False)
@@ -64,7 +64,7 @@ class ParticleSpecies:
     membrane_bound: bool = False
     membrane_offset: float | None = None
     membrane_side: str = "outside"
-    #: Voxels of a particle, the mean over templates, turns and places.
+    #: Voxels of a particle, the mean over templates, rotations and positions.
     mask_voxels: float = field(init=False)
 
     def __post_init__(self) -> None:
@@ -97,16 +97,16 @@ class ParticleSpecies:
 
     @property
     def is_counted(self) -> bool:
-        """Whether it is said how many there are."""
+        """Whether the number of particles is given."""
         return (self.count, self.concentration_per_um3, self.concentration_molar) != (None, None, None)
 
     def templates_at(self, voxel_size: float) -> tuple[ParticleTemplate, ...]:
-        """Return its templates, which have the voxel size that they have."""
+        """Return its templates; they keep their own voxel size."""
         assert isinstance(self.templates, tuple), "made so in __post_init__"
         return self.templates
 
     def expected(self, volume_um3: float, generator: np.random.Generator | None = None) -> float:
-        """Tell how many are asked for in a volume of ice; of a range, one is drawn, or the highest."""
+        """Return the number of particles in a volume of ice; without a generator, the highest of a range."""
         if self.count is not None:
             low, high = as_count("count", self.count)
             return float(high if generator is None else generator.integers(low, high + 1))
@@ -116,7 +116,7 @@ class ParticleSpecies:
 
 
 def _volume(density: npt.NDArray[np.float32], threshold: float) -> float:
-    """Measure a mask's volume, voxels, on a grid twice as fine: voxels of the template alone may miss it by far."""
+    """Measure a mask's volume, in voxels, on a grid twice as fine: the template's voxels are too coarse for it."""
     for axis in range(3):
         a, b = np.delete(density, -1, axis), np.delete(density, 0, axis)
         density = np.insert(density, np.arange(1, density.shape[axis]), (a + b) / 2, axis)
@@ -125,20 +125,20 @@ def _volume(density: npt.NDArray[np.float32], threshold: float) -> float:
 
 @dataclass(frozen=True, kw_only=True)
 class FiducialSpecies:
-    """Gold beads.
+    """Gold beads of one kind.
 
     Parameters
     ----------
     count
-        How many in each specimen: a number, or (lowest, highest).
+        Number of beads in each specimen: a number, or (lowest, highest).
     radius
-        Å: a number, or (lowest, highest), from which five sizes are made.
+        Å: a number, or (lowest, highest), of which five sizes are made.
     density
         Volts above ice; the mean inner potential of gold is about 25 V, that of ice 4.5 V.
     name
-        The class's name.
+        Name of the class.
     label
-        Whether they are labelled, and have rows in the particle table (without orientation).
+        Whether the beads are labelled, and have rows in the particle table (without orientation).
     """
 
     count: int | tuple[int, int] = 5

@@ -1,4 +1,4 @@
-"""A template, ready to be rotated and placed many times."""
+"""Templates that are prepared to be rotated many times."""
 
 from __future__ import annotations
 
@@ -11,35 +11,36 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from faket_aug.generation.ranges import Floats, Ints, turned_by
+from faket_aug._arrays import FloatArray, IntArray
+from faket_aug.generation.ranges import turned_by
 from faket_aug.generation.templates import ParticleTemplate
 
-#: Density this far, Å, around the mask is drawn; beyond it templates hold noise, if anything.
+#: Å. Density is drawn up to this distance from the mask; farther out, templates of maps hold only noise.
 _TAIL = 30.0
 
 
-#: Density below this share of the peak is none.
+#: Density below this fraction of the peak is not drawn.
 _NOTHING = 0.01
 
 
-#: A template is turned by linear interpolation of its cubic spline at steps of half a voxel: linear interpolation of
-#: the voxels themselves would blur it, and more so at some turns than at others.
+#: A template is rotated by linear interpolation of its cubic spline, sampled at half voxels: linear interpolation of
+#: the voxels themselves would blur it, by an amount that depends on the rotation.
 _OVERSAMPLING = 2
 
 
-#: Samples of one batch; more would only ask a CPU for fresh memory.
+#: Samples of one batch; with more, a CPU would only have to allocate memory.
 _SAMPLES_AT_ONCE = {"cpu": 2**18, "cuda": 2**25}
 
 
-def uniform_rotations(count: int, generator: np.random.Generator) -> Floats:
+def uniform_rotations(count: int, generator: np.random.Generator) -> FloatArray:
     """Draw rotation matrices `(count, 3, 3)`, uniform on SO(3): four normal numbers, normalised, are a quaternion."""
     from scipy.spatial.transform import Rotation
 
     return np.asarray(Rotation.from_quat(generator.normal(size=(count, 4))).as_matrix()).reshape(-1, 3, 3)
 
 
-def frames_along(directions: Floats, generator: np.random.Generator) -> Floats:
-    """Make rotation matrices `(n, 3, 3)` whose third columns are unit vectors `(n, 3)`, turned about them at random."""
+def frames_along(directions: FloatArray, generator: np.random.Generator) -> FloatArray:
+    """Make rotation matrices `(n, 3, 3)` with unit vectors `(n, 3)` as third columns, at random angles about them."""
     across = np.cross(directions, uniform_rotations(len(directions), generator)[..., 0])
     across /= np.linalg.norm(across, axis=1, keepdims=True)
     return np.stack([across, np.cross(directions, across), directions], axis=-1)
@@ -47,30 +48,30 @@ def frames_along(directions: Floats, generator: np.random.Generator) -> Floats:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Stamp:
-    """A template made ready to be turned many times; see `turn`.
+    """A template that is prepared to be rotated many times; see `turn`.
 
     Parameters
     ----------
     density
         `(1, 1, z, y, x)`, sampled at half voxels.
     center
-        `(3,)`, (x, y, z) in samples of `density`, the point about which it turns.
+        `(3,)`, (x, y, z) in samples of `density`, the point about which it is rotated.
     offsets
-        `(3, p)`, (z, y, x): the voxels of a ball that holds the template however it is turned, about the voxel
+        `(3, p)`, (z, y, x): the voxels of a ball that holds the template in any orientation, relative to the voxel
         nearest to its centre.
     threshold
-        As the template's.
+        As of the template.
     hull
-        `(m, 3)`, (x, y, z) in voxels: the points of the template's mask that reach farthest, from its centre.
+        `(m, 3)`, (x, y, z) in voxels: the outermost points of the template's mask, relative to its centre.
     mask_voxels
-        How many voxels the template's mask has.
+        Number of voxels of the template's mask.
     """
 
     density: Tensor
     center: tuple[float, float, float]
-    offsets: Ints
+    offsets: IntArray
     threshold: float
-    hull: Floats
+    hull: FloatArray
     mask_voxels: int
     _ball: Tensor = field(init=False, repr=False)
 
@@ -81,14 +82,14 @@ class Stamp:
 
     @classmethod
     def of(cls, template: ParticleTemplate, *, device: torch.device | str = "cpu") -> Stamp:
-        """Prepare a template: cut away what is empty, and refine its grid."""
+        """Prepare a template: crop its empty margins, and refine its grid."""
         from scipy.ndimage import zoom
 
         density, center = template.density.cpu().numpy(), np.array(template.center)
         hull = hull_points(template)
         dense = np.argwhere(np.abs(density) > _NOTHING * float(density.max())) - center
         reach = min(_radius(dense), _radius(hull) + _TAIL / template.voxel_size)
-        # A voxel more on each side lets the spline, and the particle's fraction of a voxel, end in nothing.
+        # A voxel more on each side lets the spline end at 0, also where a particle is shifted by a part of a voxel.
         low = np.floor(center - reach).astype(int) - 1
         high = np.ceil(center + reach).astype(int) + 2
         outside = [(max(-a, 0), max(b - n, 0)) for a, b, n in zip(low, high, density.shape, strict=True)]
@@ -113,15 +114,15 @@ class Stamp:
         """Voxels from the centre to the farthest voxel of the mask."""
         return _radius(self.hull)
 
-    def turn(self, orientations: Floats, fractions: Floats) -> Tensor:
-        """Compute the density of turned copies at the voxels of `offsets`.
+    def turn(self, orientations: FloatArray, fractions: FloatArray) -> Tensor:
+        """Compute the density of rotated copies at the voxels of `offsets`.
 
         Parameters
         ----------
         orientations
             `(n, 3, 3)`, rotation matrices on column vectors (x, y, z), template to specimen.
         fractions
-            `(n, 3)`, (z, y, x): where the centres lie within their voxels, from -1/2 to 1/2.
+            `(n, 3)`, (z, y, x): positions of the centres within their voxels, from -1/2 to 1/2.
 
         Returns
         -------
@@ -142,13 +143,13 @@ class Stamp:
         density = self.density.expand(len(grid), -1, -1, -1, -1)
         return F.grid_sample(density, grid[:, None, None], align_corners=True)[:, 0, 0, 0]
 
-    def turned(self, orientations: Floats, fractions: Floats) -> Iterator[tuple[int, Tensor, Ints]]:
-        """Turn many copies in batches.
+    def turned(self, orientations: FloatArray, fractions: FloatArray) -> Iterator[tuple[int, Tensor, IntArray]]:
+        """Rotate many copies in batches.
 
         Yields
         ------
-        For each its number, its density as a cube `(d, d, d)` about the centre's voxel, and which of `offsets` are its
-        mask's, in host memory.
+        For each copy its number, its density as a cube `(d, d, d)` around the centre's voxel, and the indices of the
+        `offsets` that belong to its mask, in host memory.
         """
         size = max(1, _SAMPLES_AT_ONCE.get(self.density.device.type, 2**18) // self.offsets.shape[1])
         side = 2 * int(self.offsets.max()) + 1
@@ -162,7 +163,7 @@ class Stamp:
                 yield start + i, cube, np.flatnonzero(masks[i])
 
 
-def hull_points(template: ParticleTemplate) -> Floats:
+def hull_points(template: ParticleTemplate) -> FloatArray:
     """Find the points `(m, 3)` (x, y, z) of a template's mask that lie farthest in many directions, in voxels."""
     points = (np.argwhere(template.mask.cpu().numpy()) - np.array(template.center))[:, ::-1]
     parts = np.array_split(uniform_directions(), 20)
@@ -170,7 +171,7 @@ def hull_points(template: ParticleTemplate) -> Floats:
     return np.ascontiguousarray(points[np.unique(farthest)])
 
 
-def uniform_directions() -> Floats:
+def uniform_directions() -> FloatArray:
     """Make 1000 unit vectors `(1000, 3)` that cover the sphere evenly, on a spiral from pole to pole."""
     height = 1 - 2 * (np.arange(1000) + 0.5) / 1000
     turn = math.pi * (3 - math.sqrt(5)) * np.arange(1000)
@@ -178,33 +179,33 @@ def uniform_directions() -> Floats:
     return np.stack([level * np.cos(turn), level * np.sin(turn), height], axis=1)
 
 
-def _radius(points: Floats) -> float:
+def _radius(points: FloatArray) -> float:
     return float(np.sqrt((points**2).sum(axis=1).max()))
 
 
-def _ball_offsets(radius: float) -> Ints:
+def _ball_offsets(radius: float) -> IntArray:
     steps = np.arange(-math.ceil(radius), math.ceil(radius) + 1)
     z, y, x = np.meshgrid(steps, steps, steps, indexing="ij")
     return np.stack([axis[z**2 + y**2 + x**2 <= radius**2] for axis in (z, y, x)])
 
 
-def _steps(places: Ints, shape: Sequence[int]) -> Ints:
-    """Turn voxels `(3, ...)` into steps in the memory of a volume."""
+def _steps(places: IntArray, shape: Sequence[int]) -> IntArray:
+    """Convert voxels `(3, ...)` to flat indices of a volume."""
     return np.asarray((places[0] * shape[1] + places[1]) * shape[2] + places[2])
 
 
 @dataclass(frozen=True, eq=False)
 class Mask:
-    """A thing's voxels about a centre: `offsets` `(3, n)` (z, y, x), and the same as `steps` `(n,)` in memory."""
+    """Voxels relative to a centre: `offsets` `(3, n)` (z, y, x), and the same as flat indices, `steps` `(n,)`."""
 
-    offsets: Ints
-    steps: Ints
+    offsets: IntArray
+    steps: IntArray
 
     @classmethod
-    def of(cls, offsets: Ints, shape: Sequence[int]) -> Mask:
+    def of(cls, offsets: IntArray, shape: Sequence[int]) -> Mask:
         """Make the mask for volumes of a shape."""
         return cls(offsets, _steps(offsets, shape))
 
-    def only(self, chosen: Ints) -> Mask:
+    def only(self, chosen: IntArray) -> Mask:
         """Keep the chosen voxels."""
         return Mask(self.offsets.take(chosen, axis=1), self.steps[chosen])

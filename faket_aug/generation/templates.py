@@ -1,4 +1,4 @@
-"""Templates of particles: a density on a grid, and which voxels of it belong to the particle."""
+"""Templates of particles: a density on a grid, and the voxels that belong to the particle."""
 
 from __future__ import annotations
 
@@ -9,28 +9,27 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from faket_aug._arrays import FloatArray, IntArray
 from faket_aug._checks import FileFormatError, check_finite, check_ndim, check_positive
 from faket_aug.formats.mrc import read_mrc
 from faket_aug.formats.structures import STRUCTURE_SUFFIXES, read_structure, structure_name
-from faket_aug.generation.potential import (
+from faket_aug.generation.density import (
     center_of_mass,
-    coulomb_potential,
-    displaced_volumes,
     fading,
     plateau_threshold,
     resample_density,
     volume_threshold,
 )
+from faket_aug.generation.potential import coulomb_potential, displaced_volumes
 
 #: Å³ of a protein per Da: a partial specific volume of 0.73 cm³/g (Harpaz, Gerstein and Chothia, Structure 2, 1994;
 #: Erickson, Biol. Proced. Online 11, 2009).
 PROTEIN_VOLUME = 1.21
-#: V Å³ per Da, the integral of a protein's potential above ice: that of atomic models (`from_structure` gives 4.07 to
-#: 4.11 for 1BXN, 1S3X, 3GL1 and 3H84), to which maps are scaled.
+#: V Å³ per Da, the integral of a protein's potential above ice, to which maps are scaled. It is that of atomic models:
+#: `from_structure` gives 4.07 to 4.11 for 1BXN, 1S3X, 3GL1 and 3H84.
 PROTEIN_POTENTIAL = 4.1
 MAP_SUFFIXES = (".mrc", ".map", ".ccp4")
 
@@ -42,23 +41,23 @@ class ParticleTemplate:
     Parameters
     ----------
     density
-        `(z, y, x)`, floating point; electrostatic potential above ice in volts, near 0 at the borders.
+        `(z, y, x)`, floating point; electrostatic potential above ice in volts, near 0 at the faces of the box.
     voxel_size
         Å.
     threshold
-        A voxel belongs to the particle where its density is above this.
+        A voxel belongs to the particle if its density is above this.
     name
-        The class's name, where no other is given.
+        Name of the class, where no other is given.
     symmetry
-        Point group in Schoenflies or RELION's notation (`"C1"`, `"D7"`, `"O"`); for the record.
+        Point group in Schoenflies' or RELION's notation (`"C1"`, `"D7"`, `"O"`); for information only.
     center
-        (z, y, x), the voxel index that a particle's position means; `n // 2` along each axis by default, as RELION's
-        and an FFT's.
+        (z, y, x), the voxel index that a particle's position refers to; by default `n // 2` along each axis, as in
+        RELION.
 
     Raises
     ------
     ValueError
-        If nothing lies above the threshold, or a setting cannot be.
+        If no voxel lies above the threshold, or a setting is not possible.
     """
 
     density: Tensor
@@ -88,14 +87,14 @@ class ParticleTemplate:
 
     @property
     def radius(self) -> float:
-        """Å from the centre to the farthest corner of the mask; this sphere holds the particle however it is turned."""
+        """Å from the centre to the farthest corner of the mask: this sphere holds the particle in any orientation."""
         inside = np.argwhere(self.mask.cpu().numpy())
         offsets = np.abs(inside - np.array(self.center)) + 0.5
         return float(np.linalg.norm(offsets, axis=1).max()) * self.voxel_size
 
     @property
     def volume(self) -> float:
-        """Å³ of the mask."""
+        """Volume of the mask, Å³."""
         return float(self.mask.sum()) * self.voxel_size**3
 
     @classmethod
@@ -116,8 +115,8 @@ class ParticleTemplate:
     ) -> ParticleTemplate:
         """Make a template from a density map.
 
-        The background (the median over the box's faces) is brought to 0, the density is low-passed and resampled,
-        scaled to volts, faded to 0 some voxels outside its mask, and cropped to what is left.
+        The background (the median over the faces of the box) is subtracted. The density is low-passed, resampled and
+        scaled to volts. Some voxels outside the mask it fades to 0, and empty margins are cropped.
 
         Parameters
         ----------
@@ -128,26 +127,26 @@ class ParticleTemplate:
         map_voxel_size
             Å of the map; the header's by default.
         resolution
-            Å, a further low-pass, see `potential.low_pass`; by default `2 · voxel_size` where the template's voxels
-            are larger than the map's (so that nothing is folded back), and none where they are not.
+            Å, of a further low-pass; see `density.low_pass`. By default `2 · voxel_size` where the template's voxels
+            are larger than the map's (against aliasing), and none otherwise.
         threshold
-            Of the mask, in the template's units. By default, with `molecular_weight`, such that the mask has the
-            volume of that much protein (1.21 Å³ per Da), and otherwise half of the plateau (the 95th percentile of
-            what lies above Otsu's threshold): the contour on which a blurred edge lay.
+            Threshold of the mask, in the template's units. By default, with `molecular_weight`, the mask has the volume
+            of this mass of protein (1.21 Å³ per Da). Otherwise the threshold is half of the plateau (the 95th
+            percentile of the values above Otsu's threshold), which is the contour of a blurred edge.
         molecular_weight
             kDa.
         normalize
             Scale to volts, so that templates of maps and of atomic structures can be mixed: the integral becomes
-            4.1 V Å³ per Da, as that of atomic models. Without `molecular_weight` the mass is taken from the volume at
-            the default threshold, which is good to about 30 %. `False` keeps the map's units.
+            4.1 V Å³ per Da, as that of atomic models. Without `molecular_weight` the mass is estimated from the volume
+            at the default threshold, to about 30 %. `False` keeps the map's units.
         invert
-            Whether the map's particle is dark. `None` finds out by the skewness about the background.
+            Whether the particle is dark in the map. `None` decides by the skewness about the background.
         recenter
-            Let the template's centre be the centre of mass of its density; voxel `n // 2` of the map otherwise.
+            Use the centre of mass of the density as the template's centre; otherwise voxel `n // 2` of the map.
         symmetry
-            For the record.
+            For information only.
         name
-            By default the file's stem.
+            By default the file's name without its suffix.
 
         Raises
         ------
@@ -206,27 +205,27 @@ class ParticleTemplate:
         voxel_size
             Å.
         resolution
-            Å, see `potential.low_pass`; `2 · voxel_size`, the finest that the grid holds, by default.
+            Å, see `density.low_pass`; by default `2 · voxel_size`, the finest that the grid holds.
         solvent
             Subtract the ice that the atoms displace. Without it the potential is that in vacuum, about twice as high.
         assembly
-            Name of a biological assembly in the file, mostly `"1"`; the atoms as they are listed by default.
+            Name of a biological assembly in the file, usually `"1"`; by default the atoms as they are listed.
         waters
-            Keep the file's water molecules.
+            Keep the water molecules of the file.
         hydrogens
-            Add the hydrogens that the file leaves out, see `formats.structures.read_structure`.
+            Add the hydrogens that the file lacks; see `formats.structures.read_structure`.
         b_factors
-            Blur atoms by their B factors. Set it `False` for predicted models, which hold a confidence there.
+            Blur atoms by their B factors. Set it to `False` for predicted models, which hold a confidence there.
         threshold
-            Of the mask, V. By default such that the mask has the volume of water that the atoms displace (1.24 Å³ per
+            Threshold of the mask, V. By default the mask has the volume of water that the atoms displace (1.24 Å³ per
             Da for proteins, 0.9 for RNA).
         recenter
-            Let the template's centre be the molecule's centre of mass; the origin of the file's coordinates otherwise,
-            for structures whose frame means something (a filament about an axis, a membrane at z = 0).
+            Use the molecule's centre of mass as the template's centre. Otherwise it is the origin of the file's
+            coordinates, for structures with a meaningful origin (a filament's axis, a membrane at z = 0).
         symmetry
-            For the record.
+            For information only.
         name
-            By default the file's stem.
+            By default the file's name without its suffix.
 
         Raises
         ------
@@ -240,7 +239,7 @@ class ParticleTemplate:
         check_positive("voxel_size", voxel_size)
         atoms = read_structure(path, assembly=assembly, waters=waters, hydrogens=hydrogens)
         origin = atoms.center_of_mass if recenter else np.zeros(3)
-        # The centre is at a voxel's centre, and the box leaves room around the atoms for the low-pass.
+        # The centre lies at a voxel's centre, and the box has room around the atoms for the low-pass.
         margin = math.ceil(1.5 * max(resolution or 0.0, 2 * voxel_size) / voxel_size)
         low, high = _box((atoms.positions - origin) / voxel_size, margin, symmetric=recenter)
         density = coulomb_potential(
@@ -283,26 +282,27 @@ def read_templates(
     ----------
     source
         A folder with density maps (`.mrc`, `.map`, `.ccp4`) and atomic structures (`.pdb`, `.ent`, `.cif`, `.mmcif`),
-        each also with `.gz`; other files in it are passed over. Or the files' paths. Names are the files' stems.
+        each also with `.gz`; other files in it are ignored. Or the paths of the files. The templates are called after
+        the files, without suffix.
     voxel_size
         Å of all templates.
     resolution
-        Å of all, see `ParticleTemplate.from_map` and `.from_structure`.
+        Å of all templates; see `ParticleTemplate.from_map` and `.from_structure`.
     molecular_weights
-        kDa of maps, by name; by default estimated from their volume.
+        kDa of the maps, by name; by default estimated from their volume.
     assembly
         Biological assembly of the structures.
     normalize, recenter
-        See `ParticleTemplate.from_map`; structures are in volts anyway.
+        See `ParticleTemplate.from_map`; structures are always in volts.
 
     Raises
     ------
     FileFormatError
         If a file cannot be read; the message names it.
     FileNotFoundError
-        If there is no such folder or file, or the folder holds no templates.
+        If the folder or a file does not exist, or the folder holds no templates.
     ValueError
-        If two files give the same name, or a molecular weight belongs to none.
+        If two files give the same name, or a molecular weight belongs to no template.
     """
     paths = find_templates(source)
     names = [structure_name(path) for path in paths]
@@ -328,7 +328,7 @@ def _suffix(path: Path) -> str:
 
 
 def find_templates(source: str | Path | Iterable[str | Path]) -> list[Path]:
-    """List the files that `read_templates` reads, in its order; its errors tell what is missing."""
+    """List the files that `read_templates` reads, in its order; raise its errors for those that are missing."""
     suffixes = (*MAP_SUFFIXES, *STRUCTURE_SUFFIXES)
     if not isinstance(source, str | Path):
         paths = [Path(path) for path in source]
@@ -362,7 +362,7 @@ def _map_voxel_size(path: str | Path, found: float, given: float | None) -> floa
 
 
 def _signal(path: str | Path, density: Tensor, invert: bool | None) -> Tensor:
-    """Bring the background to 0 and the particle above it."""
+    """Subtract the background, and make the particle positive."""
     density = density.to(torch.float32)
     low, high = float(density.min()), float(density.max())
     if high - low <= 1e-6 * max(abs(high), abs(low)):
@@ -384,7 +384,7 @@ def _level(path: str | Path, density: Tensor, voxel_size: float, molecular_weigh
     else:
         level = volume_threshold(density, voxel_size, 1e3 * molecular_weight * PROTEIN_VOLUME)
         advice = "check `molecular_weight` (kDa) and the map's voxel size"
-    # A particle this large reaches into what is as good as empty, or there is none.
+    # A particle this large would extend into the background, or there is no particle.
     if level <= 0.01 * max(float(density.max()), 0) or float(density.sum()) <= 0:
         raise FileFormatError(f"{path}: expected a particle above the background, got none at {level:g}; {advice}")
     return level
@@ -400,17 +400,15 @@ def _volts(density: Tensor, level: float, voxel_size: float, molecular_weight: f
 
 
 def _cropped(density: Tensor, center: tuple[float, float, float]) -> tuple[Tensor, tuple[float, float, float]]:
-    """Cut off the faces that hold nothing but 0; the centre keeps its place in the particle."""
+    """Crop margins of 0; the centre keeps its position in the particle."""
     inside = density.nonzero()
     low, high = inside.amin(dim=0).tolist(), inside.amax(dim=0).tolist()
     z, y, x = (slice(a, b + 1) for a, b in zip(low, high, strict=True))
     return density[z, y, x].clone(), (center[0] - low[0], center[1] - low[1], center[2] - low[2])
 
 
-def _box(
-    places: npt.NDArray[np.float64], margin: int, *, symmetric: bool
-) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-    """Find the first and the last voxel along each axis of a box around places; (z, y, x), relative to the origin."""
+def _box(places: FloatArray, margin: int, *, symmetric: bool) -> tuple[IntArray, IntArray]:
+    """Find the first and the last voxel along each axis of a box around positions (z, y, x)."""
     low = np.floor(places.min(axis=0)).astype(np.int64) - margin
     high = np.ceil(places.max(axis=0)).astype(np.int64) + margin
     if symmetric:

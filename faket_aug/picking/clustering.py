@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 from torch import Tensor
 
+from faket_aug._arrays import FloatArray, IntArray
 from faket_aug._checks import check_choice, check_count, check_fraction, check_ndim, check_positive
 from faket_aug.formats.particles import ParticleList
 
@@ -23,7 +24,6 @@ HEAL = 0.5
 #: Voxels of one piece that the modes are found from.
 _LARGEST_PIECE = 20_000
 _MOST_STEPS = 100
-Integers = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -40,9 +40,9 @@ class Picks:
         `(n,)`, voxels: how sure a pick is.
     """
 
-    classes: Integers
-    positions: npt.NDArray[np.float64]
-    sizes: Integers
+    classes: IntArray
+    positions: FloatArray
+    sizes: IntArray
 
     def __post_init__(self) -> None:
         count = len(self.classes)
@@ -146,7 +146,7 @@ def pick(
 _Found = tuple[int, tuple[float, ...], int]
 
 
-def _pieces(mask: npt.NDArray[Any]) -> Iterator[Integers]:
+def _pieces(mask: npt.NDArray[Any]) -> Iterator[IntArray]:
     """The voxels `(n, 3)` of each connected piece of a mask."""
     from scipy import ndimage
 
@@ -166,17 +166,17 @@ def _components(numbers: npt.NDArray[Any], heal: float) -> Iterator[_Found]:
         yield from (_one(voxels[own], classes[own]) for own in _groups(members))
 
 
-def _one(voxels: Integers, classes: npt.NDArray[Any]) -> _Found:
+def _one(voxels: IntArray, classes: npt.NDArray[Any]) -> _Found:
     return int(np.bincount(classes).argmax()), tuple(voxels.mean(axis=0).tolist()), len(voxels)
 
 
-def _groups(members: Integers) -> Iterator[Integers]:
+def _groups(members: IntArray) -> Iterator[IntArray]:
     """The rows of each member."""
     order = np.argsort(members, kind="stable")
     yield from np.split(order, np.flatnonzero(np.diff(members[order])) + 1)
 
 
-def _healed(voxels: Integers, classes: npt.NDArray[Any], heal: float) -> tuple[Integers, Integers]:
+def _healed(voxels: IntArray, classes: npt.NDArray[Any], heal: float) -> tuple[IntArray, IntArray]:
     """For each voxel of a piece of several classes, to which part of it it belongs, and that part's class."""
     from scipy import ndimage
 
@@ -205,7 +205,7 @@ def _healed(voxels: Integers, classes: npt.NDArray[Any], heal: float) -> tuple[I
     return members, np.array(part_classes)[members]
 
 
-def _contacts(parts: Integers) -> list[tuple[int, int, int]]:
+def _contacts(parts: IntArray) -> list[tuple[int, int, int]]:
     """Which numbered parts touch, and by how many pairs of voxels."""
     found = []
     for shift in [step for step in itertools.product((-1, 0, 1), repeat=3) if step > (0, 0, 0)]:
@@ -225,7 +225,7 @@ def _mean_shift(numbers: npt.NDArray[Any], bandwidth: float) -> Iterator[_Found]
         yield from (_one(voxels[own], classes[own]) for own in _groups(members))
 
 
-def _modes(voxels: Integers, bandwidth: float) -> Integers:
+def _modes(voxels: IntArray, bandwidth: float) -> IntArray:
     """For each voxel of a piece, to which mode of their density it belongs."""
     from sklearn.cluster import MeanShift
 

@@ -6,10 +6,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from faket_aug._checks import check_choice
+from faket_aug.formats.particle_lists import PARTICLE_FORMATS, write_particles
 from faket_aug.picking.clustering import Picks
-
-#: RELION's STAR (versions 3, 4 and 5), DeepFinder's object list, SHREC's text, a copick project.
-FORMATS = ("star3", "star4", "star5", "deepfinder", "shrec", "copick")
 
 
 def write_picks(
@@ -48,30 +46,14 @@ def write_picks(
     ImportError
         For `"copick"`, if it is not installed.
     """
-    check_choice("format", format, FORMATS)
-    particles = picks.particles(class_names)
+    check_choice("format", format, PARTICLE_FORMATS)
     numbers = {name: number for number, name in class_names.items() if number > 0}
-    if format.startswith("star"):
-        from faket_aug.formats.star import write_particles_star
-
-        depth, height, width = shape
-        write_particles_star(
-            path,
-            {tomogram: particles},
-            voxel_size=voxel_size,
-            class_numbers=numbers,
-            shape=(depth, height, width),
-            version=int(format[-1]),
-        )
-    elif format == "deepfinder":
-        from faket_aug.formats.deepfinder import write_object_list
-
-        write_object_list(path, particles, class_numbers=numbers)
-    elif format == "shrec":
-        from faket_aug.formats.shrec import write_particle_locations
-
-        write_particle_locations(path, particles)
-    else:
-        from faket_aug.formats.copick import write_copick
-
-        write_copick(path, run=tomogram, particles=particles, class_numbers=numbers, voxel_size=voxel_size)
+    write_particles(
+        path,
+        picks.particles(class_names),
+        format=format,
+        class_numbers=numbers,
+        voxel_size=voxel_size,
+        shape=shape,
+        tomogram=tomogram,
+    )

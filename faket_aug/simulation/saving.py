@@ -1,4 +1,4 @@
-"""Folders of simulated tomograms: a stop at any moment leaves nothing half-written under its final name."""
+"""Folders of simulated tomograms; whenever the writing stops, no file is left half-written under its final name."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib.util import find_spec
@@ -22,15 +22,24 @@ from faket_aug._checks import FileFormatError, check_choice
 from faket_aug.formats._atomic import make_writable_folder, write_text
 from faket_aug.formats.angles import write_tlt
 from faket_aug.formats.mrc import write_mrc
-from faket_aug.formats.particles import ParticleList
+from faket_aug.formats.particle_lists import PARTICLE_FORMATS, write_particles
+from faket_aug.specimens.particles import Labelled
 
-#: The file that makes a folder whole: it is written last, and lists the others.
+#: The file that completes a folder: it is written last, and lists the others.
 RECORD_FILE = "record.json"
-#: Lies in a folder while it is written, and tells it from a folder with somebody's own files.
+#: A file that marks a folder while it is written, so that it is not taken for a folder with the user's own files.
 UNFINISHED_FILE = "unfinished"
 _UNFINISHED = "This folder is being written, or its writing was stopped. Files of what was here before:"
 TOMOGRAM_FILE = "reconstruction.mrc"
 NOISELESS_FILE = "reconstruction_noiseless.mrc"
+#: Names of the lists of particles, by format. A copick project is a folder of its own.
+LIST_FILES = {
+    "shrec": "particle_locations.txt",
+    "star3": "particles_relion3.star",
+    "star4": "particles_relion4.star",
+    "star5": "particles_relion5.star",
+    "deepfinder": "object_list.xml",
+}
 _FORMAT = 1
 _RECORD_KEYS = {"format", "record", "origin", "files"}
 #: The largest number that an MRC file of integers holds; float32 holds whole numbers a thousand times as large.
@@ -38,35 +47,23 @@ _MAX_MRC_INTEGER = 32767
 
 
 @dataclass(frozen=True, kw_only=True)
-class SavedParticles:
-    """What the writers of particles, and of what belongs to them, need to know.
+class SavedTomogram:
+    """A tomogram with its labels and particles, and the names that they are written under.
 
     Parameters
     ----------
-    particles
-        The particles of one tomogram.
-    class_names
-        Names of the class numbers.
-    not_particles
-        Names of the classes whose rows are no particles; SHREC's list holds them, since instances count all rows.
-    labels
-        `(z, y, x)`, uint8, class numbers.
+    labelled
+        Labels and particles of the tomogram.
     tomogram
         `(z, y, x)`.
-    voxel_size
-        Å, of the tomogram.
     name, modality
         Of the tomogram.
     copick_project
         The copick project that the tomogram is added to.
     """
 
-    particles: ParticleList
-    class_names: Mapping[int, str]
-    not_particles: frozenset[str]
-    labels: Tensor
+    labelled: Labelled
     tomogram: Tensor
-    voxel_size: float
     name: str
     modality: str
     copick_project: Path
@@ -74,19 +71,12 @@ class SavedParticles:
     @property
     def class_numbers(self) -> dict[str, int]:
         """Class numbers by name."""
-        return {name: number for number, name in self.class_names.items()}
-
-    @property
-    def picked(self) -> ParticleList:
-        """The rows that are particles."""
-        kept = [row for row, name in enumerate(self.particles.names) if name not in self.not_particles]
-        names = tuple(self.particles.names[row] for row in kept)
-        return ParticleList(names, self.particles.positions[kept], self.particles.orientations[kept])
+        return {name: number for number, name in self.labelled.all_class_names.items()}
 
 
 @dataclass(frozen=True, kw_only=True)
 class TomogramFolder:
-    """A folder that is being written: each file is whole or not there, and the record comes last.
+    """A folder that is being written: each file is complete or does not exist, and the record is written last.
 
     Parameters
     ----------
@@ -118,13 +108,26 @@ class TomogramFolder:
         write_class_conversion_table(self.path / "class_conversion_table.txt", names)
         self._written.append("class_conversion_table.txt")
 
-    def particles(self, saved: SavedParticles, formats: Sequence[str]) -> None:
+    def particles(self, saved: SavedTomogram, formats: Sequence[str]) -> None:
         """Write the particles in each of `formats`."""
         for name in formats:
-            self._written.extend(PARTICLE_WRITERS[name](self.path, saved))
+            if name == "copick":
+                self._written.extend(_write_copick(self.path, saved))
+                continue
+            write_particles(
+                self.path / LIST_FILES[name],
+                # Instances count all rows of SHREC's list; the other lists hold what is to be picked.
+                saved.labelled.listed(picked=name != "shrec"),
+                format=name,
+                class_numbers=saved.class_numbers,
+                voxel_size=saved.labelled.label_voxel_size,
+                shape=saved.tomogram.shape,
+                tomogram=saved.name,
+            )
+            self._written.append(LIST_FILES[name])
 
     def finish(self, record: Mapping[str, Any], origin: Mapping[str, Any]) -> None:
-        """Write the record, with the sizes of all files in bytes; from now on the folder is whole."""
+        """Write the record, with the sizes of all files in bytes; with it the folder is complete."""
         content = {
             "format": _FORMAT,
             "record": dict(record),
@@ -149,22 +152,22 @@ def _remove(file: Path, *, up_to: Path) -> None:
 
 @contextmanager
 def rewritten_folder(folder: str | Path) -> Iterator[TomogramFolder]:
-    """Give a folder to write a tomogram into: a new one, an empty one, or one that a tomogram was written into before.
+    """Prepare a folder for a tomogram: a new one, an empty one, or one that holds a saved tomogram.
 
-    Its record goes first, so that a folder whose files are being replaced is not taken for a whole one.
+    An existing record is removed first, so that a folder whose files are being replaced does not count as complete.
 
     Raises
     ------
     FileExistsError
-        If the folder holds somebody's own files.
+        If the folder holds other files.
     OSError
-        If it cannot be written, or the disk is full; the message names the folder and says what to do.
+        If the folder cannot be written, or the disk is full; the message names the folder and what to do.
     """
     path = Path(folder)
     try:
         make_writable_folder(path)
         before = _written_before(path)
-        # Whoever goes on after a stop has to know what of it is old.
+        # After a stop, the next writer has to know which files are old.
         write_text(path / UNFINISHED_FILE, "\n".join([_UNFINISHED, *before, ""]))
         (path / RECORD_FILE).unlink(missing_ok=True)
         remove_parts(path)
@@ -174,13 +177,13 @@ def rewritten_folder(folder: str | Path) -> Iterator[TomogramFolder]:
 
 
 def _written_before(folder: Path) -> list[str]:
-    """List the files of the tomogram that a folder holds; refuse a folder with other things."""
+    """List the files of the tomogram that a folder holds; refuse a folder with other files."""
     left = folder / UNFINISHED_FILE
     before = left.read_text(encoding="utf-8", errors="replace").splitlines()[1:] if left.is_file() else []
     if (folder / RECORD_FILE).is_file():
         before += read_record_file(folder / RECORD_FILE)["files"]
     if before:
-        # A name that leads out of the folder is none of ours.
+        # A name that leads out of the folder was not written by this module.
         inside = (name for name in before if ".." not in Path(name).parts and not Path(name).is_absolute())
         return list(dict.fromkeys(inside))
     found = sorted(path.name for path in folder.iterdir() if not path.name.startswith("."))
@@ -193,7 +196,7 @@ def _written_before(folder: Path) -> list[str]:
 
 def _explained(error: OSError, folder: Path) -> OSError:
     if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-        advice = "make room and do the same again: what is whole stays, and nothing half-written was left"
+        advice = "make room and do the same again: complete files stay, and no half-written file was left"
     else:
         advice = "choose another folder"
     reason = error.strerror or str(error)
@@ -201,16 +204,16 @@ def _explained(error: OSError, folder: Path) -> OSError:
 
 
 def remove_parts(folder: Path, *, pattern: str = ".*.part", older_than: float = 0.0) -> None:
-    """Remove what a killed run left under temporary names in a folder (not in those below it).
+    """Remove temporary files that a killed run left in a folder (not in its subfolders).
 
     Parameters
     ----------
     folder
-        Where.
+        The folder.
     pattern
-        Of the temporary names.
+        Pattern of the temporary names.
     older_than
-        Seconds; younger ones may be another run's, and stay.
+        Seconds. Younger files are kept: another run may be writing them.
     """
     for left in folder.glob(pattern):
         try:
@@ -223,7 +226,7 @@ def remove_parts(folder: Path, *, pattern: str = ".*.part", older_than: float = 
 
 
 def is_whole(folder: str | Path) -> bool:
-    """Tell whether a tomogram was written into a folder to its end, and all its files are still there."""
+    """Tell whether a folder holds a complete tomogram: its record and all files that the record lists."""
     folder = Path(folder)
     try:
         files = read_record_file(folder / RECORD_FILE)["files"]
@@ -233,12 +236,12 @@ def is_whole(folder: str | Path) -> bool:
 
 
 def read_record_file(path: str | Path) -> dict[str, Any]:
-    """Read the record file of a saved tomogram: `record` (what makes it again), `origin`, and `files` with their sizes.
+    """Read the record file of a saved tomogram: `record`, `origin`, and `files` with their sizes.
 
     Raises
     ------
     FileNotFoundError, FileFormatError
-        If there is none, or it is no such file.
+        If there is no record, or the file is something else.
     """
     path = Path(path)
     if not path.is_file():
@@ -256,7 +259,7 @@ def read_record_file(path: str | Path) -> dict[str, Any]:
 
 
 def check_formats(formats: Sequence[str]) -> None:
-    """Raise a `ValueError` unless each of `formats` is one that particles are written in, and none comes twice.
+    """Raise a `ValueError` unless each of `formats` is a format of particles, named once.
 
     Raises
     ------
@@ -266,7 +269,7 @@ def check_formats(formats: Sequence[str]) -> None:
     if isinstance(formats, str):
         raise ValueError(f"expected `formats` to be several names, as ({formats!r},), got {formats!r}")
     for name in formats:
-        check_choice("formats", name, PARTICLE_WRITERS)
+        check_choice("formats", name, PARTICLE_FORMATS)
     if len(set(formats)) != len(formats):
         raise ValueError(f"expected each of `formats` once, got {', '.join(formats)}")
     if "copick" in formats and find_spec("copick") is None:
@@ -277,7 +280,7 @@ def check_formats(formats: Sequence[str]) -> None:
 
 
 def check_names(class_names: Mapping[int, str], formats: Sequence[str], *, tomogram: str) -> None:
-    """Raise a `ValueError` unless all files of a tomogram can hold the names of its classes, and its own."""
+    """Raise a `ValueError` unless all files of a tomogram can hold its name and the names of its classes."""
     from faket_aug.formats.particles import check_words
     from faket_aug.formats.shrec import check_class_names
 
@@ -290,68 +293,27 @@ def check_names(class_names: Mapping[int, str], formats: Sequence[str], *, tomog
         check_copick_names(class_names.values())
 
 
-def _write_shrec(folder: Path, saved: SavedParticles) -> list[str]:
-    from faket_aug.formats.shrec import write_particle_locations
-
-    write_particle_locations(folder / "particle_locations.txt", saved.particles)
-    return ["particle_locations.txt"]
-
-
-def _write_star(version: int) -> Callable[[Path, SavedParticles], list[str]]:
-    def write(folder: Path, saved: SavedParticles) -> list[str]:
-        from faket_aug.formats.star import write_particles_star
-
-        name = f"particles_relion{version}.star"
-        depth, height, width = saved.tomogram.shape
-        write_particles_star(
-            folder / name,
-            {saved.name: saved.picked},
-            voxel_size=saved.voxel_size,
-            shape=(depth, height, width),
-            version=version,
-            class_numbers=saved.class_numbers,
-        )
-        return [name]
-
-    return write
-
-
-def _write_deepfinder(folder: Path, saved: SavedParticles) -> list[str]:
-    from faket_aug.formats.deepfinder import write_object_list
-
-    write_object_list(folder / "object_list.xml", saved.picked, class_numbers=saved.class_numbers)
-    return ["object_list.xml"]
-
-
-def _write_copick(folder: Path, saved: SavedParticles) -> list[str]:
+def _write_copick(folder: Path, saved: SavedTomogram) -> list[str]:
     from faket_aug.formats.copick import write_copick
 
-    project = saved.copick_project
+    labelled, project, names = saved.labelled, saved.copick_project, saved.labelled.all_class_names
     if project.is_dir():
         remove_parts(project, pattern=f".{saved.name}.*.part")
-    labelled = {saved.class_names[int(number)] for number in torch.unique(saved.labels) if number > 0}
+    listed, in_labels = labelled.listed(), torch.unique(labelled.labels).tolist()
     files = write_copick(
         project,
         run=saved.name,
-        particles=saved.particles,
+        particles=listed,
         class_numbers=saved.class_numbers,
-        voxel_size=saved.voxel_size,
-        labels=saved.labels,
+        voxel_size=labelled.label_voxel_size,
+        labels=labelled.labels,
         tomograms={saved.modality: saved.tomogram},
-        # What is labelled, but is no particle.
-        segmented=sorted(labelled - set(saved.particles.names) | saved.not_particles),
+        # Classes that are labelled, but are no particles.
+        segmented=sorted(
+            {names[number] for number in in_labels if number > 0} - set(listed.names)
+            | {names[number] for number in labelled.not_particles if number in names}
+        ),
     )
     # Where the configuration is shared with other tomograms, it grows with them.
     own = project.parent == folder
     return [os.path.relpath(file, folder) for file in files if own or file.parent != project]
-
-
-#: The formats of particles, and what writes them: from a folder to the names of the files written in it.
-PARTICLE_WRITERS: dict[str, Callable[[Path, SavedParticles], list[str]]] = {
-    "shrec": _write_shrec,
-    "star3": _write_star(3),
-    "star4": _write_star(4),
-    "star5": _write_star(5),
-    "deepfinder": _write_deepfinder,
-    "copick": _write_copick,
-}

@@ -8,10 +8,10 @@ from itertools import combinations
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from faket_aug._arrays import FloatArray
 from faket_aug.geometry import nearest_tilts
 from faket_aug.microscope.imperfections import Imperfections
 from faket_aug.microscope.noise import GIVEN
@@ -32,8 +32,6 @@ _RANGE = (RINGS > 0.02) & (RINGS < 0.48)
 _DEVIATIONS = 4.0
 #: A step has to bring this much, in units of what differs between measured series, to be taken.
 _WORTH = 0.05
-
-FloatArray = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,4 +1,4 @@
-"""A simulated tomogram with all that is known about it."""
+"""Simulated tomograms, and the records that make them again."""
 
 from __future__ import annotations
 
@@ -8,50 +8,47 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Self
 
-import numpy as np
-import numpy.typing as npt
-import torch
 from torch import Tensor
 
+from faket_aug._arrays import FloatArray
 from faket_aug._checks import FileFormatError, check_same_shape
-from faket_aug.formats.particles import ParticleList
 from faket_aug.microscope.misalignment import TiltErrors
 from faket_aug.simulation.saving import (
     NOISELESS_FILE,
     RECORD_FILE,
     TOMOGRAM_FILE,
-    SavedParticles,
+    SavedTomogram,
     check_formats,
     check_names,
     read_record_file,
     rewritten_folder,
 )
 from faket_aug.specimens.grandmodel import GrandModel
-from faket_aug.specimens.particles import ParticleTable
+from faket_aug.specimens.particles import Labelled
 
 
 @dataclass(frozen=True, kw_only=True)
 class SimulationRecord:
-    """What makes a simulated tomogram again from its specimen: the address of its chance, and the simulator's settings.
+    """The record that makes a simulated tomogram again from its specimen: random seeds and the simulator's settings.
 
     Parameters
     ----------
     seed, epoch, tomogram
-        The address.
+        The address of all random numbers.
     specimen
         Name of the specimen.
     noise_seed
-        Seed of the noise's generator.
+        Seed of the generator of the noise.
     style_series
-        Which series of the style bank; -1 where no style was used.
+        Index of the series in the style bank; -1 where no style was used.
     settings
-        The simulator's settings, as JSON types.
+        The settings of the simulator, as JSON types.
     versions
-        Versions of the packages that made it.
+        Versions of the packages that were used.
     defocus
-        `(tilt,)`, µm, as drawn; empty without a contrast transfer function.
+        `(tilt,)`, the drawn defocus in µm; empty without a contrast transfer function.
     misalignment
-        `(tilt, 4)`, as drawn: what `misalignment.ERRORS` names; empty where tilts are aligned.
+        `(tilt, 4)`, the drawn errors, in the order of `misalignment.ERRORS`; empty where tilts are aligned.
     """
 
     seed: int
@@ -66,7 +63,7 @@ class SimulationRecord:
     misalignment: TiltErrors = ()
 
     def __post_init__(self) -> None:
-        # JSON knows lists only.
+        # JSON has only lists.
         object.__setattr__(self, "defocus", tuple(self.defocus))
         object.__setattr__(self, "misalignment", tuple(tuple(row) for row in self.misalignment))
 
@@ -95,7 +92,7 @@ class SimulationRecord:
         Raises
         ------
         FileNotFoundError, FileFormatError
-            If there is none, or it is no such file.
+            If there is no record, or the file is something else.
         """
         path = Path(path)
         file = path / RECORD_FILE if path.is_dir() else path
@@ -108,47 +105,48 @@ class SimulationRecord:
 
 
 @dataclass(frozen=True, kw_only=True)
-class SimulatedTomogram:
+class SimulatedTomogram(Labelled):
     """A tomogram, its labels, and the tilt-series it was reconstructed from.
 
     Parameters
     ----------
     tiltseries
-        `(tilt, y, x)`, float32, dark particles, in the style's unit; not binned.
+        `(tilt, y, x)`, float32, dark particles, in the unit of the style; not binned.
     tilt_angles
         `(tilt,)`, degrees.
     tomogram
         `(z, y, x)`, float32, dark particles.
-    labels
-        `(z, y, x)`, uint8, class numbers, 0 is background.
-    instances
-        `(z, y, x)`, int32, 1-based rows of `particles`, or nothing where the specimen has none.
-    particles
-        The particle table; positions in voxels of the tomogram.
-    class_names
-        Names of the class numbers.
+    labels, instances
+        As of `Labelled`, of the tomogram's shape.
     voxel_size
         Å, of the tomogram.
     record
-        What makes it again from its specimen.
-    not_particles
-        Class numbers that no lists of particles are written of, see `GrandModel`.
+        The record that makes the tomogram again from its specimen.
+    name
+        For messages; by default the specimen's.
+    particles, class_names, not_particles
+        As of `Labelled`. Particles of the classes `not_particles` are written into SHREC's list only.
+
+    Raises
+    ------
+    ValueError, FileFormatError
+        If labels, instances and particle table do not fit together.
     """
 
     tiltseries: Tensor
-    tilt_angles: npt.NDArray[np.float64]
+    tilt_angles: FloatArray
     tomogram: Tensor
-    labels: Tensor
-    instances: Tensor | None
-    particles: ParticleTable
-    class_names: Mapping[int, str]
-    voxel_size: float
     record: SimulationRecord
-    not_particles: frozenset[int] = frozenset()
+    name: str = ""
+
+    def __post_init__(self) -> None:
+        if not self.name:
+            object.__setattr__(self, "name", self.record.specimen)
+        super().__post_init__()
 
     @property
     def bin(self) -> int:
-        """Pixels of a tilt, along each axis, to one voxel of the tomogram."""
+        """Pixels of a tilt, along each axis, per voxel of the tomogram."""
         return self.tiltseries.shape[-2] // self.tomogram.shape[-2]
 
     def save(
@@ -161,46 +159,47 @@ class SimulatedTomogram:
         copick_project: str | Path | None = None,
         origin: Mapping[str, Any] | None = None,
     ) -> None:
-        """Write the tomogram and all that is known about it into a folder, under SHREC's names where there are any.
+        """Write the tomogram, its tilt-series, labels and particles into a folder, under SHREC's names.
 
-        `projections.mrc`, `.tlt`, `.rawtlt` (`projections_unbinned` where the tilts are finer than the tomogram),
-        `reconstruction.mrc`, `class_mask.mrc`, `occupancy_mask.mrc`, `class_conversion_table.txt`, the particles, and
-        `record.json`, which makes it again from its specimen. Each file is whole or not there, and the record comes
-        last: a folder without one was not finished. `TiltSeries.read` reads the folder, and so does
-        `GrandModel.from_shrec` if it was given the specimen (with `z_range=None` for tomograms of 512³, which it would
-        take for SHREC 2021's).
+        The files are `projections.mrc`, `.tlt` and `.rawtlt` (`projections_unbinned` where the tilts are finer than the
+        tomogram), `reconstruction.mrc`, `class_mask.mrc`, `occupancy_mask.mrc`, `class_conversion_table.txt`, the lists
+        of particles, and `record.json`, which makes the tomogram again from its specimen. Each file is complete or does
+        not exist. The record is written last: a folder without it is not finished. `TiltSeries.read` reads the folder.
+        `GrandModel.from_shrec` reads it, too, if `specimen` was given (set `z_range=None` for tomograms of 512³, which
+        would be cut as those of SHREC 2021).
 
         Parameters
         ----------
         folder
-            Made where it is missing. What this method wrote there before is replaced; a folder with other files in it
-            is refused.
+            The folder; it is made if it does not exist. A tomogram that was saved there before is replaced. A folder
+            with other files is refused.
         formats
-            Of the particles: `"shrec"` (`particle_locations.txt`), `"star3"`, `"star4"`, `"star5"` (RELION, for its
-            version), `"deepfinder"` (`object_list.xml`), `"copick"` (picks, segmentation and the tomogram, in a run
-            with the folder's name). Rows of classes that are `not_particles` stand in SHREC's list only.
+            Formats of the particles: `"shrec"` (`particle_locations.txt`), `"star3"`, `"star4"`, `"star5"` (RELION 3, 4
+            or 5), `"deepfinder"` (`object_list.xml`), `"copick"` (picks, segmentation and tomogram, in a run with the
+            folder's name). Only SHREC's list contains the classes that are `not_particles`.
         specimen
-            What it was made from: its density is written, too, as `grandmodel.mrc`.
+            The specimen of the tomogram. If it is given, its density is written as `grandmodel.mrc`.
         noiseless
             `(z, y, x)`, the tomogram without noise, written as `reconstruction_noiseless.mrc`.
         copick_project
             Folder of the copick project, which several tomograms may share; by default `copick` within the folder.
         origin
-            Where the specimen came from, as JSON types, for the record: it does not know the settings of a generator,
-            only the address. `faket-aug simulate` keeps its options here, which make specimen and tomogram again:
-            tomogram 7 alone by `faket-aug simulate again --config set/tomogram_0007/record.json --count 8 --shard 8/8`.
+            Where the specimen came from, as JSON types, for the record: the record holds the address of a generated
+            specimen, but not the settings of its generator. `faket-aug simulate` keeps its options here. They make
+            specimen and tomogram again, for example tomogram 7 alone:
+            `faket-aug simulate again --config set/tomogram_0007/record.json --count 8 --shard 8/8`.
 
         Raises
         ------
         ValueError
-            For an unknown format, or a specimen or noiseless tomogram of another shape.
+            For an unknown format, or if the specimen or the noiseless tomogram has another shape.
         FileExistsError
             If the folder holds other files.
         OSError
-            If it cannot be written, or the disk is full.
+            If the folder cannot be written, or the disk is full.
         """
         check_formats(formats)
-        check_names(self._all_class_names(), formats, tomogram=Path(folder).resolve().name)
+        check_names(self.all_class_names, formats, tomogram=Path(folder).resolve().name)
         if noiseless is not None:
             check_same_shape("noiseless", noiseless.shape, "tomogram", self.tomogram.shape)
         if specimen is not None:
@@ -216,34 +215,18 @@ class SimulatedTomogram:
             "occupancy_mask.mrc": (self.instances, coarse),
         }
         with rewritten_folder(folder) as files:
-            # What is small comes first: what a format cannot hold is known before the volumes are written.
-            files.class_names(self._all_class_names())
-            project = files.path / "copick" if copick_project is None else Path(copick_project)
-            files.particles(self._saved_particles(files.path.resolve().name, project), formats)
+            # Small files come first: an error of a format is raised before the volumes are written.
+            files.class_names(self.all_class_names)
+            saved = SavedTomogram(
+                labelled=self,
+                tomogram=self.tomogram,
+                name=files.path.resolve().name,
+                modality=str(self.record.settings["modality"]),
+                copick_project=files.path / "copick" if copick_project is None else Path(copick_project),
+            )
+            files.particles(saved, formats)
             files.angles(f"projections{unbinned}", self.tilt_angles)
             for name, (data, voxel_size) in volumes.items():
                 if data is not None:
                     files.volume(name, data, voxel_size=voxel_size)
             files.finish(asdict(self.record), origin or {})
-
-    def _all_class_names(self) -> dict[int, str]:
-        """Name each class but the background, those without a name after their number."""
-        numbers = np.union1d(torch.unique(self.labels).cpu().numpy(), self.particles.classes)
-        unnamed = [int(number) for number in numbers if number not in self.class_names]
-        names = {int(n): name for n, name in self.class_names.items()} | {n: f"class_{n}" for n in unnamed}
-        return {number: name for number, name in names.items() if number > 0}
-
-    def _saved_particles(self, name: str, copick_project: Path) -> SavedParticles:
-        class_names, table = self._all_class_names(), self.particles
-        names = tuple(class_names[int(number)] for number in table.classes)
-        return SavedParticles(
-            particles=ParticleList(names, table.positions, table.orientations),
-            class_names=class_names,
-            not_particles=frozenset(class_names[number] for number in self.not_particles if number in class_names),
-            labels=self.labels,
-            tomogram=self.tomogram,
-            voxel_size=self.voxel_size,
-            name=name,
-            modality=str(self.record.settings["modality"]),
-            copick_project=copick_project,
-        )

@@ -1,18 +1,9 @@
-"""Specimens with their labels: grandmodels, tilts that were simulated elsewhere, and the readers of both."""
+"""Specimens with their labels: grandmodels, tilts that another program simulated, and the readers of both."""
 
 from faket_aug.specimens.grandmodel import GrandModel
-from faket_aug.specimens.particles import ParticleTable
-from faket_aug.specimens.readers import (
-    CopickSpecimens,
-    FileSpecimens,
-    FolderSpecimens,
-    Paths,
-    PolnetSpecimens,
-    ShrecSpecimens,
-    Source,
-    read_specimens,
-    renumbered,
-)
+from faket_aug.specimens.lazy import FileSpecimens, LazySpecimens, ShrecSpecimens, Source, renumbered
+from faket_aug.specimens.particles import Labelled, ParticleTable
+from faket_aug.specimens.readers import CopickSpecimens, FolderSpecimens, Paths, PolnetSpecimens, read_specimens
 from faket_aug.specimens.tilted import Specimen, TiltedSpecimen
 
 __all__ = [
@@ -20,6 +11,8 @@ __all__ = [
     "FileSpecimens",
     "FolderSpecimens",
     "GrandModel",
+    "Labelled",
+    "LazySpecimens",
     "ParticleTable",
     "Paths",
     "PolnetSpecimens",

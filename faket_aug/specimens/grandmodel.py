@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
@@ -13,83 +13,52 @@ from torch import Tensor
 from faket_aug._checks import FileFormatError, check_finite, check_ndim, check_positive
 from faket_aug.formats.mrc import read_mrc, read_mrc_shape
 from faket_aug.formats.particles import ParticleList
-from faket_aug.specimens.particles import ParticleTable, as_labels, choose_voxel_size, particle_table
+from faket_aug.specimens.labelling import as_labels, choose_voxel_size, particle_table
+from faket_aug.specimens.particles import Labelled, ParticleTable
 from faket_aug.specimens.shrec import _instances, _labels, _particles, _ShrecFiles, label_range
 
 
 @dataclass(frozen=True, kw_only=True)
-class GrandModel:
-    """A specimen: its density, and which voxel belongs to which class and particle.
+class GrandModel(Labelled):
+    """A specimen: its density, and the class and the particle that each voxel belongs to.
 
     Parameters
     ----------
     density
         `(z, y, x)`, floating point, positive is denser than the surrounding ice.
-    labels
-        `(z, y, x)`, uint8, class numbers, 0 is background. May be coarser than the density by a whole factor, the
-        binning of the tomograms.
-    instances
-        `(z, y, x)`, int32, 1-based rows of the particle table, of the labels' shape; may be left out.
-    particles
-        The particle table.
+    labels, instances
+        As of `Labelled`. They may be coarser than the density by a whole factor, the binning of the tomograms.
     voxel_size
         Å, of the density.
-    class_names
-        Names of the class numbers.
-    not_particles
-        Class numbers of what is labelled, and has rows in the table, but is no particle to be picked: membranes.
-    name
-        For messages and records.
+    particles, class_names, not_particles, name
+        As of `Labelled`.
 
     Raises
     ------
     ValueError, FileFormatError
-        If shapes do not go together, or the density holds NaN or infinite values.
+        If shapes do not fit together, or the density holds NaN or infinite values.
     """
 
     density: Tensor
-    labels: Tensor
-    particles: ParticleTable
-    voxel_size: float
-    instances: Tensor | None = None
-    class_names: Mapping[int, str] = field(default_factory=dict)
-    not_particles: frozenset[int] = frozenset()
-    name: str = "specimen"
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         check_ndim("density", self.density, "z y x")
-        check_positive("voxel_size", self.voxel_size)
         if not self.density.is_floating_point():
             raise ValueError(f"{self.name}: expected a floating-point density, got {self.density.dtype}")
+        if 0 in self.density.shape:
+            raise ValueError(f"{self.name}: expected a density with voxels, got the shape {tuple(self.density.shape)}")
         check_finite(self.density, f"{self.name}: density")
-        check_ndim("labels", self.labels, "z y x")
-        if 0 in (*self.density.shape, *self.labels.shape):
-            raise ValueError(
-                f"{self.name}: expected voxels, got a density of {tuple(self.density.shape)} and labels of "
-                f"{tuple(self.labels.shape)}"
-            )
         bins = [a / b for a, b in zip(self.density.shape, self.labels.shape, strict=True)]
         if len(set(bins)) != 1 or not bins[0].is_integer():
             raise FileFormatError(
                 f"{self.name}: expected labels of the density's shape {tuple(self.density.shape)}, or smaller by one "
                 f"whole factor, got {tuple(self.labels.shape)}"
             )
-        if self.instances is not None and self.instances.shape != self.labels.shape:
-            raise FileFormatError(
-                f"{self.name}: expected instances of the labels' shape {tuple(self.labels.shape)}, got "
-                f"{tuple(self.instances.shape)}"
-            )
-        if self.instances is not None and len(self.particles) and int(self.instances.max()) > len(self.particles):
-            raise FileFormatError(
-                f"{self.name}: expected instances of the {len(self.particles)} rows of the particle table, got "
-                f"{int(self.instances.max())}"
-            )
-        if self.labels.dtype != torch.uint8:
-            raise ValueError(f"{self.name}: expected uint8 labels, got {self.labels.dtype}")
 
     @property
     def bin(self) -> int:
-        """Voxels of the density, along each axis, to one voxel of the labels."""
+        """Voxels of the density, along each axis, per voxel of the labels."""
         return self.density.shape[-1] // self.labels.shape[-1]
 
     @property
@@ -108,31 +77,32 @@ class GrandModel:
     ) -> Self:
         """Read a specimen in SHREC's layout.
 
-        2020 and 2021: the folder holds `grandmodel_unbinned.mrc` or `grandmodel.mrc` (the first that is there),
-        `class_mask.mrc`, and, where known, `occupancy_mask.mrc`, `particle_locations.txt` and
-        `class_conversion_table.txt` (there or in the folder above). 2019, told by its file names: `grandmodel_0.mrc`,
-        `hitbox_0.mrc` (1-based rows of the table) and `particle_locations_model_0.txt`; labels are those of the hitbox,
-        particles have no orientation.
+        SHREC 2020 and 2021: the folder holds `grandmodel_unbinned.mrc` or, without it, `grandmodel.mrc`; it holds
+        `class_mask.mrc` and may hold `occupancy_mask.mrc`, `particle_locations.txt` and `class_conversion_table.txt`
+        (there or in the folder above). SHREC 2019, recognised by the names of its files: `grandmodel_0.mrc`,
+        `hitbox_0.mrc` (rows of the table, counted from 1) and `particle_locations_model_0.txt`. Its labels are made
+        from the hitbox, and its particles have no orientation.
 
         Parameters
         ----------
         folder
             The model's folder.
         z_range
-            Which voxels of the *labels* to keep along z, `(first, last + 1)`; `None` keeps all; `"shrec2021"` keeps
-            the part that SHREC 2021's ground truth fills, relative 0.322 to 0.674; `"auto"` does so for labels of
-            512³ only. Positions are moved along, and the axis of rotation goes through the middle of what is kept: keep
-            all where projections are to be compared with measured ones.
+            Sections of the *labels* to keep along z, `(first, last + 1)`. `None` keeps all. `"shrec2021"` keeps the
+            part that the ground truth of SHREC 2021 fills, 0.322 to 0.674 of z. `"auto"` does so only for labels of
+            512³. Positions are shifted accordingly, and the axis of rotation goes through the middle of the kept part:
+            keep all sections to compare projections with measured tilts.
         voxel_size
             Å, of the density; by default the header's.
         memory_map
-            Leave the density (half or single precision) on disk: it is read to be checked, and while it is projected.
-            What is sent to a worker is copied: let `ShrecSpecimens` open it there.
+            Leave the density (half or single precision) on disk. It is read when it is checked and while it is
+            projected. A specimen that is sent to a worker is copied as a whole: use `ShrecSpecimens`, which opens the
+            file there.
 
         Raises
         ------
         FileNotFoundError, FileFormatError
-            If a file is missing or damaged, or shapes do not go together; the message names the file.
+            If a file is missing or damaged, or shapes do not fit together; the message names the file.
         """
         if voxel_size is not None:
             check_positive("voxel_size", voxel_size)
@@ -176,11 +146,12 @@ class GrandModel:
         Parameters
         ----------
         density, labels, instances
-            The files, with the content of the parameters of the same name.
+            The files; their contents are those of the parameters of `GrandModel` with the same names.
         particles
-            Particles in voxels of the labels.
+            The particles; positions in voxels of the labels.
         class_names
-            Names of the numbers, which labels and particles have to be among; without, numbers are particles' names.
+            Names of the class numbers. All labels and particles must be among them. Without it, the names of particles
+            are their class numbers.
         voxel_size
             Å, of the density; by default the header's.
         memory_map

@@ -1,54 +1,85 @@
-"""Labels and particles of tomograms and tilt-series that another program made, or a person picked."""
+"""Reading labels and particles that belong to specimens, tomograms and tilt-series."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
+from typing import TypeVar
 
+import numpy as np
+import torch
 from torch import Tensor
 
 from faket_aug._checks import FileFormatError
 from faket_aug.formats import copick
 from faket_aug.formats.deepfinder import read_object_list
 from faket_aug.formats.mrc import read_mrc
-from faket_aug.formats.particles import ParticleList, read_particles_csv
+from faket_aug.formats.particles import ParticleList, match_names, read_particles_csv
 from faket_aug.formats.shrec import find_class_names, read_particle_locations
 from faket_aug.formats.star import read_particles_star
-from faket_aug.specimens.particles import Labelled, ParticleTable, as_labels, particle_table
+from faket_aug.specimens.particles import Labelled, ParticleTable
 
-#: Endings of lists of particles.
+#: Suffixes of the files that hold lists of particles.
 PARTICLE_LISTS = (".star", ".xml", ".csv", ".tsv", ".txt")
 
+AnyLabelled = TypeVar("AnyLabelled", bound=Labelled)
 
-@dataclass(frozen=True, kw_only=True)
-class Labelling:
-    """What a list of particles is read for.
 
-    Parameters
-    ----------
-    labels
-        `(z, y, x)`, uint8, class numbers, 0 is background.
-    label_voxel_size
-        Å.
-    class_names
-        Names of the class numbers.
+def choose_voxel_size(given: float | None, header: float, path: Path) -> float:
+    """Choose the given voxel size, or the header's; raise an error where neither is known."""
+    size = header if given is None else given
+    if size <= 0:
+        raise FileFormatError(f"{path}: expected a voxel size in the header, got 0; set `voxel_size` in Å")
+    return size
+
+
+def as_labels(labels: Tensor, path: Path, class_names: Mapping[int, str]) -> Tensor:
+    """Convert the contents of a file to labels, uint8; all must be in the table of class names, if there is one."""
+    low, high = (float(value) for value in torch.aminmax(labels))
+    if low < 0 or high > 255 or (labels.is_floating_point() and bool((labels != labels.round()).any())):
+        raise FileFormatError(f"{path}: expected whole class numbers from 0 to 255, got values from {low} to {high}")
+    found = labels.to(torch.uint8)
+    unknown = set(torch.bincount(found.flatten()).nonzero()[:, 0].tolist()) - {0, *class_names}
+    if class_names and unknown:
+        table = ", ".join(f"{number} {name}" for number, name in class_names.items())
+        raise FileFormatError(f"{path}: expected labels of the class table ({table}), got {sorted(unknown)}")
+    return found
+
+
+def particle_table(
+    particles: ParticleList, class_names: Mapping[int, str], path: Path, *, first: int = 0
+) -> ParticleTable:
+    """Make a particle table of a list, by class names, whatever their case; `first` sections of z were left out.
+
+    Without a table of names, a name has to be the class number.
     """
-
-    labels: Tensor
-    label_voxel_size: float
-    class_names: Mapping[int, str]
+    numbers = match_names(particles.names, class_names)
+    if not class_names:
+        numbers = {name: int(name) for name in particles.names if name.isdigit() and int(name) > 0}
+    unknown = sorted(set(particles.names) - set(numbers))
+    if unknown:
+        raise FileFormatError(
+            f"{path}: expected class names of class_conversion_table.txt ({', '.join(class_names.values()) or 'none'})"
+            f", got {', '.join(unknown)}"
+        )
+    return ParticleTable(
+        classes=np.array([numbers[name] for name in particles.names], dtype=np.int64),
+        positions=particles.positions - np.array([first, 0, 0]),
+        orientations=particles.orientations,
+    )
 
 
 def is_copick(path: str | Path) -> bool:
-    """Whether a path is a copick project, its folder or its configuration, and no list or volume."""
+    """Tell whether a path is a copick project (its folder or its configuration) and not a list or a volume."""
     return Path(path).suffix == ".json" or Path(path).is_dir()
 
 
 def read_class_names(paths: Sequence[str | Path | None]) -> dict[int, str]:
-    """Read the names of the classes of labels and picks: a copick project's, or those of a table beside the files.
+    """Read the class names of labels and picks, from their copick project or from a table beside them.
 
-    The table is SHREC's `class_conversion_table.txt`, in a file's folder or the one above. Nothing is found without it.
+    The table is SHREC's `class_conversion_table.txt`, in the folder of a file or the one above. Without it there are no
+    names.
     """
     sources = [Path(path) for path in paths if path is not None]
     tables = (
@@ -58,7 +89,7 @@ def read_class_names(paths: Sequence[str | Path | None]) -> dict[int, str]:
 
 
 def choose_name(paths: Sequence[str | Path | None], name: str | None, default: str) -> str:
-    """Return which tomogram of a list, or run of a copick project, is meant: the one asked for, or the only one.
+    """Choose a tomogram of a list, or a run of a copick project: the one asked for, or the only one.
 
     Raises
     ------
@@ -92,14 +123,14 @@ def read_labels(
     name
         The project's run.
     class_names
-        Names that all labels need to have, if there are any.
+        Names of the class numbers. If there are any, each label needs one.
     voxel_size, user_id, session_id
-        Which segmentation, where a run has several; Å.
+        Which segmentation, where a run has several; the voxel size in Å.
 
     Raises
     ------
     FileNotFoundError, FileFormatError
-        If the file is missing or wrong, or holds a class without a name.
+        If the file is missing or wrong, or a class has no name.
     """
     if is_copick(path):
         whose = {"user_id": user_id, "session_id": session_id}
@@ -111,7 +142,7 @@ def read_labels(
 
 def read_picks(
     path: str | Path,
-    labelling: Labelling,
+    labelled: Labelled,
     *,
     name: str,
     user_id: str | None = None,
@@ -123,10 +154,10 @@ def read_picks(
     ----------
     path
         What `read_particles` reads (STAR, DeepFinder's XML, CSV, SHREC's text), or a copick project.
-    labelling
-        The volume that they are in.
+    labelled
+        The specimen or tomogram that they belong to.
     name
-        Which tomogram's, where a list holds several; the run of a copick project.
+        Name of the tomogram in a list of several, or run of a copick project.
     user_id, session_id
         Whose picks of a copick project, where there are several.
 
@@ -136,29 +167,44 @@ def read_picks(
         If the file is missing or wrong, or a class has no name.
     """
     if not is_copick(path):
-        return read_particles(path, labelling, tomogram=name)
-    size, names = labelling.label_voxel_size, labelling.class_names
+        return read_particles(path, labelled, tomogram=name)
+    size, names = labelled.label_voxel_size, labelled.class_names
     listed = copick.read_copick_picks(path, run=name, voxel_size=size, user_id=user_id, session_id=session_id)
     return particle_table(listed, names, Path(path))
 
 
+def with_picks(
+    made: AnyLabelled,
+    picks: str | Path | None,
+    *,
+    name: str,
+    user_id: str | None = None,
+    session_id: str | None = None,
+) -> AnyLabelled:
+    """Give a specimen or a tomogram the particles of its list, if there is one; see `read_picks`."""
+    if picks is None:
+        return made
+    return replace(made, particles=read_picks(picks, made, name=name, user_id=user_id, session_id=session_id))
+
+
 def read_particles(path: str | Path, specimen: Labelled, *, tomogram: str | None = None) -> ParticleTable:
-    """Read the particles of a specimen from a list of its own.
+    """Read the particles of a specimen or a tomogram from a list.
 
     Parameters
     ----------
     path
-        RELION's `.star`, DeepFinder's `.xml`, a plain `.csv` or `.tsv`, or SHREC's `.txt`; places count voxels of the
-        specimen's labels, or Å where RELION's do.
+        RELION's `.star`, DeepFinder's `.xml`, a plain `.csv` or `.tsv`, or SHREC's `.txt`. Positions are in voxels of
+        the labels, or in Å in a STAR file that says so.
     specimen
-        The specimen without them; its table of class names tells the numbers.
+        The specimen or tomogram, whose class names give the numbers.
     tomogram
-        Which tomogram's, where the list holds several: the name in a STAR file, the index in an XML file.
+        Which tomogram of a list of several: its name in a STAR file, its index in an XML file.
 
     Raises
     ------
     FileFormatError
-        If the file is wrong, a class is not in the table, or the list holds several tomograms and none is chosen.
+        If the file is wrong, a class is not in the table, or the list holds several tomograms and `tomogram` is none
+        of them.
     """
     path, names = Path(path), specimen.class_names or None
     lists: Mapping[str, ParticleList]

@@ -1,24 +1,23 @@
-"""The particle table of a specimen, and what readers of specimens share."""
+"""The labelled record: labels, instances and particles, which specimens and tomograms share."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Protocol, Self
+from dataclasses import dataclass, field
+from typing import Self
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from faket_aug._checks import FileFormatError
-from faket_aug.formats.particles import ParticleList, match_names
+from faket_aug._arrays import FloatArray, IntArray
+from faket_aug._checks import FileFormatError, check_ndim, check_positive
+from faket_aug.formats.particles import ParticleList
 
 
 @dataclass(frozen=True, kw_only=True)
 class ParticleTable:
-    """Particles of a specimen; the instance volume counts its rows from 1.
+    """The particles of a specimen, one in each row; instances are the rows' numbers, counted from 1.
 
     Parameters
     ----------
@@ -30,9 +29,9 @@ class ParticleTable:
         `(n, 3, 3)`, rotation matrices on column vectors (x, y, z), template to specimen; NaN without orientation.
     """
 
-    classes: npt.NDArray[np.int64]
-    positions: npt.NDArray[np.float64]
-    orientations: npt.NDArray[np.float64]
+    classes: IntArray
+    positions: FloatArray
+    orientations: FloatArray
 
     def __post_init__(self) -> None:
         count = len(self.classes)
@@ -49,56 +48,85 @@ class ParticleTable:
         return cls(classes=np.zeros(0, np.int64), positions=np.zeros((0, 3)), orientations=np.zeros((0, 3, 3)))
 
 
-class Labelled(Protocol):
-    """What particles are read for: labels `(z, y, x)`, their voxel size in Å, and the names of their classes."""
+@dataclass(frozen=True, kw_only=True)
+class Labelled:
+    """Labels with their instances, particles and class names: the part that specimens and tomograms share.
 
-    @property
-    def labels(self) -> Tensor: ...
-    @property
-    def label_voxel_size(self) -> float: ...
-    @property
-    def class_names(self) -> Mapping[int, str]: ...
+    Parameters
+    ----------
+    labels
+        `(z, y, x)`, uint8, class numbers, 0 is background.
+    instances
+        `(z, y, x)`, int32, rows of the particle table, counted from 1; 0 is background. It may be left out.
+    particles
+        The particle table.
+    voxel_size
+        Å.
+    class_names
+        Names of the class numbers.
+    not_particles
+        Class numbers that a picker should not learn, such as membranes: they are labelled, and have rows in the
+        particle table.
+    name
+        For messages and records.
 
-
-def choose_voxel_size(given: float | None, header: float, path: Path) -> float:
-    """Take the voxel size that is given, else the header's; ask for one where there is none."""
-    size = header if given is None else given
-    if size <= 0:
-        raise FileFormatError(f"{path}: expected a voxel size in the header, got 0; set `voxel_size` in Å")
-    return size
-
-
-def as_labels(labels: Tensor, path: Path, class_names: Mapping[int, str]) -> Tensor:
-    """Turn what a file holds into labels, uint8; each has to be in the table of class names, if there is one."""
-    low, high = (float(value) for value in torch.aminmax(labels))
-    if low < 0 or high > 255 or (labels.is_floating_point() and bool((labels != labels.round()).any())):
-        raise FileFormatError(f"{path}: expected whole class numbers from 0 to 255, got values from {low} to {high}")
-    found = labels.to(torch.uint8)
-    unknown = set(torch.bincount(found.flatten()).nonzero()[:, 0].tolist()) - {0, *class_names}
-    if class_names and unknown:
-        table = ", ".join(f"{number} {name}" for number, name in class_names.items())
-        raise FileFormatError(f"{path}: expected labels of the class table ({table}), got {sorted(unknown)}")
-    return found
-
-
-def particle_table(
-    particles: ParticleList, class_names: Mapping[int, str], path: Path, *, first: int = 0
-) -> ParticleTable:
-    """Turn the class names of a list into their numbers, whatever their case; `first` voxels of z were left out.
-
-    Where there is no table of names, names that are numbers stand for themselves.
+    Raises
+    ------
+    ValueError, FileFormatError
+        If labels, instances and particle table do not fit together.
     """
-    numbers = match_names(particles.names, class_names)
-    if not class_names:
-        numbers = {name: int(name) for name in particles.names if name.isdigit() and int(name) > 0}
-    unknown = sorted(set(particles.names) - set(numbers))
-    if unknown:
-        raise FileFormatError(
-            f"{path}: expected class names of class_conversion_table.txt ({', '.join(class_names.values()) or 'none'})"
-            f", got {', '.join(unknown)}"
+
+    labels: Tensor
+    particles: ParticleTable
+    voxel_size: float
+    instances: Tensor | None = None
+    class_names: Mapping[int, str] = field(default_factory=dict)
+    not_particles: frozenset[int] = frozenset()
+    name: str = "specimen"
+
+    def __post_init__(self) -> None:
+        check_ndim("labels", self.labels, "z y x")
+        check_positive("voxel_size", self.voxel_size)
+        if self.labels.dtype != torch.uint8:
+            raise ValueError(f"{self.name}: expected uint8 labels, got {self.labels.dtype}")
+        if 0 in self.labels.shape:
+            raise ValueError(f"{self.name}: expected labels with voxels, got the shape {tuple(self.labels.shape)}")
+        if self.instances is None:
+            return
+        if self.instances.shape != self.labels.shape:
+            raise FileFormatError(
+                f"{self.name}: expected instances of the labels' shape {tuple(self.labels.shape)}, got "
+                f"{tuple(self.instances.shape)}"
+            )
+        if len(self.particles) and int(self.instances.max()) > len(self.particles):
+            raise FileFormatError(
+                f"{self.name}: expected instances of the {len(self.particles)} rows of the particle table, got "
+                f"{int(self.instances.max())}"
+            )
+
+    @property
+    def label_voxel_size(self) -> float:
+        """Voxel size of the labels, Å."""
+        return self.voxel_size
+
+    @property
+    def all_class_names(self) -> dict[int, str]:
+        """Names of all classes but the background; a class without a name is called after its number."""
+        numbers = np.union1d(torch.unique(self.labels).cpu().numpy(), self.particles.classes)
+        unnamed = [int(number) for number in numbers if number not in self.class_names]
+        names = {int(n): name for n, name in self.class_names.items()} | {n: f"class_{n}" for n in unnamed}
+        return {number: name for number, name in names.items() if number > 0}
+
+    def listed(self, *, picked: bool = False) -> ParticleList:
+        """List the particles by the names of their classes.
+
+        Parameters
+        ----------
+        picked
+            Leave out the rows of classes that are `not_particles`.
+        """
+        names, table = self.all_class_names, self.particles
+        rows = [row for row, number in enumerate(table.classes) if not picked or number not in self.not_particles]
+        return ParticleList(
+            tuple(names[int(table.classes[row])] for row in rows), table.positions[rows], table.orientations[rows]
         )
-    return ParticleTable(
-        classes=np.array([numbers[name] for name in particles.names], dtype=np.int64),
-        positions=particles.positions - np.array([first, 0, 0]),
-        orientations=particles.orientations,
-    )

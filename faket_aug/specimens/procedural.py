@@ -1,4 +1,4 @@
-"""Procedural specimens: particles of analytic shape, for demonstrations and tests without any data."""
+"""Procedural specimens: particles of analytic shapes, for demonstrations and tests without data."""
 
 from __future__ import annotations
 
@@ -8,30 +8,29 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from scipy.spatial.transform import Rotation
 from scipy.special import erfc
 
+from faket_aug._arrays import FloatArray
 from faket_aug._checks import check_positive
 from faket_aug._random import numpy_generator
 from faket_aug.specimens.grandmodel import GrandModel
 from faket_aug.specimens.particles import ParticleTable
 
-Floats = npt.NDArray[np.float64]
-#: Peak density of a particle and of gold, about volts of electrostatic potential above ice.
+#: Peak density of a particle and of gold, roughly in volts of electrostatic potential above ice.
 PARTICLE_DENSITY = 5.0
 GOLD_DENSITY = 12.0
 GOLD_RADIUS = 50.0
-#: Voxels coarser than this would miss the smallest shapes.
+#: Å. The smallest shapes would be lost in larger voxels.
 MAX_VOXEL_SIZE = 20.0
-#: The label of a particle is where its density exceeds this share of its peak.
+#: The label of a particle covers the voxels whose density exceeds this fraction of its peak.
 LABEL_LEVEL = 0.4
 #: Particles of each class in a specimen of this many Å³ (48 x 128 x 128 voxels of 10 Å).
 REFERENCE_COUNTS = {"cage": 5, "barrel": 11, "tripod": 18, "dimer": 34, "fiducial": 3}
 REFERENCE_VOLUME = 48 * 128 * 128 * 10.0**3
 _GOLD_EDGE = 8.0
-#: Particles are drawn so far, Å, beyond the radius that keeps them apart: their last tails may overlap.
+#: Å. Particles are drawn this far beyond the radius that keeps them apart: their weak tails may overlap.
 _TAIL = 30.0
 _PLACES_AT_ONCE = 256
 _ROUNDS = 40
@@ -39,22 +38,22 @@ _ROUNDS = 40
 
 @dataclass(frozen=True, kw_only=True)
 class AnalyticTemplate:
-    """A particle whose density is a formula: it can be asked anywhere, so no turn needs an interpolation.
+    """A particle whose density is a formula: it is computed at any point, so a rotation needs no interpolation.
 
     Parameters
     ----------
     density
-        From points `(..., 3)`, (x, y, z) in Å about the particle's centre, to density `(...)`. Smooth on the scale of
-        10 Å.
+        A function from points `(..., 3)`, (x, y, z) in Å relative to the particle's centre, to densities `(...)`. It is
+        smooth on the scale of 10 Å.
     radius
-        Å from the centre beyond which there is little density; the spheres of two particles do not meet.
+        Å. There is little density farther than this from the centre; the spheres of two particles do not overlap.
     peak
         Largest density.
     oriented
-        Whether a turn changes it.
+        Whether a rotation changes the particle.
     """
 
-    density: Callable[[Floats], Floats]
+    density: Callable[[FloatArray], FloatArray]
     radius: float
     peak: float
     oriented: bool = True
@@ -68,10 +67,11 @@ def procedural_specimen(
     seed: int = 0,
     index: int = 0,
 ) -> GrandModel:
-    """Make a specimen of procedural particles and gold fiducials, at random places, none touching another.
+    """Make a specimen of procedural particles and gold fiducials at random positions; none touches another.
 
-    The classes are cages (hollow, about 180 Å across), barrels (hollow, 150 Å long), tripods (three unequal arms of up
-    to 80 Å), dimers (75 Å long) and fiducials (gold, 100 Å across), all whole within the specimen, uniformly turned.
+    The classes are cages (hollow, about 180 Å in diameter), barrels (hollow, 150 Å long), tripods (three unequal arms
+    of up to 80 Å), dimers (75 Å long) and fiducials (gold, 100 Å in diameter). All lie completely within the specimen.
+    Their orientations are uniformly random.
 
     Parameters
     ----------
@@ -80,9 +80,10 @@ def procedural_specimen(
     voxel_size
         Å, at most 20.
     counts
-        Particles of each class, by name; by default as crowded as an ordinary tomogram, less what finds no room.
+        Particles of each class, by name. By default as many as in an ordinary tomogram, or as many as there is room
+        for.
     seed, index
-        The address of all chance; each `index` is another specimen.
+        The address of all random numbers; each `index` gives another specimen.
 
     Returns
     -------
@@ -91,7 +92,7 @@ def procedural_specimen(
     Raises
     ------
     ValueError
-        For unknown class names, voxels that are too coarse, or `counts` that find no room.
+        For unknown class names, voxels that are too large, or `counts` that there is no room for.
 
     Examples
     --------
@@ -127,7 +128,7 @@ def procedural_specimen(
 
 
 def _wanted(counts: Mapping[str, int] | None, volume: float) -> list[str]:
-    """List the name of each particle that is wanted, in the templates' order."""
+    """List the class name of each particle to be placed, in the order of the templates."""
     if counts is None:
         counts = {name: max(1, round(n * volume / REFERENCE_VOLUME)) for name, n in REFERENCE_COUNTS.items()}
     if any(name not in TEMPLATES or number < 0 for name, number in counts.items()):
@@ -136,9 +137,9 @@ def _wanted(counts: Mapping[str, int] | None, volume: float) -> list[str]:
 
 
 def _place(
-    wanted: Sequence[str], extent: Floats, voxel_size: float, generator: np.random.Generator, *, must: bool
-) -> tuple[list[str], Floats]:
-    """Draw places `(n, 3)` (z, y, x) in voxels, particle by particle, so that no two bounding spheres meet."""
+    wanted: Sequence[str], extent: FloatArray, voxel_size: float, generator: np.random.Generator, *, must: bool
+) -> tuple[list[str], FloatArray]:
+    """Draw positions `(n, 3)` (z, y, x) in voxels, one by one, so that no two bounding spheres overlap."""
     names: list[str] = []
     places, radii = np.zeros((0, 3)), np.zeros(0)
     for name in wanted:
@@ -156,9 +157,9 @@ def _place(
 
 
 def _free_place(
-    radius: float, places: Floats, radii: Floats, reach: Floats, generator: np.random.Generator
-) -> Floats | None:
-    """Draw a place (z, y, x) in Å between 0 and `reach`, the middles of the outermost voxels; none if all are taken."""
+    radius: float, places: FloatArray, radii: FloatArray, reach: FloatArray, generator: np.random.Generator
+) -> FloatArray | None:
+    """Draw a free position (z, y, x) in Å, if there is one, between 0 and `reach`, the outermost voxels' centres."""
     room = reach - 2 * radius
     if (room < 0).any():
         return None
@@ -167,16 +168,16 @@ def _free_place(
         distance = np.linalg.norm(drawn[:, None] - places[None], axis=-1)
         free = np.flatnonzero((distance > radii + radius).all(axis=1))
         if free.size:
-            chosen: Floats = drawn[free[0]]
+            chosen: FloatArray = drawn[free[0]]
             return chosen
     return None
 
 
-def _orientations(names: Sequence[str], generator: np.random.Generator) -> Floats:
+def _orientations(names: Sequence[str], generator: np.random.Generator) -> FloatArray:
     """Draw uniform rotations `(n, 3, 3)`: four normal numbers, normalised, are a uniform quaternion."""
     if not names:
         return np.zeros((0, 3, 3))
-    matrices: Floats = Rotation.from_quat(generator.normal(size=(len(names), 4))).as_matrix()
+    matrices: FloatArray = Rotation.from_quat(generator.normal(size=(len(names), 4))).as_matrix()
     matrices[[not TEMPLATES[name].oriented for name in names]] = np.nan
     return matrices
 
@@ -202,15 +203,15 @@ def _draw(particles: ParticleTable, shape: tuple[int, ...], voxel_size: float) -
     return density, labels, instances
 
 
-def into_template(offset_xyz: Floats, orientation: Floats) -> Floats:
-    """Turn offsets from a particle's centre `(..., 3)` (x, y, z) in the specimen back into its template's frame.
+def into_template(offset_xyz: FloatArray, orientation: FloatArray) -> FloatArray:
+    """Rotate offsets from a particle's centre `(..., 3)` (x, y, z) from the specimen back into the template's frame.
 
     Parameters
     ----------
     offset_xyz
         `(..., 3)`.
     orientation
-        `(3, 3)`, template to specimen; NaN is no turn.
+        `(3, 3)`, template to specimen; NaN stands for no rotation.
     """
     if np.isnan(orientation).any():
         return offset_xyz
@@ -221,20 +222,20 @@ def into_template(offset_xyz: Floats, orientation: Floats) -> Floats:
 # Shapes --------------------------------------------------------------------------------------------------------------
 
 
-def _blobs(centers: Floats, *, spread: float) -> AnalyticTemplate:
-    """Make a template of equal Gaussian blobs at `(n, 3)` (x, y, z) in Å, with deviation `spread` in Å."""
+def _blobs(centers: FloatArray, *, spread: float) -> AnalyticTemplate:
+    """Make a template of equal Gaussian blobs at `(n, 3)` (x, y, z), with standard deviation `spread`, both in Å."""
 
-    def raw(points: Floats) -> Floats:
+    def raw(points: FloatArray) -> FloatArray:
         total = np.zeros(points.shape[:-1])
         for center in centers:
             total += np.exp(-((points - center) ** 2).sum(axis=-1) / (2 * spread**2))
         return total
 
-    # The peak lies close to a blob's centre; where blobs overlap, between some of them.
+    # The peak lies near the centre of a blob, or between blobs that overlap.
     middles = (centers[:, None] + centers[None]).reshape(-1, 3) / 2
     highest = float(raw(middles).max())
 
-    def density(points: Floats) -> Floats:
+    def density(points: FloatArray) -> FloatArray:
         return raw(points) * (PARTICLE_DENSITY / highest)
 
     radius = float(np.linalg.norm(centers, axis=1).max()) + 2 * spread
@@ -262,7 +263,7 @@ def _barrel() -> AnalyticTemplate:
 
 
 def _tripod() -> AnalyticTemplate:
-    """Three arms of different length, one of them bent out of the plane: no turn brings it onto itself."""
+    """Three arms of different length, one bent out of the plane: no rotation maps the particle onto itself."""
     arms = ((0.0, 3, 0.0), (2.0, 3, 0.5), (4.3, 2, -0.2))
     centers = [np.zeros(3)]
     for azimuth, length, rise in arms:
@@ -277,14 +278,14 @@ def _dimer() -> AnalyticTemplate:
 
 
 def _fiducial() -> AnalyticTemplate:
-    def density(points: Floats) -> Floats:
+    def density(points: FloatArray) -> FloatArray:
         depth = np.linalg.norm(points, axis=-1) - GOLD_RADIUS
         return np.asarray(GOLD_DENSITY * 0.5 * erfc(depth / (math.sqrt(2) * _GOLD_EDGE)))
 
     return AnalyticTemplate(density=density, radius=GOLD_RADIUS + 2 * _GOLD_EDGE, peak=GOLD_DENSITY, oriented=False)
 
 
-#: Particle classes by name, largest first so that they find room; their place counted from 1 is the class number.
+#: Particle classes by name, the largest first, so that they find room. The class number is the position, from 1.
 TEMPLATES: Mapping[str, AnalyticTemplate] = {
     "cage": _cage(),
     "barrel": _barrel(),

@@ -1,28 +1,27 @@
-"""Specimens from the folders of several programs, read when they are asked for."""
+"""Finding specimens in the folders of several programs."""
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any, overload
-
-import numpy as np
-import torch
-import torch.nn.functional as F
 
 from faket_aug._checks import FileFormatError, check_positive
 from faket_aug.formats import copick
 from faket_aug.formats.mrc import read_mrc, read_mrc_shape
-from faket_aug.formats.particles import match_names
 from faket_aug.formats.polnet import PolnetTomogram, common_classes, find_polnet_tomograms, read_motif_list
 from faket_aug.formats.shrec import read_class_conversion_table
 from faket_aug.specimens.grandmodel import GrandModel
-from faket_aug.specimens.labelling import PARTICLE_LISTS, read_particles
-from faket_aug.specimens.particles import ParticleTable, as_labels, choose_voxel_size, particle_table
-from faket_aug.specimens.shrec import _ShrecFiles
+from faket_aug.specimens.labelling import (
+    PARTICLE_LISTS,
+    as_labels,
+    choose_voxel_size,
+    particle_table,
+    with_picks,
+)
+from faket_aug.specimens.lazy import FileSpecimens, Source
+from faket_aug.specimens.particles import ParticleTable
 
 Paths = str | Path | Sequence[str | Path]
 
@@ -30,71 +29,11 @@ _CLASS_TABLE = "class_conversion_table.txt"
 _MRC = (".mrc", ".map", ".rec", ".mrc.gz", ".mrc.bz2")
 
 
-#: Where a specimen comes from: a function of paths and settings, small enough to be sent to a worker.
-Source = Callable[[], GrandModel]
-
-
-class FileSpecimens(Sequence[GrandModel]):
-    """Specimens read from files when they are asked for; none is kept in memory.
-
-    Parameters
-    ----------
-    sources
-        Functions that read one each; they have to pickle (`functools.partial` of a module's function).
-    class_names
-        Class numbers and names that all specimens are given; their own by default.
-    dark
-        Whether particles are dark in the densities that are read: these are negated, since specimens are positive.
-
-    Warns
-    -----
-    UserWarning
-        While reading: if labelled voxels are darker than the others.
-    """
-
-    def __init__(
-        self, sources: Sequence[Source], *, class_names: Mapping[int, str] | None = None, dark: bool = False
-    ) -> None:
-        self._sources = tuple(sources)
-        self._dark = dark
-        self._class_names = None if class_names is None else dict(class_names)
-
-    def __len__(self) -> int:
-        return len(self._sources)
-
-    @overload
-    def __getitem__(self, index: int) -> GrandModel: ...
-    @overload
-    def __getitem__(self, index: slice) -> FileSpecimens: ...
-    def __getitem__(self, index: int | slice) -> GrandModel | FileSpecimens:
-        if isinstance(index, slice):
-            return FileSpecimens(self._sources[index], class_names=self._class_names, dark=self._dark)
-        found = self._sources[index]()
-        if self._dark:
-            found = replace(found, density=-found.density)
-        _warn_of_dark_particles(found)
-        return found if self._class_names is None else renumbered(found, self._class_names)
-
-    def __iter__(self) -> Iterator[GrandModel]:
-        return (self[index] for index in range(len(self)))
-
-
-def _warn_of_dark_particles(specimen: GrandModel) -> None:
-    labelled = specimen.labels > 0
-    fine = specimen.density if specimen.bin == 1 else F.avg_pool3d(specimen.density[None], specimen.bin)[0]
-    if labelled.any() and not labelled.all() and fine[labelled].mean() < fine[~labelled].mean():
-        warnings.warn(
-            f"{specimen.name}: expected particles that are denser (brighter) than what is around them, got darker "
-            "labelled voxels; set `dark` where particles are dark, as in a microscope's tomograms",
-            stacklevel=3,
-        )
-
-
 class PolnetSpecimens(FileSpecimens):
     """Specimens in PolNet's output, versions 1.0 and 1.1, read when they are asked for.
 
-    Labels count what PolNet placed in each tomogram, so one number may stand for different classes in two tomograms of
-    the same folder. Then all are numbered anew, in the order of their first appearance.
+    PolNet numbers the classes of each tomogram on its own, so that one number may mean different classes in two
+    tomograms of a folder. Then all classes are numbered anew, in the order of their first appearance.
 
     Parameters
     ----------
@@ -108,7 +47,7 @@ class PolnetSpecimens(FileSpecimens):
     Raises
     ------
     FileNotFoundError
-        If a folder is no such output, or a tomogram lacks its labels or its motif list.
+        If a folder is not an output of PolNet, or a tomogram lacks its labels or its motif list.
     """
 
     def __init__(
@@ -145,10 +84,11 @@ def _read_polnet(
 class FolderSpecimens(FileSpecimens):
     """Specimens in plain folders, read when they are asked for.
 
-    A specimen is `density.mrc` (positive) and `labels.mrc`; where there are any, `instances.mrc`, `particles.star`,
-    `.xml` (DeepFinder's), `.csv` or `.txt` (SHREC's), and a table of class names, `class_conversion_table.txt` (there
-    or in the folder above). Several in one folder have a word in front: `a_density.mrc`, `a_labels.mrc`,
-    `a_particles.star`. MRC files may end in `.mrc`, `.map`, `.rec`, `.mrc.gz` or `.mrc.bz2`.
+    A specimen consists of `density.mrc` (particles are positive) and `labels.mrc`. It may have `instances.mrc`, a list
+    of particles (`particles.star`, DeepFinder's `particles.xml`, `particles.csv` or SHREC's `particles.txt`), and class
+    names (`class_conversion_table.txt`, there or in the folder above). In a folder of several specimens their names
+    have a prefix: `a_density.mrc`, `a_labels.mrc`, `a_particles.star`. MRC files may also end in `.map`, `.rec`,
+    `.mrc.gz` or `.mrc.bz2`.
 
     Parameters
     ----------
@@ -181,7 +121,7 @@ def _plain_sources(folder: Path, voxel_size: float | None) -> list[Source]:
             prefix = density.name.removesuffix(f"density{suffix}")
             labels = _file(folder, f"{prefix}labels", _MRC)
             if labels is None:
-                raise FileNotFoundError(f"{density}: expected {prefix}labels{suffix} with it, found none")
+                raise FileNotFoundError(f"{density}: expected {prefix}labels{suffix} beside it, found none")
             instances, particles = (
                 _file(folder, f"{prefix}instances", _MRC),
                 _file(folder, f"{prefix}particles", PARTICLE_LISTS),
@@ -206,23 +146,23 @@ def _read_plain(
 ) -> GrandModel:
     names = {} if table is None else read_class_conversion_table(table)
     made = GrandModel.from_files(density, labels, instances=instances, class_names=names, voxel_size=voxel_size)
-    return made if particles is None else replace(made, particles=read_particles(particles, made, tomogram=tomogram))
+    return with_picks(made, particles, name=tomogram)
 
 
 class CopickSpecimens(FileSpecimens):
     """Specimens in a local copick project, read when they are asked for (needs the optional package copick).
 
-    A run's labels are its multilabel segmentation, its density a tomogram of the same voxel size, or of one smaller by
-    a whole factor, its particles the picks.
+    The labels of a run are its multilabel segmentation, and its particles are the picks. Its density is a tomogram of
+    the segmentation's voxel size, or of a voxel size that is smaller by a whole factor.
 
     Parameters
     ----------
     project
-        The configuration, or the folder that holds one.
+        The configuration, or the folder that holds it.
     runs
         Which runs; all by default.
     tomogram_type, segmentation, user_id, session_id, voxel_size
-        Which tomogram, segmentation and picks, where there are several; the voxel size, in Å, is the segmentation's.
+        Which tomogram, segmentation and picks, where a run has several. The voxel size, in Å, is the segmentation's.
     dark
         Whether particles are dark in the tomogram, as in a microscope's; see `FileSpecimens`.
 
@@ -231,7 +171,7 @@ class CopickSpecimens(FileSpecimens):
     ImportError
         If copick is not installed.
     FileNotFoundError, FileFormatError
-        If there is no such project or run.
+        If the project or a run does not exist.
     """
 
     def __init__(
@@ -274,7 +214,7 @@ def _read_copick(
             config, run=run, tomogram_type=tomogram_type, voxel_size=size
         )
     except FileFormatError:
-        # None of that voxel size: a finer one serves, too.
+        # None of that voxel size: a finer one will do.
         tomogram, density_size = copick.read_copick_tomogram(config, run=run, tomogram_type=tomogram_type)
     where = Path(f"{config}, run {run}")
     return GrandModel(
@@ -286,35 +226,6 @@ def _read_copick(
         voxel_size=density_size,
         class_names=class_names,
         name=f"{config.parent}/{run}",
-    )
-
-
-def renumbered(specimen: GrandModel, class_names: Mapping[int, str]) -> GrandModel:
-    """Give a specimen the class numbers of another table, by the names, whatever their case.
-
-    Raises
-    ------
-    ValueError
-        If a name of the specimen is not in the table.
-    """
-    if dict(specimen.class_names) == dict(class_names):
-        return specimen
-    numbers = match_names(specimen.class_names.values(), class_names)
-    unknown = sorted(set(specimen.class_names.values()) - set(numbers))
-    if unknown:
-        raise ValueError(
-            f"{specimen.name}: expected classes of the table ({', '.join(class_names.values())}), got "
-            f"{', '.join(unknown)}; add them to `class_names`"
-        )
-    table = np.zeros(256, dtype=np.int64)
-    for number, name in specimen.class_names.items():
-        table[number] = numbers[name]
-    return replace(
-        specimen,
-        labels=torch.from_numpy(table).to(torch.uint8)[specimen.labels.long()],
-        particles=replace(specimen.particles, classes=table[specimen.particles.classes]),
-        class_names=dict(class_names),
-        not_particles=frozenset(table[[*specimen.not_particles]].tolist()),
     )
 
 
@@ -332,15 +243,15 @@ def _polnet_sources(folder: Path, voxel_size: float | None) -> list[Source]:
     return [partial(found.__getitem__, index) for index in range(len(found))]
 
 
-def _copick_sources(folder: Path, voxel_size: float | None) -> list[Source]:
+def _copick_sources(folder: Path, voxel_size: float | None) -> Sequence[Source]:
     try:
         config = copick.find_copick_config(folder)
     except FileNotFoundError:
         return []
-    return list(CopickSpecimens(config, voxel_size=voxel_size)._sources)
+    return CopickSpecimens(config, voxel_size=voxel_size).sources
 
 
-#: What a folder is recognised by, in this order, and what finds its specimens.
+#: The layouts in the order in which they are tried: how a folder is recognised, and what finds its specimens.
 _LAYOUTS: tuple[tuple[str, Callable[[Path, float | None], Sequence[Source]]], ...] = (
     ("SHREC's grandmodel.mrc with class_mask.mrc, or grandmodel_0.mrc with hitbox_0.mrc", _shrec_sources),
     ("PolNet's Tomo001/tomo_001_den.mrc or tomos/tomo_den_0.mrc", _polnet_sources),
@@ -356,10 +267,10 @@ def read_specimens(
     class_names: Mapping[int, str] | None = None,
     dark: bool = False,
 ) -> FileSpecimens:
-    """Find the specimens in one or several folders, whichever program wrote them; each is read when it is asked for.
+    """Find the specimens in one or several folders of any known layout; each is read when it is asked for.
 
-    SHREC's, PolNet's, copick's and plain folders are told by their files. A folder that is none of them may hold
-    several that are.
+    Folders of SHREC, PolNet and copick, and plain folders (see `FolderSpecimens`) are recognised by their files. A path
+    may also be a folder that contains several of them.
 
     Parameters
     ----------
@@ -368,14 +279,14 @@ def read_specimens(
     voxel_size
         Å, of the densities (of copick: of the segmentation); by default what the files say.
     class_names
-        Class numbers and names that all specimens are to have; needed where folders number their classes differently.
+        Class numbers and names for all specimens; needed where folders number their classes differently.
     dark
         Whether particles are dark in all of them, as in copick projects of a microscope; see `FileSpecimens`.
 
     Raises
     ------
     FileNotFoundError
-        If nothing is found; the message lists what was looked for.
+        If there are no specimens; the message lists the layouts that were looked for.
     """
     if voxel_size is not None:
         check_positive("voxel_size", voxel_size)
@@ -397,43 +308,3 @@ def _sources(path: Path, voxel_size: float | None) -> list[Source]:
 
 def _as_paths(paths: Paths) -> list[Path]:
     return [Path(paths)] if isinstance(paths, str | Path) else [Path(path) for path in paths]
-
-
-class ShrecSpecimens(Sequence[GrandModel]):
-    """Specimens in SHREC's layout, read when they are asked for; none is kept in memory.
-
-    Parameters
-    ----------
-    folders
-        One folder a specimen.
-    z_range, voxel_size, memory_map
-        As for `GrandModel.from_shrec`.
-    """
-
-    def __init__(
-        self,
-        folders: Sequence[str | Path],
-        *,
-        z_range: str | tuple[int, int] | None = "auto",
-        voxel_size: float | None = None,
-        memory_map: bool = False,
-    ) -> None:
-        self.folders = tuple(Path(folder) for folder in folders)
-        self._reading: dict[str, Any] = {"z_range": z_range, "voxel_size": voxel_size, "memory_map": memory_map}
-        for folder in self.folders:
-            _ShrecFiles.find(folder)
-
-    def __len__(self) -> int:
-        return len(self.folders)
-
-    @overload
-    def __getitem__(self, index: int) -> GrandModel: ...
-    @overload
-    def __getitem__(self, index: slice) -> ShrecSpecimens: ...
-    def __getitem__(self, index: int | slice) -> GrandModel | ShrecSpecimens:
-        if isinstance(index, slice):
-            return ShrecSpecimens(self.folders[index], **self._reading)
-        return GrandModel.from_shrec(self.folders[index], **self._reading)
-
-    def __iter__(self) -> Iterator[GrandModel]:
-        return (self[index] for index in range(len(self)))

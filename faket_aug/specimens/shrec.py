@@ -1,4 +1,4 @@
-"""Specimens in SHREC's layout: which files there are, and what they hold."""
+"""Specimens in SHREC's layout: finding and reading their files."""
 
 from __future__ import annotations
 
@@ -14,9 +14,10 @@ from torch import Tensor
 from faket_aug._checks import FileFormatError
 from faket_aug.formats.mrc import read_mrc, read_mrc_shape
 from faket_aug.formats.shrec import SHREC_2019_CLASSES, find_class_names, read_particle_locations
-from faket_aug.specimens.particles import ParticleTable, as_labels, particle_table
+from faket_aug.specimens.labelling import as_labels, particle_table
+from faket_aug.specimens.particles import ParticleTable
 
-#: The part of z that SHREC 2021's ground truth fills (165 to 345 of 512).
+#: The part of z that the ground truth of SHREC 2021 fills (165 to 345 of 512).
 SHREC_Z_RANGE = (165 / 512, 345 / 512)
 
 
@@ -34,6 +35,7 @@ def _first_file(folder: Path, names: Sequence[str]) -> Path:
 
 
 def label_range(shape: tuple[int, ...], z_range: str | tuple[int, int] | None, path: Path) -> slice:
+    """Find the sections of labels that are kept along z; see `GrandModel.from_shrec`."""
     depth = shape[0]
     if z_range == "auto":
         z_range = "shrec2021" if shape == _SHREC_LABEL_SIZE else None
@@ -51,7 +53,7 @@ def label_range(shape: tuple[int, ...], z_range: str | tuple[int, int] | None, p
 
 @dataclass(frozen=True)
 class _ShrecFiles:
-    """The files of a specimen; what may be missing is nothing then. `labels` are the instances in SHREC 2019."""
+    """The files of a specimen; a missing one is None. In SHREC 2019 `labels` holds the instances."""
 
     density: Path
     labels: Path

@@ -1,4 +1,4 @@
-"""Coarse alignment of a tilt-series that nothing is known of, by what neighbouring tilts have in common."""
+"""Coarse alignment of a tilt-series without metadata, by cross-correlation of neighbouring tilts."""
 
 from __future__ import annotations
 
@@ -16,52 +16,50 @@ from faket_aug.microscope.spectra import faded_spectrum
 from faket_aug.tilts.series import TiltSeries
 from faket_aug.tomography.resample import transform_images
 
-#: Cycles per pixel that are compared: lower ones are thickness and beam, higher ones are noise.
+#: Frequencies that are compared, cycles per pixel: lower ones are thickness and beam, higher ones are noise.
 BAND = (0.01, 0.15)
-#: Share of a side that neighbours may be shifted by.
+#: Largest shift between neighbours, as a fraction of the image's side.
 FARTHEST_SHIFT = 0.25
-
-FloatArray = npt.NDArray[np.float64]
 
 
 def align_by_neighbours(
     series: TiltSeries, *, axis_angle: float = 0.0, band: tuple[float, float] = BAND, farthest: float = FARTHEST_SHIFT
 ) -> TiltMetadata:
-    """Find the shifts of tilts by cross-correlation of neighbours, from the least tilt outwards.
+    """Find the shifts of tilts by cross-correlation of neighbours, from the lowest tilt outwards.
 
-    The steeper one of two neighbours is stretched across the axis by the ratio of the cosines before it is compared, as
-    IMOD's tiltxcorr does. Errors add up from tilt to tilt, and what lies high or low in the specimen drifts: good to
-    some pixels, enough for `NoiseModel.fit_unpaired`, and no alignment for a reconstruction worth looking at.
+    Of two neighbours, the one at the higher tilt is stretched across the axis by the ratio of the cosines before they
+    are compared, as in IMOD's tiltxcorr. Errors add up from tilt to tilt, so the shifts are right to some pixels only.
+    That is enough for `NoiseModel.fit_unpaired`, but not for a good reconstruction.
 
     Parameters
     ----------
     series
-        Not aligned.
+        The series as it was measured, not aligned.
     axis_angle
-        Degrees, from the image's +y to the tilt axis, positive towards −x, see `TiltMetadata`.
+        Degrees, from the image's +y to the tilt axis, positive towards −x; see `TiltMetadata`.
     band
-        Cycles per pixel, lowest and highest frequency that are compared.
+        Lowest and highest frequency that are compared, cycles per pixel.
     farthest
-        Share of a side that neighbours may be shifted by.
+        Largest shift between neighbours, as a fraction of the image's side.
 
     Returns
     -------
-    Metadata with shifts in pixels, and all that the series' own know beside its alignment; set them
+    Metadata with shifts in pixels; all but the alignment is taken from the series' own metadata. Set them
     (`replace(series, metadata=...)`), and `TiltSeries.aligned` applies them.
 
     Raises
     ------
     ValueError
-        If there is only one tilt, or a parameter cannot be.
+        If there is only one tilt, or a parameter is out of its range.
     """
     count = len(series.tilts)
     if count < 2:
-        raise ValueError(f"{series.name}: expected two tilts or more, whose neighbours are compared, got {count}")
+        raise ValueError(f"{series.name}: expected two tilts or more, since neighbours are compared, got {count}")
     check_fraction("farthest", farthest)
     if not 0 <= band[0] < band[1] <= 0.5:
         raise ValueError(f"expected a `band` of two increasing frequencies up to 0.5, got {band}")
     turn = turns(np.full(count, axis_angle))
-    # Of the axis's own frame: x is across, y along it.
+    # In the frame of the axis: x is across it, y along it.
     upright = transform_images(series.tilts, turn, np.zeros((count, 2)))
     cosines = np.cos(np.deg2rad(series.tilt_angles))
     first = int(np.abs(series.tilt_angles).argmin())
@@ -87,12 +85,12 @@ def align_by_neighbours(
 
 
 def _stretched(image: Tensor, factor: float) -> Tensor:
-    """An image that is longer by a factor across the axis."""
+    """Stretch an image by a factor across the axis."""
     return transform_images(image[None], [[[1 / factor, 0.0], [0.0, 1.0]]], [[0.0, 0.0]])[0]
 
 
 def _displacement(reference: Tensor, image: Tensor, band: tuple[float, float], farthest: float) -> tuple[float, float]:
-    """How far (y, x) an image's content lies from the reference's, pixels and fractions."""
+    """Find the shift (y, x) of an image against the reference, in pixels, with fractions."""
     height, width = reference.shape
     product = faded_spectrum(reference).conj() * faded_spectrum(image)
     k_y = torch.fft.fftfreq(height, device=image.device)[:, None]
@@ -113,7 +111,7 @@ def _displacement(reference: Tensor, image: Tensor, band: tuple[float, float], f
 
 
 def _between(values: npt.NDArray[np.float32], place: int) -> float:
-    """Where the top of a parabola through three values lies, from the middle one."""
+    """Find the maximum of the parabola through three values, relative to the middle one."""
     if not 0 < place < len(values) - 1:
         return 0.0
     before, at, after = (float(value) for value in values[place - 1 : place + 2])

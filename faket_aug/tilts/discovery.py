@@ -1,4 +1,4 @@
-"""Which files lie beside a tilt-series, and what they say."""
+"""Finding and reading the metadata files beside a tilt-series."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from functools import reduce
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 
+from faket_aug._arrays import IntArray
 from faket_aug._checks import FileFormatError
 from faket_aug.formats.angles import find_tilt_angles, read_simulation_meta, read_tilt_angles
 from faket_aug.formats.aretomo import read_aln, read_aretomo_ctf
@@ -24,7 +24,7 @@ from faket_aug.geometry import Angles, as_tilt_angles
 STACK_SUFFIXES = (".mrc", ".st", ".mrcs", ".ali")
 
 
-#: Names of the stack in SHREC's folders, the first that is there.
+#: Names of the stack in SHREC's folders; the first that exists is read.
 SHREC_STACKS = ("projections_unbinned.mrc", "projections.mrc")
 
 
@@ -43,14 +43,14 @@ READERS: dict[str, Callable[[Path], TiltMetadata]] = {
 }
 
 
-#: What a file beside a stack must hold to be the one of a tilt-series: other programs write such names, too.
+#: Text that a file beside a stack must contain to be metadata of tilts: other programs write such names, too.
 SIGNS = {".xml": b"<TiltSeries", ".star": b"_rlnTomoNominalStageTiltAngle"}
 
 
 WITH_ANGLES = (".xml", ".aln", ".tlt", ".rawtlt", ".star", ".tomostar", ".mdoc")
 
 
-#: Files whose angles differ by more than this, in degrees, after one offset for all, speak of different tilts.
+#: Degrees. Files whose angles differ by more than this, after one offset for all, describe different tilts.
 ANGLE_TOLERANCE = 1.0
 
 
@@ -78,7 +78,7 @@ def _find_stack(path: Path) -> Path:
 def _metadata(
     stack: Path, tilt_angles: str | Path | Angles | None, given: Metadata | Sequence[Metadata] | None
 ) -> TiltMetadata:
-    """Collect what is known of the tilts, from what is given or, if nothing is, from what lies beside the stack."""
+    """Collect the metadata of the tilts: those that are given or, without any, those beside the stack."""
     if given is None and tilt_angles is None:
         return _beside(stack)
     parts = [] if given is None else [given] if isinstance(given, TiltMetadata | str | Path) else list(given)
@@ -88,7 +88,7 @@ def _metadata(
         found = read if found is None else found.filled_from(read)
     if tilt_angles is None:
         if found is None:
-            raise ValueError("expected `metadata` to name a file at least, got an empty list")
+            raise ValueError("expected `metadata` to name at least one file, got an empty list")
         return found
     is_file = isinstance(tilt_angles, str | Path)
     values = read_tilt_angles(tilt_angles) if isinstance(tilt_angles, str | Path) else as_tilt_angles(tilt_angles)
@@ -132,7 +132,7 @@ def _relion(path: Path, stack: Path) -> TiltMetadata:
 
 
 def _imod(path: Path) -> TiltMetadata:
-    """Read IMOD's files of one name; transforms alone where there are no angles."""
+    """Read IMOD's files of one name; without angles, only the transforms."""
     beside = {suffix: path.with_suffix(suffix) for suffix in (".tlt", ".rawtlt", ".xf", ".xtilt", ".defocus")}
     there = {suffix: file for suffix, file in beside.items() if file.is_file() or file == path}
     tlt = path if path.suffix != ".xf" else there.get(".tlt") or there.get(".rawtlt")
@@ -142,7 +142,7 @@ def _imod(path: Path) -> TiltMetadata:
 
 
 def _beside(stack: Path) -> TiltMetadata:
-    """Read what lies beside a stack with its name: the first tells, the others add what it does not know."""
+    """Read the files beside a stack with its name: the first goes before, the others add what it lacks."""
     bare = _bare(stack)
     if bare.suffix == ".ali":
         return _already_aligned(bare)
@@ -170,7 +170,7 @@ def _with(known: TiltMetadata, file: Path, stack: Path) -> TiltMetadata:
 
 
 def _same_tilts(known: TiltMetadata, other: TiltMetadata) -> bool:
-    """Tell whether two files speak of the same tilts; an offset of all angles is an aligned specimen's."""
+    """Tell whether two files describe the same tilts; alignment programs may offset all angles."""
     if known.tilt_angles is None or other.tilt_angles is None:
         return True
     filled = replace(known, tilt_angles=None).filled_from(other).tilt_angles
@@ -180,7 +180,7 @@ def _same_tilts(known: TiltMetadata, other: TiltMetadata) -> bool:
 
 
 def _already_aligned(stack: Path) -> TiltMetadata:
-    """Read the angles of an `.ali`: the transforms beside it are those that made it."""
+    """Read only the angles of an `.ali`: the transforms beside it have been applied already."""
     path = find_tilt_angles(stack)
     angles = read_tilt_angles(path)
     none = np.zeros(len(angles))
@@ -198,7 +198,7 @@ def _bare(stack: Path) -> Path:
     return stack.with_suffix("") if stack.suffix in (".gz", ".bz2") else stack
 
 
-def _sections(stack: Path, metadata: TiltMetadata, count: int) -> npt.NDArray[np.int64]:
+def _sections(stack: Path, metadata: TiltMetadata, count: int) -> IntArray:
     """Find the section of the stack that each row of the metadata belongs to."""
     if len(metadata) == count:
         return ranks(metadata.sections)

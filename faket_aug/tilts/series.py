@@ -1,4 +1,4 @@
-"""Measured tilt-series, read from what a microscope and the field's programs left behind."""
+"""Measured tilt-series, read from files of the microscope and of the field's programs."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Self
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from faket_aug._arrays import FloatArray
 from faket_aug._checks import FileFormatError, check_finite, check_ndim, check_positive
 from faket_aug.formats.angles import read_tilt_angles
 from faket_aug.formats.mrc import read_mrc
@@ -41,16 +41,16 @@ class TiltSeries:
     name
         For messages and records.
     metadata
-        What else is known of each tilt (axis, shifts, exposure, defocus ...), in the order of the tilts given.
+        Axis, shifts, exposure, defocus and more of each tilt, in the order of the given tilts.
 
     Raises
     ------
     ValueError
-        If angles or metadata and tilts differ in number.
+        If there are more or fewer angles, or metadata, than tilts.
     """
 
     tilts: Tensor
-    tilt_angles: npt.NDArray[np.float64]
+    tilt_angles: FloatArray
     pixel_size: float = 0.0
     name: str = "tilt-series"
     metadata: TiltMetadata | None = None
@@ -89,29 +89,30 @@ class TiltSeries:
             An MRC stack (`.mrc`, `.st`, `.mrcs`, `.ali`), or a folder that holds one (SHREC's `projections.mrc`, or a
             single stack).
         tilt_angles
-            Angles in degrees in the stack's order, or a file of them; they go before those of the metadata. Where they
-            are given, no metadata are looked for.
+            Angles in degrees, in the stack's order, or a file of them. They are used instead of the metadata's angles,
+            and then no other metadata are searched for.
         metadata
-            What a program left behind: Warp's `.xml` or `.tomostar`, AreTomo's `.aln` and `_CTF.txt`, IMOD's `.tlt`,
-            `.xf` (what lies beside them by the same name belongs to them) and `.defocus`, RELION's `.star`, SerialEM's
-            `.mdoc`; or several of them, each of which adds what those before it do not know; or metadata already read.
-            By default the files beside the stack with its name, in this order, and SHREC's
-            `alignment_simulated.txt` (whose sign is turned).
+            A file of metadata: Warp's `.xml` or `.tomostar`, AreTomo's `.aln` or `_CTF.txt`, IMOD's `.tlt` or `.xf`
+            (other IMOD files of the same name are read with it) or `.defocus`, RELION's `.star`, SerialEM's `.mdoc`.
+            Or several of them, where each adds what the ones before it lack; or metadata that were read before. By
+            default the files beside the stack with its name, in this order, and SHREC's `alignment_simulated.txt`
+            (whose sign is reversed).
         pixel_size
-            Å; by default the header's, or the metadata's where the header has none and they speak of images of this
-            size.
+            Å; by default the header's. Where the header has none, the metadata's, if they describe images of this size.
 
         Notes
         -----
-        The tilts are read as they lie in the stack; `aligned` shifts and turns them. Sections that the metadata leave
-        out (dark frames) are no tilts of the series. Of an `.ali`, which is aligned already, only angles are read.
+        The tilts are read as they are in the stack; `aligned` shifts and rotates them. Sections that the metadata leave
+        out (dark frames) are left out of the series, too. For an `.ali`, which is aligned already, only the angles are
+        read.
 
         Raises
         ------
         FileNotFoundError
             If the stack or its angles are missing.
         FileFormatError
-            If a file is damaged, or metadata and tilts differ in number; the message names both files.
+            If a file is damaged, or the metadata describe more or fewer tilts than there are; the message names both
+            files.
         """
         stack = _find_stack(Path(path))
         tilts, header_size = read_mrc(stack, stack=True)
@@ -140,19 +141,20 @@ class TiltSeries:
     ) -> Self:
         """Project a reconstructed tomogram, or a pair of half tomograms, so that its tilts serve as style.
 
-        What does not come back: means, and a part of the noise below `1 / (depth · Δθ)` across the axis, where
-        neighbours share the rest; see `faket_aug.reprojection`. `NoiseModel.fit_unpaired` needs noise that they do not
-        share: give it tilts of a pair, never those of one tomogram.
+        The projections lack the means of the measured tilts. They also lack a part of the noise at frequencies below
+        `1 / (depth · Δθ)` across the axis, and neighbouring tilts share the rest of it; see
+        `faket_aug.tomography.reprojection`. `NoiseModel.fit_unpaired` needs noise that neighbours do not share: give it
+        the tilts of a pair of half tomograms, never those of a single tomogram.
 
         Parameters
         ----------
         tomogram
             `(z, y, x)` with the tilt axis along y, or the path of an MRC file; or a pair (even, odd) of such.
         tilt_angles
-            Degrees, or a file of them (`.tlt`): of all tilts that were reconstructed, with their signs turned where the
-            tomogram's z runs the other way.
+            Angles of all tilts that were reconstructed, degrees, or a file of them (`.tlt`). Reverse their signs where
+            the tomogram's z axis points the other way.
         filter, halves
-            As `reproject` and `reproject_halves` (for pairs).
+            As for `reproject` and, for pairs, `reproject_halves`.
         dark
             Whether particles are dark in the tomogram. If not, it is negated.
         voxel_size
@@ -161,7 +163,7 @@ class TiltSeries:
         Raises
         ------
         ValueError, FileFormatError
-            As `reproject` and `reproject_halves`; or if the voxel size is not known.
+            As from `reproject` and `reproject_halves`; or if the voxel size is not known.
         """
         given = [tomogram] if isinstance(tomogram, Tensor | str | Path) else tomogram
         parts = [_volume(part, voxel_size) for part in given]
@@ -173,23 +175,24 @@ class TiltSeries:
         return cls(tilts=tilts if dark else -tilts, tilt_angles=angles, pixel_size=parts[0][1], name=parts[0][2])
 
     def aligned(self, *, shape: tuple[int, int] | None = None, fill: str = "mean") -> Self:
-        """Return the series shifted and turned so that the axis of rotation is y and runs through pixel `n // 2` of x.
+        """Return the series shifted and rotated so that its axis of rotation is y, through pixel `n // 2` of x.
 
-        Angles stay. The metadata of the result say that nothing is left to do: aligning it again returns it.
+        The angles do not change. The metadata of the result describe an aligned series: aligning it again returns it.
 
         Parameters
         ----------
         shape
-            (y, x) of the aligned tilts; by default the tilts' own, with its sides exchanged where the axis lies nearer
-            to the image's x than to its y.
+            `(y, x)` of the aligned tilts. By default the shape of the tilts, with x and y exchanged where the axis lies
+            nearer to the image's x than to its y.
         fill
-            What stands where a turned image does not reach: `"mean"`, the mean of its tilt, or `"edge"`, its nearest
-            pixel. Either way everything is finite.
+            Values of the corners that the rotated image does not cover: `"mean"`, the mean of its tilt, or `"edge"`,
+            its nearest pixel. Both are finite.
 
         Raises
         ------
         ValueError
-            If the series has no metadata, or they hold no alignment, or shifts in Å while the pixel size is not known.
+            If the series has no metadata, or they hold no alignment, or their shifts are in Å and the pixel size is not
+            known.
         """
         metadata = self.metadata
         if metadata is None:
@@ -212,12 +215,12 @@ class TiltSeries:
         method
             `"phase-flip"` or `"wiener"`, see `ContrastTransfer.correct`.
         ctf
-            By default what the metadata say of each tilt.
+            The contrast transfer function; by default that of the metadata.
 
         Raises
         ------
         ValueError
-            If neither `ctf` nor metadata tell the defocus, or the pixel size is not known.
+            If neither `ctf` nor the metadata hold the defocus, or the pixel size is not known.
         """
         if ctf is None:
             if self.metadata is None:
@@ -231,13 +234,10 @@ class TiltSeries:
 
 
 def _volume(source: Volume, voxel_size: float | None) -> tuple[Tensor, float, str]:
-    """A tomogram, its voxel size and its name."""
+    """Read a tomogram, its voxel size and its name."""
     name = "tomogram" if isinstance(source, Tensor) else str(source)
     volume, size = (source, 0.0) if isinstance(source, Tensor) else read_mrc(source)
     size = size if voxel_size is None else voxel_size
     if not size > 0:
         raise ValueError(f"{name}: expected a voxel size in Å, got {size:g}; set `voxel_size`")
     return volume, size, name
-
-
-# --- metadata ---------------------------------------------------------------------------------------------------------

@@ -133,7 +133,7 @@ def test_bad_input() -> None:
     with pytest.raises(FileFormatError, match=r"got 1 outside, the first in row 2 at \[3.0, 4.0, 500.0\]"):
         LabelledTomogram(**vars(good) | {"particles": outside})
     nowhere = table([1], [(float("nan"), 4, 5)])
-    with pytest.raises(FileFormatError, match="real 0: expected finite places of particles"):
+    with pytest.raises(FileFormatError, match="real 0: expected finite positions of particles"):
         LabelledTomogram(**vars(good) | {"particles": nowhere})
     with pytest.raises(ValueError, match="real 0: expected uint8 labels, got torch.int64"):
         LabelledTomogram(**vars(good) | {"labels": good.labels.long()})

@@ -13,16 +13,13 @@ from faket_aug.generation.ice import IceSlab, Slab
 from faket_aug.generation.membranes import (
     HEAD_HALF_THICKNESS,
     MEMBRANE_KINDS,
-    Ellipsoid,
     Membrane,
     MembraneSpecies,
-    Sheet,
-    Surface,
-    Toroid,
     bilayer_profile,
     draw_membrane,
 )
 from faket_aug.generation.stamp import uniform_rotations
+from faket_aug.generation.surfaces import Ellipsoid, Sheet, Surface, Toroid
 
 SURFACES = {
     "sphere": Ellipsoid(np.full(3, 21.0)),

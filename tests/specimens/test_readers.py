@@ -20,13 +20,12 @@ from faket_aug.formats.particles import ParticleList
 from faket_aug.formats.shrec import write_class_conversion_table, write_particle_locations
 from faket_aug.formats.star import write_particles_star
 from faket_aug.specimens.labelling import read_particles
+from faket_aug.specimens.lazy import FileSpecimens, renumbered
 from faket_aug.specimens.readers import (
     CopickSpecimens,
-    FileSpecimens,
     FolderSpecimens,
     PolnetSpecimens,
     read_specimens,
-    renumbered,
 )
 
 needs_copick = pytest.mark.skipif(find_spec("copick") is None, reason="needs the optional package copick")
@@ -141,7 +140,7 @@ def test_bad_plain_folders(tmp_path: Path) -> None:
         FolderSpecimens(tmp_path)
     folder = _plain(tmp_path / "mine", thing)
     (folder / "labels.mrc").rename(folder / "other.mrc")
-    with pytest.raises(FileNotFoundError, match=r"density.mrc: expected labels.mrc with it, found none"):
+    with pytest.raises(FileNotFoundError, match=r"density.mrc: expected labels.mrc beside it, found none"):
         FolderSpecimens(folder)
     write_mrc(folder / "labels.mrc", torch.where(thing.labels == 2, 9, thing.labels), voxel_size=10.0)
     with pytest.raises(FileFormatError, match=r"labels.mrc: expected labels of the class table \(1 small, .*\), got"):
@@ -363,6 +362,19 @@ def test_nothing_is_kept(tmp_path: Path) -> None:
     found = read_specimens(tmp_path / "shrec")
     write_shrec(tmp_path / "shrec" / "model_0", specimen(7))
     assert torch.equal(found[0].density, specimen(7).density)
+
+
+def test_an_error_while_reading_is_no_end() -> None:
+    """An `IndexError` of a reader reaches the one who iterates; slices keep class and settings."""
+
+    def broken() -> GrandModel:
+        raise IndexError("no such section")
+
+    things = FileSpecimens([lambda: specimen(0), broken], dark=False, class_names=CLASS_NAMES)
+    reading = iter(things[:])
+    assert next(reading).name == "specimen 0"
+    with pytest.raises(IndexError, match="no such section"):
+        next(reading)
 
 
 def test_nothing_found(tmp_path: Path) -> None:

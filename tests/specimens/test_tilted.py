@@ -164,8 +164,12 @@ def test_bad_specimens() -> None:
         replace(good, instances=torch.zeros(3, 24, 32, dtype=torch.int32))
     with pytest.raises(FileFormatError, match="specimen 0: tilts: expected finite numbers, got 768 NaN"):
         replace(good, tilts=good.tilts.index_fill(0, torch.tensor(2), torch.nan))
-    with pytest.raises(ValueError, match="floating-point tilts and uint8 labels, got torch.int32 and torch.uint8"):
+    with pytest.raises(ValueError, match="specimen 0: expected floating-point tilts, got torch.int32"):
         replace(good, tilts=good.tilts.int())
+    with pytest.raises(ValueError, match="specimen 0: expected uint8 labels, got torch.int32"):
+        replace(good, labels=good.labels.int())
+    with pytest.raises(FileFormatError, match="specimen 0: expected instances of the 5 rows .*, got 6"):
+        replace(good, instances=torch.full_like(good.labels, 6, dtype=torch.int32))
     with pytest.raises(ValueError, match="tilt_angles"):
         replace(good, tilt_angles=good.tilt_angles[1:])
     with pytest.raises(ValueError, match="`voxel_size` to be more than 0, got 0"):

@@ -72,7 +72,7 @@ def test_neighbours_share_more() -> None:
 def test_what_cannot_be_aligned() -> None:
     series = _measured(np.zeros((len(ANGLES), 2)))
     one = TiltSeries(tilts=series.tilts[:1], tilt_angles=ANGLES[:1])
-    with pytest.raises(ValueError, match="expected two tilts or more, whose neighbours are compared, got 1"):
+    with pytest.raises(ValueError, match="expected two tilts or more, since neighbours are compared, got 1"):
         align_by_neighbours(one)
     with pytest.raises(ValueError, match=r"expected a `band` of two increasing frequencies up to 0.5"):
         align_by_neighbours(series, band=(0.3, 0.1))

@@ -410,7 +410,7 @@ def test_unknown_metadata(tmp_path: Path) -> None:
     (tmp_path / "a.json").write_text("{}")
     with pytest.raises(FileFormatError, match=r"a.json: expected metadata of tilts, a file that ends in .xml, .*.star"):
         TiltSeries.read(stack, metadata=tmp_path / "a.json")
-    with pytest.raises(ValueError, match="expected `metadata` to name a file at least, got an empty list"):
+    with pytest.raises(ValueError, match="expected `metadata` to name at least one file, got an empty list"):
         TiltSeries.read(stack, metadata=[])
 
 
