@@ -145,7 +145,7 @@ def patch_settings(args: argparse.Namespace) -> dict[str, int]:
     }
 
 
-def mixed_patches(args: argparse.Namespace, real: fa.LabelledPatches, fake: fa.FakETDataset) -> fa.FakETDataset:
+def mixed_patches(args: argparse.Namespace, real: fa.LabelledPatches, fake: fa.FakETDataset) -> fa.MixedPatches:
     """Mix real patches with simulated ones, at a share that goes from its first to its last value."""
     if min(args.real_share) == 1:
         return real
@@ -155,7 +155,7 @@ def mixed_patches(args: argparse.Namespace, real: fa.LabelledPatches, fake: fa.F
     return fa.MixedPatches(real, fake, real_share=share, seed=args.seed)
 
 
-def train(args: argparse.Namespace, network: nn.Module, dataset: fa.FakETDataset, name: str, **how: float) -> nn.Module:
+def train(args: argparse.Namespace, network: nn.Module, dataset: fa.PatchDataset, name: str, **how: float) -> nn.Module:
     """Train a copy of a network on a dataset, from its checkpoint where there is one."""
     network = copy.deepcopy(network)
     depends_on = NETWORK + {"pretrained": SIMULATION, "scratch": REAL}.get(name, (*SIMULATION, *REAL, *BOTH))

@@ -16,9 +16,9 @@
 from faket_aug._checks import CacheError, FileFormatError, SimulationError, WeightsError
 from faket_aug._runtime.memory import free_memory_budget, keep_memory
 from faket_aug.data.augmentation import PatchAugmentation
-from faket_aug.data.dataset import FakETDataset
+from faket_aug.data.dataset import FakETDataset, LabelledPatches, PatchDataset
 from faket_aug.data.labelled import LabelledTomogram
-from faket_aug.data.mixing import LabelledPatches, MixedPatches
+from faket_aug.data.mixing import MixedPatches
 from faket_aug.formats.structures import fetch_structure
 from faket_aug.formats.tilt_metadata import TiltMetadata
 from faket_aug.generation.filaments import FilamentSpecies
@@ -82,6 +82,7 @@ __all__ = [
     "ParticleTable",
     "ParticleTemplate",
     "PatchAugmentation",
+    "PatchDataset",
     "PolnetSpecimens",
     "ShrecSpecimens",
     "SimulatedTomogram",

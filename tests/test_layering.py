@@ -41,7 +41,6 @@ ON_THE_GROUND = {
 LONG_MODULES = {
     "simulation.simulator": "all settings of a simulator, and the trip of a specimen",
     "comparison.experiment": "an arm from its data to its score, stage by stage",
-    "data.dataset": "the dataset and its stream",
     "formats.copick": "one format, read and written",
     "generation.templates": "one class, made from maps and from atomic structures, of one file or of many",
     "microscope.noise": "the kinds of noise, and the docstrings of their three fits",

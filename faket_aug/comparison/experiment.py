@@ -21,9 +21,8 @@ from torch.utils.data import DataLoader
 from faket_aug._checks import FileFormatError
 from faket_aug.comparison.measured import MeasuredTomograms, kept_sections, measured_tomogram
 from faket_aug.comparison.settings import AUTO, SCORING_SETTINGS, Arm, Comparison
-from faket_aug.data.dataset import FakETDataset
+from faket_aug.data.dataset import FakETDataset, LabelledPatches, PatchDataset
 from faket_aug.data.labelled import LabelledTomogram
-from faket_aug.data.mixing import LabelledPatches
 from faket_aug.formats._atomic import write_text
 from faket_aug.geometry import joint_angles
 from faket_aug.microscope.noise import NoiseModel
@@ -181,7 +180,7 @@ class Experiment:
                 self.comparison.device
             )
 
-    def dataset(self, arm: Arm, seed: int) -> FakETDataset:
+    def dataset(self, arm: Arm, seed: int) -> PatchDataset:
         """The patches that an arm is trained on."""
         made = self.comparison
         folders = list(made.train)[: arm.tomograms]

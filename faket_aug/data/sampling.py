@@ -13,8 +13,9 @@ from torch import Tensor
 
 from faket_aug._checks import check_choice, check_count, check_fraction
 from faket_aug._random import numpy_generator
-from faket_aug._runtime.threads import concrete_device
+from faket_aug._runtime.threads import concrete_device, intra_op_threads, use_on_current_stream
 from faket_aug.data.augmentation import PatchAugmentation
+from faket_aug.data.labelled import LabelledTomogram
 from faket_aug.data.patches import Size, clamp_center, cut, normalize, sphere_labels
 from faket_aug.geometry import half_turn_about_tilt_axis
 from faket_aug.simulation.tomogram import SimulatedTomogram
@@ -47,8 +48,8 @@ class LiveTomogram:
     radii: Mapping[int, float]
 
     @classmethod
-    def of(cls, made: SimulatedTomogram, *, radii: Mapping[int, float]) -> Self:
-        """Keep of a simulated tomogram what patches need."""
+    def of(cls, made: SimulatedTomogram | LabelledTomogram, *, radii: Mapping[int, float]) -> Self:
+        """Keep what patches need of a tomogram."""
         nearest = np.rint(made.particles.positions)
         inside = ((nearest >= 0) & (nearest < np.array(made.labels.shape))).all(axis=1)
         # The middle of a vesicle is no place to look for a particle.
@@ -153,3 +154,37 @@ class PatchSampler:
             return cut(live.labels, center, self.patch_size)
         origin = center - np.array(self.patch_size) // 2
         return sphere_labels(self.patch_size, origin, live.particles.classes, live.particles.positions, live.radii)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TomogramPatches:
+    """The patches of one tomogram, drawn by number.
+
+    Parameters
+    ----------
+    live
+        The tomogram.
+    sampler
+        Draws the patches.
+    seed, epoch, tomogram
+        The address of the random numbers; the number of the patch completes it.
+    device
+        The device that the patches are put on.
+    threads
+        Intra-op threads that draw them. Their number changes the last bits.
+    """
+
+    live: LiveTomogram
+    sampler: PatchSampler
+    seed: int
+    epoch: int
+    tomogram: int
+    device: str
+    threads: int
+
+    def draw(self, patch: int) -> Patch:
+        """Draw the patch of this number."""
+        with torch.no_grad(), intra_op_threads(self.threads):
+            use_on_current_stream((self.live.tomogram, self.live.labels))
+            address = {"seed": self.seed, "epoch": self.epoch, "tomogram": self.tomogram, "patch": patch}
+            return self.sampler.sample(self.live, **address, device=self.device)

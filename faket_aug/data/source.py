@@ -1,56 +1,250 @@
-"""Where the specimens of an epoch come from: a sequence, or a generator."""
+"""Where the tomograms of a stream come from: simulated from specimens, or read with their labels."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol, TypeVar
 
 from faket_aug._checks import SimulationError, check_count
 from faket_aug._random import numpy_generator
+from faket_aug._runtime.threads import intra_op_threads
+from faket_aug.data.labelled import LabelledTomogram
+from faket_aug.data.patches import Size, check_fits
+from faket_aug.data.sampling import LiveTomogram, PatchSampler, TomogramPatches, check_radii
 from faket_aug.generation.generator import GrandModelGenerator
+from faket_aug.simulation.simulator import FakETSimulator
+from faket_aug.simulation.tomogram import SimulatedTomogram
 from faket_aug.specimens.tilted import Specimen
 
+T = TypeVar("T")
 
-def tomograms_of_epoch(specimens: Sequence[Specimen] | GrandModelGenerator, wanted: int | None) -> int:
-    """Return how many tomograms an epoch has: as many as wanted, or one for each specimen of a sequence.
 
-    Raises
-    ------
-    ValueError
-        If there are no specimens, or nobody says how many tomograms a generator is asked for.
+class Maker(Protocol):
+    """What computes for a source: a simulator or a generator."""
+
+    @property
+    def device(self) -> str:
+        """Where it computes."""
+
+    @property
+    def threads(self) -> int:
+        """How many intra-op threads it uses."""
+
+
+class Source(Protocol):
+    """Where the tomograms of a stream come from.
+
+    The tomogram of an address `(seed, epoch, tomogram)` is always the same one, whoever asks for it.
     """
-    if isinstance(specimens, GrandModelGenerator):
-        if wanted is None:
+
+    @property
+    def seed(self) -> int:
+        """The seed of all random numbers."""
+
+    @property
+    def patch_size(self) -> Size:
+        """The size of a patch, (z, y, x) in voxels."""
+
+    @property
+    def tomograms_per_epoch(self) -> int:
+        """How many tomograms an epoch has."""
+
+    @property
+    def patches_per_tomogram(self) -> int:
+        """How many patches each tomogram gives."""
+
+    @property
+    def item_device(self) -> str:
+        """The device that the patches are put on."""
+
+    def makers(self) -> Sequence[tuple[str, Maker]]:
+        """List what computes on a device with threads, each with its name for messages."""
+
+    def make(self, epoch: int, tomogram: int) -> TomogramPatches:
+        """Make a tomogram of an epoch, ready to draw its patches.
+
+        Raises
+        ------
+        SimulationError
+            If it cannot be made. The message names the specimen.
+        """
+
+    def fingerprint(self) -> dict[str, Any]:
+        """Return what a saved state must agree with beyond the properties above, as JSON types."""
+
+
+class SampledSource:
+    """What simulated and real tomograms share: one sampler draws the patches of all of them."""
+
+    def __init__(
+        self,
+        *,
+        sampler: PatchSampler,
+        tomograms_per_epoch: int,
+        patches_per_tomogram: int,
+        radii: Mapping[int | str, float] | None,
+        seed: int,
+        item_device: str,
+    ) -> None:
+        check_count("tomograms_per_epoch", tomograms_per_epoch)
+        check_count("patches_per_tomogram", patches_per_tomogram)
+        check_count("seed", seed, zero=True)
+        check_radii(radii, sampler.target)
+        self.sampler = sampler
+        self.radii = None if radii is None else dict(radii)
+        # Whole numbers of NumPy would not fit JSON.
+        self.tomograms_per_epoch = int(tomograms_per_epoch)
+        self.patches_per_tomogram = int(patches_per_tomogram)
+        self.seed = int(seed)
+        self.item_device = item_device
+
+    @property
+    def patch_size(self) -> Size:
+        """The size of a patch, (z, y, x) in voxels."""
+        return self.sampler.patch_size
+
+    def fingerprint(self) -> dict[str, Any]:
+        """Return nothing: the numbers that every source has say enough."""
+        return {}
+
+    def _radii_in_voxels(self, specimen: Specimen | LabelledTomogram) -> dict[int, float]:
+        numbers = {name: number for number, name in specimen.class_names.items()}
+        radii = {}
+        for key, radius in (self.radii or {}).items():
+            number = numbers.get(key) if isinstance(key, str) else key
+            if number is None:
+                raise ValueError(f"expected `radii` for classes among {', '.join(numbers)}, got {key!r}")
+            radii[number] = radius / specimen.label_voxel_size
+        return radii
+
+    def _patches(
+        self,
+        made: SimulatedTomogram | LabelledTomogram,
+        radii: Mapping[int, float],
+        epoch: int,
+        tomogram: int,
+        *,
+        threads: int,
+    ) -> TomogramPatches:
+        return TomogramPatches(
+            live=LiveTomogram.of(made, radii=radii),
+            sampler=self.sampler,
+            seed=self.seed,
+            epoch=epoch,
+            tomogram=tomogram,
+            device=self.item_device,
+            threads=threads,
+        )
+
+
+class SimulatedSource(SampledSource):
+    """Tomograms that a simulator makes of specimens.
+
+    Parameters
+    ----------
+    specimens
+        A sequence of specimens, or a generator, which makes a new one for each tomogram.
+    simulator
+        Makes the tomograms.
+    tomograms_per_epoch
+        By default one for each specimen of a sequence.
+    settings
+        How patches are drawn, see `FakETDataset`.
+    """
+
+    def __init__(
+        self,
+        specimens: Sequence[Specimen] | GrandModelGenerator,
+        simulator: FakETSimulator,
+        *,
+        tomograms_per_epoch: int | None,
+        **settings: Any,
+    ) -> None:
+        if not isinstance(specimens, GrandModelGenerator):
+            tomograms_per_epoch = _count("specimen", specimens, tomograms_per_epoch)
+        elif tomograms_per_epoch is None:
             raise ValueError("expected `tomograms_per_epoch` with a generator, which has no end of its own, got None")
-    elif len(specimens) == 0:
-        raise ValueError("expected at least one specimen, got none")
-    elif wanted is None:
-        wanted = len(specimens)
-    check_count("tomograms_per_epoch", wanted)
-    return int(wanted)
+        super().__init__(tomograms_per_epoch=tomograms_per_epoch, **settings)
+        self.specimens = specimens
+        self.simulator = simulator
+
+    def makers(self) -> list[tuple[str, Maker]]:
+        """List the simulator and, if there is one, the generator."""
+        generators = [("generator", self.specimens)] if isinstance(self.specimens, GrandModelGenerator) else []
+        return [("simulator", self.simulator), *generators]
+
+    def make(self, epoch: int, tomogram: int) -> TomogramPatches:
+        """Simulate a tomogram."""
+        specimen = self._specimen(epoch, tomogram)
+        try:
+            check_fits(self.patch_size, specimen.labels.shape)
+            radii = self._radii_in_voxels(specimen)
+        except ValueError as error:
+            raise SimulationError(f"{specimen.name}: {error}") from error
+        made = self.simulator(specimen, seed=self.seed, epoch=epoch, tomogram=tomogram)
+        return self._patches(made, radii, epoch, tomogram, threads=self.simulator.threads)
+
+    def _specimen(self, epoch: int, tomogram: int) -> Specimen:
+        if not isinstance(self.specimens, GrandModelGenerator):
+            return _one_of("specimen", self.specimens, self.seed, epoch, tomogram)
+        try:
+            return self.specimens.generate(seed=self.seed, epoch=epoch, tomogram=tomogram)
+        except Exception as error:
+            which = f"generated specimen {tomogram} of epoch {epoch}"
+            raise SimulationError(f"{which}: {type(error).__name__}: {error}") from error
 
 
-def specimen_of(
-    specimens: Sequence[Specimen] | GrandModelGenerator, *, seed: int, epoch: int, tomogram: int
-) -> Specimen:
-    """Return the specimen of a tomogram: a new one of a generator, or one of a sequence.
+class LabelledSource(SampledSource):
+    """Real tomograms with labels: nothing is simulated.
 
-    A sequence is shuffled anew each time all of its specimens were used.
-
-    Raises
-    ------
-    SimulationError
-        If it cannot be had; the message says which.
+    Parameters
+    ----------
+    tomograms
+        A sequence of labelled tomograms.
+    tomograms_per_epoch
+        By default as many as there are.
+    settings
+        How patches are drawn, see `FakETDataset`.
     """
-    if isinstance(specimens, GrandModelGenerator):
-        which = f"generated specimen {tomogram} of epoch {epoch}"
-    else:
-        round_, place = divmod(tomogram, len(specimens))
-        order = numpy_generator(seed, "specimen", epoch=epoch, tomogram=round_).permutation(len(specimens))
-        number = int(order[place])
-        which = f"specimen {number}"
+
+    def __init__(
+        self, tomograms: Sequence[LabelledTomogram], *, tomograms_per_epoch: int | None, **settings: Any
+    ) -> None:
+        super().__init__(tomograms_per_epoch=_count("tomogram", tomograms, tomograms_per_epoch), **settings)
+        self.tomograms = tomograms
+
+    def makers(self) -> list[tuple[str, Maker]]:
+        """List nothing."""
+        return []
+
+    def make(self, epoch: int, tomogram: int) -> TomogramPatches:
+        """Read a tomogram."""
+        # A sequence may compute when it reads: with one thread, in the main process as in workers.
+        with intra_op_threads(1):
+            made = _one_of("tomogram", self.tomograms, self.seed, epoch, tomogram)
+        try:
+            check_fits(self.patch_size, made.labels.shape)
+            if self.sampler.target == "shape" and len(made.particles) and not bool(made.labels.any()):
+                raise ValueError(
+                    'expected labels for `target="shape"`, got particles and no labels; set `target="sphere"` and '
+                    "`radii`, or read `labels`"
+                )
+            return self._patches(made, self._radii_in_voxels(made), epoch, tomogram, threads=1)
+        except ValueError as error:
+            raise SimulationError(f"{made.name}: {error}") from error
+
+
+def _count(what: str, things: Sequence[object], wanted: int | None) -> int:
+    if len(things) == 0:
+        raise ValueError(f"expected at least one {what}, got none")
+    return len(things) if wanted is None else wanted
+
+
+def _one_of(what: str, things: Sequence[T], seed: int, epoch: int, tomogram: int) -> T:
+    """Return the one that a tomogram is made of. The order is drawn anew each time all of them were used."""
+    turn, place = divmod(tomogram, len(things))
+    number = int(numpy_generator(seed, "specimen", epoch=epoch, tomogram=turn).permutation(len(things))[place])
     try:
-        if isinstance(specimens, GrandModelGenerator):
-            return specimens.generate(seed=seed, epoch=epoch, tomogram=tomogram)
-        return specimens[number]
+        return things[number]
     except Exception as error:
-        raise SimulationError(f"{which}: {type(error).__name__}: {error}") from error
+        raise SimulationError(f"{what} {number}: {type(error).__name__}: {error}") from error

@@ -17,7 +17,7 @@ from torch.nn import functional
 from torch.utils.data import DataLoader
 
 from faket_aug._checks import check_choice
-from faket_aug.data.dataset import FakETDataset
+from faket_aug.data.dataset import PatchDataset
 from faket_aug.formats._atomic import atomic_path, make_writable_folder
 from faket_aug.picking.history import TrainingHistory
 from faket_aug.picking.logs import LOGS, TrainingLog, progress_bar
@@ -345,7 +345,7 @@ class _Run:
         loader, dataset = self.loader, self.loader.dataset
         if hasattr(loader, "state_dict"):
             return {"loader": loader.state_dict()}
-        if isinstance(dataset, FakETDataset) and loader.batch_size is not None:
+        if isinstance(dataset, PatchDataset) and loader.batch_size is not None:
             told: dict[str, Any] = {
                 "batch_size": loader.batch_size,
                 "num_workers": loader.num_workers,

@@ -10,8 +10,9 @@ import pytest
 import torch
 
 from faket_aug import FileFormatError, SimulationError
+from faket_aug.data.dataset import LabelledPatches
 from faket_aug.data.labelled import LabelledTomogram
-from faket_aug.data.mixing import LabelledPatches, MixedPatches
+from faket_aug.data.mixing import MixedPatches
 from tests._helpers import SHAPE, assert_same_items, dataset, generator, indices, loader, specimens, table, unbatched
 
 PATCHES: dict[str, Any] = {"patch_size": 8, "patches_per_tomogram": 5, "shift": 2}

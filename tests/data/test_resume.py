@@ -720,7 +720,7 @@ def test_dataset_can_be_sent_to_another_process() -> None:
     """What a spawned worker gets is enough to go on: settings, ranks, epoch; but no position of this process."""
     data = _data()
     next(iter(data))
-    settings_ = data.__getstate__()
+    settings_ = data._stream.__getstate__()
     assert settings_["_ranks"] is None  # not known here: a rank that is started with a copy finds its own
     assert settings_["_position"] is None
     assert torch.is_tensor(settings_["_progress"]._cell)
@@ -731,10 +731,10 @@ def test_copy_finds_its_own_rank(monkeypatch: pytest.MonkeyPatch) -> None:
     """A dataset copied before the ranks are known takes its rank where it is used: no two ranks read the same."""
     copied = copy.deepcopy(_data())
     monkeypatch.setenv("RANK", "1")
-    assert copied._rank_and_world() == (0, 1)  # half an environment is none
+    assert copied._stream._rank_and_world() == (0, 1)  # half an environment is none
     monkeypatch.setenv("WORLD_SIZE", "2")
-    assert copied._rank_and_world() == (1, 2)
-    assert copied.__getstate__()["_ranks"] == (1, 2)
+    assert copied._stream._rank_and_world() == (1, 2)
+    assert copied._stream.__getstate__()["_ranks"] == (1, 2)
 
 
 def test_copy_reaches_its_persistent_workers() -> None:
