@@ -1,4 +1,4 @@
-"""Making the next thing while the present ones are used."""
+"""Making the next value in the background while the present ones are used."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class MakeAhead(Generic[K, V]):
     Parameters
     ----------
     make
-        Makes the value of a key; its errors reach the taker.
+        Makes the value of a key. `take` raises its errors.
     keys
         The keys, in the order in which their values will be taken.
     """
@@ -26,21 +26,21 @@ class MakeAhead(Generic[K, V]):
     def __init__(self, make: Callable[[K], V], keys: Iterable[K]) -> None:
         self._make = make
         self._keys = iter(keys)
-        # The executor joins its thread when the interpreter ends, whatever becomes of this object.
+        # The executor joins its thread when the interpreter ends, even if nobody closes this object.
         self._executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix=_THREAD_NAME)
         self._ahead: Future[V] | None = None
         self._start_next()
 
     def take(self) -> V:
-        """Return the next value, waiting for it if need be, and begin with the one after it."""
+        """Return the next value, and begin to make the one after it. Wait for the value if it is not ready."""
         assert self._ahead is not None, "as many values as keys are taken"
         value = self._ahead.result()
         self._start_next()
         return value
 
     def close(self) -> None:
-        """Drop what is queued and wait for the thread."""
-        # The garbage of a forgotten pass may be collected in the very thread that is to be waited for.
+        """Drop the values that were not taken, and wait for the thread."""
+        # A forgotten pass may be garbage-collected in the thread itself, which cannot wait for itself.
         inside = threading.current_thread().name.startswith(_THREAD_NAME)
         self._executor.shutdown(wait=not inside, cancel_futures=True)
         self._ahead = None

@@ -8,7 +8,7 @@ import torch
 
 
 def known_ranks() -> tuple[int, int] | None:
-    """Return rank and world size of `torch.distributed`, or of torchrun's environment; nothing where unknown yet."""
+    """Return rank and world size, from `torch.distributed` or torchrun's environment; `None` if they are not known."""
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         return torch.distributed.get_rank(), torch.distributed.get_world_size()
     if "RANK" in os.environ and "WORLD_SIZE" in os.environ:
@@ -17,5 +17,5 @@ def known_ranks() -> tuple[int, int] | None:
 
 
 def current_gpu() -> int | None:
-    """Return the index of this thread's current GPU, or nothing before CUDA is used."""
+    """Return the index of this thread's current GPU; `None` before CUDA is used."""
     return torch.cuda.current_device() if torch.cuda.is_initialized() else None  # type: ignore[no-untyped-call]

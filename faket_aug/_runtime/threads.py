@@ -1,4 +1,4 @@
-"""Where work runs: on a device that can be used, with a fixed number of threads, which changes the last bits."""
+"""Devices, streams and intra-op threads. The number of threads changes the last bits of results, so it is fixed."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 
 @contextmanager
 def intra_op_threads(count: int) -> Iterator[None]:
-    """Run the body with `count` intra-op threads in this thread, then restore the number."""
+    """Run the body with `count` intra-op threads, then restore the number that was set before."""
     before = torch.get_num_threads()
     if before == count:
         yield
@@ -24,7 +24,7 @@ def intra_op_threads(count: int) -> Iterator[None]:
 
 
 def in_forked_process() -> bool:
-    """Tell whether this process was made by `fork` of the process that started it."""
+    """Tell whether this process was started by `fork`."""
     process = multiprocessing.current_process()
     if multiprocessing.parent_process() is None:
         return False
@@ -33,12 +33,12 @@ def in_forked_process() -> bool:
 
 
 def usable_device(name: str) -> torch.device:
-    """Return a device, or say why it cannot be used.
+    """Return a device if it can be used here.
 
     Raises
     ------
     ValueError
-        If CUDA is asked for in a forked process, or where there is none.
+        If CUDA is asked for in a forked process, or there is no GPU.
     """
     device = torch.device(name)
     if device.type == "cuda":
@@ -53,10 +53,10 @@ def usable_device(name: str) -> torch.device:
 
 
 class SideStream:
-    """A stream of its own on a GPU, for work beside what the GPU is used for; nothing on a CPU.
+    """A stream on a GPU for work beside the main work of this GPU. On a CPU it does nothing.
 
-    There is one for all that is made: memory that was used on a stream is reused on that stream only. A copy in another
-    process has one of its own.
+    Everything that is made uses this one stream, because memory is reused only on the stream that it was used on. A
+    copy in another process has its own stream.
     """
 
     def __init__(self) -> None:
@@ -67,26 +67,26 @@ class SideStream:
 
     @contextmanager
     def of(self, names: Sequence[str], index: int | None) -> Iterator[None]:
-        """Run the body on the stream of the first GPU that is named; `index` is the one that a plain `"cuda"` means."""
+        """Run the body on a stream of the first GPU among `names`. `index` tells which GPU a plain `"cuda"` means."""
         device = next((device for device in map(torch.device, names) if device.type == "cuda"), None)
         if device is None:
             yield
             return
         if self._stream is None:
             self._stream = torch.cuda.Stream(torch.device("cuda", index) if device.index is None else device)  # type: ignore[no-untyped-call]
-        # What it reads may have been made on the stream that is left; and it makes its device the current one.
+        # The body may read what was made on the stream before it. `stream` also makes its device the current one.
         self._stream.wait_stream(torch.cuda.current_stream(self._stream.device))
         with torch.cuda.stream(self._stream):
             yield
 
 
 def concrete_device(name: str | torch.device) -> torch.device:
-    """Return a device as tensors have it: a plain `"cuda"` is the current GPU, with its index."""
+    """Return a device as a tensor names it: a plain `"cuda"` becomes the current GPU, with its index."""
     return torch.empty(0, device=name).device
 
 
 def use_on_current_stream(tensors: Iterable[torch.Tensor]) -> None:
-    """Keep the memory of what lies on a GPU, and another stream made, until what is launched on this one is done."""
+    """Keep the memory of GPU tensors that another stream made, until the work of the current stream on them is done."""
     for tensor in tensors:
         if tensor.is_cuda:
             tensor.record_stream(torch.cuda.current_stream(tensor.device))

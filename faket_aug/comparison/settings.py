@@ -15,8 +15,9 @@ from faket_aug.generation.templates import find_templates, read_templates
 from faket_aug.microscope.ctf import ContrastTransfer
 from faket_aug.microscope.imperfections import Imperfections
 from faket_aug.picking.clustering import BANDWIDTH, METHODS
-from faket_aug.picking.inference import OVERLAP, PRECISIONS, TILE_SIZE, check_tiles
+from faket_aug.picking.inference import OVERLAP, TILE_SIZE, check_tiles
 from faket_aug.picking.network import WIDTHS
+from faket_aug.picking.precision import PRECISIONS
 from faket_aug.picking.settings import LEARNING_RATE
 from faket_aug.simulation.simulator import MODALITIES, FakETSimulator
 from faket_aug.style.transfer import STYLE_LAYERS

@@ -1,4 +1,4 @@
-"""Geometric augmentation of patches, drawn from an address and applied identically to image and label."""
+"""Flips, rotations and scalings of patches, the same for image and label."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _AXES = ("z", "y", "x")
 
 @dataclass(frozen=True, kw_only=True)
 class AugmentationParameters:
-    """What was drawn: flips and half turns about (z, y, x), rotation in degrees about (x, y, z), scale."""
+    """The parameters of one patch: flips and half turns along (z, y, x), rotation in degrees about (x, y, z), scale."""
 
     flips: tuple[bool, bool, bool]
     half_turns: tuple[bool, bool, bool]
@@ -28,29 +28,29 @@ class AugmentationParameters:
 
 @dataclass(frozen=True, kw_only=True)
 class PatchAugmentation:
-    """Random flips, half turns, rotations and scalings of patches, by kornia.
+    """Random flips, half turns, rotations and scalings of patches.
 
-    The missing wedge lies about the beam (z) in the plane across the tilt axis (y). Flips and half turns about the
-    axes leave it where it is, if the tilts go equally far to both sides; any other rotation turns it, so that is
-    refused unless asked for.
+    The missing wedge lies around the beam axis (z), in the plane perpendicular to the tilt axis (y). Flips, and
+    rotations by 180° about the axes, do not change it if the tilt range is symmetric. All other rotations rotate it.
+    They are refused unless `keep_missing_wedge` is `False`.
 
     Parameters
     ----------
     flips
-        Axes, of `"zyx"`, along which a patch may be mirrored. A mirrored particle has the other hand.
+        Axes, of `"zyx"`, along which a patch may be mirrored. A mirrored particle has the other handedness.
     half_turns
-        Axes, of `"zyx"`, about which a patch may be turned by 180°.
+        Axes, of `"zyx"`, about which a patch may be rotated by 180°.
     rotation_deg
-        Largest rotation about (x, y, z), degrees; drawn evenly from ± these.
+        Largest rotation about (x, y, z), in degrees. Rotations are drawn uniformly between plus and minus this.
     scale
-        Range of magnifications, drawn evenly.
+        Smallest and largest magnification, drawn uniformly.
     keep_missing_wedge
-        Refuse rotations that turn the missing wedge.
+        Whether rotations that would rotate the missing wedge are refused.
 
     Raises
     ------
     ValueError
-        For rotations with `keep_missing_wedge`, unknown axes, or a scale of 0.
+        If a rotation is given with `keep_missing_wedge`, an axis is unknown, or a scale is 0.
     """
 
     flips: str = ""
@@ -69,16 +69,16 @@ class PatchAugmentation:
         if self.keep_missing_wedge and any(self.rotation_deg):
             raise ValueError(
                 f"expected no rotation with `keep_missing_wedge`, got `rotation_deg` {self.rotation_deg}: it would "
-                "turn the missing wedge; set `keep_missing_wedge` to False, or use `half_turns`"
+                "rotate the missing wedge; set `keep_missing_wedge` to False, or use `half_turns`"
             )
 
     @property
     def interpolates(self) -> bool:
-        """Whether values change: flips and half turns only move them."""
+        """Whether voxel values are interpolated. Flips and half turns only move them."""
         return any(self.rotation_deg) or self.scale != (1.0, 1.0)
 
     def draw(self, generator: np.random.Generator) -> AugmentationParameters:
-        """Draw the parameters of one patch; the same number of draws, whatever the settings."""
+        """Draw the parameters of one patch. The settings do not change how many numbers are drawn."""
         coins, turns = generator.random(6) < 0.5, generator.uniform(-1.0, 1.0, 3)
         low, high = self.scale
         return AugmentationParameters(
@@ -120,7 +120,7 @@ def _choose(axes: str, coins: npt.NDArray[np.bool_]) -> tuple[bool, bool, bool]:
 
 
 def _axes_to_flip(parameters: AugmentationParameters) -> tuple[int, ...]:
-    """Half turns about one axis run the two others backwards; two flips of one axis cancel."""
+    """List the axes to flip: a half turn about one axis flips the two others, and two flips of one axis cancel."""
     flipped = list(parameters.flips)
     for axis, turned in enumerate(parameters.half_turns):
         if turned:
@@ -130,7 +130,7 @@ def _axes_to_flip(parameters: AugmentationParameters) -> tuple[int, ...]:
 
 
 def _warp(volume: Tensor, parameters: AugmentationParameters, resample: str) -> Tensor:
-    """Rotate and scale about the patch's middle with kornia, by given parameters: it draws nothing itself."""
+    """Rotate and scale about the centre of the patch with kornia, which draws nothing itself."""
     # kornia is imported here: it takes seconds, and most patches need flips only.
     from kornia.augmentation import RandomAffine3D
 

@@ -1,4 +1,4 @@
-"""Patches cut from volumes: where, how large, and made comparable."""
+"""Cutting patches from volumes, normalizing them, and drawing spheres as labels."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ Size = tuple[int, int, int]
 
 
 def as_size(patch_size: int | Sequence[int]) -> Size:
-    """Return a patch size as `(z, y, x)`; one number is a cube.
+    """Return a patch size as `(z, y, x)`. One number means a cube.
 
     Raises
     ------
@@ -42,9 +42,9 @@ def clamp_center(center: npt.ArrayLike, size: Size, shape: Sequence[int]) -> npt
     Parameters
     ----------
     center
-        `(3,)`, (z, y, x), voxels; rounded first.
+        `(3,)`, (z, y, x) in voxels. It is rounded first.
     size
-        The patch's size; its centre is voxel `size // 2`.
+        The size of the patch. Its centre is voxel `size // 2`.
     shape
         The volume's shape (z, y, x).
 
@@ -61,16 +61,16 @@ def clamp_center(center: npt.ArrayLike, size: Size, shape: Sequence[int]) -> npt
 
 
 def cut(volume: Tensor, center: npt.NDArray[np.int64], size: Size) -> Tensor:
-    """Cut a patch of `size` with its voxel `size // 2` at `center` out of `(z, y, x)`; a view, no copy."""
+    """Cut a patch out of `(z, y, x)`, with its voxel `size // 2` at `center`. It is a view, not a copy."""
     z, y, x = (slice(int(c) - s // 2, int(c) - s // 2 + s) for c, s in zip(center, size, strict=True))
     return volume[z, y, x]
 
 
 def normalize(patch: Tensor) -> Tensor:
-    """Bring a patch to mean 0 and deviation 1; a constant one becomes 0."""
+    """Bring a patch to mean 0 and standard deviation 1. A constant patch becomes 0."""
     wide = patch.double()
     mean, std = wide.mean(), wide.std(correction=0)
-    # The bound is what float32's rounding makes of a constant patch. Nothing here waits for a GPU.
+    # Rounding in float32 leaves this much of a constant patch. Nothing here waits for a GPU.
     return torch.where(std <= 1e-7 * mean.abs(), 0.0, (wide - mean) / std).to(patch.dtype)
 
 
@@ -81,22 +81,24 @@ def sphere_labels(
     positions: npt.NDArray[np.float64],
     radii: Mapping[int, float],
 ) -> Tensor:
-    """Draw a sphere for each particle; where spheres overlap the nearer centre wins.
+    """Draw a sphere for each particle. Where spheres overlap, a voxel belongs to the nearest centre.
 
     Parameters
     ----------
     shape
-        Of the patch, (z, y, x).
+        Shape of the patch, (z, y, x).
     origin
-        The volume's voxel at the patch's first voxel.
-    classes, positions
-        Of the particles, `(n,)` and `(n, 3)` (z, y, x) in voxels of the volume.
+        Position of the patch's first voxel in the volume, (z, y, x) in voxels.
+    classes
+        `(n,)`, class of each particle.
+    positions
+        `(n, 3)`, (z, y, x) in voxels of the volume.
     radii
-        Radius of each class in voxels; classes that are not named are not drawn.
+        Radius of each class in voxels. Classes that are not named are not drawn.
 
     Returns
     -------
-    `shape`, int64.
+    The labels, of shape `shape`, int64.
     """
     labels = np.zeros(shape, dtype=np.int64)
     nearest = np.full(shape, np.inf)

@@ -1,4 +1,4 @@
-"""The order of a dataset's streams, and where each stands, shared by the main process and its workers."""
+"""The order of a dataset's streams, one for each worker, and the position of each, which all processes share."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from torch.utils.data import get_worker_info
 
 from faket_aug._random import numpy_generator
 
-#: Workers (streams) that one dataset can have.
+#: The most workers, and so streams, that one dataset can have.
 MAX_STREAMS = 1024
 _EPOCH, _EXPLICIT, _GENERATION, _STREAMS, _FIRST, _HEADER = range(6)
 
 
 @dataclass(kw_only=True)
 class StreamPosition:
-    """How far one stream has come: `delivered` items of `epoch` in stream `stream` of `streams`."""
+    """How far one stream is: it has delivered so many items of an epoch. It is number `stream` of `streams`."""
 
     epoch: int
     stream: int
@@ -43,13 +43,13 @@ class Resume:
         numbers = (self.epoch, self.streams, self.first, *self.delivered)
         if not all(isinstance(n, int) and n >= 0 for n in numbers) or not self.first < self.streams <= MAX_STREAMS:
             raise ValueError(
-                "expected a state whose `epoch`, `first` and `delivered` are whole numbers of 0 or more, with `first` "
-                f"below `streams`, got {numbers}"
+                "expected a state whose `epoch`, `first` and `delivered` are whole numbers of 0 or more, and whose "
+                f"`first` is less than `streams`, got {numbers}"
             )
 
     @classmethod
     def from_state(cls, state: Mapping[str, Any]) -> Resume:
-        """Take what concerns the position from a state dict."""
+        """Take the position out of a state dict."""
         return cls(
             epoch=state["epoch"],
             streams=state["streams"],
@@ -60,10 +60,10 @@ class Resume:
 
 @dataclass(frozen=True, kw_only=True)
 class NextPass:
-    """What the next pass of a loader is: its epoch, and where it begins.
+    """The next pass of a loader: its epoch, and where it begins.
 
-    `generation` counts the settings, so that a resume point is used once by each stream; `explicit` tells whether the
-    epoch was set by `set_epoch`.
+    `generation` counts how often an epoch or a resume point was set, so that each stream uses a resume point once.
+    `explicit` tells whether `set_epoch` set the epoch.
     """
 
     epoch: int = 0
@@ -75,10 +75,10 @@ class NextPass:
 class SharedProgress:
     """The next pass, for this process and its workers.
 
-    A worker's first pass takes what was set when its process was made (a copy comes with the fork or the pickle: what
-    is set meanwhile is for the next pass). Persistent workers read later passes from shared memory. There every slot
-    has one writer, the main process for what it sets, worker w for what it used, so no lock is needed; the memory has
-    no name, so nothing is left behind.
+    The first pass of a worker is the one that was set when its process began. The worker got a copy of it, by fork or
+    by pickle; what is set later is for the next pass. Persistent workers read later passes from shared memory. Each
+    slot of this memory has one writer: the main process writes what it sets, and each worker writes what it has used.
+    So no lock is needed. The memory has no name, so nothing is left behind.
     """
 
     def __init__(self) -> None:
@@ -101,7 +101,7 @@ class SharedProgress:
         return self._next
 
     def set_epoch(self, epoch: int) -> None:
-        """Set the epoch; a resume point that waits for this epoch stays."""
+        """Set the epoch. A resume point that waits for this epoch stays."""
         waiting = self._next.resume is not None and self.passes_begun == 0 and epoch == self._next.epoch
         self._set(epoch, explicit=True, resume=self._next.resume if waiting else None)
 
@@ -111,7 +111,7 @@ class SharedProgress:
 
     def _set(self, epoch: int, *, explicit: bool, resume: Resume | None) -> None:
         if self._process != os.getpid():
-            # A rank that was given a copy of the dataset: what it sets is not for the other ranks' workers.
+            # A rank has a copy of the dataset: what it sets is not for the workers of other ranks.
             self._process, self._cell = os.getpid(), self._cell.clone()
             self._share()
         generation = self._next.generation + 1
@@ -140,20 +140,20 @@ class SharedProgress:
 
     @property
     def current_resume(self) -> Resume | None:
-        """The resume point, as long as no stream has begun a second pass after it."""
+        """The resume point, until a stream begins a second pass after it."""
         return self._next.resume if int(self._passes.max()) <= 1 else None
 
     @property
     def passes_begun(self) -> int:
-        """How many passes all streams began since the epoch or the resume point was set."""
+        """How many passes all streams have begun since the epoch or the resume point was set."""
         return int(self._passes.sum())
 
     def begin_pass(self, slot: int) -> tuple[NextPass, bool]:
-        """Begin a pass of a worker, or of the main process, which has the slot of worker 0.
+        """Begin a pass of a worker, or of the main process, which uses the slot of worker 0.
 
         Returns
         -------
-        What the pass is, and whether the worker made it before.
+        The pass, and whether the worker has begun the same pass before.
         """
         new_process = self._process != os.getpid()
         is_main = get_worker_info() is None
@@ -166,24 +166,24 @@ class SharedProgress:
 
     @property
     def _passes(self) -> Tensor:
-        """Passes that each worker began since something was set."""
+        """How many passes each worker has begun since something was set."""
         return self._cell[_HEADER + MAX_STREAMS : _HEADER + 2 * MAX_STREAMS]
 
     @property
     def _used(self) -> Tensor:
-        """The generation, plus one, that each worker last began a pass of."""
+        """The generation, plus one, of the last pass that each worker began."""
         return self._cell[_HEADER + 2 * MAX_STREAMS :]
 
 
 def stream_order(tomograms: range, *, patches: int, live: int, seed: int, epoch: int) -> npt.NDArray[np.int64]:
     """Order the patches of a stream's tomograms.
 
-    The k-th tomogram's patches get random times in [k, k + live). Sorted by time, at most `live` tomograms are in use
-    at once, they end one after the other, and the first patch needs only the first of them.
+    Each patch of the k-th tomogram gets a random time in [k, k + live), and the patches are sorted by time. So at most
+    `live` tomograms are in use at once, they end one after the other, and the first patch needs only the first of them.
 
     Returns
     -------
-    `(items, 2)`, rows (tomogram, patch).
+    `(item, 2)`, tomogram and patch of each item.
     """
     if len(tomograms) == 0:
         return np.zeros((0, 2), dtype=np.int64)
@@ -199,22 +199,25 @@ def stream_order(tomograms: range, *, patches: int, live: int, seed: int, epoch:
 def positions_after(
     lengths: list[int], *, start: tuple[int, ...], batches: int, batch_size: int, drop_last: bool
 ) -> tuple[list[int], int]:
-    """Follow a DataLoader's round robin over its workers for a number of batches.
+    """Find how far each worker is after a number of batches.
 
-    Workers deliver whole batches of their own stream in turn; one that has nothing left is passed over.
+    The workers of a `DataLoader` deliver whole batches of their own streams in turn. A worker that has no items left
+    is passed over.
 
     Parameters
     ----------
     lengths
-        Items of each worker's stream.
+        Number of items in the stream of each worker.
     start
-        Items of each that were delivered before.
-    batches, batch_size, drop_last
-        Batches delivered since, and how the loader makes them.
+        Number of items that each worker had delivered before.
+    batches
+        Number of batches that were delivered since.
+    batch_size, drop_last
+        The settings of the loader.
 
     Returns
     -------
-    Items delivered of each worker's stream, and the worker whose turn is next.
+    Number of items that each worker has delivered, and the worker whose turn is next.
     """
     delivered, turn, workers = list(start), 0, len(lengths)
     for _ in range(batches):

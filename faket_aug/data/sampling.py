@@ -25,7 +25,7 @@ TARGETS = ("shape", "sphere")
 
 
 def check_radii(radii: Mapping[int | str, float] | None, target: str) -> None:
-    """Raise a `ValueError` unless there are radii exactly for the target that needs them, each of more than 0 Å."""
+    """Raise a `ValueError` unless `radii` are given with `"sphere"` and only then, and each is more than 0 Å."""
     if (target == "sphere") != (radii is not None):
         raise ValueError(f'expected `radii` with `target="sphere"` and only then, got {radii!r} with {target!r}')
     for key, radius in (radii or {}).items():
@@ -35,10 +35,19 @@ def check_radii(radii: Mapping[int | str, float] | None, target: str) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class LiveTomogram:
-    """What patches are cut from: tomogram and labels `(z, y, x)`, particles, radii in voxels.
+    """A tomogram that patches are cut from.
 
-    `centers` are the rows of the particles whose centre lies in the volume: patches are centred on these. Membranes
-    are not among them.
+    Parameters
+    ----------
+    tomogram, labels
+        `(z, y, x)`.
+    particles
+        The particle table.
+    centers
+        `(n,)`, rows of the particles that patches are centred on. Their centres lie in the volume. Membranes are not
+        among them.
+    radii
+        Radius of each class in voxels, for spheres as targets.
     """
 
     tomogram: Tensor
@@ -52,7 +61,7 @@ class LiveTomogram:
         """Keep what patches need of a tomogram."""
         nearest = np.rint(made.particles.positions)
         inside = ((nearest >= 0) & (nearest < np.array(made.labels.shape))).all(axis=1)
-        # The middle of a vesicle is no place to look for a particle.
+        # The centre of a vesicle is no particle.
         inside &= ~np.isin(made.particles.classes, sorted(made.not_particles))
         return cls(
             tomogram=made.tomogram,
@@ -65,7 +74,7 @@ class LiveTomogram:
 
 @dataclass(frozen=True, kw_only=True)
 class Patch:
-    """A patch: image float32 and label int64 `(z, y, x)`, its centre `(3,)` (z, y, x), the class it is centred on."""
+    """A patch: its image (float32) and label (int64) `(z, y, x)`, its centre (z, y, x), and the class at its centre."""
 
     image: Tensor
     label: Tensor
@@ -101,10 +110,10 @@ class PatchSampler:
         patch: int,
         device: torch.device | str = "cpu",
     ) -> Patch:
-        """Draw the patch of an address, and put it onto a device.
+        """Draw the patch of an address, and put it on a device.
 
-        Where tomogram and patch share a GPU, all of it is done there, and nothing waits for it; but for spheres, which
-        are drawn on the CPU, and augmentation that interpolates.
+        If tomogram and patch are on the same GPU, the work is done there and nothing waits for it. There are two
+        exceptions: spheres are drawn on the CPU, and augmentation that interpolates runs on the CPU.
         """
         generator = numpy_generator(seed, "patch", epoch=epoch, tomogram=tomogram, patch=patch)
         center, particle_class = self._choose_center(live, generator)
@@ -122,7 +131,7 @@ class PatchSampler:
             drawn = numpy_generator(seed, "augmentation", epoch=epoch, tomogram=tomogram, patch=patch)
             image, label = self.augmentation.apply(image, label, self.augmentation.draw(drawn))
             if self.normalize and self.augmentation.interpolates:
-                # It was normalised before, too, so that what came in from outside is the mean.
+                # It was normalised before, too, so that the interpolation fills in the mean at the border.
                 image = normalize(image)
         # Copies of their own: views would keep the whole tomogram alive.
         return Patch(
@@ -137,7 +146,7 @@ class PatchSampler:
         background = generator.random() < self.background_fraction
         place, offset = generator.random(3), generator.integers(-self.shift, self.shift + 1, 3)
         if background or len(live.centers) == 0:
-            # Evenly over the centres that a patch can have: no heap at the edges.
+            # Evenly over the centres that a patch can have, so that positions do not pile up at the edges.
             size = np.array(self.patch_size)
             anywhere = size // 2 + np.floor(place * (np.array(shape) - size + 1))
             return clamp_center(anywhere, self.patch_size, shape), 0

@@ -1,6 +1,6 @@
-"""Picking particles: the network that the published results were made with, from training to the score of its picks.
+"""Picking particles with the network of the published results: training, segmentation, picks and their scores.
 
-Nothing else in the package needs this part; any network for volumes trains on a `FakETDataset`.
+Nothing else in the package needs this part. Any network for volumes can be trained on a `FakETDataset`.
 """
 
 from faket_aug.picking.clustering import Picks, pick

@@ -19,9 +19,9 @@ from faket_aug.formats.particles import ParticleList
 METHODS = ("components", "mean-shift")
 #: DeepFinder's radius of a cluster at 10 Å, voxels.
 BANDWIDTH = 5.0
-#: A piece of another class with less than this share of its neighbour's voxels is a patch of the neighbour.
+#: A piece with less than this share of the voxels of a neighbour of another class belongs to the neighbour.
 HEAL = 0.5
-#: Voxels of one piece that the modes are found from.
+#: The modes of a larger piece are found from about as many of its voxels.
 _LARGEST_PIECE = 20_000
 _MOST_STEPS = 100
 
@@ -35,9 +35,9 @@ class Picks:
     classes
         `(n,)`, class numbers.
     positions
-        `(n, 3)`, (z, y, x) in voxels: the mean of the particle's voxels.
+        `(n, 3)`, (z, y, x) in voxels: the mean position of the particle's voxels.
     sizes
-        `(n,)`, voxels: how sure a pick is.
+        `(n,)`, number of voxels. Large picks are more certain than small ones.
     """
 
     classes: IntArray
@@ -54,7 +54,13 @@ class Picks:
         return len(self.classes)
 
     def larger_than(self, min_sizes: int | Mapping[int, int]) -> Self:
-        """Return the picks of at least so many voxels; with a mapping, by class (classes not named keep all)."""
+        """Return the picks that have at least `min_sizes` voxels.
+
+        Parameters
+        ----------
+        min_sizes
+            One number, or one for each class. A class that is not named keeps all of its picks.
+        """
         if isinstance(min_sizes, Mapping):
             least = np.array([min_sizes.get(int(number), 0) for number in self.classes], dtype=np.int64)
         else:
@@ -63,7 +69,7 @@ class Picks:
         return type(self)(classes=self.classes[keep], positions=self.positions[keep], sizes=self.sizes[keep])
 
     def particles(self, class_names: Mapping[int, str]) -> ParticleList:
-        """Name the classes; what every format of particle lists is written from.
+        """Return a list of particles with class names, from which all formats are written.
 
         Raises
         ------
@@ -91,33 +97,34 @@ def pick(
     Parameters
     ----------
     labels
-        `(z, y, x)`, whole numbers, 0 is background; from `segment`.
+        `(z, y, x)`, class numbers, 0 is background; from `segment`.
     method
-        `"components"`: voxels of one class that touch (also by edges and corners) are a particle, and with it small
-        patches of other classes (see `heal`); fast, and neighbours of one class that touch become one.
-        `"mean-shift"`: DeepFinder's. Voxels of all classes together flow to the modes of their density, each mode is a
-        particle, and most of its voxels give its class; it parts neighbours that touch, and heals particles labelled in
-        patches of several classes. Pieces that do not touch do not see each other, which makes it fast.
+        `"components"`: voxels of one class that touch, also by edges and corners, are one particle. Small pieces of
+        other classes are joined to it, see `heal`. This is fast, but particles of one class that touch become one.
+        `"mean-shift"`, as in DeepFinder: the voxels of all classes together move to the modes of their density. Each
+        mode is a particle, and its most frequent class is the particle's. This separates particles that touch, and
+        joins the pieces of a particle that was labelled with several classes. Voxels that are not connected are
+        treated apart, which is faster.
     bandwidth
-        Of the mean shift, voxels; about the radius of the smallest particles. Particles whose centres are nearer than
-        that become one; much larger ones may be parted.
+        For `"mean-shift"`: the bandwidth in voxels, about the radius of the smallest particles. Particles whose centres
+        are nearer than that become one. Much larger particles may be split.
     heal
-        Of the components: a network labels parts of a particle as another class. A piece that touches a larger one of
-        another class, and has less than this share of its voxels, is a part of that; where several do, of the one with
-        the most contact. 0 leaves all pieces apart.
+        For `"components"`: a network may label a part of a particle as another class. A piece is joined to a larger one
+        of another class if they touch and it has less than this share of its voxels. If it touches several, it is
+        joined to the one with the most contact. 0 joins nothing.
     min_sizes
-        Voxels that a pick has at least; one number, or one for each class (`choose_min_sizes` finds them).
+        The smallest number of voxels of a pick; one number, or one for each class (`choose_min_sizes` finds them).
     ignore
-        Classes that are no particles (membranes, fiducials).
+        Class numbers that are no particles (membranes, fiducials).
 
     Returns
     -------
-    The picks, the largest first; none for labels without particles.
+    The picks, the largest first. There are none if the labels hold no particles.
 
     Raises
     ------
     ValueError
-        For settings that cannot be.
+        If a setting is impossible.
 
     References
     ----------
@@ -142,7 +149,7 @@ def pick(
     return picks.larger_than(min_sizes)
 
 
-#: A class number, a place (z, y, x), a number of voxels.
+#: A class number, a position (z, y, x), a number of voxels.
 _Found = tuple[int, tuple[float, ...], int]
 
 
@@ -177,7 +184,7 @@ def _groups(members: IntArray) -> Iterator[IntArray]:
 
 
 def _healed(voxels: IntArray, classes: npt.NDArray[Any], heal: float) -> tuple[IntArray, IntArray]:
-    """For each voxel of a piece of several classes, to which part of it it belongs, and that part's class."""
+    """Split a piece of several classes into parts: return the part and the class of each of its voxels."""
     from scipy import ndimage
 
     origin = voxels.min(axis=0)
@@ -206,7 +213,7 @@ def _healed(voxels: IntArray, classes: npt.NDArray[Any], heal: float) -> tuple[I
 
 
 def _contacts(parts: IntArray) -> list[tuple[int, int, int]]:
-    """Which numbered parts touch, and by how many pairs of voxels."""
+    """Find the pairs of parts that touch, and by how many pairs of voxels."""
     found = []
     for shift in [step for step in itertools.product((-1, 0, 1), repeat=3) if step > (0, 0, 0)]:
         here = parts[tuple(slice(max(0, s), s if s < 0 else None) for s in shift)]
@@ -226,14 +233,14 @@ def _mean_shift(numbers: npt.NDArray[Any], bandwidth: float) -> Iterator[_Found]
 
 
 def _modes(voxels: IntArray, bandwidth: float) -> IntArray:
-    """For each voxel of a piece, to which mode of their density it belongs."""
+    """Return the mode of the density that each voxel of a piece belongs to."""
     from sklearn.cluster import MeanShift
 
     if 2 * np.linalg.norm(voxels - voxels.mean(axis=0), axis=1).max() <= bandwidth:
         # Every voxel sees all the others: the first step ends in their mean.
         return np.zeros(len(voxels), dtype=np.int64)
-    # Seeds on a grid of the bandwidth, as DeepFinder: a seed for each voxel gives the same modes, much later. Of a
-    # piece without end, as a network labels it that has learned little, a part of the voxels shows where it is dense.
+    # Seeds lie on a grid of the bandwidth, as in DeepFinder: a seed for each voxel gives the same modes, but is slow.
+    # A network that has learned little labels huge pieces: there, a part of the voxels shows where they are dense.
     part = voxels[:: math.ceil(len(voxels) / _LARGEST_PIECE)]
     shift = MeanShift(bandwidth=bandwidth, bin_seeding=True, max_iter=_MOST_STEPS).fit(part)
     return np.asarray(shift.labels_ if len(part) == len(voxels) else shift.predict(voxels), dtype=np.int64)

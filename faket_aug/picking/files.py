@@ -1,4 +1,4 @@
-"""Picks as files that the field's programs read."""
+"""Writing picks for other programs."""
 
 from __future__ import annotations
 
@@ -20,31 +20,31 @@ def write_picks(
     shape: Sequence[int],
     tomogram: str,
 ) -> None:
-    """Write picks for another program; what is there is replaced when the new file is whole.
+    """Write picks for another program. A file that exists is replaced once the new one is complete.
 
     Parameters
     ----------
     path
-        The file; for `"copick"` the project's folder.
+        The file; for `"copick"` the folder of the project.
     picks
-        What `pick` found.
+        The picks, from `pick`.
     format
         `"star3"`, `"star4"` or `"star5"` (RELION), `"deepfinder"` (XML), `"shrec"` (text) or `"copick"`.
     class_names
         Names of the class numbers.
     voxel_size
-        Å, of the tomogram.
+        Voxel size of the tomogram in Å.
     shape
-        `(z, y, x)` of the tomogram.
+        Shape of the tomogram, `(z, y, x)`.
     tomogram
-        Its name, where the format has one.
+        Name of the tomogram, for formats that hold it.
 
     Raises
     ------
     ValueError
-        For another format, or if a class has no name.
+        If the format is unknown, or a class has no name.
     ImportError
-        For `"copick"`, if it is not installed.
+        For `"copick"`, if copick is not installed.
     """
     check_choice("format", format, PARTICLE_FORMATS)
     numbers = {name: number for number, name in class_names.items() if number > 0}

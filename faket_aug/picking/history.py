@@ -1,4 +1,4 @@
-"""How a network is trained, and what a training did."""
+"""What a training did: its losses and validations."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from typing import Any, Self
 
 @dataclass(kw_only=True)
 class TrainingHistory:
-    """What a training did.
+    """What a training did: its losses and validations.
 
     Parameters
     ----------
     losses
-        One a step.
+        The loss of each step.
     validations
-        Step and value of each validation.
+        Step and value of each validation; the lower the value, the better.
     stopped_early
-        Whether it ended because validations no longer got better.
+        Whether the training ended because its validations no longer got better.
     """
 
     losses: list[float]
@@ -27,11 +27,11 @@ class TrainingHistory:
 
     @property
     def best(self) -> tuple[int, float] | None:
-        """Step and value of the best validation; the first of equals."""
+        """Step and value of the best validation. Of equally good ones it is the first."""
         return min(self.validations, key=lambda entry: (entry[1], entry[0]), default=None)
 
     def since_best(self) -> int:
-        """Validations since the best one."""
+        """Count the validations since the best one."""
         best = self.best
         return 0 if best is None else sum(step > best[0] for step, _ in self.validations)
 

@@ -1,10 +1,9 @@
-"""Whole tomograms through a network that sees tiles: every voxel gets its class, in bounded memory."""
+"""Segmenting a whole tomogram tile by tile, so that memory stays bounded."""
 
 from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from itertools import pairwise, product
 from typing import NamedTuple
 
@@ -15,9 +14,9 @@ from torch.nn import functional
 from faket_aug._checks import check_choice, check_count, check_finite, check_ndim
 from faket_aug.data.patches import as_size, normalize
 from faket_aug.picking.network import SIZE_MULTIPLE
+from faket_aug.picking.precision import PRECISIONS, autocast
 
 BLENDS = ("crop", "linear")
-PRECISIONS = ("float32", "bfloat16")
 TILE_SIZE = 96
 #: Voxels that neighbouring tiles share; DeepFinder's network sees about 32 voxels to each side.
 OVERLAP = 32
@@ -26,7 +25,7 @@ _SAME_VOXEL_SIZE = 0.02
 
 
 class _Span(NamedTuple):
-    """A tile along one axis: where it lies, and which part of it is nearer to its middle than any other tile's."""
+    """A tile along one axis: its `start` and `stop`, and the part from `first` to `last` that it alone decides."""
 
     start: int
     stop: int
@@ -46,33 +45,34 @@ def segment(
     normalized: bool = False,
     voxel_size: float | None = None,
 ) -> Tensor:
-    """Give every voxel of a tomogram its class, tile by tile.
+    """Segment a tomogram: give each voxel its class, tile by tile.
 
     Parameters
     ----------
     network
-        From `(n, 1, z, y, x)` to logits `(n, class, z, y, x)`; sides that are multiples of 4. It is put into
-        evaluation mode for the time of the call.
+        Takes images `(n, 1, z, y, x)`, whose sides are multiples of 4, and gives logits `(n, class, z, y, x)`. It is
+        in evaluation mode during the call.
     tomogram
         `(z, y, x)`, any floating point type, of any size.
     tile_size
-        Voxels of a tile, one number or (z, y, x); multiples of 4. As many multiply-and-adds as voxels are seen twice
-        are lost: take it large.
+        Size of a tile in voxels, one number or (z, y, x), multiples of 4. Voxels where tiles overlap are computed more
+        than once, so large tiles are faster.
     overlap
-        Voxels that neighbouring tiles share, a multiple of 8, less than a tile. With twice what the network sees to
-        each side, tiles make no difference.
+        How many voxels neighbouring tiles share, a multiple of 8, less than a tile. If it is twice the distance that
+        the network sees, the result does not depend on the tiles.
     blend
-        `"crop"`: a voxel's class comes from the tile in whose middle it lies nearest; memory holds one tile beside
-        tomogram and labels. `"linear"`: probabilities of all tiles that see a voxel are averaged, weighted by the
-        distance from the tile's border; memory holds the probabilities of a slab as thick as a tile.
+        How overlapping tiles are put together. `"crop"`: each voxel takes its class from the tile whose middle is
+        nearest. Memory holds one tile beside tomogram and labels. `"linear"`: the probabilities of all tiles that hold
+        the voxel are averaged, with weights that fall towards the border of a tile. Memory holds the probabilities of a
+        slab as thick as a tile.
     precision
         `"float32"`, or `"bfloat16"` (autocast).
     device
-        Where the tiles are computed; the network's own by default.
+        Where the tiles are computed; by default where the network is.
     normalized
-        Whether the tomogram has mean 0 and deviation 1 already; otherwise it is brought there as a whole.
+        Whether the tomogram already has mean 0 and standard deviation 1. If not, the whole tomogram is normalized.
     voxel_size
-        Å, of the tomogram: compared with that which the network was trained on, where both are known.
+        Voxel size of the tomogram in Å. It is compared with the one that the network was trained on, if both are known.
 
     Returns
     -------
@@ -81,12 +81,12 @@ def segment(
     Raises
     ------
     ValueError
-        For settings that cannot be, or more than 256 classes.
+        If a setting is impossible, or the network has more than 256 classes.
 
     Warns
     -----
     UserWarning
-        If the tomogram's voxels are more than 2 % larger or smaller than those that the network was trained on.
+        If the voxel size differs by more than 2 % from the one that the network was trained on.
 
     References
     ----------
@@ -109,7 +109,7 @@ def segment(
     training = network.training
     network.eval().to(place)
     try:
-        with torch.no_grad(), _autocast(place, precision):
+        with torch.no_grad(), autocast(place, precision):
             labels = run(network, padded, spans, place)
     finally:
         network.train(training).to(own)
@@ -136,8 +136,8 @@ def _warn_of_voxel_size(network: nn.Module, voxel_size: float | None) -> None:
     trained = float(getattr(network, "voxel_size", 0.0))
     if voxel_size and trained and abs(voxel_size / trained - 1) > _SAME_VOXEL_SIZE:
         warnings.warn(
-            f"the network was trained on voxels of {trained:g} Å, the tomogram's are {voxel_size:g} Å: particles have "
-            "another size in it; bin or resample the tomogram",
+            f"the network was trained on voxels of {trained:g} Å, the tomogram has voxels of {voxel_size:g} Å: its "
+            "particles have another size; bin or resample the tomogram",
             stacklevel=3,
         )
 
@@ -159,12 +159,6 @@ def _spans(length: int, tile: int, overlap: int) -> list[_Span]:
     # Two neighbours share [next start, this stop); each keeps its half.
     seams = [0, *((a + tile + b) // 2 for a, b in pairwise(starts)), length]
     return [_Span(s, s + tile, a, b) for s, a, b in zip(starts, seams[:-1], seams[1:], strict=True)]
-
-
-def _autocast(device: torch.device, precision: str) -> AbstractContextManager[object]:
-    if precision == "float32":
-        return nullcontext()
-    return torch.autocast(device.type, dtype=torch.bfloat16)
 
 
 def _logits(network: nn.Module, padded: Tensor, spans: Sequence[_Span], device: torch.device) -> Tensor:

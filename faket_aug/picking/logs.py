@@ -1,4 +1,4 @@
-"""Logs of a training: a CSV file, or TensorBoard's."""
+"""Logs of a training, as a CSV file or for TensorBoard."""
 
 from __future__ import annotations
 
@@ -16,21 +16,23 @@ COLUMNS = ("step", "loss", "validation")
 
 
 class TrainingLog:
-    """Numbers of a training by step; what an interrupted run logged beyond its checkpoint is cut off.
+    """The log of a training: numbers by step.
+
+    A resumed training goes on from its checkpoint. Later steps of the interrupted run are removed from the log.
 
     Parameters
     ----------
     folder
-        Where the log lies.
+        The folder of the log.
     kind
         `"csv"`, `"tensorboard"` or `"none"`.
     steps
-        Steps that were taken before.
+        How many steps the training has taken before.
 
     Raises
     ------
     ImportError
-        If TensorBoard is asked for and not installed.
+        For `"tensorboard"`, if TensorBoard is not installed.
     """
 
     def __init__(self, folder: Path, *, kind: str, steps: int) -> None:
@@ -62,7 +64,7 @@ class TrainingLog:
             self._rows.setdefault(step, {}).update(numbers)
 
     def flush(self) -> None:
-        """Write what was added."""
+        """Write the numbers that were added."""
         if self._board is not None:
             self._board.flush()
         elif self._kind == "csv":
@@ -74,14 +76,14 @@ class TrainingLog:
 
 @contextmanager
 def progress_bar(steps: int, *, done: int, shown: bool) -> Iterator[Callable[[int, float], None]]:
-    """Give a function that shows a step and its loss in a bar on standard error; without `shown` it does nothing.
+    """Show a progress bar on standard error; give a function that tells it a step and its loss.
 
     Parameters
     ----------
     steps, done
-        Steps in all, and those taken before.
+        The number of all steps, and of those that were taken before.
     shown
-        Whether there is a bar.
+        Whether there is a bar. Without one, the function does nothing.
     """
     if not shown:
         yield lambda step, loss: None
@@ -96,7 +98,7 @@ def progress_bar(steps: int, *, done: int, shown: bool) -> Iterator[Callable[[in
 
 
 def read_log(path: str | Path) -> dict[int, dict[str, float]]:
-    """Read a `log.csv`: the numbers of each step, by column; nothing where there is no such file.
+    """Read a `log.csv`: the numbers of each step, by column. A file that is missing gives none.
 
     Parameters
     ----------

@@ -1,4 +1,4 @@
-"""DeepFinder's loss: Tversky's index of every class."""
+"""DeepFinder's loss, from the Tversky index of each class."""
 
 from __future__ import annotations
 
@@ -7,16 +7,16 @@ from torch import Tensor
 
 from faket_aug._checks import check_ndim, check_positive, check_same_shape
 
-#: Keeps the index defined where a class neither occurs nor has any probability: it is 1. So small that nothing else
-#: sees it: with 1e-8 a network gains by being certain that absent classes are absent, and stays blind to all.
+#: Keeps the index of a class defined, as 1, if the class neither occurs nor has any probability. It must be so small
+#: that nothing else changes: with 1e-8 a network is rewarded for calling absent classes absent, and learns only that.
 EPSILON = 1e-30
 
 
 def tversky_loss(logits: Tensor, labels: Tensor, *, alpha: float = 0.5, beta: float = 0.5) -> Tensor:
     """Compute `classes − Σ_c (TP_c + ε) / (TP_c + α FP_c + β FN_c + ε)`, sums over batch and space together.
 
-    TP_c, FP_c and FN_c are the softmax probability of class c inside its label, the same outside, and what is missing
-    of 1 inside. Every class has the same say, however few its voxels.
+    TP_c is the sum of the softmax probability of class c inside its label, FP_c the sum outside, and FN_c the sum of 1
+    minus the probability inside. Each class counts the same, however few voxels it has.
 
     Parameters
     ----------
@@ -25,16 +25,16 @@ def tversky_loss(logits: Tensor, labels: Tensor, *, alpha: float = 0.5, beta: fl
     labels
         `(n, z, y, x)`, int64, class numbers.
     alpha, beta
-        Weights of false positives and false negatives; one half each (Dice's index) as published.
+        Weights of false positives and false negatives; one half each as published, which is the Dice index.
 
     Returns
     -------
-    `()`, float32 (float64 for such logits), from 0 to the number of classes.
+    `()`, float32, or float64 for logits of float64; from 0 to the number of classes.
 
     Raises
     ------
     ValueError
-        If shapes do not go together, or a label is not among the classes.
+        If the shapes do not match, or a label is not a class number.
 
     References
     ----------

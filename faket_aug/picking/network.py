@@ -1,4 +1,4 @@
-"""DeepFinder's network: a three-dimensional U-Net that labels the voxels of a tomogram."""
+"""The network of DeepFinder: a three-dimensional U-Net that labels the voxels of a tomogram."""
 
 from __future__ import annotations
 
@@ -20,24 +20,27 @@ WIDTHS = (32, 48, 64)
 class DeepFinderNet(nn.Module):
     """Label the voxels of tomograms; the network of DeepFinder.
 
-    Two levels of pooling; up again by repeating voxels and a convolution with kernel 2³. ReLU after each convolution
-    but the last. Weights are drawn as Keras does (Glorot's uniform ones, biases 0), from torch's global generator.
+    It pools twice, and goes up again by repeating voxels and a convolution with a kernel of 2³. A ReLU follows each
+    convolution but the last. Weights are drawn as in Keras (uniform by Glorot, biases 0), from torch's global
+    generator.
 
     Parameters
     ----------
     classes
-        Classes to tell apart, the background among them.
+        Number of classes, including the background.
     in_channels
-        Channels of the images; 1 for tomograms.
+        Number of channels of the images; 1 for tomograms.
     widths
-        Channels at full, half and quarter size; DeepFinder's by default. Half of them take a quarter of the time.
+        Number of channels at full, half and quarter size; by default as in DeepFinder. With half as many the network
+        takes a quarter of the time.
     voxel_size
-        Å, of the tomograms that it is trained on; kept with the weights, so that `segment` can warn of others.
+        Voxel size in Å of the tomograms that it is trained on; 0 if unknown. It is saved with the weights, so that
+        `segment` can warn if a tomogram has another one.
 
     Raises
     ------
     ValueError
-        If there are fewer than two classes, no channel, or other than three widths.
+        If there are fewer than two classes, no channels, or not three widths.
 
     References
     ----------
@@ -73,17 +76,17 @@ class DeepFinderNet(nn.Module):
 
     @property
     def voxel_size(self) -> float:
-        """Å, of the tomograms that it was trained on; 0 where it is not known."""
+        """The voxel size in Å of the tomograms that it was trained on; 0 if unknown."""
         size: Tensor = self.get_buffer("_voxel_size")
         return float(size)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Compute the classes' logits (no softmax).
+        """Compute the logits of the classes, without softmax.
 
         Parameters
         ----------
         images
-            `(n, channel, z, y, x)`, tomograms or patches of mean 0 and deviation 1; every side a multiple of 4.
+            `(n, channel, z, y, x)`, tomograms or patches of mean 0 and standard deviation 1; each side a multiple of 4.
 
         Returns
         -------
@@ -92,7 +95,7 @@ class DeepFinderNet(nn.Module):
         Raises
         ------
         ValueError
-            For other numbers of axes or channels, or sides that are no multiples of 4.
+            If the number of axes or channels is wrong, or a side is not a multiple of 4.
         """
         self._check(images)
         high = self.down_1(images)

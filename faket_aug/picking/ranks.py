@@ -1,4 +1,4 @@
-"""The processes of a distributed training: equal weights, equally many steps, errors that reach everyone."""
+"""The processes of a distributed training: they share weights, steps and errors."""
 
 from __future__ import annotations
 
@@ -17,24 +17,24 @@ _ENDED, _HAS_BATCH, _FAILED = range(3)
 
 
 class RankError(RuntimeError):
-    """Another process of the job failed; the message names its rank and ends with its error."""
+    """Another process of the job failed. The message names its rank and ends with its error."""
 
 
 @contextmanager
 def distributed_job(device: torch.device | str) -> Iterator[int]:
-    """Join the job that `torchrun` started, for the length of a `with`; without one, do nothing.
+    """Join the job that `torchrun` started, inside a `with`. Without such a job, do nothing.
 
-    Under it, `FakETDataset` gives each rank tomograms of its own, and `fit` averages the gradients over the ranks.
+    Inside it, `FakETDataset` gives each rank its own tomograms, and `fit` averages the gradients over the ranks.
 
     Parameters
     ----------
     device
-        Where this process trains. For `"cuda"` each rank of a machine makes its own GPU the current one, and the ranks
-        talk through NCCL; on a CPU through gloo.
+        Where this process trains. With `"cuda"`, each rank of a machine takes its own GPU as the current one, and the
+        ranks communicate through NCCL. On a CPU they communicate through gloo.
 
     Yields
     ------
-    This process's rank; 0 where it is alone.
+    The rank of this process; 0 if it is alone.
     """
     if known_ranks() is None or distributed.is_initialized():
         yield (known_ranks() or (0, 1))[0]
@@ -49,17 +49,17 @@ def distributed_job(device: torch.device | str) -> Iterator[int]:
 
 
 class Ranks:
-    """The ranks of `torch.distributed` as a training needs them; without a job, one that is alone.
+    """The ranks of `torch.distributed`, as a training needs them. Without a job there is one rank.
 
     Parameters
     ----------
     device
-        Where tensors are exchanged: the training's own.
+        Where the ranks exchange tensors: where they train.
 
     Raises
     ------
     ValueError
-        If the environment tells of several processes that have not joined.
+        If the environment names several processes and this one has not joined them.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -72,16 +72,16 @@ class Ranks:
             )
 
     def in_step(self, batches: Iterable[T]) -> Iterator[tuple[T | None, int]]:
-        """Give each rank's batches until all ranks have ended.
+        """Yield the batches of this rank until all ranks have ended.
 
         Yields
         ------
-        A batch, or nothing on a rank that has none left, and how many ranks have one.
+        A batch, or `None` if this rank has none left, and the number of ranks that have one.
 
         Raises
         ------
         RankError
-            If another rank's batches end in an error, which is raised there.
+            If another rank fails while it makes its batches. That rank raises the error itself.
         """
         reader: Iterator[T] | None = None
         state = _HAS_BATCH
@@ -113,7 +113,7 @@ class Ranks:
         return [int(state) for state in states.tolist()]
 
     def average(self, network: nn.Module, loss: Tensor, *, active: int) -> float:
-        """Average gradients and losses over the ranks that have a batch; the others have no gradients and loss 0."""
+        """Average gradients and losses over the ranks that have a batch. The others have loss 0."""
         if self.world == 1:
             return loss.item()
         # Not `DistributedDataParallel`: it lays out its buckets anew after its first step, which changes the order of
@@ -128,17 +128,17 @@ class Ranks:
         return float(flat[-1])
 
     def spread(self, tensors: Iterable[Tensor]) -> None:
-        """Give all ranks what rank 0 has in these tensors."""
+        """Copy these tensors from rank 0 to all ranks."""
         for tensor in tensors if self.world > 1 else ():
             distributed.broadcast(tensor.detach(), src=0)
 
     def tell(self, make: Callable[[], T]) -> T:
-        """Let rank 0 make something, and give it to all ranks.
+        """Call a function on rank 0, and return its result on all ranks.
 
         Raises
         ------
         RankError
-            If rank 0 fails, which raises its own error.
+            If rank 0 fails. Rank 0 raises the error itself.
         """
         if self.world == 1:
             return make()
@@ -156,7 +156,7 @@ class Ranks:
         return made
 
     def gather(self, own: T) -> list[T]:
-        """Collect something of each rank, in order, on all ranks."""
+        """Collect a value from each rank, in order, on all ranks."""
         if self.world == 1:
             return [own]
         found: list[Any] = [None] * self.world
@@ -165,5 +165,5 @@ class Ranks:
 
 
 def _last_line(error: Exception | None) -> str:
-    """What an error says in the end: a worker's begins with its traceback."""
+    """Return the last line of an error: in one from a worker, a traceback comes first."""
     return "" if error is None else f"{type(error).__name__}: {error}".splitlines()[-1]

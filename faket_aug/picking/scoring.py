@@ -1,4 +1,4 @@
-"""Scores of picks: SHREC's evaluation with an occupancy mask, and the CZII challenge's with distances alone."""
+"""Scores of picks: by an occupancy mask, as in the SHREC challenge, or by distances, as in the CZII challenge."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from faket_aug.formats.shrec import read_class_conversion_table, read_particle_l
 from faket_aug.picking.clustering import Picks
 
 BACKGROUND = "background"
-#: Classes that SHREC's evaluation takes out of the number of particles to be found when they are skipped. Vesicles stay
-#: in it (its authors' choice, which FakET kept): scores could not be compared otherwise.
+#: If these classes are skipped, SHREC's evaluation does not count them among the particles to be found. Vesicles that
+#: are skipped still count. Its authors chose so and FakET kept it; other counts could not be compared.
 _TAKEN_OUT = ("4v94",)
-#: What SHREC's challenge of 2021 skipped.
+#: Classes that the SHREC challenge of 2021 skipped.
 SHREC_CHALLENGE_SKIP = ("4V94", "vesicle")
 CZII_BETA = 4.0
 #: Share of a particle's radius within which a pick hits it.
@@ -28,11 +28,15 @@ CZII_REACH = 0.5
 
 @dataclass(frozen=True, kw_only=True)
 class ClassScore:
-    """How well one class was told apart; recall is `None` without such particles, precision without such picks.
+    """Precision, recall and F1 of one class.
 
     Parameters
     ----------
-    precision, recall, f1
+    precision
+        Within [0, 1]; `None` if no pick has this class.
+    recall
+        Within [0, 1]; `None` if no particle has this class.
+    f1
         Within [0, 1].
     """
 
@@ -43,32 +47,35 @@ class ClassScore:
 
 @dataclass(frozen=True, kw_only=True)
 class ShrecScore:
-    """What SHREC's evaluation says of a list of picks.
+    """The score of a list of picks by SHREC's evaluation.
 
     Parameters
     ----------
-    picks, particles
-        Picks in all; particles to be found.
+    picks
+        Number of picks.
+    particles
+        Number of particles to be found.
     found, missed
-        Particles hit by a pick or more, and by none.
+        Number of particles that at least one pick hits, and that no pick hits.
     false_positives
-        Picks that hit no particle.
+        Number of picks that hit no particle.
     double_hits
-        Particles hit by more than one pick.
+        Number of particles that more than one pick hits.
     outside
-        Picks beyond the volume; they count at its nearest voxel.
+        Number of picks outside the volume. They are moved to the nearest voxel.
     localization_recall, localization_precision, localization_f1
-        Of the places alone, whatever the class.
+        Of the positions alone, whatever the class.
     mean_distance
-        Voxels from a particle's place to its first pick; NaN where none was found.
+        Mean distance between a particle and its first pick, in voxels; NaN if no particle was found.
     macro_f1
-        Mean of the classes' F1. As published, the background's (0) is among them as soon as a particle was missed.
+        Mean F1 of the classes. As published, the background counts as a class with F1 0 if a particle was missed.
     accuracy
         Share of the particles that are found with the right class.
     per_class
-        For each class that occurs among particles or picks.
+        The score of each class that occurs among particles or picks.
     confusion
-        `(class, class)`, particles in rows, first picks in columns, in the order of `labels`; not found is background.
+        `(class, class)`: the class of the particle in rows, of its first pick in columns, in the order of `labels`. A
+        particle that is not found counts as background.
     labels
         Class names, the background first.
     """
@@ -92,31 +99,31 @@ class ShrecScore:
 
 
 def evaluate_shrec(picks: str | Path | ParticleList, folder: str | Path, skip: Collection[str] = ()) -> ShrecScore:
-    """Score picks against a specimen in SHREC's layout, as SHREC 2021's evaluation does with FakET's two corrections.
+    """Score picks against a specimen in SHREC's layout, by the evaluation of SHREC 2021 with FakET's two corrections.
 
-    A pick hits the particle in whose mask, dilated by one voxel along each axis, it lies. Its first pick, in the order
-    of the list, gives a particle's class.
+    The occupancy mask is dilated by one voxel along each axis. A pick hits the particle in whose mask it lies. If
+    several picks hit a particle, the first one in the list gives its class.
 
     Parameters
     ----------
     picks
-        SHREC's text file (`name x y z ...`), or particles in memory; names are compared without regard to case.
+        SHREC's text file (`name x y z ...`), or particles in memory. Upper and lower case do not matter in names.
     folder
-        The model's folder, with `particle_locations.txt`, `occupancy_mask.mrc` and, there or in the folder above,
-        `class_conversion_table.txt` (without it the classes are those of the particles).
+        The folder of the model. It holds `particle_locations.txt` and `occupancy_mask.mrc`. It, or the folder above,
+        may hold `class_conversion_table.txt`; without this file the classes are those of the particles.
     skip
-        Classes to leave out; `SHREC_CHALLENGE_SKIP` for the challenge's own table. A particle of another class that
-        was taken for one of them counts as background.
+        Classes to leave out. `SHREC_CHALLENGE_SKIP` gives the table of the challenge. If a particle of another class
+        was picked as one of these, it counts as background.
 
     Returns
     -------
-    The score; without picks or particles its rates are 0.
+    The score. Without picks or particles its rates are 0.
 
     Raises
     ------
     FileNotFoundError, FileFormatError
-        If a file is missing or wrong, a pick has a class that is not among those of the folder, or a voxel of the mask
-        belongs to no particle of the list.
+        If a file is missing or wrong, the folder does not know the class of a pick, or a voxel of the mask belongs to
+        no particle of the list.
 
     References
     ----------
@@ -144,8 +151,7 @@ def evaluate_shrec(picks: str | Path | ParticleList, folder: str | Path, skip: C
     found = len(distances)
     recall, precision = _ratio(found, expected), _ratio(found, len(listed))
     names = tuple(name for name in labels if name.lower() not in left_out)
-    confusion = _confusion(pairs, names)
-    per_class = _per_class(confusion, names)
+    confusion, per_class = _confusion(pairs, names)
     scores = [score.f1 for score in per_class.values()]
     return ShrecScore(
         picks=len(listed),
@@ -170,28 +176,28 @@ def evaluate_shrec(picks: str | Path | ParticleList, folder: str | Path, skip: C
 def choose_min_sizes(
     picks: Picks, folder: str | Path, *, class_names: Mapping[int, str], skip: Collection[str] = ()
 ) -> dict[int, int]:
-    """Find, for each class, the size that picks need to have for the best F1 on a validation tomogram.
+    """Find the smallest size that picks of each class should have: it gives the best F1 on a validation tomogram.
 
     Parameters
     ----------
     picks
-        Of the validation tomogram, without any bound on their size.
+        All picks in the validation tomogram, whatever their size.
     folder
-        Its model's folder, as for `evaluate_shrec`.
+        The folder of its model, as for `evaluate_shrec`.
     class_names
-        Names of the picks' class numbers.
+        Names of the class numbers of the picks.
     skip
-        Classes without a bound.
+        Classes for which no size is wanted.
 
     Returns
     -------
-    Voxels by class number, for `Picks.larger_than`; of equally good sizes the smallest. A class whose picks hit
-    nothing keeps none but those larger than all of these.
+    The smallest size in voxels, by class number, for `Picks.larger_than`. Of equally good sizes it is the smallest. If
+    no pick of a class hits a particle, the size is larger than all of them.
 
     Raises
     ------
     FileNotFoundError, FileFormatError, ValueError
-        As `evaluate_shrec`; or if a class of the picks has no name.
+        As `evaluate_shrec`, or if a class of the picks has no name.
     """
     folder = Path(folder)
     truth = read_particle_locations(folder / "particle_locations.txt")
@@ -210,7 +216,7 @@ def choose_min_sizes(
 
 
 def _best_size(sizes: Sequence[int], hits: Sequence[int], particles: int) -> int:
-    """The least size with the best F1, of picks with these sizes that hit these particles (0 for none)."""
+    """Return the smallest size with the best F1. Each pick has a size and the particle that it hits, 0 for none."""
     best, best_f1 = max(sizes) + 1, 0.0
     for least in sorted(set(sizes), reverse=True):
         kept = [hit for size, hit in zip(sizes, hits, strict=True) if size >= least]
@@ -230,35 +236,36 @@ def f_beta_score(
     beta: float = CZII_BETA,
     reach: float = CZII_REACH,
 ) -> float:
-    """Score picks by distance alone, as the CZII challenge did: no occupancy mask is needed.
+    """Score picks by their distances to the particles, as in the CZII challenge. No occupancy mask is needed.
 
-    A particle is found if a pick of its class lies within `reach` of its radius; further picks of the same particle
-    count as false. Hits are summed over the tomograms, F-beta is taken for each class, then the weighted mean.
+    A particle is found if a pick of its class is near: the distance is at most `reach` times its radius. More picks
+    near the same particle count as false. Hits are summed over the tomograms. Then F-beta is computed for each class,
+    and the weighted mean is taken.
 
     Parameters
     ----------
     picks, truth
-        One list for each tomogram, in the same order; positions in voxels.
+        One list for each tomogram, in the same order, with positions in voxels.
     radii
-        Å, of each class to be scored; other classes are left out.
+        Radius of each class that is scored, in Å. Other classes are left out.
     voxel_size
-        Å.
+        Voxel size in Å.
     weights
-        Of each class; 1 for those not named. 0 leaves a class out.
+        Weight of each class; 1 for a class that is not named. A weight of 0 leaves a class out.
     beta
         Recall counts `beta` times as much as precision.
     reach
-        Share of the radius.
+        Share of the radius within which a pick finds a particle.
 
     Returns
     -------
-    Within [0, 1]; a class without particles and without picks counts 0, as published.
+    The score, within [0, 1]. A class without particles and without picks counts 0, as published.
 
     Raises
     ------
     ValueError
-        If the lists differ in number, picks name a class of `radii` or `truth` in other letters, or a radius, a weight
-        or a setting cannot be.
+        If there are not as many lists of picks as of particles, a class of the picks is spelled in another case than in
+        `radii` or `truth`, or a radius, a weight or a setting is impossible.
 
     References
     ----------
@@ -281,7 +288,7 @@ def f_beta_score(
     spelled = {name.lower(): name for name in known}
     for name in unknown:
         if name.lower() in spelled:
-            raise ValueError(f"expected picks of {spelled[name.lower()]!r} to be called so, got {name!r}")
+            raise ValueError(f"expected picks of the class {spelled[name.lower()]!r}, got {name!r}; spell it the same")
     if sum(shares.values()) == 0:
         raise ValueError(f"expected a class with a weight of more than 0, got {shares}; set `weights` or `radii`")
     total = 0.0
@@ -323,14 +330,14 @@ def _dilated_occupancy(path: Path, particles: int) -> npt.NDArray[np.int64]:
 
 
 def _voxels(positions: npt.NDArray[np.float64], shape: Sequence[int]) -> tuple[npt.NDArray[np.int64], int]:
-    """Round places to voxels and move those outside to the border; also say how many were."""
+    """Round positions to voxels and move those outside to the border; also count these."""
     nearest = np.rint(positions).astype(np.int64)
     inside = np.clip(nearest, 0, np.array(shape) - 1)
     return inside, int((inside != nearest).any(axis=1).sum())
 
 
 def _first_picks(hit: npt.NDArray[np.int64], particles: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-    """For each particle the first pick that hits it, -1 for none, and how many do."""
+    """Find the first pick that hits each particle, -1 for none, and count the picks that do."""
     firsts = np.full(particles, -1, dtype=np.int64)
     rows, first = np.unique(hit, return_index=True)
     firsts[rows[rows > 0] - 1] = first[rows > 0]
@@ -348,26 +355,27 @@ def _class_of(pick: int, chosen: Sequence[str], left_out: Collection[str], backg
     return chosen[pick]
 
 
-def _confusion(pairs: Sequence[tuple[str, str]], names: Sequence[str]) -> npt.NDArray[np.int64]:
-    place = {name: index for index, name in enumerate(names)}
-    matrix = np.zeros((len(names), len(names)), dtype=np.int64)
-    for actual, predicted in pairs:
-        matrix[place[actual], place[predicted]] += 1
-    return matrix
+def _confusion(
+    pairs: Sequence[tuple[str, str]], names: Sequence[str]
+) -> tuple[npt.NDArray[np.int64], dict[str, ClassScore]]:
+    """Compare the true class of each particle with the one that was found."""
+    from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
+
+    if not pairs:
+        # scikit-learn refuses empty lists.
+        return np.zeros((len(names), len(names)), dtype=np.int64), {}
+    actual, found = zip(*pairs, strict=True)
+    rates = precision_recall_fscore_support(actual, found, labels=names, zero_division=np.nan)
+    scores = {
+        name: ClassScore(precision=_known_rate(precision), recall=_known_rate(recall), f1=float(f1))
+        for name, precision, recall, f1 in zip(names, *rates[:3], strict=True)
+        if not np.isnan(f1)
+    }
+    return np.asarray(confusion_matrix(actual, found, labels=names), dtype=np.int64), scores
 
 
-def _per_class(confusion: npt.NDArray[np.int64], names: Sequence[str]) -> dict[str, ClassScore]:
-    scores = {}
-    for index, name in enumerate(names):
-        hits = int(confusion[index, index])
-        particles, picks = int(confusion[index].sum()), int(confusion[:, index].sum())
-        if particles or picks:
-            scores[name] = ClassScore(
-                precision=hits / picks if picks else None,
-                recall=hits / particles if particles else None,
-                f1=2 * hits / (particles + picks),
-            )
-    return scores
+def _known_rate(rate: float) -> float | None:
+    return None if np.isnan(rate) else float(rate)
 
 
 def _hits(picks: ParticleList, truth: ParticleList, name: str, reach: float) -> tuple[int, int, int]:

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from faket_aug._checks import check_choice, check_count, check_positive
-from faket_aug.picking.inference import PRECISIONS
+from faket_aug.picking.precision import PRECISIONS
 
-#: Adam's step of the published trainings.
+#: Learning rate of the published trainings, with Adam.
 LEARNING_RATE = 1e-4
 
 
@@ -18,27 +18,28 @@ class TrainingSettings:
     Parameters
     ----------
     steps
-        Steps of the optimizer in all.
+        How many steps the optimizer takes in all.
     learning_rate
-        Adam's; as published.
+        Learning rate of Adam; by default as published.
     cross_entropy
-        Weight of the cross-entropy that is added to Tversky's loss; 0 as published. It gets small networks and short
-        trainings off the all-background solution.
+        Weight of the cross-entropy that is added to Tversky's loss; 0 as published. Small networks and short trainings
+        need it: without it they may call every voxel background.
     precision
-        `"float32"`, or `"bfloat16"` (autocast; pays where the hardware has it).
+        `"float32"`, or `"bfloat16"` (autocast). `"bfloat16"` is faster where the hardware supports it.
     validate_every
         Steps from one validation to the next.
     patience
-        Validations in a row without a new best after which the training ends; never by default.
+        The training ends after this many validations in a row without a new best one; by default it does not.
     checkpoint_every
-        Steps from one checkpoint to the next; there is one at the end in any case.
+        Steps from one checkpoint to the next. One is always written at the end.
     compile
-        Whether `torch.compile` compiles the network; minutes at the start, and other last bits.
+        Whether `torch.compile` compiles the network. This takes minutes at the start and changes the last bits of the
+        results.
 
     Raises
     ------
     ValueError
-        For settings that cannot be.
+        If a setting is impossible.
     """
 
     steps: int

@@ -6,7 +6,6 @@ import json
 import math
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -22,6 +21,7 @@ from faket_aug.formats._atomic import atomic_path, make_writable_folder
 from faket_aug.picking.history import TrainingHistory
 from faket_aug.picking.logs import LOGS, TrainingLog, progress_bar
 from faket_aug.picking.losses import tversky_loss
+from faket_aug.picking.precision import autocast
 from faket_aug.picking.ranks import Ranks
 from faket_aug.picking.settings import TrainingSettings
 
@@ -32,7 +32,7 @@ _VOXEL_SIZE = "_voxel_size"
 BEST = "best.pt"
 
 Batch = Mapping[str, Any]
-#: From the network, in evaluation mode, to a number: the lower, the better.
+#: Takes the network, in evaluation mode, and gives a number: the lower, the better.
 Validation = Callable[[nn.Module], float]
 
 
@@ -52,57 +52,62 @@ def fit(
 ) -> TrainingHistory:
     """Train a network on batches with `image` `(n, 1, z, y, x)` and `label` `(n, z, y, x)`.
 
-    In a job of `torch.distributed` (see `distributed_job`) every rank calls this with a loader of its own. The weights
-    are rank 0's, gradients are averaged over the ranks that have a batch, and rank 0 writes.
+    In a job of `torch.distributed` (see `distributed_job`) every rank calls this function with its own loader. All
+    ranks begin with the weights of rank 0. The gradients are averaged over the ranks that have a batch. Rank 0 writes
+    the files.
 
     Parameters
     ----------
     network
-        From images to logits `(n, class, z, y, x)`. It is trained in place.
+        Takes images and gives logits `(n, class, z, y, x)`. It is trained in place.
     loader
-        Over a `FakETDataset`, `MixedPatches`, or anything with such batches. Its dataset's `set_epoch` is called where
-        there is one.
+        A `DataLoader` over a `FakETDataset`, `LabelledPatches`, `MixedPatches`, or anything that gives such batches. If
+        its dataset has `set_epoch`, this is called before each epoch.
     output
-        Folder of `checkpoint.pt`, `best.pt` (the weights of the best validation) and the log; made where missing.
+        A folder, made if it is missing. It receives `checkpoint.pt`, `best.pt` (the weights of the best validation)
+        and the log.
     settings
-        How.
+        How the network is trained.
     validation
-        Called with the network every `validate_every` steps and at the end; the lower its number, the better. All
-        ranks call it, and rank 0's number counts.
+        A function from the network to a number; the lower, the better. It is called every `validate_every` steps and at
+        the end. All ranks call it; the number of rank 0 counts.
     depends_on
-        All else that the weights depend on, as JSON types; a checkpoint is resumed with the same only.
+        Everything else that the weights depend on, as JSON types. A checkpoint is resumed only if this is the same.
     resume
-        Go on from `checkpoint.pt`; by default where there is one.
+        Whether to go on from `checkpoint.pt`; by default if there is one.
     log
         `"csv"` (`log.csv`), `"tensorboard"` or `"none"`.
     device
-        Where to train; the network's own by default.
+        Where to train; by default where the network is.
     on_step
-        Called after each step with its number, from 1, and its loss, the mean over the ranks.
+        A function that is called after each step with the number of the step, from 1, and its loss, the mean over the
+        ranks.
     progress
-        Show a bar on standard error.
+        Whether to show a progress bar on standard error.
 
     Returns
     -------
-    The whole history, also of the steps before a resume. The network holds the last weights.
+    The history of all steps, also of those before a resume. The network holds the last weights.
 
     Raises
     ------
     FileNotFoundError
-        If `resume` is asked for and there is no checkpoint.
+        If `resume` is `True` and there is no checkpoint.
     ValueError
         If the checkpoint is damaged, or was made with other settings (the message names them) or by another number of
-        ranks; if a loss is not finite; or in a job of several processes that have not joined.
+        ranks. If a loss is not finite. If this is one of several processes and they have not joined a job.
     RankError
-        If another rank's batches ended in an error, or rank 0 could not read the checkpoint.
+        If another rank failed while it made its batches, or rank 0 could not read the checkpoint.
 
     Notes
     -----
-    Resuming is exact, bit for bit on a CPU, for a `StatefulDataLoader`, and for a dataset with this package's
-    `state_dict`; with several ranks, too. Any other loader is read again from the start of its epoch to where it stood:
-    exact if it gives the same batches again. What the network draws itself (dropout) is not kept.
+    A resumed training is exact, bit for bit on a CPU, with a `StatefulDataLoader` and with the datasets of this
+    package, also on several ranks. Any other loader is read again from the start of its epoch up to where it stood.
+    This is exact if it gives the same batches again. Random numbers that the network draws itself (dropout) are not
+    kept.
 
-    Where the ranks' epochs differ in length, a rank that has ended goes along without a batch until all have.
+    If epochs have different lengths on different ranks, a rank whose epoch has ended takes part without a batch until
+    all have ended.
     """
     check_choice("log", log, LOGS)
     folder = Path(output)
@@ -139,12 +144,18 @@ def fit(
 def load_weights(network: nn.Module, path: str | Path) -> None:
     """Load the weights of a checkpoint (`checkpoint.pt` or `best.pt`) into a network, to use or to fine-tune it.
 
-    A network that was made for a voxel size keeps it.
+    A network that was made for a voxel size keeps this voxel size.
 
     Raises
     ------
     FileNotFoundError, ValueError
-        If there is no such file, it is damaged, or holds another network's weights; another number of classes is said.
+        If there is no such file, it is damaged, or it holds the weights of another network. The message names another
+        number of classes.
+
+    Warns
+    -----
+    UserWarning
+        If the weights were trained on another voxel size than the network is for.
     """
     path = Path(path)
     state = _read(path)["model"]
@@ -261,7 +272,7 @@ class _Run:
         return value
 
     def _loss(self, images: Tensor, labels: Tensor) -> Tensor:
-        with _autocast(images.device, self.settings.precision):
+        with autocast(images.device, self.settings.precision):
             logits = self.forward(images).float()
         loss = tversky_loss(logits, labels)
         if self.settings.cross_entropy:
@@ -320,8 +331,8 @@ class _Run:
         if other:
             listed = ", ".join(f"{n} (was {saved.get(n)!s:.60}, is {self.own.get(n)!s:.60})" for n in other)
             raise ValueError(
-                f"{self.path}: expected its own settings, got other {listed}; set `output` to another folder, or "
-                "`resume=False`"
+                f"{self.path}: expected a checkpoint of the same settings, got other {listed}; set `output` to another "
+                "folder, or `resume=False`"
             )
         ranks = len(state["positions"])
         if ranks != self.ranks.world:
@@ -364,10 +375,6 @@ class _Run:
             self.loader.dataset.load_state_dict(state)  # type: ignore[attr-defined]
         else:
             self.skip = state
-
-
-def _autocast(device: torch.device, precision: str) -> AbstractContextManager[object]:
-    return nullcontext() if precision == "float32" else torch.autocast(device.type, dtype=torch.bfloat16)
 
 
 def _as_json(settings: Mapping[str, Any]) -> dict[str, Any]:

@@ -122,5 +122,5 @@ def test_other_voxel_size_is_warned_of() -> None:
     assert loaded.voxel_size == 10.0
     image = _tomogram((8, 8, 8))
     segment(loaded, image, tile_size=8, overlap=0, voxel_size=10.1)
-    with pytest.warns(UserWarning, match="trained on voxels of 10 Å, the tomogram's are 13.5 Å"):
+    with pytest.warns(UserWarning, match="trained on voxels of 10 Å, the tomogram has voxels of 13.5 Å"):
         segment(loaded, image, tile_size=8, overlap=0, voxel_size=13.5)

@@ -102,6 +102,23 @@ def test_skipped_class_is_background(folder: Path) -> None:
     assert score.confusion.tolist() == [[0, 0], [2, 0]]
 
 
+def test_all_classes_skipped(folder: Path) -> None:
+    """Without a particle that counts there is nothing to compare: no class has a score."""
+    score = evaluate_shrec(_particles([("A", 1, 2, 3)]), folder, skip=("A", "B"))
+    assert (score.confusion.tolist(), dict(score.per_class)) == ([[0]], {})
+    assert (score.macro_f1, score.accuracy, score.false_positives) == (0.0, 0.0, 0)
+
+
+def test_rates_of_a_class_that_only_picks_have(folder: Path) -> None:
+    """A class of picks only has no recall; a class of particles only has no precision."""
+    (folder / "particle_locations.txt").write_text("A 3 2 1\nA 6 5 4\nA 8 1 4\n")
+    score = evaluate_shrec(_particles([("B", 1, 2, 3), ("B", 4, 5, 6), ("B", 4, 1, 8)]), folder)
+    only_picks, only_particles = score.per_class["B"], score.per_class["A"]
+    assert (only_picks.precision, only_picks.recall, only_picks.f1) == (0.0, None, 0.0)
+    assert (only_particles.precision, only_particles.recall, only_particles.f1) == (None, 0.0, 0.0)
+    assert set(score.per_class) == {"A", "B"}
+
+
 def test_unknown_class_is_named(folder: Path) -> None:
     with pytest.raises(FileFormatError, match="expected classes among A, B, got 'C'"):
         evaluate_shrec(_particles([("C", 1, 2, 3)]), folder)
@@ -134,7 +151,7 @@ def test_f_beta_bad_input() -> None:
     with pytest.raises(ValueError, match=r"`radii\['A'\]` to be more than 0, got 0"):
         f_beta_score(one, one, radii={"A": 0.0}, voxel_size=10.0)
     other = _particles([("a", 0, 0, 0)])
-    with pytest.raises(ValueError, match="picks of 'A' to be called so, got 'a'"):
+    with pytest.raises(ValueError, match="picks of the class 'A', got 'a'; spell it the same"):
         f_beta_score(other, one, radii={"A": 10.0}, voxel_size=10.0)
     with pytest.raises(ValueError, match="a class with a weight of more than 0"):
         f_beta_score(one, one, radii={"A": 10.0}, voxel_size=10.0, weights={"A": 0.0})
