@@ -1,4 +1,4 @@
-"""A real tomogram with its labels."""
+"""Real tomograms with their labels."""
 
 from __future__ import annotations
 
@@ -90,32 +90,34 @@ class LabelledTomogram(Labelled):
         Parameters
         ----------
         tomogram
-            An MRC file, or a copick project (its folder or configuration), whose picks are then the default.
+            An MRC file, or a copick project (its folder or configuration file). The picks of the project are then used
+            by default.
         picks
             RELION's `.star`, DeepFinder's `.xml`, a `.csv`, SHREC's `.txt`, or a copick project.
         labels
-            An MRC file of the tomogram's shape, or a copick project. Without, all are 0: use `target="sphere"`.
+            An MRC file of the tomogram's shape, or a copick project. Without labels all voxels are 0; then use
+            `target="sphere"`.
         class_names
-            Names of the class numbers: those of the simulated tomograms that these are mixed with. By default the
-            copick project's, or those of a `class_conversion_table.txt` beside labels or picks, or in the folder above.
-            Without any, classes are named by numbers.
+            Names of the class numbers. If these tomograms are mixed with simulated ones, give the names of the
+            simulated ones. By default they are those of the copick project, or of a `class_conversion_table.txt`
+            beside the labels or picks or in the folder above. If there are none, numbers are the names.
         voxel_size
-            Å; by default the header's. It also chooses among a copick project's tomograms.
+            Voxel size in Å; by default from the file's header. It also chooses among the tomograms of a copick project.
         dark
-            Whether particles are dark in the tomogram. If not, it is negated.
+            Whether particles are dark in the tomogram. If not, the tomogram is negated.
         name
-            Which tomogram, where a list holds several (its name in a STAR file, its index in an XML file), or the run
-            of a copick project; by default the file's name, or the only run.
+            If the picks are of several tomograms: the name of this one in a STAR file, its index in an XML file, or the
+            run of a copick project. By default it is the file's name, or the only run.
         tomogram_type, user_id, session_id
-            Which tomogram, and whose picks and segmentation, where a copick project has several.
+            If a copick project has several: which tomogram, and whose picks and segmentation.
 
         Raises
         ------
         ValueError
             If there are neither picks nor labels.
         FileNotFoundError, FileFormatError
-            If a file is missing or wrong, a class has no name, a particle lies outside, or shapes do not go together;
-            the message names the file.
+            If a file is missing or wrong, a class has no name, a particle lies outside, or the shapes do not match. The
+            message names the file.
         """
         if is_copick(tomogram) and picks is None and labels is None:
             picks = tomogram
