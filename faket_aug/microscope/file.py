@@ -73,8 +73,9 @@ def read_microscope(path: str | Path) -> MicroscopeFile:
         raise FileNotFoundError(f"expected a fitted microscope or noise model, found none at {path}")
     try:
         text = path.read_text(encoding="utf-8")
-        noise = NoiseModel.from_json(text)
-        data = json.loads(text)
+        noise, data = NoiseModel.from_json(text), json.loads(text)
+        if not isinstance(data, dict):
+            raise ValueError(f"expected a fitted noise model, got {data!r}")
         style = data.get("style", {})
         if not isinstance(style, dict) or not set(style) <= set(STYLE_SETTINGS):
             raise ValueError(f"expected `style` with settings of {', '.join(STYLE_SETTINGS)}, got {style!r}")

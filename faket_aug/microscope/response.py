@@ -20,6 +20,8 @@ from faket_aug.tomography.filters import PaddedGrid
 FloatArray = npt.NDArray[np.float64]
 #: Unit of the tilt angle in all curves, degrees: u = θ / 60°.
 ANGLE_UNIT = 60.0
+#: Order of the polynomials over the tilt angle, as published.
+ORDER = 2
 #: Noise power is at least this fraction of its median over the frequencies of a tilt.
 _LEAST_NOISE = 0.01
 

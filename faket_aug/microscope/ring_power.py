@@ -15,6 +15,8 @@ import torch
 from scipy.interpolate import BSpline
 from torch import Tensor
 
+from faket_aug.microscope.spectra import OUTLIERS
+
 FloatArray = npt.NDArray[np.float64]
 #: Å. Rings between these resolutions are compared: specimens differ at coarser ones; ice has a ring at 3.7 Å.
 RESOLUTION_RANGE = (30.0, 4.0)
@@ -28,8 +30,6 @@ SECTORS = 36
 KNOTS = 1.6
 #: Rings next to the centre of a spectrum, and lines next to its axes, that the peak of the window covers.
 _PEAK = 2
-#: Pixels are clipped at this many standard deviations from the mean of their image: gold, hot pixels.
-_OUTLIERS = 5.0
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -154,7 +154,7 @@ def _power(images: Tensor, length: int) -> FloatArray:
 def _clipped(image: Tensor) -> Tensor:
     values = image.to(torch.float64)
     values = values - values.mean()
-    limit = float(values.std()) * _OUTLIERS
+    limit = float(values.std()) * OUTLIERS
     return values.clamp(-limit, limit).to(torch.float32)
 
 

@@ -12,7 +12,7 @@ from scipy import ndimage
 from scipy.optimize import OptimizeResult, least_squares
 
 from faket_aug.microscope.ctf import ContrastTransfer
-from faket_aug.microscope.response import ANGLE_UNIT, Envelope, MicroscopeResponse
+from faket_aug.microscope.response import ANGLE_UNIT, ORDER, Envelope, MicroscopeResponse
 from faket_aug.microscope.spectra import LINE, RINGS, SeriesSpectra
 
 FloatArray = npt.NDArray[np.float64]
@@ -62,7 +62,7 @@ def fit_response(
     *,
     pixel_size: float,
     ctf: ContrastTransfer | Sequence[ContrastTransfer] | None = None,
-    order: int = 2,
+    order: int = ORDER,
     names: Sequence[str] = (),
 ) -> tuple[MicroscopeResponse, list[SeriesGain]]:
     """Fit the gain and the noise of a microscope to the spectra of its tilts.

@@ -18,9 +18,10 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from faket_aug._checks import CacheError, check_ndim, check_quantiles
+from faket_aug._runtime.threads import DEVICE
 from faket_aug.formats._atomic import make_writable_folder, write_bytes
 from faket_aug.geometry import Angles, nearest_tilts
-from faket_aug.statistics import clip_images, constant_images, mean_std, to_unit_range, value_range
+from faket_aug.statistics import FULL_RANGE, clip_images, constant_images, mean_std, to_unit_range, value_range
 from faket_aug.style.transfer import MEMORY_BUDGET, STYLE_LAYERS, StyleTargets, style_grams
 from faket_aug.style.vgg19 import VGG19Features
 from faket_aug.tilts.series import TiltSeries
@@ -71,7 +72,7 @@ class StyleBank:
     series: tuple[StyleSeries, ...]
     key: str
     encoder: str
-    quantiles: tuple[float, float] = (0.0, 1.0)
+    quantiles: tuple[float, float] = FULL_RANGE
 
     @classmethod
     def build(
@@ -80,10 +81,10 @@ class StyleBank:
         features: VGG19Features,
         *,
         style_layers: Sequence[int] = STYLE_LAYERS,
-        quantiles: tuple[float, float] = (0.0, 1.0),
+        quantiles: tuple[float, float] = FULL_RANGE,
         cache: str | Path | None = None,
         memory_budget: int = MEMORY_BUDGET,
-        device: str | torch.device = "cpu",
+        device: str | torch.device = DEVICE,
     ) -> Self:
         """Encode style tilt-series, or read the result from the cache.
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from faket_aug._checks import check_fraction, check_ndim, check_positive, check_same_shape
-from faket_aug.statistics import scale_to_unit, value_range
+from faket_aug.statistics import FULL_RANGE, scale_to_unit, value_range
 
 STYLE_LAYERS = (1, 6, 11, 20, 29)
 STYLE_WEIGHTS = (256.0, 64.0, 16.0, 4.0, 1.0)
@@ -166,7 +166,7 @@ def stylize(
     step_size: float = STEP_SIZE,
     iterations: int = ITERATIONS,
     average_decay: float = AVERAGE_DECAY,
-    quantiles: tuple[float, float] = (0.0, 1.0),
+    quantiles: tuple[float, float] = FULL_RANGE,
     memory_budget: int = MEMORY_BUDGET,
 ) -> Tensor:
     """Move noisy tilts one step of Adam towards a style, keeping their content.

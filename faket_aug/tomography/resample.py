@@ -17,13 +17,15 @@ from faket_aug.geometry import axis_index
 from faket_aug.tomography.plane_map import result_dtype, working_dtype
 
 RESAMPLINGS = ("spline", "fourier")
+#: The method that is used by default.
+RESAMPLING = "spline"
 GRIDS = ("axis", "corners")
 FILLS = ("mean", "edge")
 #: Positions of an image that are interpolated at a time (about 200 bytes each).
 _PLACES = 2**20
 
 
-def bin_images(images: Tensor, factor: int, *, method: str = "spline") -> Tensor:
+def bin_images(images: Tensor, factor: int, *, method: str = RESAMPLING) -> Tensor:
     """Bin images so that the axis of rotation stays in pixel `n // 2`.
 
     Parameters
