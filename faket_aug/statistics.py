@@ -10,6 +10,9 @@ from torch import Tensor
 from faket_aug._checks import check_quantiles
 from faket_aug._runtime.parts import by_parts, slices_of
 
+#: Quantiles that are minimum and maximum.
+FULL_RANGE = (0.0, 1.0)
+
 
 def mean_std(images: Tensor) -> tuple[Tensor, Tensor]:
     """Compute the mean and the (population) standard deviation of each image.
@@ -106,7 +109,7 @@ def _flat(mean: Tensor) -> Tensor:
     return mean.abs() * 1e-7
 
 
-def value_range(stack: Tensor, quantiles: tuple[float, float] = (0.0, 1.0)) -> tuple[float, float]:
+def value_range(stack: Tensor, quantiles: tuple[float, float] = FULL_RANGE) -> tuple[float, float]:
     """Find the values of a whole stack at two quantiles; `(0, 1)` gives minimum and maximum.
 
     Parameters
@@ -125,7 +128,7 @@ def value_range(stack: Tensor, quantiles: tuple[float, float] = (0.0, 1.0)) -> t
     return float(flat.kthvalue(ranks[0]).values), float(flat.kthvalue(ranks[1]).values)
 
 
-def to_unit_range(stack: Tensor, quantiles: tuple[float, float] = (0.0, 1.0)) -> Tensor:
+def to_unit_range(stack: Tensor, quantiles: tuple[float, float] = FULL_RANGE) -> Tensor:
     """Scale a whole stack so that its values at two quantiles become 0 and 1; values outside are clamped.
 
     A constant stack becomes 0.

@@ -8,6 +8,9 @@ from contextlib import contextmanager
 
 import torch
 
+#: Where work runs, and with how many intra-op threads, unless it is told.
+DEVICE, THREADS = "cpu", 1
+
 
 @contextmanager
 def intra_op_threads(count: int) -> Iterator[None]:

@@ -1,4 +1,4 @@
-"""A microscope's contrast transfer function: what its defocus makes of each tilt."""
+"""The contrast transfer function of a microscope, with the defocus of each tilt."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from faket_aug._checks import check_choice, check_fraction, check_ndim, check_po
 from faket_aug.formats.tilt_metadata import TiltMetadata
 from faket_aug.tomography.filters import PaddedGrid
 
-#: Of the field's usual microscope; what a file leaves out.
+#: Those of a usual microscope (kV, mm, fraction), for what a file does not tell.
 VOLTAGE, SPHERICAL_ABERRATION, AMPLITUDE_CONTRAST = 300.0, 2.7, 0.07
-#: µm, searched where nothing is known of the defocus.
+#: µm. The range that is searched where nothing is known of the defocus.
 DEFOCUS_RANGE = (0.2, 10.0)
-#: Ways to undo it, and the signal-to-noise ratio of the second.
+#: Ways to correct tilts, and the signal-to-noise ratio of the second one.
 CORRECTIONS, SNR = ("phase-flip", "wiener"), 10.0
 #: What may differ between tilts.
 PER_TILT = ("defocus", "astigmatism", "astigmatism_angle", "phase_shift")
@@ -33,41 +33,43 @@ FloatArray = npt.NDArray[np.float64]
 
 @dataclass(frozen=True, kw_only=True)
 class ContrastTransfer:
-    """The contrast transfer function of every tilt of a series, or how it is drawn.
+    """The contrast transfer function of every tilt of a series, or the distribution that it is drawn from.
 
-    Weak phase objects: tilts are multiplied in Fourier space by `sin(χ)`, `χ = π λ Δz q² − π/2 C_s λ³ q⁴ + φ +
-    asin(a)`, times the envelope. With underfocus it is positive at low frequencies, so dark particles stay dark.
+    The specimen is a weak phase object: each tilt is multiplied in Fourier space by `sin(χ)` and by the envelope, with
+    `χ = π λ Δz q² − π/2 C_s λ³ q⁴ + φ + asin(a)`. With underfocus the function is positive at low frequencies, so dark
+    particles stay dark.
 
     Parameters
     ----------
     defocus
         µm, positive is underfocus; one number, or one for each tilt.
     spread
-        µm; each series is off by a number drawn uniformly from `[-spread, spread]`: a range of 2 to 4 µm is a defocus
-        of 3 with a spread of 1.
+        µm. For each series one number is drawn uniformly from `[-spread, spread]` and added to the defocus. A range of
+        2 to 4 µm is a defocus of 3 with a spread of 1.
     jitter
-        µm, deviation of each tilt from its series, normally distributed.
+        µm, standard deviation of the defocus between the tilts of a series (normal distribution).
     astigmatism
-        µm, half the difference of largest and smallest defocus; one number, or one for each tilt.
+        µm, half the difference between the largest and the smallest defocus; one number, or one for each tilt.
     astigmatism_angle
         Degrees, from +x to the direction of the largest defocus, positive towards +y.
     voltage
-        kV.
+        kV, the acceleration voltage.
     spherical_aberration
-        mm.
+        C_s, mm.
     amplitude_contrast
-        a, in [0, 1].
+        a, a fraction in [0, 1].
     phase_shift
         φ of a phase plate, degrees; one number, or one for each tilt.
     b_factor
         B of the envelope `exp(−B q² / 4)`, Å².
     radial_gain
-        Pairs of a frequency in 1/Å and a factor, increasing; in between interpolated, beyond constant.
+        Pairs of a frequency in 1/Å and a factor, in increasing order of frequency. The factor is interpolated between
+        the pairs, and constant beyond them.
 
     Raises
     ------
     ValueError
-        For parameters that cannot be, or as many numbers as tilts of which one is not finite.
+        If a parameter is out of its range, or a number is not finite.
 
     References
     ----------
@@ -107,19 +109,19 @@ class ContrastTransfer:
 
     @classmethod
     def within(cls, low: float = DEFOCUS_RANGE[0], high: float = DEFOCUS_RANGE[1], **settings: Any) -> Self:
-        """Make a function whose defocus lies somewhere between two numbers, µm, other settings as given."""
+        """Make a function whose defocus lies between `low` and `high`, µm; `settings` are the other parameters."""
         return cls(defocus=(low + high) / 2, spread=(high - low) / 2, **settings)
 
     @classmethod
     def from_metadata(cls, metadata: TiltMetadata, **settings: Any) -> Self:
-        """Take what a program left behind of each tilt; tilts whose defocus is unknown get their series' median.
+        """Take the values that a program wrote for each tilt. A tilt without a defocus gets the median of its series.
 
         Parameters
         ----------
         metadata
-            Of a series, see `TiltSeries.metadata`.
+            The metadata of a series, see `TiltSeries.metadata`.
         **settings
-            Go before what the file says.
+            Parameters that replace those of the metadata.
 
         Raises
         ------
@@ -144,36 +146,36 @@ class ContrastTransfer:
 
     @property
     def wavelength(self) -> float:
-        """λ of the electrons, Å."""
+        """Wavelength λ of the electrons, Å."""
         from torch_ctf import calculate_relativistic_electron_wavelength
 
         return float(calculate_relativistic_electron_wavelength(self.voltage * 1e3)) * 1e10
 
     def drawn(self, count: int, generator: np.random.Generator) -> Self:
-        """Draw the defocus of each of `count` tilts; the result has neither spread nor jitter.
+        """Draw the defocus of each of `count` tilts; the result has a spread and a jitter of 0.
 
         Raises
         ------
         ValueError
-            If something has a number for each tilt, and they are not `count`.
+            If a parameter has one number for each tilt, and the series has another number of tilts.
         """
         defocus, *_ = [self._per_tilt(name, count) for name in PER_TILT]
         defocus = defocus + generator.uniform(-1, 1) * self.spread + generator.standard_normal(count) * self.jitter
         return replace(self, defocus=tuple(defocus.tolist()), spread=0.0, jitter=0.0)
 
     def curve(self, frequencies: Tensor | FloatArray, tilt: int = 0) -> Tensor:
-        """Compute the function along a radius, without astigmatism.
+        """Compute the function along a radius. Astigmatism is left out.
 
         Parameters
         ----------
         frequencies
             1/Å, any shape.
         tilt
-            Which one, where there is a number for each.
+            Index of the tilt, where a parameter has one number for each tilt.
 
         Returns
         -------
-        The frequencies' shape, float64.
+        The function in the shape of the frequencies, float64.
         """
         q = torch.as_tensor(frequencies, dtype=torch.float64)
         defocus, shift = (
@@ -182,7 +184,7 @@ class ContrastTransfer:
         return self._transfer(q, torch.full_like(q, defocus), shift)
 
     def apply(self, images: Tensor, pixel_size: float) -> Tensor:
-        """Multiply tilts by the function in Fourier space; they are padded by reflection, so that nothing wraps.
+        """Multiply tilts by the function in Fourier space. Tilts are padded by reflection, so nothing wraps around.
 
         Parameters
         ----------
@@ -198,17 +200,18 @@ class ContrastTransfer:
         Raises
         ------
         ValueError
-            If the pixel size is not known, or there are not as many numbers as tilts.
+            If the pixel size is not known, or a parameter has a number for each tilt of another number of tilts.
 
         Warns
         -----
         UserWarning
-            If the function oscillates faster than the images' sampling in Fourier space; it names the frequency.
+            If the function oscillates faster than the sampling of the images in Fourier space; the warning names the
+            frequency.
         """
         return self._filtered(images, pixel_size, lambda transfer: transfer)
 
     def correct(self, images: Tensor, pixel_size: float, *, method: str = "phase-flip", snr: float = SNR) -> Tensor:
-        """Undo what the function did to tilts, before they are reconstructed.
+        """Correct tilts for the function, before they are reconstructed.
 
         Parameters
         ----------
@@ -217,10 +220,11 @@ class ContrastTransfer:
         pixel_size
             Å.
         method
-            `"phase-flip"`: the sign is turned where the function is negative; `"wiener"`: the spectrum is multiplied by
-            `ctf / (ctf² + 1 / snr)`, which also lifts what the function weakens, the low frequencies above all.
+            `"phase-flip"`: the sign is changed where the function is negative. `"wiener"`: the spectrum is multiplied
+            by `ctf / (ctf² + 1 / snr)`, which also strengthens the frequencies that the function weakens, above all
+            the low ones.
         snr
-            Signal power over noise power where the function is 1; of the Wiener filter.
+            Signal power over noise power where the function is 1, for `"wiener"`.
 
         Returns
         -------
@@ -229,7 +233,7 @@ class ContrastTransfer:
         Raises
         ------
         ValueError, UserWarning
-            As `apply`; or for an unknown method.
+            As for `apply`; or for an unknown method.
         """
         check_choice("method", method, CORRECTIONS)
         check_positive("snr", snr)
@@ -257,16 +261,16 @@ class ContrastTransfer:
         return result
 
     def reach(self, pixel_size: float) -> int:
-        """How many pixels the function carries information away, at Nyquist's frequency."""
+        """Return the distance, in pixels, over which the function spreads a point at the Nyquist frequency."""
         return math.ceil(self.wavelength * self._largest * 1e4 / (2 * pixel_size**2))
 
     def check_sampling(self, pixel_size: float, length: int) -> None:
-        """Warn if rings are finer than images of so many pixels can carry; the warning names the frequency."""
+        """Warn if the Thon rings are finer than the sampling of images of `length` pixels; name the frequency."""
         limit = length * pixel_size / (2 * self.wavelength * self._largest * 1e4) if self._largest else math.inf
         if limit < 0.5 / pixel_size:
             warnings.warn(
-                f"a defocus of {self._largest:g} µm makes rings finer than {length} pixels of {pixel_size:g} Å carry "
-                f"beyond {limit:.3g} 1/Å ({1 / limit:.3g} Å); take larger images, or bin them",
+                f"a defocus of {self._largest:g} µm makes rings that are too fine for {length} pixels of "
+                f"{pixel_size:g} Å beyond {limit:.3g} 1/Å ({1 / limit:.3g} Å); take larger images, or bin them",
                 stacklevel=3,
             )
 
@@ -307,7 +311,7 @@ class ContrastTransfer:
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> Self:
-        """Make the function from `to_dict`'s result, also after JSON.
+        """Make the function from the result of `to_dict`, also after a trip through JSON.
 
         Raises
         ------

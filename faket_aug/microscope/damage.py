@@ -1,4 +1,4 @@
-"""Radiation damage: what a specimen has lost, frequency by frequency, by the time that a tilt is taken."""
+"""Radiation damage: how much signal of each frequency a specimen has lost when a tilt is recorded."""
 
 from __future__ import annotations
 
@@ -14,14 +14,17 @@ from torch import Tensor
 from faket_aug._checks import check_choice
 from faket_aug.formats.tilt_metadata import TiltMetadata
 from faket_aug.geometry import Angles, as_tilt_angles
+from faket_aug.microscope.ctf import VOLTAGE
 
-#: Orders in which the tilts of a series are taken.
+#: Orders in which the tilts of a series are recorded.
 ORDERS = ("dose-symmetric", "bidirectional", "ascending")
-#: Critical exposures at these voltages, kV, over those at 300 kV.
+#: The usual order, and the tilt that it begins with, degrees.
+ORDER, START = ORDERS[0], 0.0
+#: The critical exposure at these voltages (kV), divided by that at 300 kV.
 VOLTAGES = {300.0: 1.0, 200.0: 0.8}
-#: Of the critical exposure `a q^b + c` at 300 kV, e⁻/Å² with q in 1/Å.
+#: a, b and c of the critical exposure `a q^b + c` at 300 kV, in e⁻/Å² with q in 1/Å.
 CRITICAL = (0.245, -1.665, 2.81)
-#: Tilts that a dose-symmetric series takes on one side before it turns to the other.
+#: Tilts that a dose-symmetric series records on one side before it changes to the other.
 _GROUP = 2
 FloatArray = npt.NDArray[np.float64]
 IntArray = npt.NDArray[np.int64]
@@ -29,30 +32,30 @@ IntArray = npt.NDArray[np.int64]
 
 @dataclass(frozen=True, kw_only=True)
 class ExposureDamage:
-    """How much of a specimen's signal is left after the exposure that it has seen.
+    """How much of a specimen's signal is left after the exposure that it has received.
 
     The amplitude at the frequency q falls as `exp(−N / (2 N_c(q)))`, with the critical exposure
-    `N_c(q) = 0.245 q^−1.665 + 2.81` e⁻/Å² at 300 kV. N is the exposure before the tilt and half of the tilt's own: to
-    second order the mean over the tilt. Nothing is lost at frequency 0.
+    `N_c(q) = 0.245 q^−1.665 + 2.81` e⁻/Å² at 300 kV. N is the exposure before the tilt plus half of the exposure of the
+    tilt itself, which is the mean over the tilt to second order. Nothing is lost at frequency 0.
 
     Parameters
     ----------
     per_tilt
         e⁻/Å², exposure of each tilt.
     order
-        In which tilts are taken, see `acquisition_order`.
+        The order in which tilts are recorded, see `acquisition_order`.
     start
         Degrees; the tilt nearest to it is the first one.
     before
-        `(tilt,)`, e⁻/Å² that the specimen had seen before each tilt, in the order of the tilt angles, as
-        `TiltMetadata.exposure`; given, `order` and `start` mean nothing.
+        `(tilt,)`, e⁻/Å², exposure that the specimen had received before each tilt, in the order of the tilt angles, as
+        `TiltMetadata.exposure`. If it is given, `order` and `start` are not used.
     voltage
         kV, 300 or 200.
 
     Raises
     ------
     ValueError
-        For exposures that are negative or not finite, or unknown orders and voltages.
+        If an exposure is negative or not finite, or the order or the voltage is unknown.
 
     References
     ----------
@@ -61,10 +64,10 @@ class ExposureDamage:
     """
 
     per_tilt: float
-    order: str = "dose-symmetric"
-    start: float = 0.0
+    order: str = ORDER
+    start: float = START
     before: tuple[float, ...] | None = None
-    voltage: float = 300.0
+    voltage: float = VOLTAGE
 
     def __post_init__(self) -> None:
         check_choice("order", self.order, ORDERS)
@@ -80,19 +83,19 @@ class ExposureDamage:
 
     @classmethod
     def from_metadata(cls, metadata: TiltMetadata, **settings: Any) -> Self:
-        """Take exposures, and the voltage where it is known, from what a program left behind of each tilt.
+        """Take the exposures, and the voltage where it is known, from the values that a program wrote for each tilt.
 
         Parameters
         ----------
         metadata
-            Of a series, see `TiltSeries.metadata`.
+            The metadata of a series, see `TiltSeries.metadata`.
         **settings
-            Go before what the file says. `per_tilt` is by default the median step of the exposures.
+            Parameters that replace those of the metadata. By default `per_tilt` is the median step of the exposures.
 
         Raises
         ------
         ValueError
-            If the metadata hold no exposure of every tilt.
+            If the metadata lack the exposure of a tilt.
         """
         exposure = metadata.exposure
         if exposure is None or not np.isfinite(exposure).all():
@@ -117,7 +120,7 @@ class ExposureDamage:
         Raises
         ------
         ValueError
-            If `before` has not one number for each of them.
+            If `before` does not have one number for each tilt.
         """
         angles = as_tilt_angles(tilt_angles)
         if self.before is None:
@@ -136,7 +139,7 @@ class ExposureDamage:
         return result
 
     def factor(self, frequencies: Tensor | FloatArray, exposure: float) -> Tensor:
-        """Compute which share of the amplitude is left.
+        """Compute the share of the amplitude that is left.
 
         Parameters
         ----------
@@ -147,32 +150,32 @@ class ExposureDamage:
 
         Returns
         -------
-        The frequencies' shape, float64; 1 at frequency 0.
+        The share in the shape of the frequencies, float64; 1 at frequency 0.
         """
         return torch.exp(-exposure * self.rate(frequencies))
 
     def rate(self, frequencies: Tensor | FloatArray) -> Tensor:
-        """Compute by how much the amplitude's logarithm falls with each e⁻/Å², `1 / (2 N_c)`; 0 at frequency 0."""
+        """Compute how much the logarithm of the amplitude falls with each e⁻/Å², `1 / (2 N_c)`; 0 at frequency 0."""
         return 0.5 / self.critical(frequencies)
 
 
-def acquisition_order(tilt_angles: Angles, order: str = "dose-symmetric", *, start: float = 0.0) -> IntArray:
-    """Tell in which order the tilts of a series are taken.
+def acquisition_order(tilt_angles: Angles, order: str = ORDER, *, start: float = START) -> IntArray:
+    """Return the order in which the tilts of a series are recorded.
 
     Parameters
     ----------
     tilt_angles
         `(tilt,)`, degrees, in any order.
     order
-        `"dose-symmetric"`: from the start to both sides, two tilts at a time: 0, +3, −3, −6, +6, +9, −9, −12, ...;
-        `"bidirectional"`: from the start up to the highest angle, then from below the start down to the lowest;
+        `"dose-symmetric"`: from the start to both sides, two tilts at a time: 0, +3, −3, −6, +6, +9, −9, −12, ...
+        `"bidirectional"`: from the start up to the highest angle, then from below the start down to the lowest angle.
         `"ascending"`: from the lowest angle to the highest.
     start
-        Degrees; the tilt nearest to it is the first one. Not for `"ascending"`.
+        Degrees; the tilt nearest to it is the first one. `"ascending"` does not use it.
 
     Returns
     -------
-    `(tilt,)`, the index of the tilt that is taken first, second, ...
+    `(tilt,)`, the index of the tilt that is recorded first, second, ...
 
     References
     ----------

@@ -1,4 +1,4 @@
-"""The defocus of an image by itself: the rings of its power spectrum, beside those of a transfer function."""
+"""The defocus of an image, fitted to the Thon rings of its power spectrum."""
 
 from __future__ import annotations
 
@@ -22,51 +22,53 @@ from faket_aug.statistics import constant_images
 FloatArray = npt.NDArray[np.float64]
 #: Side of the tiles, pixels.
 TILE = 512
-#: Smaller images, pixels, hold too little.
+#: The smallest side of an image, pixels.
 LEAST_SIDE = 64
-#: Images have to tell more than noise does by this many deviations, and this many times as much as the next best fit.
+#: A fit has to stand out from noise by this many standard deviations, and by this factor from the next best fit.
 SIGNIFICANCE, MARGIN = 7.0, 1.25
-#: Fits whose defocus differs by less than this, relative, are the same; and, µm, how near to an end is at it.
+#: Two fits are the same if their defocus differs by less than this fraction. A defocus lies at an end of the range if
+#: it is closer to it than this, µm.
 SAME, AT_THE_END = 0.05, 0.01
-#: Parts of the directions that are left out in turn; each has all directions in equal shares.
+#: For the standard errors, the directions are divided into so many parts, and each part is left out once.
 _PARTS = 9
-#: Starts: envelopes in Å², astigmatism in µm with so many directions, and how many defoci are refined.
+#: Start values: envelopes in Å², astigmatism in µm, the number of its directions, and how many defoci are refined.
 _FALLOFFS, _ASTIGMATISMS, _DIRECTIONS, _STARTS = (0.0, 50.0, 200.0), (0.05, 0.15, 0.4), 6, 4
-#: Bounds and steps of astigmatism, µm, and envelope, Å².
+#: Upper bounds of astigmatism (µm) and envelope (Å²), and their scales in the fit.
 _MOST, _SCALES = (2.0, 500.0), (0.05, 50.0)
-#: Relative change at which a fit ends.
+#: The fit ends when the relative change is below this.
 TOLERANCE = 1e-6
-#: Errors by parts are too small by this: at low frequencies neighbouring directions share numbers.
+#: The errors are corrected by this factor: at low frequencies neighbouring directions share numbers.
 _SHARED = 1.1
-#: Neighbouring numbers of a windowed spectrum are alike: so many count as one.
+#: Neighbouring numbers of a windowed spectrum are correlated: so many count as one.
 _ALIKE = 2.0
-#: The rings fit as far as their correlation with the fit, over about two of them, is not below this.
+#: The rings fit up to the frequency where their correlation with the fit, over about two rings, falls below this.
 _FITTING = 0.5
 
 
 @dataclass(frozen=True, kw_only=True)
 class DefocusEstimate:
-    """The defocus of an image, and how well its rings tell it.
+    """The defocus of an image, and how well the Thon rings determine it.
 
     Parameters
     ----------
     defocus, defocus_error
-        µm, positive is underfocus; the mean over all directions, and its standard error: what directions tell apart
-        from each other. An error of pixel size, voltage or spherical aberration is not in it.
+        µm, positive is underfocus. The mean over all directions, and its standard error. The error is estimated from
+        the differences between directions; it does not contain errors of pixel size, voltage or spherical aberration.
     astigmatism, astigmatism_error
-        µm, half the difference of largest and smallest defocus. It is never negative, so that noise alone makes some.
+        µm, half the difference between the largest and the smallest defocus. It is never negative, so noise alone gives
+        a small astigmatism.
     astigmatism_angle
         Degrees, from +x to the direction of the largest defocus, positive towards +y.
     score
-        Correlation of rings and fit, along `frequencies`.
+        Correlation of `rings` and `fit`.
     significance
-        How much better than a smooth background the fit is, in deviations of noise.
+        How much better the fit is than a smooth background, in standard deviations of the noise.
     resolution
-        Å, to which the rings fit.
+        Å. The rings fit up to this resolution.
     ctf
-        The transfer function, ready to use; its envelope is the given one's.
+        The contrast transfer function, ready to use. Its envelope is that of the function that was given.
     frequencies, rings, fit
-        `(ring,)`: 1/Å; power relative to its smooth background, averaged along the rings; and what is fitted to it.
+        `(ring,)`: frequencies in 1/Å; power relative to its smooth background, averaged along the rings; and the fit.
 
     References
     ----------
@@ -95,11 +97,11 @@ def fit_defocus(
     tile: int = TILE,
     resolution_range: tuple[float, float] = RESOLUTION_RANGE,
 ) -> DefocusEstimate:
-    """Fit the defocus of a micrograph, or of several images of one defocus, to the rings of its power spectrum.
+    """Fit the defocus of a micrograph, or of several images with one defocus, to the Thon rings of its power spectrum.
 
-    Power spectra of overlapping tiles are averaged. A smooth background, a spline over the logarithm of the frequency,
-    is taken out of them and of the squares of transfer functions alike; what remains of the two is compared, first
-    along a radius for every defocus, then in all directions, with astigmatism and an envelope.
+    The power spectra of overlapping tiles are averaged. A smooth background (a spline over the logarithm of the
+    frequency) is removed from the spectrum and from the squared transfer function. Then the two are compared: first
+    along the radius for every defocus of the range, then in all directions, with astigmatism and an envelope.
 
     Parameters
     ----------
@@ -108,24 +110,24 @@ def fit_defocus(
     pixel_size
         Å.
     ctf
-        The microscope; its defocus and spread are the range that is searched, its astigmatism and envelope are fitted
-        anew. By default 300 kV and 0.2 to 10 µm.
+        The microscope. Its defocus and spread give the range that is searched; astigmatism and envelope are fitted. By
+        default 300 kV, and a defocus from 0.2 to 10 µm.
     tile
-        Side of the tiles, pixels; smaller images are one tile.
+        Side of the tiles, pixels; a smaller image is one tile.
     resolution_range
-        Å, coarse and fine end of the rings that are compared; pixels coarser than 5 Å move the first, coarser than
-        1.8 Å the second.
+        Å, lowest and highest resolution of the rings that are compared. Pixels larger than 5 Å change the first, and
+        pixels larger than 1.8 Å the second.
 
     Raises
     ------
     ValueError
-        If the pixel size is not known, images are too small, constant or not finite, the first ring lies beyond their
-        sampling for every defocus of the range, or no rings, or only doubtful ones, are found.
+        If the pixel size is not known; if images are too small, constant or not finite; if the first zero lies beyond
+        the sampling for every defocus of the range; or if no Thon rings are found, or only doubtful ones.
 
     Warns
     -----
     UserWarning
-        If the defocus found lies at an end of the range.
+        If the defocus lies at an end of the range.
     """
     check_count("tile", tile)
     ctf = _microscope(ctf)
@@ -157,7 +159,7 @@ def fit_defocus(
 
 def _checked(images: Tensor, pixel_size: float) -> Tensor:
     if not pixel_size > 0:
-        raise ValueError(f"expected `pixel_size` in Å, without which rings mean nothing, got {pixel_size!r}; set it")
+        raise ValueError(f"expected `pixel_size` in Å, which the fit of the defocus needs, got {pixel_size!r}; set it")
     if images.ndim not in (2, 3) or 0 in images.shape:
         raise ValueError(f"expected `images` of shape (y, x) or (image, y, x), got {tuple(images.shape)}")
     if min(images.shape[-2:]) < LEAST_SIDE:
@@ -173,14 +175,14 @@ def _checked(images: Tensor, pixel_size: float) -> Tensor:
 def _microscope(ctf: ContrastTransfer | None) -> ContrastTransfer:
     ctf = ContrastTransfer.within() if ctf is None else ctf
     if isinstance(ctf.defocus, tuple) or isinstance(ctf.phase_shift, tuple):
-        raise ValueError("expected `ctf` with one defocus and one phase shift, got some for each tilt; set numbers")
+        raise ValueError("expected `ctf` with one defocus and one phase shift, got one for each tilt; set one number")
     if ctf.spread == 0:
-        raise ValueError("expected `ctf` with a spread, the half of the range of defocus to search, got 0; set it")
+        raise ValueError("expected `ctf` with a spread, half of the defocus range to search, got 0; set it")
     return ctf
 
 
 class _Fit:
-    """Parameters: mean defocus, its change along x and along the diagonal, µm, the envelope, Å², and a scale."""
+    """The fit. Its parameters: mean defocus and two components of astigmatism, µm; the envelope, Å²; and a scale."""
 
     def __init__(self, rings: RingPower, ctf: ContrastTransfer) -> None:
         self.rings = rings
@@ -225,7 +227,7 @@ class _Fit:
         return found, [x for x in others if abs(x[0] - found[0]) > SAME * abs(found[0])]
 
     def errors(self, found: FloatArray) -> FloatArray:
-        """Standard errors of the parameters, by leaving out a part of the directions in turn."""
+        """Standard errors of the parameters: each part of the directions is left out once."""
         parts = np.arange(len(self.rings.angles)) % _PARTS
         others = np.stack([self._solve(found[:4], parts != part).x for part in range(_PARTS)])
         errors: FloatArray = others.std(axis=0) * (_SHARED * np.sqrt(_PARTS - 1))
@@ -237,7 +239,7 @@ class _Fit:
         return float(np.sqrt(max(total - rest, 0.0) / rest * np.count_nonzero(self.rings.counts) / _ALIKE))
 
     def profiles(self, found: FloatArray) -> tuple[FloatArray, FloatArray]:
-        """What is not smooth of the power, and the fit to it, averaged along the rings: `(ring,)` each."""
+        """The power without its smooth part, and the fit to it, averaged along the rings: `(ring,)` each."""
         stretch = np.sqrt(np.clip(self._defocus(found) / found[0], 0.25, 4.0))  # (sector,)
         weight = self._along(self.rings.counts, stretch)
         power = self._along(self.rings.values * self.rings.root, stretch) / weight
@@ -288,7 +290,7 @@ class _Fit:
         return best
 
     def _gain(self, waves: FloatArray) -> FloatArray:
-        """How much of the power's variation waves `(..., sector, ring)` explain, with its sign."""
+        """How much of the variation of the power `waves` `(..., sector, ring)` explain, with its sign."""
         model = self.rings.rest(waves)
         size = np.sqrt((model**2).sum(axis=(-2, -1)))
         gain: FloatArray = (model * self.rings.values).sum(axis=(-2, -1)) / np.maximum(size, 1e-300)
@@ -325,14 +327,14 @@ def _check(fit: _Fit, trials: FloatArray, found: FloatArray, others: list[FloatA
         unseen = f", below which the first zero lies beyond {1 / fit.rings.q[-1]:.3g} Å," if trials[0] > fit.low else ""
         raise ValueError(
             f"expected rings of a defocus from {trials[0]:.3g} µm{unseen} to {trials[-1]:.3g} µm, got a power spectrum "
-            f"without: {found[0]:.3g} µm fits best, but stands out by {significance:.2g} deviations, not by "
-            f"{SIGNIFICANCE:g}; give the defocus, or take more images of the same one, or less binned ones"
+            f"without: {found[0]:.3g} µm fits best, but stands out by {significance:.2g} standard deviations, not by "
+            f"{SIGNIFICANCE:g}; give the defocus, or take more images with the same defocus, or less binned ones"
         )
     for other in others:
         if fit.significance(other) * MARGIN > significance:
             raise ValueError(
-                f"expected rings of one defocus, got some that {found[0]:.3g} and {other[0]:.3g} µm fit alike; set "
-                "`ctf` to a narrower range"
+                f"expected rings of one defocus, got some that {found[0]:.3g} and {other[0]:.3g} µm fit equally well; "
+                "set `ctf` to a narrower range"
             )
     if min(found[0] - trials[0], trials[-1] - found[0]) < AT_THE_END:
         warnings.warn(

@@ -1,4 +1,4 @@
-"""A detector's modulation transfer: how much of each frequency it records."""
+"""The modulation transfer function of a detector: how much of each frequency it records."""
 
 from __future__ import annotations
 
@@ -24,32 +24,36 @@ FloatArray = npt.NDArray[np.float64]
 
 @dataclass(frozen=True, kw_only=True)
 class Detector:
-    """The modulation transfer function of a detector, and how much of the noise has passed it.
+    """The modulation transfer function (MTF) of a detector, and the share of the noise that has passed it.
 
-    The function multiplies the clean signal's spectrum. Noise stays as the noise model has it, white: that of a
-    counting detector nearly is, since each electron ends in one pixel. Where a detector integrates, the electrons'
-    noise is blurred with the signal: `noise_share` of the noise's power then has the spectrum `mtf²`, the rest is
-    white, and the deviation is still the model's. The signal's power over the noise's falls with the frequency as
-    `mtf² / (noise_share · mtf² + 1 − noise_share)`, the shape of the detective quantum efficiency.
+    The spectrum of the clean signal is multiplied by the function. By default the noise stays white, as the noise model
+    has it. This is nearly right for a counting detector, where each electron is recorded in one pixel. An integrating
+    detector blurs the noise of the electrons together with the signal: then `noise_share` of the noise power has the
+    spectrum `mtf²`, and the rest is white. The standard deviation of the noise does not change. The ratio of signal
+    power to noise power falls with the frequency as `mtf² / (noise_share · mtf² + 1 − noise_share)`, which is the shape
+    of the detective quantum efficiency (DQE).
 
     Parameters
     ----------
     at_nyquist
-        The function at half a cycle per pixel, in (0, 1]; in between it is `at_nyquist^((2 k)^shape)`.
+        The function at the Nyquist frequency (half a cycle per pixel), in (0, 1]. At the frequency k, in cycles per
+        pixel, the function is `at_nyquist^((2 k)^shape)`.
     shape
-        1 is an exponential, as a scintillator's long tails; 2 a Gaussian, near an ideal pixel's (0.64 at Nyquist).
+        1 is an exponential, with the long tails of a scintillator. 2 is a Gaussian, which is close to an ideal pixel
+        (0.64 at Nyquist).
     table
-        In place of `at_nyquist`: pairs of a frequency in cycles per pixel and the function there, increasing in
-        frequency; in between interpolated, beyond constant.
+        Instead of `at_nyquist`: pairs of a frequency, in cycles per pixel, and the function there, in increasing order
+        of frequency. The function is interpolated between the pairs, and constant beyond them.
     binning
-        Pixels of the detector to one of the tilts: the function is that of the detector's own pixels.
+        The binning factor of the tilts: how many pixels of the detector, along each axis, are one pixel of a tilt. The
+        function is that of the detector's own pixels.
     noise_share
-        In [0, 1].
+        Share of the noise power that has passed the detector with the signal, in [0, 1].
 
     Raises
     ------
     ValueError
-        If there are both `at_nyquist` and `table`, or neither, or numbers that cannot be.
+        If both `at_nyquist` and `table` are given, or neither, or a number is out of its range.
 
     References
     ----------
@@ -80,19 +84,19 @@ class Detector:
 
     @classmethod
     def read(cls, path: str | Path, **settings: Any) -> Self:
-        """Read the table of a STAR file as RELION's: `_rlnResolutionInversePixel` and `_rlnMtfValue`.
+        """Read the MTF from a STAR file in the format of RELION: `_rlnResolutionInversePixel` and `_rlnMtfValue`.
 
         Parameters
         ----------
         path
-            The file.
+            The STAR file.
         **settings
-            `binning`, `noise_share`.
+            `binning` and `noise_share`.
 
         Raises
         ------
         FileNotFoundError, FileFormatError
-            If there is none, it lacks the columns, or its numbers are no transfer function.
+            If the file does not exist, lacks the columns, or its numbers are not a transfer function.
         """
         path = Path(path)
         tables = star_tables(path)
@@ -113,7 +117,7 @@ class Detector:
         return cls(table=pairs, **settings)
 
     def curve(self, frequencies: Tensor | FloatArray) -> Tensor:
-        """Compute the function at frequencies of the tilts, in cycles per pixel, of any shape; float64."""
+        """Compute the function at frequencies of any shape, in cycles per pixel of the tilts; float64."""
         k = torch.as_tensor(frequencies, dtype=torch.float64) / self.binning
         if self.at_nyquist is not None:
             return torch.exp(math.log(self.at_nyquist) * (k / NYQUIST) ** self.shape)
@@ -121,7 +125,7 @@ class Detector:
         return torch.from_numpy(np.asarray(np.interp(k.cpu().numpy(), known, values))).to(k.device)
 
     def coloured(self, noise: Tensor) -> Tensor:
-        """Give white noise `(..., y, x)` the spectrum that the detector's has, without changing its deviation."""
+        """Give white noise `(..., y, x)` the spectrum of this detector's noise; its standard deviation stays."""
         if self.noise_share == 0:
             return noise
         height, width = (int(n) for n in noise.shape[-2:])

@@ -1,4 +1,4 @@
-"""The file of a fitted microscope: its noise and response, tilt angles, and the step of the style transfer."""
+"""The file of a fitted microscope: noise and response, tilt angles, and the step of the style transfer."""
 
 from __future__ import annotations
 
@@ -14,26 +14,26 @@ from faket_aug.geometry import as_tilt_angles
 from faket_aug.microscope.noise import NoiseModel
 from faket_aug.tomography.projection import EXTENDS
 
-#: What of a simulator's settings `MicroscopeFile.style` may hold.
+#: The settings of a simulator that `MicroscopeFile.style` may hold.
 STYLE_SETTINGS = ("step_size", "keep_spectrum")
 
 
 @dataclass(frozen=True, kw_only=True)
 class MicroscopeFile:
-    """What `faket-aug fit` found of a microscope.
+    """The result of `faket-aug fit`: what it found about a microscope.
 
     Parameters
     ----------
     noise
-        Fitted noise, with a response.
+        The fitted noise model, with a response.
     tilt_angles
-        `(tilt,)`, degrees, of the first series; empty where not known.
+        `(tilt,)`, degrees, of the first series; empty if they are not known.
     style
-        Settings of the style transfer that were chosen, see `STYLE_SETTINGS`; empty where none were.
+        The chosen settings of the style transfer, see `STYLE_SETTINGS`; empty if none were chosen.
     extend
-        How specimens went on beyond their sides in the fit, see `project`; None where not known.
+        What the fit took to lie beside the specimens, see `project`; None if it is not known.
     about
-        What it was made from, as JSON types.
+        The input of the fit, as JSON types.
     """
 
     noise: NoiseModel
@@ -43,12 +43,12 @@ class MicroscopeFile:
     about: Mapping[str, Any] = field(default_factory=dict)
 
     def style_settings(self, step_size: float | None = None) -> dict[str, Any]:
-        """Return settings of the style transfer: the given step, or the chosen ones.
+        """Return settings of the style transfer: the given step, or else the chosen settings.
 
         Raises
         ------
         ValueError
-            If there is a response, for which the published step is too far, and no step.
+            If the noise has a response and no step is known. (The published step is too large for a response.)
         """
         if step_size is not None:
             return {"step_size": step_size}
@@ -61,20 +61,21 @@ class MicroscopeFile:
 
 
 def read_microscope(path: str | Path) -> MicroscopeFile:
-    """Read a microscope's file, or one of `NoiseModel.to_json`.
+    """Read the file of a fitted microscope, or a file with the text of `NoiseModel.to_json`.
 
     Raises
     ------
     FileNotFoundError, FileFormatError
-        If there is no such file, or it is something else.
+        If the file does not exist, or has another content.
     """
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"expected a fitted microscope or noise model, found none at {path}")
     try:
         text = path.read_text(encoding="utf-8")
-        noise = NoiseModel.from_json(text)
-        data = json.loads(text)
+        noise, data = NoiseModel.from_json(text), json.loads(text)
+        if not isinstance(data, dict):
+            raise ValueError(f"expected a fitted noise model, got {data!r}")
         style = data.get("style", {})
         if not isinstance(style, dict) or not set(style) <= set(STYLE_SETTINGS):
             raise ValueError(f"expected `style` with settings of {', '.join(STYLE_SETTINGS)}, got {style!r}")
@@ -88,7 +89,7 @@ def read_microscope(path: str | Path) -> MicroscopeFile:
 
 
 def write_microscope(path: str | Path, microscope: MicroscopeFile) -> None:
-    """Write a microscope's file; what was there stays until the new one is whole."""
+    """Write the file of a microscope. An earlier file stays until the new one is complete."""
     data = json.loads(microscope.noise.to_json())
     data |= {"tilt_angles": list(microscope.tilt_angles)} if microscope.tilt_angles else {}
     data |= {"style": dict(microscope.style)} if microscope.style else {}

@@ -1,4 +1,4 @@
-"""What a microscope does to tilts besides its lens: misaligned tilts, radiation damage, the detector's transfer."""
+"""Imperfections of a simulated microscope: misaligned tilts, radiation damage, and the transfer of the detector."""
 
 from __future__ import annotations
 
@@ -20,27 +20,27 @@ from faket_aug.microscope.misalignment import Misalignment, TiltErrors, misalign
 from faket_aug.tomography.filters import PaddedGrid
 
 _KINDS = {"misalignment": Misalignment, "damage": ExposureDamage, "detector": Detector}
-#: Å, and pixels, that damage and detector carry information away.
+#: Distances over which damage (Å) and detector (pixels) spread a point.
 _DAMAGE_REACH, _DETECTOR_REACH = 100.0, 16
 
 
 @dataclass(frozen=True, kw_only=True)
 class Imperfections:
-    """The parts of a simulated microscope that are perfect unless they are given.
+    """Imperfections of a simulated microscope. What is not given is perfect.
 
     Parameters
     ----------
     misalignment
-        How far tilts are from where the reconstruction takes them to be; drawn for each tomogram.
+        Errors of the alignment, drawn for each tomogram.
     damage
-        What the specimen has lost at each tilt by the exposure before.
+        Signal that the specimen has lost at each tilt by the exposure before it.
     detector
-        The detector's transfer, and with it the noise's spectrum.
+        Modulation transfer function of the detector, which also gives the spectrum of the noise.
 
     Notes
     -----
-    A noise model without response brings what is left of the signal to its own share of each tilt: with it, damage and
-    detector change how the signal's power is spread over frequencies, not how much there is.
+    White noise scales the signal of each tilt to the correlation of its curves. So, with white noise, damage and
+    detector change the spectrum of the signal, but not its total power.
     """
 
     misalignment: Misalignment | None = None
@@ -58,12 +58,12 @@ class Imperfections:
         return any(getattr(self, name) is not None for name in _KINDS)
 
     def check_tilts(self, tilt_angles: Angles) -> None:
-        """Raise a `ValueError` unless the damage has as many exposures as there are tilts."""
+        """Raise a `ValueError` if the damage has exposures for another number of tilts."""
         if self.damage is not None:
             self.damage.accumulated(tilt_angles)
 
     def check_fixed_angles(self) -> None:
-        """Raise a `ValueError` if tilts, which come as they are, would have to be at other angles."""
+        """Raise a `ValueError` if the tilt angles have errors; a specimen that comes as tilts cannot have them."""
         if self.misalignment is not None and self.misalignment.tilts_differ:
             raise ValueError(
                 "expected no errors of the tilt angle for a specimen that comes as tilts, got some; set `tilt_angle` "
@@ -71,30 +71,30 @@ class Imperfections:
             )
 
     def drawn(self, count: int, generator: np.random.Generator) -> TiltErrors:
-        """Draw the errors of `count` tilts, see `Misalignment.drawn`; none without a misalignment."""
+        """Draw the errors of `count` tilts, see `Misalignment.drawn`; empty without a misalignment."""
         return () if self.misalignment is None else self.misalignment.drawn(count, generator)
 
     def true_tilt_angles(self, tilt_angles: Angles, errors: TiltErrors) -> tuple[Angles, bool]:
-        """Return the angles that the specimen is projected at, and whether these are the nominal ones."""
+        """Return the angles at which the specimen is projected, and whether they are the nominal ones."""
         if self.misalignment is None or not self.misalignment.tilts_differ:
             return tilt_angles, True
         return true_tilt_angles(tilt_angles, errors), False
 
     def apply(self, images: Tensor, pixel_size: float, tilt_angles: Angles, errors: TiltErrors) -> Tensor:
-        """Turn and shift clean tilts, then weaken their frequencies as damage and detector do.
+        """Rotate and shift clean tilts, then apply radiation damage and the transfer of the detector.
 
-        A contrast transfer function, which comes in between, commutes with all of these.
+        A contrast transfer function commutes with these steps: it may be applied before or after them.
 
         Parameters
         ----------
         images
-            `(tilt, y, x)`, floating point, clean projections at the true angles.
+            `(tilt, y, x)`, floating point, clean projections at the true tilt angles.
         pixel_size
             Å.
         tilt_angles
-            `(tilt,)`, degrees, the nominal ones.
+            `(tilt,)`, degrees, the nominal angles.
         errors
-            From `drawn`.
+            The errors of the tilts, from `drawn`.
 
         Returns
         -------
@@ -103,7 +103,7 @@ class Imperfections:
         Raises
         ------
         ValueError
-            If the pixel size is not positive, or exposures or errors are not as many as tilts.
+            If the pixel size is not positive, or the number of exposures or of errors is not that of the tilts.
         """
         check_ndim("images", images, "tilt y x")
         if not self:
@@ -128,22 +128,22 @@ class Imperfections:
         return torch.stack(filtered)
 
     def coloured(self, noise: Tensor) -> Tensor:
-        """Give white noise `(..., y, x)` the spectrum that the detector's has, see `Detector.coloured`."""
+        """Give white noise `(..., y, x)` the spectrum of the detector's noise, see `Detector.coloured`."""
         return noise if self.detector is None else self.detector.coloured(noise)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the parameters of what is imperfect as JSON types."""
+        """Return the parameters of the imperfections that are given, as JSON types."""
         data: dict[str, Any] = json.loads(json.dumps(asdict(self)))
         return {name: own for name, own in data.items() if own is not None}
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Self:
-        """Make the imperfections from `to_dict`'s result, also after JSON.
+        """Make the imperfections from the result of `to_dict`, also after a trip through JSON.
 
         Raises
         ------
         ValueError
-            If something is unknown or missing.
+            If a parameter is unknown or missing.
         """
         if not isinstance(data, Mapping) or set(data) - set(_KINDS):
             raise ValueError(f"expected imperfections with {', '.join(_KINDS)}, got {data!r}")

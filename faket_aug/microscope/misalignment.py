@@ -1,4 +1,4 @@
-"""Tilts that are not quite where they are thought to be: what is left after a series was aligned."""
+"""Misalignment: the errors that are left after a tilt-series was aligned."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from faket_aug._checks import check_ndim, check_positive
 from faket_aug.geometry import Angles, as_tilt_angles, turns
 from faket_aug.tomography.resample import transform_images
 
-#: What is wrong with a tilt: its shifts along y and x, Å, its turn in its plane, degrees, and by how much its angle is
-#: more than the nominal one, degrees.
+#: The errors of a tilt: its shifts along y and x in Å, its rotation in its plane in degrees, and its true tilt angle
+#: minus its nominal one in degrees.
 ERRORS = ("shift_y", "shift_x", "rotation", "tilt_angle")
 TiltErrors = tuple[tuple[float, ...], ...]
 FloatArray = npt.NDArray[np.float64]
@@ -23,28 +23,29 @@ FloatArray = npt.NDArray[np.float64]
 
 @dataclass(frozen=True, kw_only=True)
 class Misalignment:
-    """How far tilts are from where the reconstruction takes them to be.
+    """The errors of the alignment that a reconstruction does not know of.
 
-    Standard deviations of normal distributions. The specimen is projected at the true angles, and the images are turned
-    and shifted; the tomogram is reconstructed as if nothing had happened.
+    Each parameter is the standard deviation of a normal distribution. The specimen is projected at the true tilt
+    angles, and the images are rotated and shifted. The tomogram is reconstructed with the nominal angles, as if the
+    tilts were aligned.
 
     Parameters
     ----------
     shift
-        Å, along y and along x, of each tilt.
+        Å. Shift of each tilt along y and along x.
     rotation
-        Degrees, of each tilt in its plane, about the pixel `n // 2`.
+        Degrees. Rotation of each tilt in its plane, about the pixel `n // 2`.
     rotation_offset
-        Degrees, of all tilts of a series together: an axis of rotation that is not quite y.
+        Degrees. Rotation that all tilts of a series share: the tilt axis is not exactly y.
     tilt_angle
-        Degrees, of each tilt's angle.
+        Degrees. Error of each tilt angle.
     tilt_angle_offset
-        Degrees, of all angles of a series together.
+        Degrees. Error that all tilt angles of a series share.
 
     Raises
     ------
     ValueError
-        If a deviation is negative or not finite.
+        If a standard deviation is negative or not finite.
     """
 
     shift: float = 0.0
@@ -62,13 +63,13 @@ class Misalignment:
 
     @property
     def tilts_differ(self) -> bool:
-        """Whether tilts are at other angles than the nominal ones."""
+        """Whether the true tilt angles differ from the nominal ones."""
         return self.tilt_angle > 0 or self.tilt_angle_offset > 0
 
     def drawn(self, count: int, generator: np.random.Generator) -> TiltErrors:
-        """Draw what is wrong with each of `count` tilts, `(tilt, 4)`: the numbers that `ERRORS` names.
+        """Draw the errors of `count` tilts, `(tilt, 4)`: the numbers that `ERRORS` names.
 
-        A deviation of 0 changes nothing of the others' numbers.
+        With a standard deviation of 0, the other numbers are drawn as before.
         """
         each, common = generator.standard_normal((count, 4)), generator.standard_normal(2)
         rotation = each[:, 2] * self.rotation + common[0] * self.rotation_offset
@@ -78,40 +79,40 @@ class Misalignment:
 
 
 def true_tilt_angles(tilt_angles: Angles, errors: TiltErrors) -> FloatArray:
-    """Return the angles that tilts were taken at, `(tilt,)`, degrees, of the nominal ones."""
+    """Return the true tilt angles, `(tilt,)`, degrees, for the nominal ones."""
     angles = as_tilt_angles(tilt_angles)
     return angles + _rows(errors, len(angles))[:, 3]
 
 
 def misalign(images: Tensor, errors: TiltErrors, pixel_size: float) -> Tensor:
-    """Turn and shift tilts, by cubic splines; what comes in at an edge is as the pixel nearest to it.
+    """Rotate and shift tilts, by cubic splines. Beyond an edge, the nearest pixel is repeated.
 
-    What was at (x, y) from pixel `n // 2` comes to lie at `R (x, y) + shift`, with R from +x towards +y.
+    The position (x, y), counted from pixel `n // 2`, moves to `R (x, y) + shift`. R rotates from +x towards +y.
 
     Parameters
     ----------
     images
         `(tilt, y, x)`, floating point.
     errors
-        `(tilt, 4)`, from `Misalignment.drawn`; the error of the tilt's angle, which is the projection's, is left alone.
+        `(tilt, 4)`, from `Misalignment.drawn`. The error of the tilt angle is not used: the projection has it.
     pixel_size
         Å.
 
     Returns
     -------
-    `(tilt, y, x)` in the images' dtype; the images themselves where no tilt is shifted or turned.
+    `(tilt, y, x)` in the images' dtype; the images themselves if no tilt is shifted or rotated.
 
     Raises
     ------
     ValueError
-        If there are not as many errors as tilts, or the pixel size is not positive.
+        If the number of errors is not that of the tilts, or the pixel size is not positive.
     """
     check_ndim("images", images, "tilt y x")
     rows = _rows(errors, len(images))
     if not rows[:, :3].any():
         return images
     check_positive("pixel_size", pixel_size)
-    # The transform asks where a pixel comes from: the inverse of where it goes to.
+    # The transform reads each pixel of the result at its position in the image: the inverse of the movement.
     back = turns(-rows[:, 2])
     shifts_xy = rows[:, 1::-1] / pixel_size
     sources = -np.einsum("tij,tj->ti", back, shifts_xy)

@@ -1,8 +1,7 @@
-"""Noise models: what a microscope makes of clean tilts.
+"""Noise models: they make noisy tilts from clean ones.
 
-`WhiteNoise` is the published one: how much of a measured tilt is signal, as smooth curves over its angle.
-`ResponseNoise` has a transfer function and a noise spectrum for each tilt. `GivenNoise` is for tilts that have their
-noise already.
+`WhiteNoise` is the published model: white noise, whose strength is a smooth curve over the tilt angle. `ResponseNoise`
+has a transfer function and a noise spectrum for each tilt. `GivenNoise` is for tilts that have their noise already.
 """
 
 from __future__ import annotations
@@ -32,33 +31,37 @@ from faket_aug.microscope.noise_curves import (
     series_from_json,
     series_of_gain,
 )
-from faket_aug.microscope.response import MicroscopeResponse
+from faket_aug.microscope.response import ORDER, MicroscopeResponse
 from faket_aug.microscope.spectra import matching_spectra, sorted_spectra
 from faket_aug.microscope.unpaired import fit_response
-from faket_aug.statistics import match_mean_std, standardize
+from faket_aug.statistics import FULL_RANGE, match_mean_std, standardize
 
-#: The content image keeps this share of the noise's deviation (FakET's quarter).
+#: Factor on the noise of the content image: a quarter, as in FakET.
 CONTENT_NOISE = 0.25
-#: For a simulator's `noise`: that of the specimens' own tilts.
+#: The `noise` of a simulator whose specimens are tilts that have their noise already.
 GIVEN = "given"
 _FORMAT = 1
 
 
 class NoiseModel(ABC):
-    """Make noisy tilts from clean ones.
+    """The base of all noise models, which make noisy tilts from clean ones.
 
-    Fit one with `fit`, `fit_unpaired` or `assume`, or read one with `from_json`. `NoiseModel(series=..., order=...)`
-    makes a `WhiteNoise`; with a `response` it makes a `ResponseNoise`. A model of your own derives from this class and
-    defines `sample` and `to_json`.
+    There are three ways to a model: `fit` takes clean and measured tilts of the same specimens, `fit_unpaired` takes
+    measured tilts of unknown specimens, and `assume` takes a signal-to-noise ratio. `from_json` reads a model.
+    `NoiseModel(series=..., order=...)` makes a `WhiteNoise`; with a `response` it makes a `ResponseNoise`.
+
+    For a noise model of your own, derive from this class and define `sample` and `to_json`. The other methods have
+    defaults: there is no BASELINE variant, no response, and nothing depends on the defocus. `FakETSimulator` takes the
+    model as its `noise`.
 
     References
     ----------
     Harar et al., Structure 33 (2025), STAR Methods, "Noise".
     """
 
-    #: Whether `sample` uses the random numbers that it is given.
+    #: Whether `sample` uses the random numbers `noise`. If not, the simulator draws none.
     draws: ClassVar[bool] = True
-    #: The transfer function and noise spectrum, where there are any: clean tilts pass them in `sample`.
+    #: The response of the microscope, which `sample` applies to clean tilts; None for white noise.
     response: MicroscopeResponse | None = None
 
     def __new__(cls, *_: Any, **settings: Any) -> Self:
@@ -70,7 +73,7 @@ class NoiseModel(ABC):
     if TYPE_CHECKING:
 
         def __init__(
-            self, *, series: Sequence[SeriesNoise], order: int = 2, response: MicroscopeResponse | None = None
+            self, *, series: Sequence[SeriesNoise], order: int = ORDER, response: MicroscopeResponse | None = None
         ) -> None: ...
 
     @abstractmethod
@@ -82,11 +85,11 @@ class NoiseModel(ABC):
         clean
             `(tilt, y, x)`, negated projections (dark particles), in any unit.
         noise
-            `(tilt, y, x)`, standard normal numbers ε.
+            `(tilt, y, x)`, random numbers ε with a standard normal distribution.
         tilt_angles
             `(tilt,)`, degrees.
         noise_scale
-            Factor on the noise; `CONTENT_NOISE` makes the content image from the *same* noise.
+            Factor on the noise. The content image has the *same* noise, with the factor `CONTENT_NOISE`.
 
         Returns
         -------
@@ -95,20 +98,20 @@ class NoiseModel(ABC):
 
     @abstractmethod
     def to_json(self) -> str:
-        """Write the model as JSON text; two models with the same text make the same tilts."""
+        """Write the model as JSON text. Two models with the same text must make the same tilts."""
 
     def baseline(self) -> NoiseModel:
-        """Return the BASELINE variant, which is the same for every tilt.
+        """Return the BASELINE variant, whose noise is the same for every tilt.
 
         Raises
         ------
         ValueError
-            If the model has none.
+            If the model does not have this variant.
         """
         raise ValueError(f"expected noise with a BASELINE variant, got {type(self).__name__}; set another `modality`")
 
     def at_defocus(self, defocus: float) -> NoiseModel:
-        """Return the model with another defocus, µm, of its response; itself where it has none."""
+        """Return the model with another defocus, µm; the model itself if it has no response."""
         return self
 
     @classmethod
@@ -119,32 +122,33 @@ class NoiseModel(ABC):
         clean: Tensor | Sequence[Tensor],
         target: Tensor | Sequence[Tensor],
         tilt_angles: Angles | Sequence[Angles],
-        order: int = 2,
-        quantiles: tuple[float, float] = (0.0, 1.0),
+        order: int = ORDER,
+        quantiles: tuple[float, float] = FULL_RANGE,
     ) -> WhiteNoise:
-        """Fit the noise to pairs of clean and measured tilts of the same specimens, in closed form.
+        """Fit white noise to pairs of clean and measured tilts of the same specimens.
 
-        With both tilts at mean 0 and deviation 1, `r = mean(clean · target)` clamped to [0, 1] and
-        `σ = sqrt(1 - r²)`. (FakET finds the same r by bisection.)
+        Both tilts are scaled to a mean of 0 and a standard deviation of 1. Then `r = mean(clean · target)`, limited to
+        [0, 1], and `σ = sqrt(1 - r²)`. (FakET finds the same r by bisection.)
 
         Parameters
         ----------
         clean
-            `(tilt, y, x)`, *negated* projections (dark particles), or a list of such stacks, one a series.
+            `(tilt, y, x)`, *negated* projections (dark particles), or a list of stacks, one for each series.
         target
-            Measured tilts of the same shapes.
+            `(tilt, y, x)`, the measured tilts, or a list of stacks of the same shapes.
         tilt_angles
-            `(tilt,)`, degrees, or a list of such.
+            `(tilt,)`, degrees, or a list of angles, one for each series.
         order
             Order of the polynomials over the tilt angle.
         quantiles
             Each measured tilt is first clipped to its values at these quantiles; `(0, 1)` leaves it as it is. Set
-            `(0.001, 0.999)` against hot pixels and beads.
+            `(0.001, 0.999)` against hot pixels and gold beads.
 
         Raises
         ------
         ValueError
-            If shapes differ, a tilt is constant (the message says which), or no tilt correlates with its clean one.
+            If shapes differ, a tilt is constant (the message names it), or no measured tilt correlates with its clean
+            one.
         """
         cleans, targets = _as_list(clean), _as_list(target)
         angles = [tilt_angles] if isinstance(clean, Tensor) else list(tilt_angles)
@@ -166,13 +170,14 @@ class NoiseModel(ABC):
         tilt_angles: Angles,
         *,
         snr: float = 0.1,
-        order: int = 2,
-        quantiles: tuple[float, float] = (0.0, 1.0),
+        order: int = ORDER,
+        quantiles: tuple[float, float] = FULL_RANGE,
     ) -> WhiteNoise:
-        """Take means and deviations from measured tilts, and an assumed signal-to-noise ratio.
+        """Make white noise for measured tilts, with an assumed signal-to-noise ratio.
 
-        For a microscope of whose specimens no truth is known; not part of the published method. The electrons' path
-        through a slab, and with it the background, grows as `1 / cos θ`, so the ratio falls as `snr · cos θ`.
+        The means and standard deviations are those of the measured tilts, whose specimens need not be known. This is
+        not part of the published method. In a slab of ice, the
+        path of the electrons grows as `1 / cos θ`, and so does the background. So the ratio falls as `snr · cos θ`.
 
         Parameters
         ----------
@@ -181,7 +186,7 @@ class NoiseModel(ABC):
         tilt_angles
             `(tilt,)`, degrees.
         snr
-            Signal power over noise power at 0°.
+            Signal power divided by noise power, at 0°.
         order, quantiles
             As for `fit`.
 
@@ -204,35 +209,37 @@ class NoiseModel(ABC):
         clean_angles: Angles | Sequence[Angles] | None = None,
         pixel_size: float,
         ctf: ContrastTransfer | Sequence[ContrastTransfer] | None = None,
-        order: int = 2,
+        order: int = ORDER,
     ) -> ResponseNoise:
-        """Fit transfer function, noise spectrum and means to tilts of which no truth is known, as `fit_response` does.
+        """Fit transfer function, noise spectrum and means to measured tilts of unknown specimens.
 
-        Not part of the published method.
+        `unpaired.fit_response` says how. It is not part of the published method.
 
         Parameters
         ----------
         target
-            `(tilt, y, x)`, measured tilts, aligned (the axis is y), or a list of such stacks, of any sizes and steps.
+            `(tilt, y, x)`, measured and aligned tilts (the tilt axis is y), or a list of stacks, of any sizes and tilt
+            steps.
         clean
-            `(tilt, y, x)`, *negated* projections of any specimens of the same kind and pixel size (which nothing here
-            tells), at the targets' angles or more, or a list of such.
+            `(tilt, y, x)`, *negated* projections of other specimens of the same kind, or a list of stacks. They need
+            the pixel size of the targets (which is not checked) and all angles of the targets; more angles are allowed.
         tilt_angles
-            `(tilt,)`, degrees, of the targets, or a list of such.
+            `(tilt,)`, degrees, angles of the targets, or a list of angles.
         clean_angles
-            The same of the clean projections; by default those of the (first) target. For series with different angles
-            see `geometry.joint_angles`.
+            `(tilt,)`, degrees, angles of the clean projections, or a list of angles; by default those of the (first)
+            target. For series with different angles see `geometry.joint_angles`.
         pixel_size
             Å.
-        ctf, order
-            The microscope, or one for each target, and the order of polynomials over the tilt angle, see
-            `unpaired.fit_response`.
+        ctf
+            The microscope, or one for each target, see `unpaired.fit_response`.
+        order
+            Order of the polynomials over the tilt angle.
 
         Raises
         ------
         ValueError
-            As `unpaired.fit_response` and `spectra.matching_spectra`; or if numbers of stacks or angles do not go
-            together, or a tilt is constant.
+            As for `unpaired.fit_response` and `spectra.matching_spectra`; or if the numbers of stacks and angles
+            differ, or a tilt is constant.
         """
         targets, cleans = _as_list(target), _as_list(clean)
         angles: Any = [tilt_angles] if isinstance(target, Tensor) else tilt_angles
@@ -257,9 +264,11 @@ class NoiseModel(ABC):
         Raises
         ------
         ValueError
-            If the text is not such a model; the message says what is missing or unknown.
+            If the text is not a noise model. The message says what is missing or unknown.
         """
         data = json.loads(text)
+        if data == GIVEN:
+            return GivenNoise()
         wanted, more = {"format", "order", "series"}, {"response", "tilt_angles", "style", "extend", "about"}
         if not isinstance(data, dict) or data.get("format") != _FORMAT or set(data) - more != wanted:
             raise ValueError(f"expected a noise model of format {_FORMAT}, got {text[:80]!r}")
@@ -273,24 +282,25 @@ class NoiseModel(ABC):
 
 @dataclass(frozen=True, kw_only=True)
 class FittedNoise(NoiseModel):
-    """What `WhiteNoise` and `ResponseNoise` share: curves over the tilt angle, fitted to measured series.
+    """The base of `WhiteNoise` and `ResponseNoise`: curves over the tilt angle, fitted to measured series.
 
-    Each curve is a polynomial of the tilt angle for every series; the series are then averaged.
+    For each series, every curve is a polynomial of the tilt angle. The polynomials of all series are averaged.
 
     Parameters
     ----------
     series
         One entry for each tilt-series of the fit.
     order
-        Order of the polynomials; 2 as published, 0 is BASELINE.
+        Order of the polynomials; 2 as published, 0 for BASELINE.
 
     Notes
     -----
-    Differs from FakET: the polynomials' abscissa is the tilt's angle, not its index; the same for even steps.
+    Differs from FakET: the polynomials depend on the tilt angle, not on the index of the tilt. For even tilt steps this
+    is the same.
     """
 
     series: tuple[SeriesNoise, ...]
-    order: int = 2
+    order: int = ORDER
 
     def __post_init__(self) -> None:
         if not self.series:
@@ -300,8 +310,8 @@ class FittedNoise(NoiseModel):
     def curves(self, tilt_angles: Angles) -> NoiseCurves:
         """Evaluate the noise at tilt angles `(tilt,)` in degrees.
 
-        Correlations and deviations are kept within [0, 1], and `std` above a hundredth of its smallest measured value,
-        where the polynomials are asked beyond the angles they were fitted to.
+        Beyond the fitted angles, `correlation` and `deviation` are limited to [0, 1], and `std` to at least a hundredth
+        of its smallest measured value.
         """
         return mean_curves(self.series, tilt_angles, self.order)
 
@@ -313,14 +323,17 @@ class FittedNoise(NoiseModel):
 
 @dataclass(frozen=True, kw_only=True)
 class WhiteNoise(FittedNoise):
-    """Tilt-dependent white Gaussian noise, as published: `r · c + σ · ε` of tilts of standard deviation 1.
+    """White Gaussian noise that depends on the tilt, as published.
 
-    Then each tilt is brought to the mean and the standard deviation of the measured ones.
+    Clean tilts c are scaled to a mean of 0 and a standard deviation of 1. The noisy tilt is `r · c + σ · ε`. Then it is
+    scaled to the mean and the standard deviation of the measured tilts.
 
     Parameters
     ----------
-    series, order
-        As of `FittedNoise`.
+    series
+        One entry for each tilt-series of the fit.
+    order
+        Order of the polynomials over the tilt angle; 2 as published, 0 for BASELINE.
     """
 
     response: InitVar[None] = None
@@ -338,7 +351,7 @@ class WhiteNoise(FittedNoise):
         return replace(self, order=0)
 
     def sample(self, clean: Tensor, noise: Tensor, tilt_angles: Angles, *, noise_scale: float = 1.0) -> Tensor:
-        """Make noisy tilts, see `NoiseModel.sample`. A constant tilt holds no signal and gives pure noise."""
+        """Make noisy tilts, see `NoiseModel.sample`. A constant tilt has no signal: the result is noise alone."""
         check_same_shape("noise", noise.shape, "clean", clean.shape)
         curves = self.curves(as_tilt_angles(tilt_angles, count=clean.shape[0]))
         r = _column(curves.correlation, clean)
@@ -351,16 +364,19 @@ class WhiteNoise(FittedNoise):
 
 @dataclass(frozen=True, kw_only=True)
 class ResponseNoise(FittedNoise):
-    """A transfer function and a noise spectrum for each tilt: `gain ∗ c + coloured noise`, then the measured means.
+    """Noise with a spectrum, and a transfer function for the signal; both depend on the tilt.
 
-    Not part of the published method.
+    The noisy tilt is `gain ∗ c + coloured noise`, plus the mean of the measured tilts. This is not part of the
+    published method.
 
     Parameters
     ----------
-    series, order
-        As of `FittedNoise`; of the curves, only the mean is used.
+    series
+        One entry for each tilt-series of the fit. Of its curves, only `mean` is used.
+    order
+        Order of the polynomials over the tilt angle.
     response
-        Transfer function and noise spectrum.
+        The transfer function (gain) and the noise spectrum.
     """
 
     response: MicroscopeResponse = field()  # without a default, which the base has
@@ -374,7 +390,7 @@ class ResponseNoise(FittedNoise):
         return replace(self, response=self.response.at_defocus(defocus))
 
     def sample(self, clean: Tensor, noise: Tensor, tilt_angles: Angles, *, noise_scale: float = 1.0) -> Tensor:
-        """Make noisy tilts, see `NoiseModel.sample`; clean ones are in the unit of those of the fit."""
+        """Make noisy tilts, see `NoiseModel.sample`. Clean tilts must have the unit of the clean tilts of the fit."""
         check_same_shape("noise", noise.shape, "clean", clean.shape)
         curves = self.curves(as_tilt_angles(tilt_angles, count=clean.shape[0]))
         measured = self.response.apply(clean, noise, tilt_angles, noise_scale=noise_scale)
@@ -383,7 +399,7 @@ class ResponseNoise(FittedNoise):
 
 @dataclass(frozen=True, kw_only=True)
 class GivenNoise(NoiseModel):
-    """For tilts that have their noise already (`TiltedSpecimen`): nothing is added."""
+    """For tilts that have their noise already (`TiltedSpecimen`): no noise is added."""
 
     draws: ClassVar[bool] = False
 

@@ -1,4 +1,4 @@
-"""What measured tilt-series say about their noise, tilt by tilt, and smooth curves over the tilt angle."""
+"""The noise of each tilt of a measured series, and smooth curves of it over the tilt angle."""
 
 from __future__ import annotations
 
@@ -23,18 +23,18 @@ CURVES = ("correlation", "deviation", "mean", "std")
 
 @dataclass(frozen=True, kw_only=True)
 class SeriesNoise:
-    """What one tilt-series says about the noise, tilt by tilt.
+    """The signal and the noise of each tilt of one series.
 
     Parameters
     ----------
     tilt_angles
         `(tilt,)`, degrees.
     correlation
-        `(tilt,)`, correlation r of clean and measured tilt, in [0, 1].
+        `(tilt,)`, correlation r of the clean and the measured tilt, in [0, 1].
     deviation
-        `(tilt,)`, deviation of the noise in a tilt of deviation 1, `sqrt(1 - r²)`.
+        `(tilt,)`, standard deviation of the noise in a tilt with a standard deviation of 1, `sqrt(1 - r²)`.
     mean, std
-        `(tilt,)`, mean and population deviation of the measured tilt, in its unit.
+        `(tilt,)`, mean and (population) standard deviation of the measured tilt, in its unit.
     """
 
     tilt_angles: Floats
@@ -54,7 +54,7 @@ class SeriesNoise:
 
 @dataclass(frozen=True, kw_only=True)
 class NoiseCurves:
-    """Noise at given tilts: correlation, deviation, mean and std, each `(tilt,)` in float64."""
+    """The noise at some tilt angles, as in `SeriesNoise`: each curve is `(tilt,)`, float64."""
 
     correlation: FloatArray
     deviation: FloatArray
@@ -63,10 +63,10 @@ class NoiseCurves:
 
 
 def mean_curves(series: Sequence[SeriesNoise], tilt_angles: Angles, order: int) -> NoiseCurves:
-    """Fit a polynomial of the tilt angle to each series, and average these at tilt angles `(tilt,)` in degrees.
+    """Fit polynomials of the tilt angle to each series, and average the series at tilt angles `(tilt,)` in degrees.
 
-    Correlations and the noise's standard deviations are kept within [0, 1], and `std` above a hundredth of its smallest
-    measured value, where the polynomials are asked beyond the angles they were fitted to.
+    Beyond the fitted angles, a polynomial may take any value. So `correlation` and `deviation` are limited to [0, 1],
+    and `std` to at least a hundredth of its smallest measured value.
     """
     angles = as_tilt_angles(tilt_angles)
     values = {name: np.mean([_polynomial(s, name, angles, order) for s in series], axis=0) for name in CURVES}
@@ -96,7 +96,7 @@ def check_order(order: int, tilt_angles: Sequence[Floats | FloatArray]) -> None:
 def fit_series(
     clean: Tensor, target: Tensor, tilt_angles: Angles, quantiles: tuple[float, float], name: str
 ) -> SeriesNoise:
-    """Compare clean and measured tilts of one series: `r = mean(c t)`, `σ = sqrt(1 − r²)`."""
+    """Fit the noise to clean and measured tilts of one series: `r = mean(c t)`, `σ = sqrt(1 − r²)`."""
     check_ndim("clean", clean, "tilt y x")
     check_same_shape("target", target.shape, "clean", clean.shape)
     angles = as_tilt_angles(tilt_angles, count=clean.shape[0])
@@ -138,7 +138,7 @@ def assumed_series(target: Tensor, tilt_angles: Angles, *, snr: float, quantiles
 
 
 def series_of_gain(spectra: SeriesSpectra, gain: SeriesGain) -> SeriesNoise:
-    """Say in the curves' terms what an unpaired fit found of a series."""
+    """Convert the signal power and the noise power of a series into its correlation and standard deviations."""
     share = (gain.signal / (gain.signal + gain.noise)).clip(0.0, 1.0)
     return SeriesNoise(
         tilt_angles=_floats(spectra.tilt_angles),
@@ -150,7 +150,7 @@ def series_of_gain(spectra: SeriesSpectra, gain: SeriesGain) -> SeriesNoise:
 
 
 def series_from_json(entries: Any) -> list[SeriesNoise]:
-    """Read what JSON holds of fitted series; raise a `ValueError` for anything else."""
+    """Read fitted series from JSON; raise a `ValueError` for anything else."""
     wanted = {"tilt_angles", *CURVES}
     if not isinstance(entries, list):
         raise ValueError(f"expected a list of series, got {entries!r}")

@@ -1,4 +1,4 @@
-"""What a microscope makes of clean projections: a gain for each frequency and tilt, and noise with a spectrum."""
+"""The response of a microscope: a gain for each frequency and tilt, and noise with a spectrum."""
 
 from __future__ import annotations
 
@@ -18,28 +18,31 @@ from faket_aug.microscope.spectra import RINGS, radial_filter
 from faket_aug.tomography.filters import PaddedGrid
 
 FloatArray = npt.NDArray[np.float64]
-#: Tilt angles are counted in this, degrees: u = θ / 60°.
+#: Unit of the tilt angle in all curves, degrees: u = θ / 60°.
 ANGLE_UNIT = 60.0
-#: Noise power is at least this share of its tilt's median over the frequencies.
+#: Order of the polynomials over the tilt angle, as published.
+ORDER = 2
+#: Noise power is at least this fraction of its median over the frequencies of a tilt.
 _LEAST_NOISE = 0.01
 
 
 @dataclass(frozen=True, kw_only=True)
 class Envelope:
-    """How a gain falls with the frequency k (cycles per pixel) and the tilt, `u = θ / 60°`.
+    """How the gain falls with the frequency k (cycles per pixel) and with the tilt angle, `u = θ / 60°`.
 
     `exp(log_scale + tilt_2 u² + tilt_4 u⁴ − (square + square_tilt u²) k² − linear k)`.
 
     Parameters
     ----------
     log_scale
-        Logarithm of the gain where the contrast transfer function is 1; measured unit over that of the projections.
+        Logarithm of the gain where the contrast transfer function is 1. The unit of the gain is that of the measured
+        tilts divided by that of the projections.
     tilt_2, tilt_4
-        Change with the tilt: thicker ice, less exposure.
+        Change with the tilt angle: thicker ice, less exposure.
     square, square_tilt
-        Pixels², 0 or more: partial coherence, motion, misaligned tilts, damage.
+        Pixels², 0 or more: partial coherence, motion, misaligned tilts, radiation damage.
     linear
-        Pixels, 0 or more: the detector's transfer.
+        Pixels, 0 or more: the transfer of the detector.
     """
 
     log_scale: float
@@ -55,44 +58,60 @@ class Envelope:
                 raise ValueError(f"expected a finite number for `{name}` of an envelope, got {value!r}")
 
     def scale(self, u: FloatArray) -> FloatArray:
-        """The factor of each tilt, `(tilt,)`."""
+        """Return the factor of each tilt at frequency 0, `(tilt,)`."""
         result: FloatArray = np.exp(self.log_scale + self.tilt_2 * u**2 + self.tilt_4 * u**4)
         return result
 
     def falloff(self, u: FloatArray) -> FloatArray:
-        """The factor of k² of each tilt, `(tilt,)`."""
+        """Return the coefficient of k² of each tilt, `(tilt,)`, pixels²."""
         return self.square + self.square_tilt * u**2
+
+    def gain(self, u: FloatArray, frequencies: FloatArray, transfer: FloatArray) -> FloatArray:
+        """Return the gain `(tilt, n)`: the envelope times a contrast transfer function.
+
+        Parameters
+        ----------
+        u
+            `(tilt,)`, tilt angles divided by 60°.
+        frequencies
+            `(n,)`, cycles per pixel.
+        transfer
+            `(n,)`, the contrast transfer function at these frequencies.
+        """
+        falling = np.exp(-self.falloff(u)[:, None] * frequencies**2 - self.linear * frequencies)
+        result: FloatArray = self.scale(u)[:, None] * falling * transfer
+        return result
 
 
 @dataclass(frozen=True, kw_only=True)
 class MicroscopeResponse:
-    """A linear transfer function and a noise spectrum for each tilt.
+    """The response of a microscope: a linear transfer function and a noise spectrum for each tilt.
 
-    `tilt = gain ∗ clean + noise`, with gain and noise power functions of frequency and tilt angle.
+    `tilt = gain ∗ clean + noise`. Gain and noise power are functions of frequency and tilt angle.
 
     Parameters
     ----------
     pixel_size
         Å.
     ctf
-        Its defocus is the series' mean; `drawn` takes that of one of them.
+        The contrast transfer function, with the mean defocus of all series. `drawn` takes the defocus of one series.
     envelope
-        The rest of the gain.
+        The other factor of the gain.
     noise
-        `(order + 1, ring)`: coefficients, the constant one first, of a polynomial of `u = θ / 60°`: noise power of a
-        pixel at the frequencies `spectra.RINGS`.
+        `(order + 1, ring)`. The noise power of a pixel at the frequencies `spectra.RINGS` is a polynomial of
+        `u = θ / 60°`. These are its coefficients, the constant one first.
     angle_range
-        Degrees; tilts beyond it are treated as if at its ends.
+        Degrees. A tilt beyond this range is treated as a tilt at its nearest end.
     defocus, defocus_error
-        `(series,)`, µm: what each series of the fit had, and its standard error.
+        `(series,)`, µm: the defocus of each series of the fit, and its standard error.
     gain_error
-        Standard error of the gain, relative, median over frequencies and tilts; 0 where not known.
+        Relative standard error of the gain, median over frequencies and tilts; 0 if it is not known.
 
     Raises
     ------
     ValueError
-        If the noise has other than one number for each ring, `ctf` has numbers for each tilt, or another number cannot
-        be.
+        If the noise does not have one number for each ring, `ctf` has one number for each tilt, or a number is out of
+        its range.
     """
 
     pixel_size: float
@@ -126,14 +145,11 @@ class MicroscopeResponse:
 
         Returns
         -------
-        `(tilt, n)`, measured unit over that of the projections.
+        `(tilt, n)`, in the unit of the measured tilts divided by that of the projections.
         """
         u = self._u(tilt_angles)
         k = np.asarray(frequencies, dtype=np.float64)
-        transfer = self.ctf.curve(k / self.pixel_size).numpy()
-        falling = np.exp(-self.envelope.falloff(u)[:, None] * k**2 - self.envelope.linear * k)
-        result: FloatArray = self.envelope.scale(u)[:, None] * falling * transfer
-        return result
+        return self.envelope.gain(u, k, self.ctf.curve(k / self.pixel_size).numpy())
 
     def noise_power(self, tilt_angles: Angles) -> FloatArray:
         """Evaluate the noise power of a pixel at the frequencies `spectra.RINGS`; `(tilt, ring)`."""
@@ -142,12 +158,12 @@ class MicroscopeResponse:
         return np.maximum(power, _LEAST_NOISE * np.median(power, axis=1, keepdims=True).clip(1e-300))
 
     def apply(self, clean: Tensor, noise: Tensor, tilt_angles: Angles, *, noise_scale: float = 1.0) -> Tensor:
-        """Make measured tilts, without their mean.
+        """Make noisy tilts from clean ones. Their mean is 0.
 
         Parameters
         ----------
         clean
-            `(tilt, y, x)`, negated projections, in the unit of those of the fit.
+            `(tilt, y, x)`, negated projections, in the unit of the projections of the fit.
         noise
             `(tilt, y, x)`, standard normal numbers.
         tilt_angles
@@ -157,7 +173,7 @@ class MicroscopeResponse:
 
         Returns
         -------
-        `(tilt, y, x)`, each of mean 0, in the clean tilts' dtype.
+        `(tilt, y, x)`, each with a mean of 0, in the dtype of `clean`.
         """
         check_ndim("clean", clean, "tilt y x")
         check_same_shape("noise", noise.shape, "clean", clean.shape)
@@ -179,7 +195,7 @@ class MicroscopeResponse:
         return result
 
     def drawn(self, generator: np.random.Generator) -> Self:
-        """Return the response with the defocus of one of the fit's series; itself where none is known."""
+        """Return the response with the defocus of one series of the fit, or itself if none is known."""
         return self.at_defocus(float(generator.choice(self.defocus))) if self.defocus else self
 
     def at_defocus(self, defocus: float) -> Self:
@@ -187,7 +203,7 @@ class MicroscopeResponse:
         return replace(self, ctf=replace(self.ctf, defocus=defocus))
 
     def averaged(self) -> Self:
-        """Return a response that is the same at every tilt: the mean over the range of angles."""
+        """Return a response that is the same for every tilt: the mean over the range of angles."""
         angles = np.linspace(*self.angle_range, 41)
         u = self._u(angles)
         envelope = Envelope(
@@ -206,12 +222,12 @@ class MicroscopeResponse:
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Self:
-        """Make a response of `to_dict`'s result, also after JSON.
+        """Make a response from the result of `to_dict`, also after a trip through JSON.
 
         Raises
         ------
         ValueError
-            If something is missing or unknown.
+            If a value is missing or unknown.
         """
         wanted = {entry.name for entry in fields(cls)}
         if not isinstance(data, Mapping) or set(data) != wanted:

@@ -1,4 +1,4 @@
-"""Power of images in cells of direction and frequency, and what of it is not smooth."""
+"""The power spectrum of images, averaged in cells of direction and frequency, and its part that is not smooth."""
 
 from __future__ import annotations
 
@@ -15,26 +15,26 @@ import torch
 from scipy.interpolate import BSpline
 from torch import Tensor
 
+from faket_aug.microscope.spectra import OUTLIERS
+
 FloatArray = npt.NDArray[np.float64]
-#: Å, between which rings are compared: specimens differ beyond the first, ice has a ring of its own at 3.7 Å.
+#: Å. Rings between these resolutions are compared: specimens differ at coarser ones; ice has a ring at 3.7 Å.
 RESOLUTION_RANGE = (30.0, 4.0)
-#: The same in pixels, for coarse ones: the ends lie at so many pixels or more.
+#: The same in pixels, for large pixels: the limits are at least so many pixels.
 PIXEL_RANGE = (6.0, 1 / 0.45)
-#: Rings that are compared, at the least.
+#: The smallest number of rings that are compared.
 LEAST_RINGS = 12
-#: Directions over half a turn.
+#: Directions over 180°.
 SECTORS = 36
-#: From one knot of the smooth background to the next, as a ratio of frequencies: rings lie closer.
+#: Ratio of the frequencies of two knots of the smooth background. Thon rings are closer than that.
 KNOTS = 1.6
-#: Rings next to the middle of a spectrum, and lines next to its axes, that a window's own peak reaches.
+#: Rings next to the centre of a spectrum, and lines next to its axes, that the peak of the window covers.
 _PEAK = 2
-#: Pixels further than this many deviations from their image's mean are clipped: gold, hot pixels.
-_OUTLIERS = 5.0
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class RingPower:
-    """Power of images in cells of direction and frequency.
+    """The power spectrum of images, averaged in cells of direction and frequency.
 
     Parameters
     ----------
@@ -43,9 +43,9 @@ class RingPower:
     angles
         `(sector,)`, radians, from +x towards +y.
     total, counts
-        `(sector, ring)`: the sum over a cell, and of how many numbers it is; none in some cells near the middle.
+        `(sector, ring)`: sum of the power in a cell, and how many numbers it has; some cells near the centre have none.
     tile
-        Side of the tiles that the spectra are of, pixels.
+        Side of the tiles that were Fourier transformed, pixels.
     pixel_size
         Å.
     """
@@ -59,12 +59,12 @@ class RingPower:
 
     @classmethod
     def of(cls, images: Tensor, pixel_size: float, length: int, resolution_range: tuple[float, float]) -> Self:
-        """Average the power of overlapping tiles of a side, over images `(image, y, x)` and the cells.
+        """Average the power of overlapping square tiles, `length` pixels a side, of images `(image, y, x)`.
 
         Raises
         ------
         ValueError
-            If there are too few rings within the range of resolution, Å.
+            If there are too few rings within `resolution_range`, Å.
         """
         low = max(resolution_range[0], PIXEL_RANGE[0] * pixel_size)
         high = max(resolution_range[1], PIXEL_RANGE[1] * pixel_size)
@@ -96,18 +96,18 @@ class RingPower:
         )
 
     def mean(self) -> Self:
-        """The mean over all directions, as a single one halfway between axis and diagonal."""
+        """Return the mean over all directions, as a single direction halfway between axis and diagonal."""
         total, counts = (values.sum(axis=0, keepdims=True) for values in (self.total, self.counts))
         return replace(self, angles=np.array([np.pi / 8]), total=total, counts=counts)
 
     @cached_property
     def root(self) -> FloatArray:
-        """Root of the counts, in inverse proportion to which a cell's mean varies."""
+        """Square root of the counts. The standard error of the mean of a cell is in inverse proportion to it."""
         return np.sqrt(self.counts)
 
     @cached_property
     def values(self) -> FloatArray:
-        """Power relative to its background, less 1, without what is smooth; weighted by `root`."""
+        """Power divided by its background, minus 1, without its smooth part; weighted by `root`."""
         weight = self.counts.sum(axis=0)
         basis = self._basis * np.sqrt(weight)[:, None]
         level = np.log(self.total.sum(axis=0) / weight) * np.sqrt(weight)
@@ -115,7 +115,7 @@ class RingPower:
         return self.rest(self.total / np.maximum(self.counts, 1.0) / background - 1)
 
     def rest(self, values: FloatArray) -> FloatArray:
-        """What is not smooth of values `(..., sector, ring)`, weighted by `root`."""
+        """Return values `(..., sector, ring)` without their smooth part, weighted by `root`."""
         weighted = values * self.root
         smooth = np.einsum("...sr,srk->...sk", weighted, self._smooth)
         result: FloatArray = weighted - np.einsum("...sk,srk->...sr", smooth, self._smooth)
@@ -123,7 +123,7 @@ class RingPower:
 
     @cached_property
     def _smooth(self) -> FloatArray:
-        """An orthonormal basis of what is smooth in each direction, `(sector, ring, k)`."""
+        """An orthonormal basis of smooth curves for each direction, `(sector, ring, k)`."""
         smooth: FloatArray = np.linalg.qr(self._basis * self.root[..., None]).Q
         return smooth
 
@@ -154,7 +154,7 @@ def _power(images: Tensor, length: int) -> FloatArray:
 def _clipped(image: Tensor) -> Tensor:
     values = image.to(torch.float64)
     values = values - values.mean()
-    limit = float(values.std()) * _OUTLIERS
+    limit = float(values.std()) * OUTLIERS
     return values.clamp(-limit, limit).to(torch.float32)
 
 

@@ -1,4 +1,4 @@
-"""Radial spectra of tilts: their power, and what neighbouring tilts share of it."""
+"""Radial spectra of tilts: the power of each tilt, and the part of it that neighbouring tilts share."""
 
 from __future__ import annotations
 
@@ -17,25 +17,26 @@ from faket_aug.geometry import Angles, as_tilt_angles, nearest_tilts
 from faket_aug.statistics import refuse_constant
 
 FloatArray = npt.NDArray[np.float64]
-#: Cycles per pixel from one ring to the next.
+#: Distance between two rings, cycles per pixel.
 RING_WIDTH = 1 / 128
 #: Frequencies of the rings, cycles per pixel, from 0 to the corners of the spectrum.
 RINGS: FloatArray = np.arange(92, dtype=np.float64) * RING_WIDTH
-#: Share of a side over which images fade out before they are transformed.
+#: Images fade out at each edge over this fraction of their side, before the Fourier transform.
 FADE = 0.125
-#: Pixels further than this many deviations from their tilt's mean are clipped: gold, hot pixels.
+#: Pixels are clipped at this many standard deviations from the mean of their tilt: gold, hot pixels.
 OUTLIERS = 5.0
-#: Neighbouring tilts see the same where the frequency across the axis is below this, cycles per pixel ...
+#: Neighbouring tilts share their signal below this frequency perpendicular to the tilt axis, cycles per pixel, ...
 LINE = 0.06
-#: ... if they are not further apart than this, degrees; in proportion less otherwise.
+#: ... for tilt steps up to this, degrees. For larger steps the limit is smaller in proportion.
 LINE_STEP = 3.0
-#: Clean tilts stand for measured ones within this part of their step (of two of `LINE_STEP` where steps are coarser).
+#: A clean tilt may differ from the angle of a measured one by this fraction of the tilt step, or of two `LINE_STEP`
+#: for larger steps.
 NEAR = 0.25
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class SeriesSpectra:
-    """Radial spectra of one tilt-series, as power of a pixel: white noise of deviation 1 has 1 everywhere.
+    """Radial spectra of one tilt-series. White noise with a standard deviation of 1 has a power of 1 everywhere.
 
     Parameters
     ----------
@@ -44,12 +45,12 @@ class SeriesSpectra:
     power
         `(tilt, ring)`, at the frequencies `RINGS`.
     shared
-        `(tilt - 1, ring)`: real part of the product of each tilt's spectrum with its neighbour's, near the Fourier
-        line of the tilt axis; signal power without noise, so that it may be negative by chance.
+        `(tilt - 1, ring)`: real part of the product of the spectra of neighbouring tilts, near the Fourier line of the
+        tilt axis. It is signal power without noise, and may be negative by chance.
     counts, shared_counts
-        `(ring,)`: how many independent numbers each is a mean of.
+        `(ring,)`: how many independent numbers are averaged in `power` and in `shared`.
     mean
-        `(tilt,)`, of the pixels without outliers.
+        `(tilt,)`, mean of the pixels, with outliers clipped.
     """
 
     tilt_angles: FloatArray
@@ -61,16 +62,16 @@ class SeriesSpectra:
 
 
 def series_spectra(images: Tensor, tilt_angles: FloatArray, *, name: str = "series") -> SeriesSpectra:
-    """Compute the radial spectra of a tilt-series, tilt by tilt.
+    """Compute the radial spectra of a tilt-series.
 
     Parameters
     ----------
     images
-        `(tilt, y, x)`; the axis of rotation is y.
+        `(tilt, y, x)`; the tilt axis is y.
     tilt_angles
         `(tilt,)`, degrees, increasing.
     name
-        For messages.
+        Name of the series in messages.
 
     Raises
     ------
@@ -101,7 +102,7 @@ def series_spectra(images: Tensor, tilt_angles: FloatArray, *, name: str = "seri
 
 
 def sorted_spectra(images: Tensor, tilt_angles: Angles, name: str) -> SeriesSpectra:
-    """Compute the spectra of tilts in any order; those of the result are sorted by angle.
+    """Compute the spectra of tilts in any order. The result is sorted by angle.
 
     Raises
     ------
@@ -111,7 +112,7 @@ def sorted_spectra(images: Tensor, tilt_angles: Angles, name: str) -> SeriesSpec
     Warns
     -----
     UserWarning
-        If two tilts have the same angle: the first one is used.
+        If several tilts have the same angle; the first one is used.
     """
     check_ndim(name, images, "tilt y x")
     angles = as_tilt_angles(tilt_angles, count=images.shape[0])
@@ -126,14 +127,15 @@ def sorted_spectra(images: Tensor, tilt_angles: Angles, name: str) -> SeriesSpec
 def matching_spectra(
     cleans: Sequence[Tensor], clean_angles: Sequence[Angles], measured: Sequence[SeriesSpectra]
 ) -> list[list[SeriesSpectra]]:
-    """Compute the spectra of the clean tilts that stand for measured ones, for each measured series.
+    """Compute the spectra of clean tilts at the angles of each measured series.
 
-    What neighbours share depends on the step between them: clean tilts have to have the measured ones' angles.
+    The power that neighbouring tilts share depends on the step between them. So clean and measured tilts must have the
+    same angles.
 
     Parameters
     ----------
     cleans, clean_angles
-        Stacks of clean tilts `(tilt, y, x)` in any order, with angles `(tilt,)` in degrees.
+        Stacks of clean tilts `(tilt, y, x)` in any order, with their angles `(tilt,)` in degrees.
     measured
         Spectra of the measured series.
 
@@ -144,7 +146,7 @@ def matching_spectra(
     Raises
     ------
     ValueError
-        If a stack has no clean tilt near a measured one, or a clean tilt is constant.
+        If a stack has no clean tilt near the angle of a measured one, or a clean tilt is constant.
     """
     known: dict[tuple[int, bytes, bytes], SeriesSpectra] = {}
     result = []
@@ -178,7 +180,7 @@ def _nearest(wanted: FloatArray, angles: FloatArray, name: str) -> npt.NDArray[n
 
 
 def radial_filter(values: FloatArray, shape: tuple[int, int], device: torch.device) -> Tensor:
-    """Spread values of the rings `(ring,)` over the half spectrum of images of a shape; `(y, x // 2 + 1)`, float32."""
+    """Interpolate values of the rings `(ring,)` on the half spectrum of an image; `(y, x // 2 + 1)`, float32."""
     place = _radius(shape, device) / RING_WIDTH
     low = place.long().clamp(max=len(values) - 2)
     table = torch.from_numpy(values).to(device, torch.float32)
@@ -186,12 +188,12 @@ def radial_filter(values: FloatArray, shape: tuple[int, int], device: torch.devi
 
 
 def match_spectrum(images: Tensor, references: Tensor) -> Tensor:
-    """Filter images so that each has the radial power of its reference; its mean stays.
+    """Filter images so that each has the radial power spectrum of its reference. The mean of each image stays.
 
     Parameters
     ----------
     images, references
-        `(n, y, x)`, floating point, of the same shape and in units of their own.
+        `(n, y, x)`, floating point, of the same shape. Their units may differ.
     """
     check_same_shape("references", references.shape, "images", images.shape)
     shape = (int(images.shape[-2]), int(images.shape[-1]))
@@ -212,16 +214,16 @@ def _radius(shape: tuple[int, int], device: torch.device) -> Tensor:
 
 
 def faded_spectrum(image: Tensor) -> Tensor:
-    """Transform an image `(y, x)` without slow changes and outliers, faded out at its edges; `(y, x // 2 + 1)`."""
+    """Fourier transform an image `(y, x)` after its background and outliers are removed; `(y, x // 2 + 1)`."""
     return _transform(image)[0]
 
 
 def _transform(image: Tensor) -> tuple[Tensor, float]:
-    """The spectrum of an image without slow changes and outliers, faded out at its edges; and its mean."""
+    """The spectrum of an image without background and outliers, faded out at its edges; and its mean."""
     values = image.to(torch.float32)
     slow = torch.zeros_like(values)
     for _ in range(3):
-        # Each time the deviation gets smaller, until the outliers no longer count.
+        # The standard deviation gets smaller each time, until the outliers no longer count.
         slow = _slow_changes(values)
         spread = (values - slow).std() * OUTLIERS
         values = torch.minimum(torch.maximum(values, slow - spread), slow + spread)
@@ -231,7 +233,7 @@ def _transform(image: Tensor) -> tuple[Tensor, float]:
 
 
 def _slow_changes(values: Tensor) -> Tensor:
-    """The best polynomial of order 2 in x and in y: ice that is thicker on one side, a beam that is not even."""
+    """Fit a polynomial of order 2 in x and in y: ice that is thicker on one side, an uneven beam."""
     y, x = (_legendre(length, values.device) for length in values.shape)
     # Orthonormal along each side, so that the coefficients are products.
     slow: Tensor = y @ (y.T @ values.to(torch.float64) @ x) @ x.T

@@ -1,4 +1,4 @@
-"""Fit a microscope's transfer function and noise without any truth: by what neighbouring tilts share."""
+"""Fit the response of a microscope to unlabelled tilts: neighbouring tilts share signal, and no noise."""
 
 from __future__ import annotations
 
@@ -12,29 +12,29 @@ from scipy import ndimage
 from scipy.optimize import OptimizeResult, least_squares
 
 from faket_aug.microscope.ctf import ContrastTransfer
-from faket_aug.microscope.response import ANGLE_UNIT, Envelope, MicroscopeResponse
+from faket_aug.microscope.response import ANGLE_UNIT, ORDER, Envelope, MicroscopeResponse
 from faket_aug.microscope.spectra import LINE, RINGS, SeriesSpectra
 
 FloatArray = npt.NDArray[np.float64]
-#: Frequencies of the fit, cycles per pixel: below, specimens differ; above, the corners of the spectrum are empty.
+#: Frequencies of the fit, cycles per pixel. Below them specimens differ; above them the spectrum has corners only.
 FIT_RANGE = (0.02, 0.48)
-#: Neighbours further apart than this, degrees, share too little.
+#: Largest step between neighbouring tilts, degrees. Beyond it they share too little.
 FARTHEST = 10.0
-#: Deviations in tilts and rings of the Gaussian that spectra are smoothed by, where they only have to be about right.
+#: Standard deviations, in tilts and in rings, of the Gaussian that smooths spectra for the error estimate.
 SMOOTHING = (3.0, 1.0)
-#: A defocus within this part of the searched range of one of its ends is not one that was found.
+#: A defocus that is closer to an end of the searched range than this fraction of the range is not determined.
 _BOUND = 0.01
-#: The model's own error, relative: specimens are not quite of the same kind.
+#: Relative error of the model: the specimens are not exactly of the same kind.
 _MODEL_ERROR = 0.05
-#: Shared power has to be this many times its own error, over all frequencies together.
+#: The shared power, summed over all frequencies, has to be so many times its error.
 _SIGNIFICANT = 5.0
-#: Parts of the pairs of tilts that are left out in turn, for the errors.
+#: For the standard errors, the pairs of tilts are divided into so many parts, and each part is left out once.
 _PARTS = 5
-#: Of the costs and parameters of the fit, relative: at a bound the last digits take hundreds of steps.
+#: Relative tolerance of cost and parameters: at a bound, more digits would take hundreds of steps.
 _TOLERANCE = 1e-6
-#: Deviation of the amplitude contrast from the given one: what it is depends on the ice.
+#: Standard deviation of the amplitude contrast from the given one: it depends on the ice.
 _CONTRAST_ERROR = 0.01
-#: The parameters that all series have in common (the envelope's, and the amplitude contrast), starts and bounds.
+#: The parameters that all series share (of the envelope, and the amplitude contrast), their start values and bounds.
 _COMMON = ("tilt_2", "tilt_4", "square", "square_tilt", "linear", "amplitude_contrast")
 _START = (0.0, 0.0, 4.0, 2.0, 1.0)
 _LEAST = (-3.0, -3.0, 0.0, 0.0, 0.0, 0.0)
@@ -44,12 +44,12 @@ _SCALES = (0.3, 0.3, 5.0, 5.0, 1.0, 0.02)
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class SeriesGain:
-    """What the fit says of one series.
+    """The signal power and the noise power of one series.
 
     Parameters
     ----------
     signal, noise
-        `(tilt,)`, power of a pixel, of all frequencies together.
+        `(tilt,)`, power of a pixel, the mean over all frequencies.
     """
 
     signal: FloatArray
@@ -62,45 +62,51 @@ def fit_response(
     *,
     pixel_size: float,
     ctf: ContrastTransfer | Sequence[ContrastTransfer] | None = None,
-    order: int = 2,
+    order: int = ORDER,
     names: Sequence[str] = (),
 ) -> tuple[MicroscopeResponse, list[SeriesGain]]:
-    """Fit gain and noise of a microscope from spectra of its tilts, and of clean projections of other specimens.
+    """Fit the gain and the noise of a microscope to the spectra of its tilts.
 
-    Neighbouring tilts share the specimen's spectrum near the Fourier line of the tilt axis, and share no noise: the
-    mean product of their spectra is signal power without noise. Its ratio to the same product of clean projections is
-    the gain's square, which is fitted by robust least squares: one envelope for all series, a scale and a defocus for
-    each. Noise power is what remains of the measured power.
+    Near the Fourier line of the tilt axis, neighbouring tilts see the same spectrum of the specimen, but independent
+    noise. So the mean product of their spectra is the signal power, without noise. Clean projections of other specimens
+    of the same kind have such a product, too. The ratio of the two products is the squared gain. The gain is fitted by
+    robust least squares: one envelope for all series, a scale and a defocus for each series. The noise power is the
+    measured power minus the signal power.
 
     Parameters
     ----------
     targets
-        Of the measured series, see `series_spectra`.
+        Spectra of the measured series, see `series_spectra`.
     cleans
-        For each target: of negated projections of any specimens of the same kind, with the same pixel size, at the
-        target's angles, see `spectra.matching_spectra`.
+        For each target: spectra of negated projections of specimens of the same kind, with the same pixel size and at
+        the angles of the target, see `spectra.matching_spectra`.
     pixel_size
         Å.
     ctf
-        The microscope, or one for each target; with a spread, its defocus is searched within it, without, it is taken
-        as known. Its amplitude contrast is a start only. By default 300 kV, and a defocus from 0.2 to 10 µm.
+        The microscope, or one for each target. With a spread, the defocus is searched within the spread; without, the
+        defocus is taken as known. The amplitude contrast is a start value. By default 300 kV, and a defocus from 0.2 to
+        10 µm.
     order
-        Of the noise's polynomials over the tilt angle.
+        Order of the polynomials of the noise power over the tilt angle.
     names
-        Of the targets, for messages.
+        Names of the targets in messages.
+
+    Returns
+    -------
+    The response, and the powers of each series.
 
     Raises
     ------
     ValueError
-        If the pixel size is not known, a series has fewer than two tilts, its tilts are too far apart, or they share
-        nothing (they have to be aligned first); if there are no series or clean tilts, or the microscopes differ in
-        more than defocus.
+        If the pixel size is not known; if a series has fewer than two tilts, or its tilts are too far apart, or they
+        share no signal (they have to be aligned first); if there are no series or no clean tilts; or if the microscopes
+        differ in more than their defocus.
 
     Warns
     -----
     UserWarning
-        If the defocus is not determined: the first ring lies beyond the sampling, or the best one is at an end of what
-        was searched.
+        If the defocus is not determined: the first zero lies beyond the sampling, or the best defocus lies at an end of
+        the searched range.
     """
     if not targets or not all(cleans) or len(cleans) != len(targets):
         raise ValueError(
@@ -151,7 +157,7 @@ def fit_response(
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class _Pairs:
-    """Shared power of the neighbours of one series, beside that of clean projections at the same angles."""
+    """The power that neighbouring tilts of one series share, and the same of clean projections at the same angles."""
 
     u: FloatArray  # (pair,)
     shared: FloatArray  # (pair, ring)
@@ -163,7 +169,7 @@ class _Pairs:
     def of(cls, target: SeriesSpectra, cleans: Sequence[SeriesSpectra], name: str) -> _Pairs:
         angles = target.tilt_angles
         if len(angles) < 2:
-            raise ValueError(f"{name}: expected two tilts or more, whose neighbours are compared, got {len(angles)}")
+            raise ValueError(f"{name}: expected two tilts or more, since neighbours are compared, got {len(angles)}")
         near = np.diff(angles) <= FARTHEST
         if not near.any():
             raise ValueError(
@@ -172,7 +178,7 @@ class _Pairs:
             )
         if any(not np.array_equal(clean.tilt_angles, angles) for clean in cleans):
             raise ValueError(
-                f"{name}: expected clean tilts at the measured ones' angles; see `spectra.matching_spectra`"
+                f"{name}: expected clean tilts at the angles of the measured ones; see `spectra.matching_spectra`"
             )
         middle = (angles[1:] + angles[:-1]) / 2
         power = np.sqrt(target.power[1:] * target.power[:-1])
@@ -183,7 +189,7 @@ class _Pairs:
         total = target.shared[near][:, fitted].sum()
         if total < _SIGNIFICANT * np.sqrt((error[near][:, fitted] ** 2).sum()):
             raise ValueError(
-                f"{name}: expected neighbouring tilts that share a part of their spectra, got some that share nothing; "
+                f"{name}: expected neighbouring tilts that share signal, got some that share nothing; "
                 "align the series first (`TiltSeries.aligned`, `align_by_neighbours`)"
             )
         return cls(
@@ -196,7 +202,7 @@ class _Pairs:
 
 
 class _Fit:
-    """The parameters of all series in one vector: common ones, then a log scale and a defocus for each series."""
+    """The fit. Its vector has the parameters that all series share, then a log scale and a defocus for each series."""
 
     def __init__(self, data: list[_Pairs], ctfs: Sequence[ContrastTransfer], pixel_size: float) -> None:
         self._data, self.ctfs = data, ctfs
@@ -241,12 +247,13 @@ class _Fit:
             if spread > 0 and abs(abs(defocus - given) - spread) < _BOUND * 2 * spread:
                 warnings.warn(
                     f"{name}: the best defocus, {defocus:.2f} µm, lies at an end of what was searched, "
-                    f"{given - spread:.2f} to {given + spread:.2f} µm, and is not determined; search further (`ctf`)",
+                    f"{given - spread:.2f} to {given + spread:.2f} µm, and is not determined; set `ctf` to another "
+                    "range",
                     stacklevel=4,
                 )
 
     def errors(self, found: FloatArray) -> FloatArray:
-        """Standard errors of the defocus, by leaving out a fifth of the pairs of tilts in turn."""
+        """Standard errors of the defocus: each fifth of the pairs of tilts is left out once."""
         others = np.stack([self._fit(found, left_out=part).x for part in range(_PARTS)])
         factor = np.sqrt(_PARTS - 1)
         u = np.array([0.0, 0.5, 1.0])
@@ -257,11 +264,8 @@ class _Fit:
         return errors
 
     def _gain(self, parameters: FloatArray, u: FloatArray, series: int) -> FloatArray:
-        envelope = self.envelope(parameters, series)
         transfer = self.transfer(parameters, series).curve(self._q).numpy()
-        falling = np.exp(-envelope.falloff(u)[:, None] * self._k**2 - envelope.linear * self._k)
-        result: FloatArray = envelope.scale(u)[:, None] * falling * transfer
-        return result
+        return self.envelope(parameters, series).gain(u, self._k, transfer)
 
     def _residuals(self, parameters: FloatArray, left_out: int | None) -> FloatArray:
         contrast = parameters[_COMMON.index("amplitude_contrast")] - self._contrast
@@ -275,12 +279,12 @@ class _Fit:
 
     def _fit(self, start: FloatArray, left_out: int | None = None) -> OptimizeResult:
         count = len(self._data)
-        # A known defocus is not asked for its parameter; narrow bounds would only make steps small.
+        # A known defocus does not use its parameter; narrow bounds would only make the steps of the fit small.
         margin = np.where(self.known, 1.0, self._spread)
         low, high = (
             [number for place in self._given + side * margin for number in (side * np.inf, place)] for side in (-1, 1)
         )
-        # Logarithms of the shared power would be less work; but it may be negative, and is where it says most.
+        # Not the logarithm: the shared power may be negative, above all at the zeros, which determine the defocus.
         return least_squares(
             self._residuals,
             np.clip(start, [*_LEAST, *low], [*_MOST, *high]),
@@ -293,12 +297,12 @@ class _Fit:
         )
 
     def _places(self, offset: float) -> FloatArray:
-        """The defocus of each series at an offset from the given ones, as far as each may be off."""
+        """The defocus of each series: the given one plus an offset, limited to the spread of the series."""
         places: FloatArray = self._given + np.clip(offset, -self._spread, self._spread)
         return places
 
     def _best_starts(self) -> list[float]:
-        """The offsets from the given defocus of the best local minima of a coarse search, with the scale solved for."""
+        """The best local minima of a coarse search over the defocus, as offsets from the given defocus."""
         # The phase at the highest frequency changes by a quarter of π from one to the next.
         step = 1 / (4 * self.ctfs[0].wavelength * self._q[-1] ** 2) / 1e4
         most = float(self._spread.max())
@@ -310,7 +314,7 @@ class _Fit:
         return chosen
 
     def _trial(self, offset: float, shape: tuple[float, float]) -> tuple[float, float]:
-        """Squared residuals with the best scale, and that scale's logarithm."""
+        """Squared residuals with the best scale, and the logarithm of that scale."""
         square, linear = shape
         falling = np.exp(-2 * square * self._k**2 - 2 * linear * self._k)
         forms = [
@@ -329,7 +333,7 @@ class _Fit:
 
 
 def _microscopes(ctf: ContrastTransfer | Sequence[ContrastTransfer] | None, count: int) -> list[ContrastTransfer]:
-    """One for each series, without what the fit leaves out."""
+    """One microscope for each series, without the parameters that the fit does not have."""
     ctf = ContrastTransfer.within() if ctf is None else ctf
     each = [ctf] * count if isinstance(ctf, ContrastTransfer) else list(ctf)
     if len(each) != count:
@@ -337,7 +341,7 @@ def _microscopes(ctf: ContrastTransfer | Sequence[ContrastTransfer] | None, coun
     for name in ("voltage", "spherical_aberration", "amplitude_contrast", "b_factor", "radial_gain"):
         values = [getattr(one, name) for one in each]
         if len(set(values)) > 1:
-            raise ValueError(f"expected series of one microscope, got `{name}` of {values}; fit each apart")
+            raise ValueError(f"expected series of one microscope, got `{name}` of {values}; fit each separately")
     plain = [replace(one, astigmatism=0.0, astigmatism_angle=0.0, jitter=0.0) for one in each]
     return [replace(one, phase_shift=float(np.mean(one.phase_shift))) for one in plain]
 
@@ -349,9 +353,9 @@ def _smoothed(values: FloatArray) -> FloatArray:
 
 
 def _smooth(angles: FloatArray, noise: FloatArray, order: int) -> tuple[tuple[float, ...], ...]:
-    """Polynomials over the tilts of the noise's power, smoothed over the rings."""
+    """Fit polynomials over the tilt angle to the noise power, smoothed over the rings."""
     smooth = ndimage.gaussian_filter1d(noise, 1.0, axis=1, mode="nearest")
-    # Where specimens differ most, noise is what it is beside.
+    # At the lowest frequencies specimens differ too much: the noise power of the first ring of the fit is used there.
     first = int(np.searchsorted(RINGS, FIT_RANGE[0]))
     smooth[:, :first] = smooth[:, first : first + 1]
     coefficients = np.polynomial.polynomial.polyfit(angles / ANGLE_UNIT, smooth, order)
@@ -362,9 +366,9 @@ def _warn_of_far_rings(ctf: ContrastTransfer, pixel_size: float, known: bool) ->
     first = 1 / np.sqrt(ctf.wavelength * abs(float(np.mean(ctf.defocus))) * 1e4)
     if not known and first > FIT_RANGE[1] / pixel_size:
         warnings.warn(
-            f"the first zero of a defocus of {float(np.mean(ctf.defocus)):.2g} µm lies at {first:.3g} 1/Å, beyond what "
-            f"pixels of {pixel_size:g} Å show: the defocus is not determined; give it as `ctf`, or use tilts that are "
-            "less binned; tilts out of a single tomogram share noise, which looks the same (take those of a pair of "
-            "half tomograms, see `TiltSeries.from_tomogram`)",
+            f"the first zero of a defocus of {float(np.mean(ctf.defocus)):.2g} µm lies at {first:.3g} 1/Å, beyond the "
+            f"sampling of pixels of {pixel_size:g} Å: the defocus is not determined; give it as `ctf`, or use tilts "
+            "that are less binned. Tilts from a single tomogram share noise, which has the same effect (take tilts "
+            "from a pair of half tomograms, see `TiltSeries.from_tomogram`)",
             stacklevel=3,
         )

@@ -1,4 +1,4 @@
-"""The FakET simulator: from a specimen to a tilt-series and a tomogram. The only module that knows all stages."""
+"""The FakET simulator: from a specimen to a tilt-series and a tomogram. It calls all stages in their order."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from torch import Tensor
 from faket_aug._checks import SimulationError, check_choice, check_count
 from faket_aug._deprecations import renamed_settings
 from faket_aug._random import numpy_generator, torch_generator, torch_seed
-from faket_aug._runtime.threads import intra_op_threads, usable_device
+from faket_aug._runtime.threads import DEVICE, THREADS, intra_op_threads, usable_device
 from faket_aug.geometry import Angles, as_tilt_angles
 from faket_aug.microscope.ctf import CORRECTIONS, ContrastTransfer
 from faket_aug.microscope.file import read_microscope
@@ -26,29 +26,37 @@ from faket_aug.microscope.noise import CONTENT_NOISE, GIVEN, GivenNoise, NoiseMo
 from faket_aug.microscope.response import MicroscopeResponse
 from faket_aug.simulation.tomogram import SimulatedTomogram, SimulationRecord
 from faket_aug.specimens.tilted import Specimen, TiltedSpecimen
+from faket_aug.statistics import FULL_RANGE
 from faket_aug.style.bank import StyleBank
-from faket_aug.style.style_transfer import ITERATIONS, StyleTransfer, check_style_numbers
-from faket_aug.style.transfer import AVERAGE_DECAY, CONTENT_LAYERS, CONTENT_WEIGHT, MEMORY_BUDGET, STEP_SIZE
+from faket_aug.style.style_transfer import StyleTransfer, check_style_numbers
+from faket_aug.style.transfer import (
+    AVERAGE_DECAY,
+    CONTENT_LAYERS,
+    CONTENT_WEIGHT,
+    ITERATIONS,
+    MEMORY_BUDGET,
+    STEP_SIZE,
+)
 from faket_aug.style.vgg19 import VGG19Features
-from faket_aug.tomography.filters import FILTERS
-from faket_aug.tomography.projection import BACKENDS, EXTENDS, project
+from faket_aug.tomography.filters import FILTER, FILTERS
+from faket_aug.tomography.projection import BACKEND, BACKENDS, EXTEND, EXTENDS, project
 from faket_aug.tomography.reconstruction import reconstruct
-from faket_aug.tomography.resample import RESAMPLINGS
+from faket_aug.tomography.resample import RESAMPLING, RESAMPLINGS
 
 MODALITIES = ("noiseless", "baseline", "noisy", "content", "faket")
 #: Modalities that need a noise model.
 NOISY_MODALITIES = MODALITIES[1:]
-#: Modalities of specimens that come with their noise.
+#: Modalities of specimens that are tilts with their noise.
 GIVEN_MODALITIES = ("noisy", "faket")
 #: Factor on the noise, where it is not 1.
 NOISE_SCALES = {"noiseless": 0.0, "content": CONTENT_NOISE}
-#: Voxels and pixels may differ by this share, where a noise model knows its pixel size.
+#: Largest relative difference between the voxel size and the pixel size of a noise model.
 VOXEL_TOLERANCE = 0.02
-#: Besides torch, what a result's last bits depend on.
+#: Packages, besides torch, whose version may change the last bits of a result.
 _PACKAGES = ("faket_aug", "numpy", "scipy")
-#: Settings of 0.1.0's records by other names now.
+#: New names of settings in the records of 0.1.0.
 _RENAMED = {"binning": "resampling"}
-#: Settings of the style transfer, which the simulator takes apart and a `StyleTransfer` holds together.
+#: Settings of the style transfer: the simulator has each of them, too.
 _STYLE_SETTINGS = tuple(entry.name for entry in fields(StyleTransfer) if entry.init and entry.name != "bank")
 
 
@@ -62,45 +70,45 @@ class FakETSimulator:
     tilt_angles
         `(tilt,)`, degrees.
     modality
-        What the tilts are: `"noiseless"` (negated projections, which passed `ctf` or the noise's `response`, if there
-        is one), `"baseline"` (noise that does not depend on the tilt), `"noisy"` (tilt-dependent noise), `"content"` (a
-        quarter of it), `"faket"` (noisy, then one step of style transfer).
+        The kind of tilts. `"noiseless"`: negated projections, after `ctf` or the `response` of the noise, if there is
+        one. `"baseline"`: with noise that does not depend on the tilt. `"noisy"`: with noise that depends on the tilt.
+        `"content"`: with a quarter of this noise. `"faket"`: noisy tilts after one step of style transfer.
     noise
-        The noise model; not needed for `"noiseless"`. `"given"` for specimens that come as noisy tilts
-        (`TiltedSpecimen`): nothing is added, `"noisy"` leaves them as they are, and for `"faket"` they are both the
-        content and what the style transfer starts from.
+        The noise model, see `NoiseModel`; `"noiseless"` does not need one. Set `"given"` for specimens that are noisy
+        tilts already (`TiltedSpecimen`). Then no noise is added: `"noisy"` leaves the tilts as they are, and `"faket"`
+        takes them as the content and as the start of the style transfer.
     ctf
-        A contrast transfer function, which clean tilts pass before there is noise in them; its defocus is drawn for
-        each tomogram. The specimens' voxel size must be known.
+        The contrast transfer function that is applied to clean tilts, before noise is added. Its defocus is drawn for
+        each tomogram. The voxel size of the specimens must be known.
     ctf_correction
-        `"phase-flip"` or `"wiener"`: tilts are corrected before they are reconstructed, see `ContrastTransfer.correct`,
-        for the function of `ctf` or of the noise's `response`; the tilt-series stays as it is.
+        `"phase-flip"` or `"wiener"`: tilts are corrected for `ctf`, or for the `response` of the noise, before the
+        reconstruction, see `ContrastTransfer.correct`. The tilt-series itself is not corrected.
     imperfections
-        Misaligned tilts, radiation damage and the detector's transfer, of clean tilts; perfect by default.
+        Misalignment, radiation damage and the transfer of the detector, applied to clean tilts; none by default.
     style
-        The style bank, needed for `"faket"` only; or a `StyleTransfer`, which brings its features and settings along.
+        The style bank, which only `"faket"` needs. Or a `StyleTransfer`, which has its own features and settings.
     features
-        The encoder that made the style bank.
+        The encoder that built the style bank.
     step_size, iterations, style_weights, content_layers, content_weight, average_decay, keep_spectrum, quantiles, \
 memory_budget
         Settings of the style transfer, see `StyleTransfer`.
     filter
-        Of the reconstruction, see `reconstruct`.
+        Filter of the reconstruction, see `reconstruct`.
     resampling
-        How tilts are binned for the reconstruction, see `reconstruct`. The tomogram has the binning of the specimen's
-        labels.
+        How tilts are binned for the reconstruction, see `reconstruct`. The tomogram has the voxels of the labels of the
+        specimen.
     extend, backend
-        Of the projection, see `project`.
+        Settings of the projection, see `project`.
     device
-        Where it all runs; results stay there.
+        Device of all stages. Results stay there.
     threads
-        Intra-op threads of the simulation. Their number changes the last bits, so it is fixed: the same in the main
-        process and in every worker.
+        Intra-op threads of the simulation. Their number changes the last bits of a result. So it is the same in the
+        main process and in every worker.
 
     Raises
     ------
     ValueError
-        For unknown choices, or a modality whose noise, style or features are missing.
+        For an unknown choice, or if the modality needs a noise model, a style or features that are not given.
     """
 
     tilt_angles: Angles
@@ -119,13 +127,13 @@ memory_budget
     average_decay: float = AVERAGE_DECAY
     keep_spectrum: bool = False
     quantiles: tuple[float, float] | None = None
-    filter: str = "shrec"
-    resampling: str = "spline"
-    extend: str = "zero"
-    backend: str = "torch"
+    filter: str = FILTER
+    resampling: str = RESAMPLING
+    extend: str = EXTEND
+    backend: str = BACKEND
     memory_budget: int = MEMORY_BUDGET
-    device: str = "cpu"
-    threads: int = 1
+    device: str = DEVICE
+    threads: int = THREADS
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "tilt_angles", tuple(as_tilt_angles(self.tilt_angles).tolist()))
@@ -141,7 +149,12 @@ memory_budget
             )
 
     def _take_apart(self, style: StyleTransfer) -> None:
+        defaults = {entry.name: entry.default for entry in fields(type(self))}
         for name in _STYLE_SETTINGS:
+            if getattr(self, name) not in (defaults[name], getattr(style, name)):
+                raise ValueError(
+                    f"expected `{name}` of the `StyleTransfer` only, got another one for the simulator; set it once"
+                )
             object.__setattr__(self, name, getattr(style, name))
         object.__setattr__(self, "style", style.bank)
 
@@ -159,11 +172,11 @@ memory_budget
             raise ValueError(f"expected `noise` to be a `NoiseModel`, got {self.noise!r}")
         if isinstance(self.noise, str):
             check_choice("noise", self.noise, [GIVEN])
-            if self.modality not in GIVEN_MODALITIES:
-                raise ValueError(
-                    f'expected the modality to be one of {", ".join(GIVEN_MODALITIES)} with `noise="given"`, got '
-                    f"{self.modality!r}: noise that tilts have already cannot be changed"
-                )
+        if self._is_given and self.modality not in GIVEN_MODALITIES:
+            raise ValueError(
+                f'expected the modality to be one of {", ".join(GIVEN_MODALITIES)} with `noise="given"`, got '
+                f"{self.modality!r}: noise that tilts have already cannot be changed"
+            )
         for name in ("ctf", "imperfections"):
             if getattr(self, name) and (self._is_given or self.response is not None):
                 raise ValueError(
@@ -180,42 +193,45 @@ memory_budget
 
     @classmethod
     def from_file(cls, path: str | Path, **settings: Any) -> Self:
-        """Make a simulator of what `faket-aug fit` wrote: noise, tilt angles, `extend` and, with a style, the step.
+        """Make a simulator from the file of `faket-aug fit`: noise, tilt angles, `extend` and the step for a style.
 
         Parameters
         ----------
         path
-            The JSON file; or one of `NoiseModel.to_json`, which knows no tilt angles.
+            The JSON file, or a file with the text of `NoiseModel.to_json`, which has no tilt angles.
         **settings
-            Go before what the file says. With `style` and `features` the modality is `"faket"`, else `"noisy"`.
+            Settings that replace those of the file. With `style` the modality is `"faket"`, otherwise `"noisy"`.
 
         Raises
         ------
         FileNotFoundError, FileFormatError
-            If there is no such file, or it is something else; the message names it.
+            If the file does not exist, or has another content. The message names the file.
         ValueError
-            If nobody tells the tilt angles, or the step for a style (0.15 is too far for tilts that are right already);
-            or a setting cannot be.
+            If the tilt angles are not known; if the step for a style is not known (the published step, 0.15, is too
+            large for a fitted response); or if a setting is wrong.
         """
         fitted = read_microscope(path)
         known: dict[str, Any] = {"noise": fitted.noise, "modality": "noisy"}
         known |= {"tilt_angles": fitted.tilt_angles} if fitted.tilt_angles else {}
         known |= {"extend": fitted.extend} if fitted.extend else {}
-        if settings.get("style") is not None and settings.get("modality", "faket") == "faket":
-            known |= {"modality": "faket"} | fitted.style_settings(settings.get("step_size"))
+        style = settings.get("style")
+        if style is not None and settings.get("modality", "faket") == "faket":
+            # A `StyleTransfer` has a step of its own.
+            step = {} if isinstance(style, StyleTransfer) else fitted.style_settings(settings.get("step_size"))
+            known |= {"modality": "faket"} | step
         if "tilt_angles" not in known | settings:
             raise ValueError(f"{path}: expected `tilt_angles`, which this file does not tell, got none; set them")
         return cls(**(known | settings))
 
     def draw(self, specimen: Specimen, *, seed: int, epoch: int = 0, tomogram: int = 0) -> SimulationRecord:
-        """Draw all chance of a simulation from its address, without doing anything.
+        """Draw all random parameters of a simulation from its address. Nothing is simulated yet.
 
         Parameters
         ----------
         specimen
-            The specimen to be simulated.
+            The specimen that will be simulated.
         seed, epoch, tomogram
-            The address.
+            The address of all random numbers.
         """
         style_series = -1
         defocus: tuple[float, ...] = ()
@@ -249,12 +265,12 @@ memory_budget
         specimen
             The specimen.
         seed, epoch, tomogram
-            The address of all chance; the same address gives the same tomogram, bit for bit on a CPU.
+            The address of all random numbers. The same address gives the same tomogram, bit for bit on a CPU.
 
         Raises
         ------
         SimulationError
-            If anything fails; the message names the specimen and the cause.
+            If anything fails. The message names the specimen and the cause.
         """
         return self.simulate(specimen, self.draw(specimen, seed=seed, epoch=epoch, tomogram=tomogram))
 
@@ -266,15 +282,15 @@ memory_budget
         specimen
             The specimen that the record names.
         record
-            From `draw`, or from an earlier tomogram. Its settings must be this simulator's.
+            The record, from `draw` or from an earlier tomogram. Its settings must be those of this simulator.
 
         Raises
         ------
         ValueError
-            If the record's settings are not this simulator's (the message names those that differ), or it is of another
-            specimen.
+            If the settings of the record differ from those of this simulator (the message names them), or the record is
+            of another specimen.
         SimulationError
-            If anything fails; the message names the specimen and the cause.
+            If anything fails. The message names the specimen and the cause.
         """
         settings = self.settings()
         recorded = {_RENAMED.get(key, key): value for key, value in record.settings.items()}
@@ -293,16 +309,17 @@ memory_budget
     # The trip of a specimen ------------------------------------------------------------------------------------------
 
     def _simulate(self, specimen: Specimen, record: SimulationRecord) -> SimulatedTomogram:
-        """Project, distort, add noise, restyle, reconstruct; each stage lets go of what the one before it made."""
+        """Project, distort, add noise, restyle, reconstruct. No stack of tilts is kept longer than it is needed."""
         tilts = self._project(specimen, record)
         tilts = self._distort(tilts, specimen, record)
         content, tilts = self._add_noise(tilts, record)
         tilts = self._restyle(content, tilts, record)
+        del content
         tomogram = self._reconstruct(tilts, specimen, record)
         return self._labelled(specimen, tilts, tomogram, record)
 
     def _project(self, specimen: Specimen, record: SimulationRecord) -> Tensor:
-        """Project a specimen, or take the tilts that it comes as: `(tilt, y, x)`, dark particles."""
+        """Project a specimen `(z, y, x)` to clean tilts `(tilt, y, x)` with dark particles, or take its own tilts."""
         device = usable_device(self.device)
         self._check_specimen(specimen)
         if isinstance(specimen, TiltedSpecimen):
@@ -317,16 +334,16 @@ memory_budget
             device=device,
             dtype=torch.float32,
         )
-        # A microscope's tilts have dark particles: here, and nowhere else, the contrast is turned.
+        # Tilts of a microscope have dark particles. The contrast is negated here, and nowhere else.
         return projected.neg_()
 
     def _distort(self, tilts: Tensor, specimen: Specimen, record: SimulationRecord) -> Tensor:
-        """Misalign clean tilts, damage them, and let them pass `ctf`; a response's function comes with the noise."""
+        """Apply imperfections and `ctf` to clean tilts `(tilt, y, x)`. A `response` is applied with the noise."""
         tilts = self.imperfections.apply(tilts, specimen.voxel_size, self.tilt_angles, record.misalignment)
         return tilts if self.ctf is None else self._ctf_of(record).apply(tilts, specimen.voxel_size)
 
     def _add_noise(self, clean: Tensor, record: SimulationRecord) -> tuple[Tensor, Tensor]:
-        """Make the content and the noisy tilts from clean ones, with the same noise; they differ for `"faket"` only."""
+        """Make content and noisy tilts, `(tilt, y, x)` each, from clean ones. The content has less noise."""
         model = self._noise_of(record)
         if model is None:
             return clean, clean
@@ -337,11 +354,11 @@ memory_budget
         return model.sample(clean, noise, self.tilt_angles, noise_scale=CONTENT_NOISE), noisy
 
     def _restyle(self, content: Tensor, noisy: Tensor, record: SimulationRecord) -> Tensor:
-        """Transfer the style to noisy tilts, for `"faket"` only."""
+        """Transfer the style to noisy tilts `(tilt, y, x)` for `"faket"`; other modalities keep the noisy tilts."""
         return noisy if self.modality != "faket" else self.restyle(content, noisy, series=record.style_series)
 
     def _reconstruct(self, tilts: Tensor, specimen: Specimen, record: SimulationRecord) -> Tensor:
-        """Reconstruct the tomogram `(z, y, x)` from tilts that are corrected first, if they are to be."""
+        """Reconstruct the tomogram `(z, y, x)` from tilts `(tilt, y, x)`, after `ctf_correction`."""
         if self.ctf_correction is not None:
             pixel_size = specimen.voxel_size if self.response is None else self.response.pixel_size
             tilts = self._ctf_of(record).correct(tilts, pixel_size, method=self.ctf_correction)
@@ -357,7 +374,7 @@ memory_budget
     def _labelled(
         self, specimen: Specimen, tilts: Tensor, tomogram: Tensor, record: SimulationRecord
     ) -> SimulatedTomogram:
-        """Put tilts, tomogram and the specimen's labels together."""
+        """Put tilts, tomogram and the labels of the specimen together."""
         device = tomogram.device
         return SimulatedTomogram(
             tiltseries=tilts,
@@ -396,7 +413,7 @@ memory_budget
             )
 
     def _ctf_of(self, record: SimulationRecord) -> ContrastTransfer:
-        """The contrast transfer function of a tomogram, with the defocus that was drawn."""
+        """Return the contrast transfer function of a tomogram, with the drawn defocus."""
         if self.ctf is not None:
             return replace(self.ctf, defocus=record.defocus, spread=0.0, jitter=0.0)
         model = self._noise_of(record)
@@ -405,7 +422,7 @@ memory_budget
         return model.response.ctf
 
     def _noise_of(self, record: SimulationRecord) -> NoiseModel | None:
-        """The noise of a tomogram, with the defocus that was drawn; clean tilts pass a response, too."""
+        """Return the noise model of a tomogram, with the drawn defocus. A response also applies to noiseless tilts."""
         model = self.noise_model
         if model is None or (self.modality == "noiseless" and model.response is None):
             return None
@@ -415,24 +432,24 @@ memory_budget
 
     def _random_numbers(self, clean: Tensor, model: NoiseModel, record: SimulationRecord) -> Tensor:
         if self.modality == "noiseless" or not model.draws:
-            return torch.zeros_like(clean)
+            return clean.new_zeros(()).expand_as(clean)  # takes no memory
         generator = torch_generator(record.noise_seed, clean.device)
         return self.imperfections.coloured(torch.randn(clean.shape, generator=generator, device=clean.device))
 
     def restyle(self, content: Tensor, noisy: Tensor, *, series: int) -> Tensor:
-        """Transfer the style to noisy tilts; a step of 0 leaves them as they are.
+        """Transfer the style to noisy tilts. A step of 0 leaves them as they are.
 
         Parameters
         ----------
         content, noisy
-            `(tilt, y, x)`, at the simulator's angles.
+            `(tilt, y, x)`, at the tilt angles of the simulator.
         series
-            Of the style bank.
+            Index of the series in the style bank.
 
         Returns
         -------
-        `(tilt, y, x)`. Each tilt has the style's mean and standard deviation, or, with a fitted response or
-        `keep_spectrum`, the noisy tilt's own.
+        `(tilt, y, x)`. Each tilt has the mean and the standard deviation of the style. With a fitted response or with
+        `keep_spectrum`, it keeps those of the noisy tilt.
         """
         assert self.style_transfer is not None, "checked when the simulator was made"
         own = self.response is not None
@@ -440,7 +457,7 @@ memory_budget
 
     @cached_property
     def style_transfer(self) -> StyleTransfer | None:
-        """The style transfer of the settings; nothing without a style bank and its features."""
+        """The style transfer of these settings; None without a style bank and its features."""
         if not isinstance(self.style, StyleBank) or self.features is None:
             return None
         return StyleTransfer(bank=self.style, **{name: getattr(self, name) for name in _STYLE_SETTINGS})
@@ -452,22 +469,22 @@ memory_budget
 
     @property
     def response(self) -> MicroscopeResponse | None:
-        """The microscope's response that clean tilts pass, where the noise model has one."""
+        """The response of the noise model; None if it has none."""
         return None if self.noise_model is None else self.noise_model.response
 
     @property
     def range_quantiles(self) -> tuple[float, float]:
-        """The quantiles in use: the simulator's own, else the style bank's, else minimum and maximum."""
+        """The quantiles in use: those of the simulator, or of the style bank, or minimum and maximum."""
         if self.quantiles is not None:
             return self.quantiles
-        return self.style.quantiles if isinstance(self.style, StyleBank) else (0.0, 1.0)
+        return self.style.quantiles if isinstance(self.style, StyleBank) else FULL_RANGE
 
     @property
     def _is_given(self) -> bool:
         return isinstance(self.noise_model, GivenNoise)
 
     def settings(self) -> dict[str, Any]:
-        """Return all that the result depends on, as JSON types: strings, numbers, lists and dicts."""
+        """Return all settings that the result depends on, as JSON types: strings, numbers, lists and dicts."""
         uses_noise, styled = self.modality in NOISY_MODALITIES or self.response is not None, self.modality == "faket"
         noise = self.noise_model if uses_noise else None
         style = self.style_transfer if styled else None

@@ -1,4 +1,4 @@
-"""The step of the style transfer that brings simulated tilts nearest to measured ones that it has not seen."""
+"""Choose the step of the style transfer that makes simulated tilts most similar to measured ones."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from torch import Tensor
 from faket_aug._arrays import FloatArray
 from faket_aug.geometry import nearest_tilts
 from faket_aug.microscope.imperfections import Imperfections
-from faket_aug.microscope.noise import GIVEN
+from faket_aug.microscope.noise import GivenNoise
 from faket_aug.microscope.spectra import RINGS, match_spectrum, series_spectra
 from faket_aug.simulation.simulator import FakETSimulator
 from faket_aug.specimens.tilted import Specimen
@@ -22,33 +22,35 @@ from faket_aug.statistics import standardize
 from faket_aug.style.transfer import style_grams, style_weights_for
 from faket_aug.tilts.series import TiltSeries
 
-#: Tried, beside 0; the last is the published one.
+#: Steps that are tried, in addition to 0. The last one is the published step.
 STEPS = (0.01, 0.02, 0.03, 0.05, 0.08, 0.15)
-#: Tilts at which simulated and measured ones are compared.
+#: Number of tilts that are compared.
 TILTS = 5
-#: Cycles per pixel: below, specimens differ; above, there are the corners of the spectrum.
+#: Frequencies that are compared, cycles per pixel: below them specimens differ, above them the spectrum has corners.
 _RANGE = (RINGS > 0.02) & (RINGS < 0.48)
-#: Deviations of a tilt from its mean to the ends of [0, 1].
+#: The mean of a tilt plus and minus so many standard deviations is scaled to 1 and 0.
 _DEVIATIONS = 4.0
-#: A step has to bring this much, in units of what differs between measured series, to be taken.
+#: A step is chosen only if it lowers the score by this much.
 _WORTH = 0.05
 
 
 @dataclass(frozen=True, kw_only=True)
 class StepTrial:
-    """One candidate.
+    """One step that was tried.
 
     Parameters
     ----------
     step_size, keep_spectrum
-        Of `FakETSimulator`.
+        Settings of `FakETSimulator`.
     spectrum
-        Distance of the radial spectra: mean of `|log(power / power)|` over frequencies and tilts, total power apart.
+        Distance of the radial power spectra, after each was divided by its total power: the mean of
+        `|log(power / power)|` over frequencies and tilts.
     gram
-        Distance of the Gram matrices: norm of the difference over the norm, mean over layers (weighted) and tilts.
+        Distance of the Gram matrices: the norm of the difference divided by the norm, averaged over tilts and (with
+        weights) over layers.
     score
-        Sum of both, each in units of the same distance between measured tilts, and at least 1: nearer than measured
-        tilts are to each other is no gain.
+        The sum of both distances. Each is first divided by the same distance between measured tilts. A quotient below 1
+        counts as 1: to be more similar than measured tilts are to each other is no advantage.
     """
 
     step_size: float
@@ -60,16 +62,16 @@ class StepTrial:
 
 @dataclass(frozen=True, kw_only=True)
 class StepChoice:
-    """The chosen step, and what it was chosen from.
+    """The chosen step, and all steps that were tried.
 
     Parameters
     ----------
     step_size, keep_spectrum
-        Of `FakETSimulator`; a step of 0 is no style transfer.
+        Settings of `FakETSimulator`. A step of 0 means no style transfer.
     trials
-        All candidates, the one without a step first.
+        All steps that were tried; the first one is 0.
     natural_spectrum, natural_gram
-        The distances between measured series (or between the halves of their tilts, where there is one series only).
+        The distances between measured series. If there is only one series: between the halves of its tilts.
     """
 
     step_size: float
@@ -83,7 +85,7 @@ class StepChoice:
         return replace(simulator, step_size=self.step_size, keep_spectrum=self.keep_spectrum)
 
     def report(self) -> list[str]:
-        """Say in lines what was tried and why this was chosen."""
+        """Return lines of text: the steps that were tried, and why this one was chosen."""
         lines = [
             f"{_name(trial)}: spectrum {trial.spectrum:.3f}, Gram {trial.gram:.3f}, score {trial.score:.2f}"
             for trial in self.trials
@@ -108,30 +110,30 @@ def choose_step_size(
     tilts: int = TILTS,
     seed: int = 0,
 ) -> StepChoice:
-    """Choose the step of the style transfer, perhaps none, by tilts that it has not seen.
+    """Choose the step of the style transfer by measured tilts that are not in the style bank.
 
-    Every step is tried as published, and with the spectrum that tilts had before it (`keep_spectrum`). Not part of the
-    published method, whose step is 0.15.
+    Every step is tried without and with `keep_spectrum`. The step 0, no style transfer, is one of the choices. This is
+    not part of the published method, whose step is 0.15.
 
     Parameters
     ----------
     simulator
-        Of the modality `"faket"`; its style bank holds none of `held_out`.
+        A simulator of the modality `"faket"`. Its style bank must have none of the `held_out` series.
     specimens
-        Any of the kind that will be simulated; one is enough.
+        Specimens of the kind that will be simulated; one is enough.
     held_out
         Unlabelled tilt-series of the same microscope, see `split_series`.
     steps
-        To be tried, beside 0.
+        Steps that are tried, in addition to 0.
     tilts
-        How many tilts are compared.
+        Number of tilts that are compared.
     seed
-        Of the noise; the same for all steps.
+        Seed of the noise, which is the same for all steps.
 
     Raises
     ------
     ValueError
-        If the simulator's modality is another, or there are no specimens or no series.
+        If the simulator has another modality, or there are no specimens or no series.
     """
     if simulator.modality != "faket":
         raise ValueError(f'expected a simulator of the modality "faket", got {simulator.modality!r}')
@@ -158,7 +160,7 @@ def choose_step_size(
         return StepTrial(step_size=step, keep_spectrum=kept, spectrum=spectrum, gram=gram, score=score)
 
     noisy = tilts_of("noisy")
-    content = noisy if simulator.noise == GIVEN else tilts_of("content")
+    content = noisy if isinstance(simulator.noise_model, GivenNoise) else tilts_of("content")
     trials = [tried(noisy, 0.0, False)]
     # Of these tilts alone; what was drawn for each tilt is in them already.
     plain: dict[str, Any] = {"ctf": None, "ctf_correction": None, "imperfections": Imperfections()}
@@ -166,7 +168,7 @@ def choose_step_size(
         made = replace(simulator, tilt_angles=chosen, step_size=step, keep_spectrum=False, **plain)
         after = [made.restyle(a, b, series=0) for a, b in zip(content, noisy, strict=True)]
         trials.append(tried(after, step, False))
-        # Looks do not depend on means and deviations, which `restyle` adapts at last.
+        # The distances do not depend on means and standard deviations, which `restyle` sets at its end.
         trials.append(tried([match_spectrum(a, b) for a, b in zip(after, noisy, strict=True)], step, True))
     best = min(trials, key=lambda trial: trial.score)
     best = best if best.score < trials[0].score - _WORTH else trials[0]
@@ -180,7 +182,7 @@ def choose_step_size(
 
 
 def split_series(series: Sequence[TiltSeries]) -> tuple[list[TiltSeries], list[TiltSeries]]:
-    """Share out tilt-series: those for the style bank, and those held out. Of a single one, every second tilt."""
+    """Divide tilt-series into those for the style bank and those held out. A single series is divided tilt by tilt."""
     if len(series) > 1:
         return list(series[::2]), list(series[1::2])
     one = series[0]
@@ -192,14 +194,14 @@ def split_series(series: Sequence[TiltSeries]) -> tuple[list[TiltSeries], list[T
 
 
 def _at(series: TiltSeries, angles: FloatArray) -> TiltSeries:
-    """The tilts nearest to some angles, at these."""
+    """Take the tilts that are nearest to some angles, and give them these angles."""
     index = torch.from_numpy(nearest_tilts(angles, series.tilt_angles))
     return replace(series, tilts=series.tilts[index], tilt_angles=angles, metadata=None)
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Look:
-    """What tilts look like: power `(tilt, ring)` of the fitted rings, and Gram matrices by layer."""
+    """The look of tilts: the power spectrum `(tilt, ring)`, and the Gram matrices of each layer."""
 
     power: FloatArray
     grams: Mapping[int, Tensor]
@@ -211,14 +213,14 @@ class _Look:
         spectra = series_spectra(series.tilts, series.tilt_angles, name=series.name)
         # The mean over pixels, so that images of other sizes compare.
         total = (spectra.power * spectra.counts).sum(axis=1, keepdims=True) / spectra.counts.sum()
-        # Of the texture, not of the brightest bead: by its own deviation each tilt comes into [0, 1].
+        # Each tilt is scaled to [0, 1] by its standard deviation, so that a bright bead does not change the texture.
         unit = (0.5 + standardize(series.tilts) / (2 * _DEVIATIONS)).clamp(0.0, 1.0)
         layers = transfer.bank.style_layers
         grams = style_grams(unit, transfer.features, layers=layers, memory_budget=simulator.memory_budget)
         return cls(power=(spectra.power / total)[:, _RANGE], grams=grams)
 
     def distances(self, other: _Look, style_weights: Sequence[float] | None) -> tuple[float, float]:
-        """To other tilts at the same angles: of spectra and of Gram matrices."""
+        """Return the distances to other tilts at the same angles: of spectra, and of Gram matrices."""
         spectrum = float(np.abs(np.log(self.power / other.power)).mean())
         weights = style_weights_for(tuple(self.grams), style_weights)
         apart = []
@@ -229,7 +231,7 @@ class _Look:
 
 
 def _natural(looks: Sequence[_Look], series: Sequence[TiltSeries], simulator: FakETSimulator) -> tuple[float, float]:
-    """How far measured tilts are from each other: series from series, or half from half."""
+    """Return the distances between measured series, or between the halves of a single series."""
     pairs = list(combinations(looks, 2))
     if not pairs:
         (one,) = series

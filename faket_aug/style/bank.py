@@ -1,48 +1,49 @@
-"""The style bank: what is needed of unlabelled tilt-series to transfer their style, cached on disk."""
+"""The style bank: Gram matrices and statistics of unlabelled tilt-series, with a cache on disk."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-import struct
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Self
 
 import numpy as np
 import numpy.typing as npt
 import torch
+from safetensors import safe_open
 from safetensors.torch import load, save
 from torch import Tensor
 
 from faket_aug._checks import CacheError, check_ndim, check_quantiles
+from faket_aug._runtime.threads import DEVICE
 from faket_aug.formats._atomic import make_writable_folder, write_bytes
 from faket_aug.geometry import Angles, nearest_tilts
-from faket_aug.statistics import clip_images, constant_images, mean_std, to_unit_range, value_range
+from faket_aug.statistics import FULL_RANGE, clip_images, constant_images, mean_std, to_unit_range, value_range
 from faket_aug.style.transfer import MEMORY_BUDGET, STYLE_LAYERS, StyleTargets, style_grams
 from faket_aug.style.vgg19 import VGG19Features
 from faket_aug.tilts.series import TiltSeries
 
-#: Part of every key: files of another version are not read.
+#: Version of the files. It is part of every key, so that files of another version are not read.
 _FORMAT = 1
 
 
 @dataclass(frozen=True, kw_only=True)
 class StyleSeries:
-    """One style tilt-series, tilt by tilt.
+    """Gram matrices and statistics of one style tilt-series.
 
     Parameters
     ----------
     name
-        For messages and records.
+        Name of the series, for messages and records.
     tilt_angles
         `(tilt,)`, degrees.
     grams
-        For each style layer `(tilt, channels, channels)`, float32.
+        Gram matrices, `(tilt, channels, channels)`, float32, for each style layer.
     mean, std
-        `(tilt,)`, float64, in the camera's unit.
+        `(tilt,)`, float64, mean and standard deviation of each tilt, in the unit of the camera.
     """
 
     name: str
@@ -61,17 +62,17 @@ class StyleBank:
     series
         The style series.
     key
-        Hash of the styles' content, the weights' content, every parameter and the format's version.
+        Hash of the tilts, the weights of the encoder, every parameter, and the version of the format.
     encoder
-        Fingerprint of the encoder that it was built with.
+        Fingerprint of the encoder that built the bank.
     quantiles
-        That the stacks were brought to [0, 1] by.
+        The values of each stack at these quantiles were scaled to 0 and 1.
     """
 
     series: tuple[StyleSeries, ...]
     key: str
     encoder: str
-    quantiles: tuple[float, float] = (0.0, 1.0)
+    quantiles: tuple[float, float] = FULL_RANGE
 
     @classmethod
     def build(
@@ -80,38 +81,38 @@ class StyleBank:
         features: VGG19Features,
         *,
         style_layers: Sequence[int] = STYLE_LAYERS,
-        quantiles: tuple[float, float] = (0.0, 1.0),
+        quantiles: tuple[float, float] = FULL_RANGE,
         cache: str | Path | None = None,
         memory_budget: int = MEMORY_BUDGET,
-        device: str | torch.device = "cpu",
+        device: str | torch.device = DEVICE,
     ) -> Self:
-        """Encode style tilt-series, or read them from the cache.
+        """Encode style tilt-series, or read the result from the cache.
 
         Parameters
         ----------
         tilt_series
-            Unlabelled tilt-series; any number of tilts, order and size.
+            Unlabelled tilt-series, with any number of tilts, in any order, and of any size.
         features
             The encoder.
         style_layers
-            ReLUs of the encoder, in torchvision's numbering.
+            ReLUs of the encoder, by the numbers of torchvision.
         quantiles
-            Each stack is brought to [0, 1] by its values at these quantiles; minimum and maximum as published by
-            default. Set `(0.001, 0.999)` against hot pixels and beads; tilts are then also clipped to their own
-            quantiles before mean and deviation are taken.
+            The values of each stack at these quantiles are scaled to 0 and 1; by default minimum and maximum, as
+            published. Set `(0.001, 0.999)` against hot pixels and gold beads. Then each tilt is also clipped to its own
+            quantiles before its mean and standard deviation are computed.
         cache
-            Folder of the cache, made where it is missing; nothing is written without.
+            Folder of the cache, which is made if it is missing. By default nothing is written.
         memory_budget
-            Bytes that the activations of one chunk of tilts may take.
+            Memory for the activations of one chunk of tilts, bytes.
         device
-            Where the encoder runs.
+            Device of the encoder.
 
         Raises
         ------
         ValueError
-            If there is no series, or a tilt is constant (the message says which).
+            If there is no series, or a tilt is constant (the message names it).
         WeightsError
-            If a layer is deeper than the weights reach.
+            If a layer is deeper than the weights.
         CacheError
             If the cache folder cannot be written.
         """
@@ -144,22 +145,22 @@ class StyleBank:
 
     @property
     def style_layers(self) -> tuple[int, ...]:
-        """The layers that the Gram matrices are of."""
+        """The layers for which there are Gram matrices."""
         return tuple(self.series[0].grams)
 
     def select(self, tilt_angles: Angles, *, series: int = 0) -> StyleTargets:
-        """Take, for each content tilt, the targets of the style tilt nearest in angle.
+        """Take, for each content tilt, the targets of the style tilt with the nearest angle.
 
         Parameters
         ----------
         tilt_angles
-            `(tilt,)`, degrees, of the content.
+            `(tilt,)`, degrees, angles of the content tilts.
         series
-            Which style series.
+            Index of the style series.
 
         Returns
         -------
-        Targets with one entry for each of `tilt_angles`.
+        The targets, with one entry for each of `tilt_angles`.
         """
         chosen = self.series[series]
         # Differs from FakET: the nearest in angle, so that a style may have other tilts than the content.
@@ -242,12 +243,14 @@ def _write(file: Path, key: str, series: StyleSeries) -> None:
 
 
 def _read(file: Path, key: str, name: str) -> StyleSeries | None:
-    """Read a series from the cache; nothing where there is none, or where it is damaged (with a warning)."""
+    """Read a series from the cache. Return None if there is no file, or (with a warning) if the file is damaged."""
     if not file.is_file():
         return None
     try:
-        content = file.read_bytes()
-        metadata, tensors = _metadata(content), load(content)
+        with safe_open(file, framework="pt") as opened:
+            metadata = opened.metadata()
+        # Not from the opened file: its tensors would lie in the file on disk, which may change.
+        tensors = load(file.read_bytes())
         if metadata["key"] != key or metadata["checksum"] != _checksum(tensors):
             raise ValueError("its checksum is not that of its content")
     except Exception as error:
@@ -262,12 +265,6 @@ def _read(file: Path, key: str, name: str) -> StyleSeries | None:
         mean=tensors["mean"],
         std=tensors["std"],
     )
-
-
-def _metadata(content: bytes) -> dict[str, Any]:
-    (length,) = struct.unpack("<Q", content[:8])
-    metadata: dict[str, Any] = json.loads(content[8 : 8 + length])["__metadata__"]
-    return metadata
 
 
 def _checksum(tensors: Mapping[str, Tensor]) -> str:

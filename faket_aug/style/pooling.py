@@ -1,4 +1,4 @@
-"""Halving images by poolings of two by two pixels, and the derivatives of that, which keep little."""
+"""Pooling of two by two pixels, and its derivative, which keeps little in memory."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional
 
 MODES = ("max", "average", "l2")
-#: The largest offset in a window is an image's width and one; from this width on 16 bits do not hold it.
+#: The largest offset in a window is the width of the image plus 1; from this width on 16 bits are too few.
 _INT16 = 2**15 - 1
 #: Factors that keep features' scale when max pooling is replaced (as in published style transfer codes).
 _SCALE = {"average": 2.0, "l2": 0.78}
@@ -25,7 +25,7 @@ def pool(images: Tensor, mode: str) -> Tensor:
 
 
 def pool_with_pullback(images: Tensor, mode: str) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
-    """Pool as `pool`, and give the map from gradients by the result to gradients by the images."""
+    """Pool as `pool` does, and return the function from gradients by the result to gradients by the images."""
     if mode == "max":
         return _max_with_pullback(images)
     pooled, shape, scale = pool(images, mode), images.shape, _SCALE[mode]
@@ -41,7 +41,7 @@ def pool_with_pullback(images: Tensor, mode: str) -> tuple[Tensor, Callable[[Ten
 
 
 def _max_with_pullback(images: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
-    """Keep where the maxima are in two bytes each, counted from their window's first pixel, instead of in eight."""
+    """Keep the positions of the maxima, from the first pixel of their window, in two bytes each instead of eight."""
     pooled, indices = functional.max_pool2d(images, 2, return_indices=True)
     firsts = _first_pixels(images.shape[-1], pooled)
     offsets = indices.sub_(firsts).to(torch.int16 if images.shape[-1] < _INT16 else torch.int64)
@@ -57,13 +57,13 @@ def _max_with_pullback(images: Tensor) -> tuple[Tensor, Callable[[Tensor], Tenso
 
 
 def _first_pixels(width: int, pooled: Tensor) -> Tensor:
-    """Give the index, in an image of this width, of the first pixel of each window."""
+    """Return the index, in an image of this width, of the first pixel of each window."""
     y, x = (torch.arange(size, device=pooled.device) for size in pooled.shape[-2:])
     return 2 * (y[:, None] * width + x)
 
 
 def _repeat_pixels(images: Tensor, shape: torch.Size) -> Tensor:
-    """Repeat each pixel twice along both axes; what an odd size leaves over is 0."""
+    """Repeat each pixel twice along both axes. The last row or column of an odd size is 0."""
     repeated = images.repeat_interleave(2, dim=-2).repeat_interleave(2, dim=-1)
     rest = (0, shape[-1] - repeated.shape[-1], 0, shape[-2] - repeated.shape[-2])
     return functional.pad(repeated, rest)

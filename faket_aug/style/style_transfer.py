@@ -1,4 +1,4 @@
-"""The style transfer of a simulator: a bank, the encoder that made it, and how far each step goes."""
+"""The style transfer of a simulator: the style bank, the encoder that built it, and the settings of the steps."""
 
 from __future__ import annotations
 
@@ -19,15 +19,13 @@ from faket_aug.style.transfer import (
     AVERAGE_DECAY,
     CONTENT_LAYERS,
     CONTENT_WEIGHT,
+    ITERATIONS,
     MEMORY_BUDGET,
     STEP_SIZE,
     style_weights_for,
     stylize,
 )
 from faket_aug.style.vgg19 import VGG19Features
-
-#: Iterations of the published style transfer.
-ITERATIONS = 1
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -37,34 +35,37 @@ class StyleTransfer:
     Parameters
     ----------
     bank
-        The style bank: what is needed of the measured tilts.
+        The style bank: Gram matrices and statistics of the measured tilts.
     features
-        The encoder that made the bank.
+        The encoder that built the bank.
     step_size
-        Of Adam; 0.15 as published. A step of 0 leaves tilts as they are. `choose_step_size` finds a step for a
+        Step of Adam; 0.15 as published. A step of 0 leaves tilts as they are. `choose_step_size` finds a step for a
         microscope.
     iterations
-        Steps for each tilt; 1 as published.
+        Number of steps for each tilt; 1 as published.
     style_weights
-        One for each of the bank's layers; by default 256:64:16:4:1, normalised to sum 1.
+        One weight for each layer of the bank; by default 256:64:16:4:1. They are scaled to a sum of 1.
     content_layers
-        ReLUs of VGG-19 whose features the content keeps, in torchvision's numbering.
+        ReLUs of VGG-19 whose features the content loss keeps, by the numbers of torchvision.
     content_weight
-        Of the content's loss.
+        Weight of the content loss.
     average_decay
-        Decay of the average over start and iterates.
+        Decay of the average over the start and all iterates. The result is this average.
     keep_spectrum
-        Filter each tilt after the step so that its radial power is what it was before: the transfer makes a grain that
-        measured tilts lack. Off, as published.
+        Filter each tilt after the transfer, so that it has the radial power spectrum from before. The transfer makes a
+        grain that measured tilts do not have. Off by default, as published.
     quantiles
-        Quantiles by which content and noisy stacks are brought to [0, 1]; those of the bank by default.
+        The values of the content stack and of the noisy stack at these quantiles are scaled to 0 and 1; by default the
+        quantiles of the bank.
     memory_budget
-        Bytes that the activations may take; `free_memory_budget` finds what is free.
+        Memory for the activations, bytes. `free_memory_budget` finds how much is free.
 
     Raises
     ------
     ValueError
-        If a number cannot be, the features are not those of the bank, or they do not reach a layer.
+        If a number is out of its range, or `features` is not the encoder that built the bank.
+    WeightsError
+        If a layer is deeper than the weights of the encoder.
 
     References
     ----------
@@ -106,18 +107,18 @@ class StyleTransfer:
         Parameters
         ----------
         content, noisy
-            `(tilt, y, x)`: what the features of the content are taken of, and where the steps start.
+            `(tilt, y, x)`: the tilts whose features the content loss keeps, and the tilts from which the steps start.
         tilt_angles
-            `(tilt,)`, degrees; each tilt takes the style of the nearest tilt in angle.
+            `(tilt,)`, degrees. Each tilt takes the style of the style tilt with the nearest angle.
         series
-            Which series of the bank.
+            Index of the series in the bank.
         own_statistics
-            Whether each tilt keeps its own mean and standard deviation, instead of taking the style's. With
-            `keep_spectrum` it does in any case.
+            Whether each tilt keeps its own mean and standard deviation. Otherwise it takes those of the style. With
+            `keep_spectrum` it always keeps its own.
 
         Returns
         -------
-        `(tilt, y, x)`, in the unit of the style or, with their own statistics, of the noisy tilts.
+        `(tilt, y, x)`, in the unit of the style, or of the noisy tilts where they keep their own statistics.
         """
         if self.step_size == 0:
             return noisy
@@ -151,7 +152,7 @@ class StyleTransfer:
 
 
 def check_style_numbers(settings: Any) -> None:
-    """Raise a `ValueError` unless the numbers of a style transfer can be, those of a `StyleTransfer` or a simulator."""
+    """Raise a `ValueError` if a number of a `StyleTransfer`, or of a simulator, is out of its range."""
     check_count("iterations", settings.iterations)
     if isinstance(settings.step_size, str):
         raise ValueError(

@@ -1,4 +1,4 @@
-"""One-step neural style transfer of tilts, batched, against cached Gram matrices."""
+"""Neural style transfer of tilts in one step, batched, with Gram matrices that were computed before."""
 
 from __future__ import annotations
 
@@ -10,26 +10,27 @@ import torch
 from torch import Tensor
 
 from faket_aug._checks import check_fraction, check_ndim, check_positive, check_same_shape
-from faket_aug.statistics import scale_to_unit, value_range
+from faket_aug.statistics import FULL_RANGE, scale_to_unit, value_range
 
 STYLE_LAYERS = (1, 6, 11, 20, 29)
 STYLE_WEIGHTS = (256.0, 64.0, 16.0, 4.0, 1.0)
 CONTENT_LAYERS = (8,)
 CONTENT_WEIGHT = 1.0
 STEP_SIZE = 0.15
+ITERATIONS = 1
 AVERAGE_DECAY = 0.99
 #: Bytes that the activations of one chunk of tilts may take.
 MEMORY_BUDGET = 2**30
 _BETAS = (0.9, 0.999)
 _EPS = 1e-8
-#: Elements of a layer that are looked at together: on a CPU what is made of them stays in the cache.
+#: Elements of a layer that are processed together: on a CPU the intermediate results then stay in the cache.
 _CPU_BLOCK, _GPU_BLOCK = 2**17, 2**28
 #: Bytes per pixel and channel-of-the-first-layer of one tilt's forward and backward pass, measured, with room.
 _BYTES_PER_PIXEL = 4 * 64 * 8
 
 
 class Encoder(Protocol):
-    """What style transfer asks of an encoder; `VGG19Features` is one."""
+    """The interface of an encoder for the style transfer; `VGG19Features` is one."""
 
     def __call__(self, images: Tensor, layers: Iterable[int]) -> dict[int, Tensor]:
         """Compute features `(n, channels, y', x')` of images `(n, 3, y, x)` in [0, 1] at `layers`."""
@@ -38,23 +39,24 @@ class Encoder(Protocol):
     def forward_and_pullback(
         self, images: Tensor, layers: Iterable[int]
     ) -> tuple[dict[int, Tensor], Callable[[Mapping[int, Tensor]], Tensor]]:
-        """Compute the same, and the map from gradients by the features to the gradient by the images.
+        """Compute the same, and the function from gradients by the features to the gradient by the images.
 
-        The map takes each layer's gradient once, the deepest first, may overwrite it, and is used once.
+        The function asks for the gradient of each layer once, the deepest layer first, and may overwrite it. It can be
+        called once.
         """
         ...
 
 
 @dataclass(frozen=True, kw_only=True)
 class StyleTargets:
-    """What of a style's tilts is needed to transfer it, one entry for each content tilt.
+    """The targets of the style transfer, with one entry for each content tilt.
 
     Parameters
     ----------
     grams
-        For each style layer `(tilt, channels, channels)`.
+        Gram matrices, `(tilt, channels, channels)`, for each style layer.
     mean, std
-        `(tilt,)`, mean and deviation of the style's tilts in their own unit.
+        `(tilt,)`, mean and standard deviation of the style tilts, in their own unit.
     """
 
     grams: Mapping[int, Tensor]
@@ -62,20 +64,20 @@ class StyleTargets:
     std: Tensor
 
     def to(self, device: torch.device | str) -> StyleTargets:
-        """Return the targets on a device."""
+        """Copy the targets to a device."""
         grams = {layer: gram.to(device) for layer, gram in self.grams.items()}
         return StyleTargets(grams=grams, mean=self.mean.to(device), std=self.std.to(device))
 
 
 def style_weights_for(layers: Sequence[int], weights: Sequence[float] | None) -> tuple[float, ...]:
-    """Return one weight a style layer, normalised to sum 1.
+    """Return one weight for each style layer. Their sum is 1.
 
     Parameters
     ----------
     layers
-        Style layers, shallow to deep.
+        Style layers, from shallow to deep.
     weights
-        One for each layer; by default 256:64:16:4:1, from the first layer on.
+        One weight for each layer; by default 256:64:16:4:1, from the first layer on.
     """
     chosen = STYLE_WEIGHTS[: len(layers)] if weights is None else tuple(weights)
     if len(chosen) != len(layers) or not chosen:
@@ -116,7 +118,7 @@ def gray_to_rgb(tilts: Tensor) -> Tensor:
 
 
 def chunks_of_tilts(count: int, pixels: int, memory_budget: int) -> list[slice]:
-    """Cut `count` tilts into chunks whose activations stay within `memory_budget` bytes (one tilt at least)."""
+    """Divide `count` tilts into chunks (of at least one tilt) whose activations fit `memory_budget` bytes."""
     check_positive("memory_budget", memory_budget)
     size = max(1, memory_budget // (pixels * _BYTES_PER_PIXEL))
     return [slice(start, min(start + size, count)) for start in range(0, count, size)]
@@ -135,13 +137,13 @@ def style_grams(
     features
         The encoder.
     layers
-        Style layers.
+        The style layers.
     memory_budget
-        Bytes that the activations of one chunk of tilts may take.
+        Memory for the activations of one chunk of tilts, bytes.
 
     Returns
     -------
-    For each layer `(tilt, channels, channels)`.
+    Gram matrices, `(tilt, channels, channels)`, for each layer.
     """
     check_ndim("tilts", tilts, "tilt y x")
     parts: dict[int, list[Tensor]] = {layer: [] for layer in layers}
@@ -162,9 +164,9 @@ def stylize(
     content_layers: Sequence[int] = CONTENT_LAYERS,
     content_weight: float = CONTENT_WEIGHT,
     step_size: float = STEP_SIZE,
-    iterations: int = 1,
+    iterations: int = ITERATIONS,
     average_decay: float = AVERAGE_DECAY,
-    quantiles: tuple[float, float] = (0.0, 1.0),
+    quantiles: tuple[float, float] = FULL_RANGE,
     memory_budget: int = MEMORY_BUDGET,
 ) -> Tensor:
     """Move noisy tilts one step of Adam towards a style, keeping their content.
@@ -174,30 +176,31 @@ def stylize(
     content
         `(tilt, y, x)`, tilts with little noise, in any unit.
     init
-        `(tilt, y, x)`, noisy tilts to start from.
+        `(tilt, y, x)`, noisy tilts, from which the transfer starts.
     style
-        The style's targets, one for each tilt; its layers are the style layers.
+        The targets, one for each tilt. Their layers are the style layers.
     features
-        The encoder, on the tilts' device.
+        The encoder, on the device of the tilts.
     style_weights
-        One for each style layer, shallow to deep; 256:64:16:4:1 by default. Normalised to sum 1.
+        One weight for each style layer, from shallow to deep; by default 256:64:16:4:1. They are scaled to a sum of 1.
     content_layers, content_weight
-        Layers whose features are to stay, and the weight of that loss.
+        Layers of the content loss, which keeps their features, and the weight of this loss.
     step_size
-        Adam's, in units of the [0, 1] range.
+        Step of Adam, where the values of the tilts are scaled to [0, 1].
     iterations
-        Steps; Adam's moments and the average go on.
+        Number of steps of Adam.
     average_decay
-        Of the bias-corrected average over start and iterates that is the result.
+        Decay of the bias-corrected average over the start and all iterates. The result is this average.
     quantiles
-        Content and init are brought to [0, 1] by the whole stack's values at these; minimum and maximum by default.
+        The values of the whole stack at these quantiles are scaled to 0 and 1, for `content` and for `init`; by default
+        minimum and maximum.
     memory_budget
-        Bytes that the activations of one chunk of tilts may take; the tilts do not depend on each other.
+        Memory for the activations of one chunk of tilts, bytes. The tilts do not depend on each other.
 
     Returns
     -------
-    `(tilt, y, x)`, the mean over the three channels, in [0, 1]. `match_mean_std` with `style.mean` and `style.std`
-    brings it to the style's unit.
+    `(tilt, y, x)`, in [0, 1], the mean over the three channels. `match_mean_std` with `style.mean` and `style.std`
+    scales it to the unit of the style.
 
     References
     ----------
@@ -241,7 +244,7 @@ def _gradient(
 
 
 class _Slopes(Mapping[int, Tensor]):
-    """The loss' derivatives by the features, each made when it is asked for, once: it is as large as its layer."""
+    """The derivatives of the loss by the features. Each is as large as its layer, so it is made when it is needed."""
 
     def __init__(
         self,
@@ -284,8 +287,8 @@ class _Slopes(Mapping[int, Tensor]):
 def _error_slope(found: Tensor, target: Tensor, weight: float = 1.0) -> Tensor:
     """Derivative by `found` of `weight · Σd² / (Σ|d| + 1e-8)` of each tilt, with `d = found - target`.
 
-    The loss is FakET's: its gradient does not depend on the layer's scale. In the precision of `found`, which is
-    looked at block by block, so that what lies between is never in memory.
+    The loss is that of FakET: its gradient does not depend on the scale of the layer. `found` is processed block by
+    block, so that intermediate results are never in memory as a whole.
     """
     # Channels are last in memory: so flattened, nothing is copied.
     order = (0, 2, 3, 1) if found.ndim == 4 else (0, 1, 2)

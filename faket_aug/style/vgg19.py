@@ -1,4 +1,4 @@
-"""The frozen encoder of the style transfer: VGG-19 up to the deepest layer that is asked for."""
+"""The frozen encoder of the style transfer: VGG-19 up to the deepest layer that is used."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _STD = (0.229, 0.224, 0.225)
 
 @dataclass(frozen=True, kw_only=True)
 class _Saved:
-    """What the derivative needs of one layer: a convolution's output after the ReLU, or a pooling's pull-back."""
+    """The values of one layer that the derivative needs: output after the ReLU, or the pull-back of a pooling."""
 
     index: int
     activation: Tensor | None = None
@@ -38,26 +38,26 @@ class _Saved:
 
 
 class VGG19Features(nn.Module):
-    """Features of VGG-19 after chosen ReLUs, for images in [0, 1].
+    """Compute features of VGG-19 after chosen ReLUs, for images in [0, 1].
 
     Parameters
     ----------
     weights
-        `"torchvision"`: the ImageNet weights, from torchvision's cache or downloaded when first used; `"random"`: drawn
-        from `seed` (needs no file; weaker, the paper's FAKET_RANDOM); or a path to a `.pth` or `.safetensors` file
-        with torchvision's names (`features.0.weight`, ...), whole or only up to the deepest layer used. Narrower
-        widths work.
+        `"torchvision"`: the ImageNet weights, from the cache of torchvision, or downloaded at the first use.
+        `"random"`: random weights, drawn from `seed`; they need no file and are weaker (FAKET_RANDOM in the paper). Or
+        a path to a `.pth` or `.safetensors` file with the names of torchvision (`features.0.weight`, ...). The file may
+        end with the deepest layer that is used, and its layers may be narrower.
     pooling
         `"max"` (as published), `"average"` (scaled by 2) or `"l2"` (scaled by 0.78).
     precision
         `"float32"`, or `"bfloat16"` for the convolutions; losses and Gram matrices stay in float32.
     seed
-        Of the `"random"` weights; the same on every machine.
+        Seed of the `"random"` weights, which are the same on every machine.
 
     Raises
     ------
     WeightsError
-        If the file is of another network, or missing.
+        If the file is missing, or has the weights of another network.
 
     References
     ----------
@@ -94,37 +94,37 @@ class VGG19Features(nn.Module):
             self._set_weights(_read_weights(Path(weights)))
 
     def load(self) -> None:
-        """Load the weights now, downloading torchvision's if they are not cached.
+        """Load the weights now. Those of torchvision are downloaded if they are not in its cache.
 
         Raises
         ------
         WeightsError
-            If the download fails; the message says how to use a local file.
+            If the download fails. The message says how to use a local file.
         """
         if not self.convolutions:
             self._set_weights(_download_weights())
 
     @property
     def deepest(self) -> int:
-        """Index of the deepest ReLU that the weights reach."""
+        """Index of the deepest ReLU for which there are weights."""
         self.load()
         return max(int(key.split("_")[1]) for key in self.convolutions) + 1
 
     @property
     def fingerprint(self) -> str:
-        """Hash of the weights' content, the pooling and the precision."""
+        """Hash of the weights, the pooling and the precision."""
         self.load()
         return hashlib.sha256(f"{self.pooling}|{self.precision}|{self._weights_hash}".encode()).hexdigest()
 
     def check_layers(self, layers: Iterable[int]) -> None:
-        """Raise unless every layer is a ReLU of VGG-19 that the weights reach.
+        """Raise an error unless every layer is a ReLU of VGG-19 for which there are weights.
 
         Raises
         ------
         ValueError
-            For an index that is not a ReLU's.
+            If an index is not that of a ReLU.
         WeightsError
-            For a layer deeper than the weights; the message names both.
+            If a layer is deeper than the weights. The message names both.
         """
         for layer in layers:
             check_choice("layer", layer, RELUS)
@@ -146,27 +146,28 @@ class VGG19Features(nn.Module):
 
         Returns
         -------
-        For each layer `(n, channels, y', x')`, in the encoder's precision.
+        Features `(n, channels, y', x')` of each layer, in the precision of the encoder.
         """
         return self._run(images, layers)
 
     def forward_and_pullback(
         self, images: Tensor, layers: Iterable[int]
     ) -> tuple[dict[int, Tensor], Callable[[Mapping[int, Tensor]], Tensor]]:
-        """Compute features and the map that takes gradients by them back to the images.
+        """Compute features, and the function from gradients by the features to the gradient by the images.
 
-        The derivative is written out, because autograd's engine does not survive a fork of a process that has trained
-        on a GPU, and because only what is needed is kept: one activation a layer.
+        The derivative is written by hand for two reasons. The engine of autograd does not work after a fork of a
+        process that has trained on a GPU. And memory is saved: one activation is kept for each layer.
 
         Parameters
         ----------
         images, layers
-            As for a call.
+            As for `forward`.
 
         Returns
         -------
-        The features, and a function from gradients by (some of) them to the gradient by the images, `(n, 3, y, x)` in
-        float32. It takes each layer's gradient once, the deepest first, may overwrite it, and can be used once.
+        The features, and a function. It takes gradients by some or all of the features, and returns the gradient by
+        the images, `(n, 3, y, x)` in float32. It asks for the gradient of each layer once, the deepest layer first, may
+        overwrite it, and can be called once.
         """
         tapes: list[list[_Saved]] = [[]]
         features = self._run(images, layers, tapes[0])
@@ -174,7 +175,7 @@ class VGG19Features(nn.Module):
         def pullback(gradients: Mapping[int, Tensor]) -> Tensor:
             if not tapes:
                 raise RuntimeError(
-                    "expected one use of a pull-back, which forgets as it goes, got another; call "
+                    "expected one use of a pull-back, which frees its memory, got another; call "
                     "`forward_and_pullback` again"
                 )
             return self._pull_back(gradients, tapes.pop(), tuple(images.shape))
@@ -226,7 +227,7 @@ class VGG19Features(nn.Module):
         return gradient.float() / self.std
 
     def check_size(self, height: int, width: int, layers: Iterable[int]) -> None:
-        """Raise a `ValueError` if images of this size vanish in the poolings before the deepest layer."""
+        """Raise a `ValueError` if images of this size are too small for the poolings before the deepest layer."""
         deepest = max(layers, default=0)
         smallest = 2 ** sum(index < deepest for index in POOLINGS)
         if min(height, width) < smallest:
@@ -270,7 +271,7 @@ class VGG19Features(nn.Module):
 
 
 def cpu_has_bfloat16() -> bool:
-    """Tell whether the CPU multiplies in bfloat16 itself (AMX or AVX512-BF16); elsewhere it is slower than float32."""
+    """Tell whether the CPU has instructions for bfloat16 (AMX, AVX512-BF16); without, float32 is faster."""
     names = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
     return any(bool(getattr(torch.cpu, name, bool)()) for name in names)
 

@@ -22,18 +22,20 @@ _WINDOWS: dict[str, Callable[[Tensor], Tensor]] = {
     "hann": lambda f: (1 + torch.cos(2 * math.pi * f)) / 2,
 }
 FILTERS = ("shrec", *_WINDOWS, "none")
+#: The filter that is used by default.
+FILTER = "shrec"
 
 
-def filter_projections(projections: Tensor, filter: str = "shrec") -> Tensor:
-    """Weight each projection in Fourier space, periodically: at its own size, without padding.
+def filter_projections(projections: Tensor, filter: str = FILTER) -> Tensor:
+    """Weight each projection in Fourier space. The projection is taken as periodic: it is not padded.
 
     Parameters
     ----------
     projections
         `(..., y, x)`.
     filter
-        `"ramp"`, `"shepp-logan"`, `"cosine"`, `"hamming"`, `"hann"` act along x; `"shrec"` over (y, x); `"none"`
-        returns the projections.
+        `"ramp"`, `"shepp-logan"`, `"cosine"`, `"hamming"` and `"hann"` act along x; `"shrec"` acts along y and x;
+        `"none"` returns the projections as they are.
 
     Returns
     -------
@@ -66,12 +68,17 @@ def fourier_weights(filter: str, length: int) -> Tensor:
 def shrec_weights(height: int, width: int) -> Tensor:
     """Return SHREC's two-dimensional filter.
 
-    A ramp along x that is level beyond 0.61 of Nyquist, times a broad Gaussian over (y, x) on a pedestal, cut off at
-    the circle through Nyquist, scaled to maximum 1.
+    A ramp along x that is constant above 0.61 of the Nyquist frequency. It is multiplied by a broad Gaussian over
+    (y, x) plus a constant, is 0 outside the circle through the Nyquist frequency, and has a maximum of 1.
+
+    Parameters
+    ----------
+    height, width
+        Pixels of the projections along y and along x.
 
     Returns
     -------
-    `(y, x)` in float64, zero frequency first.
+    `(y, x)` in float64, with frequency 0 at index 0.
 
     References
     ----------
@@ -127,17 +134,17 @@ class PaddedGrid:
     Parameters
     ----------
     shape
-        (y, x) of the images.
+        (y, x), size of the images.
     reach
-        Pixels that the filter carries information away; the padding is wider, but half the image at most.
+        Distance, in pixels, over which the filter spreads a point. The padding is wider, but at most half of the image.
     device
-        Of the images.
+        Device of the images.
     """
 
     def __init__(self, shape: tuple[int, int], reach: int, device: torch.device) -> None:
         self._margin = min(reach + 16, min(shape) // 2)
         self._images = shape
-        #: (y, x) of the padded images.
+        #: (y, x), size of the padded images.
         self.shape = (shape[0] + 2 * self._margin, shape[1] + 2 * self._margin)
         k_y = torch.fft.fftfreq(self.shape[0], dtype=torch.float64, device=device)[:, None]
         k_x = torch.fft.rfftfreq(self.shape[1], dtype=torch.float64, device=device)
@@ -147,7 +154,7 @@ class PaddedGrid:
         self.direction = torch.atan2(k_y, k_x)
 
     def filtered(self, image: Tensor, transfer: Tensor) -> Tensor:
-        """Multiply the spectrum of an image `(y, x)` by a real function `(y, x // 2 + 1)` on the grid."""
+        """Multiply the spectrum of an image `(y, x)` by a real function `(y, x // 2 + 1)` of this grid."""
         padded = functional.pad(image[None], (self._margin,) * 4, mode="reflect")[0]
         result = torch.fft.irfft2(torch.fft.rfft2(padded) * transfer.to(image.dtype), s=self.shape)
         height, width = self._images

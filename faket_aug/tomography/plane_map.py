@@ -1,4 +1,4 @@
-"""Sparse linear maps in a plane, the same for every row of a stack: one geometry serves all rows and batches."""
+"""Sparse linear maps in the (z, x) plane. One map serves all rows y of a stack, and all batches."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ _GPU_ELEMENTS = 2**28
 
 @dataclass(frozen=True, kw_only=True)
 class Rows:
-    """Rows of a sparse matrix in CSR form: their ends, `(rows + 1,)` from 0, and each entry's column and weight."""
+    """Rows of a sparse matrix in CSR form: the ends of the rows, `(rows + 1,)`, and column and weight of each entry."""
 
     ends: Tensor
     columns: Tensor
@@ -40,27 +40,26 @@ class Rows:
 
     @property
     def entries(self) -> int:
-        """Entries that are held."""
+        """Number of entries."""
         return len(self.weights)
 
     def to(self, device: torch.device, dtype: torch.dtype) -> Rows:
-        """Bring the rows to a device, with columns in 32 bits and weights of `dtype`."""
+        """Copy the rows to a device, with columns in 32 bits and weights of `dtype`."""
         ends, columns = (values.to(device, torch.int32) for values in (self.ends, self.columns))
         return Rows(ends=ends, columns=columns, weights=self.weights.to(device, dtype))
 
 
 class PlaneMap:
-    """A linear map between planes, `(p, q) -> (p', q')`, to be applied to every row y of `(..., p, y, q)`.
+    """A linear map between planes, `(p, q) -> (p', q')`. It is applied to every row y of a stack `(..., p, y, q)`.
 
     Parameters
     ----------
     planes
-        The rows of the map's matrix that belong to each of p', one after the other: they are never all there in double
-        precision.
+        The rows of the matrix, for one p' after the other. So the whole matrix is never in memory in double precision.
     planes_in, planes_out
         `(p, q)` and `(p', q')`.
     device, dtype
-        Where and in which precision the products run.
+        Device and precision of the products.
     """
 
     def __init__(
@@ -82,12 +81,12 @@ class PlaneMap:
 
     @property
     def nbytes(self) -> int:
-        """Bytes that the map holds."""
+        """Memory that the map takes, bytes."""
         held = sum(part.values().numel() * (part.values().element_size() + 4) for part in self._forward)
         return held if self._adjoint is None else 2 * held
 
     def parts(self, *, adjoint: bool) -> list[Tensor]:
-        """Return the CSR matrices of some planes each, of the map or of its adjoint (made when first asked for)."""
+        """Return the CSR matrices of the map, or of its adjoint, which is made at the first call."""
         if not adjoint:
             return self._forward
         with self._lock:
@@ -111,9 +110,9 @@ class PlaneMap:
             yield Rows(ends=ends - ends[0], columns=whole.columns[own], weights=whole.weights[own])
 
     def __call__(self, stack: Tensor, *, adjoint: bool = False) -> Tensor:
-        """Apply the map to `(..., p, y, q)`, giving `(..., p', y, q')`; its adjoint the other way round.
+        """Apply the map to a stack `(..., p, y, q)`. The result is `(..., p', y, q')`; for the adjoint, the reverse.
 
-        The stack may lie elsewhere, and in another precision, than the map and the result: it is brought there some
+        The stack may have another device and another precision than the map. It is copied to the device of the map some
         rows at a time.
         """
         result: Tensor = _Apply.apply(stack, self, adjoint)
@@ -172,7 +171,7 @@ def _sum_bags(matrix: Tensor, columns: Tensor) -> Tensor:
 
 
 def csr_rows(rows: Tensor, columns: Tensor, weights: Tensor, count: int) -> Rows:
-    """Sort entries of a matrix of `count` rows by row and column, and add up those at the same place."""
+    """Sort the entries of a matrix of `count` rows by row and column, and sum entries of the same element."""
     width = int(columns.max()) + 1 if len(columns) else 1
     place, order = (rows.long() * width + columns).sort(stable=True)
     unique, inverse = torch.unique_consecutive(place, return_inverse=True)
@@ -219,7 +218,7 @@ def _row_of_each(ends: Tensor) -> Tensor:
 
 
 class PlaneMapCache:
-    """The least recently used maps go first when all of them hold more than `max_bytes`."""
+    """Maps that are kept. If they take more than `max_bytes`, the least recently used map is removed first."""
 
     def __init__(self, max_bytes: int) -> None:
         self._max_bytes = max_bytes
@@ -232,7 +231,7 @@ class PlaneMapCache:
         self._lock = threading.Lock()
 
     def get(self, key: Hashable, build: Callable[[], PlaneMap]) -> PlaneMap:
-        """Return the map of `key`, made by `build` where it is not held."""
+        """Return the map of `key`. If it is not kept, `build` makes it."""
         with self._lock:
             if key in self._maps:
                 self._maps.move_to_end(key)
@@ -245,7 +244,7 @@ class PlaneMapCache:
         return made
 
     def clear(self) -> None:
-        """Forget all maps."""
+        """Remove all maps."""
         with self._lock:
             self._maps.clear()
 

@@ -1,4 +1,4 @@
-"""Projection of volumes into tilt-series, and its adjoint."""
+"""Projection of volumes into tilt-series, and its adjoint, the back-projection."""
 
 from __future__ import annotations
 
@@ -25,7 +25,9 @@ from faket_aug.tomography.plane_map import (
 
 EXTENDS = ("zero", "wrap")
 BACKENDS = ("torch", "torch_radon")
-#: A repeated specimen has no end along the beam as the tilt nears 90°.
+#: Those that are used by default.
+EXTEND, BACKEND = "zero", "torch"
+#: The largest tilt angle with `extend="wrap"`, degrees: at 90° the beam would never leave a repeated specimen.
 MAX_WRAP_TILT_DEG = 85.0
 
 
@@ -34,17 +36,18 @@ def project(
     tilt_angles: Angles,
     *,
     width: int | None = None,
-    extend: str = "zero",
-    backend: str = "torch",
+    extend: str = EXTEND,
+    backend: str = BACKEND,
     cache: bool = True,
     device: torch.device | str | None = None,
     dtype: torch.dtype | None = None,
 ) -> Tensor:
-    """Sum a volume along the beam at each tilt: rotate with bilinear interpolation, then add up.
+    """Project a volume at each tilt angle: rotate it with bilinear interpolation, and sum it along the beam.
 
-    For the column x' and the step z' of the beam (integers about the axis) the slice is interpolated at
-    `(x' cos θ - z' sin θ, x' sin θ + z' cos θ)` and summed over z'. This is `skimage.transform.radon(circle=False)`
-    at `-θ`. The map is linear and differentiable; `backproject` is its exact adjoint.
+    For the detector column x' and the step z' along the beam (integers, counted from the axis of rotation) the slice is
+    interpolated at `(x' cos θ - z' sin θ, x' sin θ + z' cos θ)` and summed over z'. This is
+    `skimage.transform.radon(circle=False)` at `-θ`. The map is linear and differentiable; `backproject` is its exact
+    adjoint.
 
     Parameters
     ----------
@@ -53,18 +56,19 @@ def project(
     tilt_angles
         `(tilt,)`, degrees, right-handed about +y.
     width
-        Columns of the detector; the volume's own by default.
+        Columns of the detector; by default as many as the volume has along x.
     extend
-        What lies beside the volume: `"zero"`, nothing; `"wrap"`, the volume again along x, so that tilted views are
-        filled.
+        What lies beside the volume along x: nothing (`"zero"`), or copies of the volume (`"wrap"`), so that tilted
+        views have no empty sides.
     backend
-        `"torch"`, or `"torch_radon"` where that package is installed (CUDA only, `extend="zero"` only, its own
-        interpolation).
+        `"torch"`, or `"torch_radon"` if that package is installed (on CUDA only, with `extend="zero"` only, and with
+        another interpolation).
     cache
-        Whether the geometry is kept for the next time; not worth it for angles that do not come again.
+        Whether the geometry is kept for the next call. Set it to False for angles that are used once.
     device, dtype
-        Of the result; by default the volume's (float32 for integers). The volume is brought there some rows of y at a
-        time: one that lies in half precision, in host memory or on disk never is there as a whole.
+        Device and dtype of the result; by default those of the volume (float32 for integers). The volume is copied
+        there some rows of y at a time, so a volume in half precision, in host memory or on disk is never copied as a
+        whole.
 
     Returns
     -------
@@ -73,9 +77,9 @@ def project(
     Raises
     ------
     ValueError
-        For unknown choices, angles that are not finite, and tilts beyond 85° with `extend="wrap"`.
+        For an unknown choice, an angle that is not finite, or a tilt beyond 85° with `extend="wrap"`.
     ImportError
-        If `backend="torch_radon"` and it is not installed.
+        If `backend="torch_radon"`, and that package is not installed.
     """
     check_ndim("volume", volume, "... z y x")
     angles = as_tilt_angles(tilt_angles)
@@ -96,10 +100,10 @@ def backproject(
     *,
     depth: int,
     width: int | None = None,
-    extend: str = "zero",
-    backend: str = "torch",
+    extend: str = EXTEND,
+    backend: str = BACKEND,
 ) -> Tensor:
-    """Smear projections back along the beam: the exact adjoint (transpose) of `project`.
+    """Back-project tilts along the beam: the exact adjoint (transpose) of `project`.
 
     Parameters
     ----------
@@ -110,7 +114,7 @@ def backproject(
     depth
         Voxels of the volume along z.
     width
-        Voxels of the volume along x; the projections' own by default.
+        Voxels of the volume along x; by default as many as the projections have columns.
     extend, backend
         As for `project`.
 
@@ -121,7 +125,7 @@ def backproject(
     Raises
     ------
     ValueError, ImportError
-        As `project`.
+        As for `project`.
     """
     check_ndim("projections", projections, "... tilt y x")
     angles = as_tilt_angles(tilt_angles, count=projections.shape[-3])

@@ -12,9 +12,9 @@ from torch import Tensor
 from faket_aug._checks import check_choice, check_ndim, check_positive
 from faket_aug._deprecations import renamed
 from faket_aug.geometry import Angles, as_tilt_angles, axis_index
-from faket_aug.tomography.filters import FILTERS, filter_projections
+from faket_aug.tomography.filters import FILTER, FILTERS, filter_projections
 from faket_aug.tomography.plane_map import PlaneMap, Rows, geometry_cache, result_dtype, working_dtype
-from faket_aug.tomography.resample import RESAMPLINGS, bin_images
+from faket_aug.tomography.resample import RESAMPLING, RESAMPLINGS, bin_images
 
 
 @renamed(binning="resampling")
@@ -24,14 +24,15 @@ def reconstruct(
     *,
     depth: int,
     width: int | None = None,
-    filter: str = "shrec",
+    filter: str = FILTER,
     bin: int = 1,
-    resampling: str = "spline",
+    resampling: str = RESAMPLING,
 ) -> Tensor:
     """Reconstruct a tomogram by filtered back-projection.
 
-    Each tilt is binned, weighted in Fourier space and read with linear interpolation at `x cos θ + z sin θ`; the sum
-    over tilts is scaled by `π / tilts`. A plain linear map: contrast is not negated, nothing is flipped.
+    Each tilt is binned and weighted in Fourier space. Each voxel is the sum over all tilts of their values at
+    `x cos θ + z sin θ`, by linear interpolation, times `π / tilts`. The map is linear: the contrast is not negated, and
+    nothing is flipped.
 
     Parameters
     ----------
@@ -42,14 +43,15 @@ def reconstruct(
     depth
         Voxels of the tomogram along z, after binning.
     width
-        Voxels of the tomogram along x, after binning; the binned tilts' own by default.
+        Voxels of the tomogram along x, after binning; by default the width of the binned tilts.
     filter
-        `"shrec"` (two-dimensional, FakET's), `"ramp"`, `"shepp-logan"`, `"cosine"`, `"hamming"`, `"hann"` or `"none"`.
+        `"shrec"` (that of FakET, in two dimensions), `"ramp"`, `"shepp-logan"`, `"cosine"`, `"hamming"`, `"hann"` or
+        `"none"`.
     bin
-        Pixels of a tilt, along y and x, that become one voxel.
+        Binning factor: pixels of a tilt, along y and along x, that become one voxel.
     resampling
-        How tilts are binned: `"spline"`, FakET's cubic spline, or `"fourier"`, a crop of the spectrum. The axis of
-        rotation stays in voxel `n // 2` either way.
+        How tilts are binned: by `"spline"`, the cubic spline of FakET, or by `"fourier"`, a crop of the spectrum. Both
+        keep the axis of rotation in voxel `n // 2`.
 
     Returns
     -------
@@ -58,7 +60,7 @@ def reconstruct(
     Raises
     ------
     ValueError
-        For unknown choices, or angles that do not match the tilts.
+        For an unknown choice, or if the number of angles is not that of the tilts.
 
     References
     ----------
@@ -87,7 +89,7 @@ def reconstruct(
 def voxel_map(
     angles: npt.NDArray[np.float64], depth: int, size: int, width: int, device: torch.device, dtype: torch.dtype
 ) -> PlaneMap:
-    """Return the map from filtered tilts `(tilt, x')` to voxels `(z, x)`: the sum of smeared tilts, not scaled."""
+    """Return the map from filtered tilts `(tilt, x')` to voxels `(z, x)`: the back-projection, without its scale."""
 
     def build() -> PlaneMap:
         slabs = (_voxel_weights(angles, z, size, width) for z in range(-axis_index(depth), depth - axis_index(depth)))

@@ -1,17 +1,19 @@
-"""Tilts out of a reconstructed tomogram: what a reconstruction did to them, and what of it can be undone.
+"""Reprojection: the tilts of a tomogram that was reconstructed, with the effects of the reconstruction undone.
 
-A tomogram of depth D is a sum of filtered tilts, each smeared along its beam. Projected along the beam of one of them,
-it returns this tilt times its filter, and of each other tilt what their planes share: at the specimen's frequency K
-across the axis a share of `sinc(D K (tan θ - tan θ'))`. So there are two regions. Above Crowther's frequency, about
-`1 / (D Δθ)` for steps of Δθ in radians, a tilt returns alone and filtered: the ramp stays in it. Below, neighbours
-return with it. The ramp makes their sum the signal again, but there every tilt has its neighbours' noise.
+A tomogram of depth D is a sum of filtered tilts, each back-projected along its beam. Its projection along the beam of
+one tilt contains this tilt, multiplied by the filter. It also contains a part of each other tilt: at the frequency K
+perpendicular to the tilt axis, the fraction `sinc(D K (tan θ - tan θ'))`. So there are two regions. Above the Crowther
+frequency, about `1 / (D Δθ)` for tilt steps of Δθ in radians, the projection is the filtered tilt alone, so the ramp of
+the filter stays in it. Below this frequency, neighbouring tilts are added to it. There the ramp makes the sum equal to
+the signal again, but every tilt also contains the noise of its neighbours.
 
-Where the filter is known, so is the map from tilts to tomogram: it is `reconstruct`. `reproject` inverts it by least
-squares, which undoes filter, overlap, interpolation and sides at once. Signal comes back at all frequencies, since the
-tilts of a specimen within the depth do not contradict each other; noise comes back above Crowther's frequency. Below, a
-tomogram holds fewer numbers than its tilts had: of their noise that part comes back which a slab of depth D could have
-made, a share of `D K Δθ` of its power, and neighbouring tilts have it in common. Tomograms of one half of the data each
-share no noise: tilts taken from one and the other in turn have neighbours with independent noise.
+If the filter is known, the map from tilts to tomogram is known, too: it is `reconstruct`. `reproject` inverts this map
+by least squares. This corrects for the filter, the overlap of tilts, the interpolation and the sides of the tomogram.
+The signal is recovered at all frequencies, since all tilts of a specimen within the depth agree with each other. The
+noise is recovered above the Crowther frequency only. Below it, a tomogram has fewer numbers than its tilts had. There
+the fraction `D K Δθ` of the noise power is recovered (the noise that a slab of depth D could have made), and
+neighbouring tilts share it. Two tomograms, each from one half of the data, share no noise. If tilts are taken from the
+two in turn, neighbouring tilts have independent noise.
 
 References
 ----------
@@ -35,45 +37,46 @@ from faket_aug.tomography.filters import FILTERS, filter_projections
 from faket_aug.tomography.projection import project
 from faket_aug.tomography.reconstruction import voxel_map
 
-#: How two tomograms share their data: tilt by tilt in turn, or half of the frames of every tilt.
+#: How the data are divided between two half tomograms: every second tilt, or half of the frames of every tilt.
 HALVES = ("tilts", "frames")
-#: Steps of conjugate gradients: signal is whole after 20 in a depth of 64 voxels, after 40 in 160.
+#: Steps of conjugate gradients. The signal is complete after 20 steps for a depth of 64 voxels, after 40 for 160.
 ITERATIONS = 40
-#: Rays that cross the tomogram for less than this share of their tilt's longest are taken as not seen.
+#: A ray is not used if its path in the tomogram is shorter than this fraction of the longest path of its tilt.
 _SEEN = 0.5
-#: Rows of y that are smeared at a time, so that memory holds no second tomogram.
+#: Rows of y that are back-projected at a time, so that memory holds no second tomogram.
 _ROWS = 32
 
 
 def reproject(
     tomogram: Tensor, tilt_angles: Angles, *, filter: str | None = None, iterations: int = ITERATIONS
 ) -> Tensor:
-    """Project a tomogram at the tilts that it was reconstructed from, and undo what the reconstruction did to them.
+    """Project a tomogram at the tilt angles of its reconstruction, and undo the effects of the reconstruction.
 
-    With a `filter`, the result is the least-squares solution of `reconstruct(tilts) = tomogram`, by conjugate gradients
-    that begin with nothing: what the tomogram does not hold is not made up. The tilts have no means, as tomograms have
-    none. Columns whose rays leave the tomogram by its sides (half of them at 60°) are the reflection of the others.
+    With a `filter`, the result is the least-squares solution of `reconstruct(tilts) = tomogram`. Conjugate gradients
+    find it, starting from 0: nothing is added that the tomogram does not contain. The mean of each tilt is 0, since a
+    tomogram does not have it. Some rays leave the tomogram through its sides (half of them at 60°). Their columns are
+    filled with the reflection of the other columns.
 
     Parameters
     ----------
     tomogram
         `(z, y, x)`; its mean is subtracted first.
     tilt_angles
-        `(tilt,)`, degrees, right-handed about +y: those of the tilts that it was reconstructed from.
+        `(tilt,)`, degrees, right-handed about +y: the angles of the tilts that were reconstructed.
     filter
-        That of the reconstruction, as `reconstruct` names it. None where it is not known, or for an algebraic
-        reconstruction (SIRT, SART), whose projections are the tilts already: the projections are left as they are.
+        The filter of the reconstruction, by the names of `reconstruct`. None if it is not known, or for an algebraic
+        reconstruction (SIRT, SART), whose projections are the tilts already: then the projections stay as they are.
     iterations
-        Steps of the solution. Where the filter is weakest, more give more.
+        Steps of conjugate gradients. More steps recover more of the frequencies where the filter is weakest.
 
     Returns
     -------
-    `(tilt, y, x)`, float32, in the unit of the reconstructed tilts (with None: summed voxels).
+    `(tilt, y, x)`, float32, in the unit of the tilts that were reconstructed (sums of voxels for None).
 
     Raises
     ------
     ValueError
-        For an unknown filter, a tomogram of other than three axes, or a constant one.
+        For an unknown filter, a tomogram that does not have three axes, or a constant tomogram.
     """
     check_ndim("tomogram", tomogram, "z y x")
     check_count("iterations", iterations)
@@ -95,18 +98,19 @@ def reproject(
 def reproject_halves(
     pair: Sequence[Tensor], tilt_angles: Angles, *, halves: str = "tilts", filter: str | None = None
 ) -> Tensor:
-    """Project two tomograms of one half of the data each, so that neighbouring tilts share no noise.
+    """Project two half tomograms, so that neighbouring tilts share no noise.
 
     Parameters
     ----------
     pair
-        Two tomograms `(z, y, x)`.
+        Two tomograms `(z, y, x)`, each reconstructed from one half of the data.
     tilt_angles
         `(tilt,)`, degrees, of both halves together.
     halves
-        `"tilts"`: one was reconstructed from the first, third ... of these tilts, the other from the rest. `"frames"`:
-        both were from all tilts, each from half of their frames (AreTomo's `_EVN` and `_ODD`); tilts are taken from one
-        and the other in turn, by angle, and their noise is that of half the exposure.
+        `"tilts"`: the first tomogram was reconstructed from the first, third, ... of these tilts, the second from the
+        others. `"frames"`: both tomograms were reconstructed from all tilts, but each from half of the frames (`_EVN`
+        and `_ODD` of AreTomo). Then tilts are taken from the two in turn, in the order of the angles. Their noise is
+        that of half the exposure.
     filter
         As for `reproject`.
 
@@ -117,7 +121,7 @@ def reproject_halves(
     Raises
     ------
     ValueError
-        If they are not two of one shape, or as for `reproject`.
+        If there are not two tomograms of one shape, or as for `reproject`.
     """
     if len(pair) != 2:
         raise ValueError(f"expected a pair of half tomograms, got {len(pair)}")
@@ -137,7 +141,7 @@ def reproject_halves(
 
 
 def _solve(volume: Tensor, angles: npt.NDArray[np.float64], filter: str, iterations: int) -> Tensor:
-    """Tilts whose reconstruction comes nearest to the volume: conjugate gradients on the normal equations."""
+    """The tilts whose reconstruction is closest to the volume: conjugate gradients on the normal equations."""
     depth, width = volume.shape[0], volume.shape[-1]
     back = voxel_map(angles, depth, width, width, volume.device, volume.dtype)
     scale = math.pi / len(angles)
@@ -169,7 +173,7 @@ def _square(values: Tensor) -> float:
 
 
 def _seen(volume: Tensor, angles: npt.NDArray[np.float64]) -> Tensor:
-    """Length of each ray within the volume, as a share of the longest of its tilt; `(tilt, x)`."""
+    """Path of each ray in the volume, divided by the longest path of its tilt; `(tilt, x)`."""
     lengths = project(volume.new_ones((volume.shape[0], 1, volume.shape[-1])), angles)[:, 0]
     return lengths / lengths.amax(dim=1, keepdim=True)
 

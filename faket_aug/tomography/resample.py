@@ -1,4 +1,4 @@
-"""Binning and turning of tilts that know where the axis of rotation goes."""
+"""Binning, shifts and rotations of tilts, which keep the axis of rotation in its pixel."""
 
 from __future__ import annotations
 
@@ -17,13 +17,15 @@ from faket_aug.geometry import axis_index
 from faket_aug.tomography.plane_map import result_dtype, working_dtype
 
 RESAMPLINGS = ("spline", "fourier")
+#: The method that is used by default.
+RESAMPLING = "spline"
 GRIDS = ("axis", "corners")
 FILLS = ("mean", "edge")
-#: Places of an image that are read at a time (some 200 bytes each).
+#: Positions of an image that are interpolated at a time (about 200 bytes each).
 _PLACES = 2**20
 
 
-def bin_images(images: Tensor, factor: int, *, method: str = "spline") -> Tensor:
+def bin_images(images: Tensor, factor: int, *, method: str = RESAMPLING) -> Tensor:
     """Bin images so that the axis of rotation stays in pixel `n // 2`.
 
     Parameters
@@ -31,9 +33,9 @@ def bin_images(images: Tensor, factor: int, *, method: str = "spline") -> Tensor
     images
         `(..., y, x)`.
     factor
-        Whole number of pixels that become one.
+        Whole number of pixels, along each axis, that become one.
     method
-        `"spline"`, FakET's cubic spline, or `"fourier"`, a crop of the spectrum.
+        `"spline"`, the cubic spline of FakET, or `"fourier"`, a crop of the spectrum.
 
     Returns
     -------
@@ -44,18 +46,18 @@ def bin_images(images: Tensor, factor: int, *, method: str = "spline") -> Tensor
 
 
 def bin_spline(images: Tensor, factor: int, *, grid: str = "axis") -> Tensor:
-    """Read the cubic spline through the pixels at every `factor`-th place, without averaging.
+    """Take the cubic spline through the pixels at every `factor`-th position, without averaging.
 
     Parameters
     ----------
     images
         `(..., y, x)`.
     factor
-        Whole number of pixels that become one.
+        Whole number of pixels, along each axis, that become one.
     grid
-        `"corners"` puts the outermost samples onto the outermost pixels, as `scipy.ndimage.zoom` and so FakET do: the
-        step is then `(n - 1) / (m - 1)` and the axis moves by a fraction of a pixel. `"axis"` steps by `factor`
-        exactly, from the axis.
+        `"corners"`: the outermost samples lie on the outermost pixels, as in `scipy.ndimage.zoom` and in FakET. The
+        step is then `(n - 1) / (m - 1)`, and the axis moves by a fraction of a pixel. `"axis"`: the step is exactly
+        `factor`, counted from the axis.
     """
     _check(images, factor)
     check_choice("grid", grid, GRIDS)
@@ -71,14 +73,14 @@ def bin_spline(images: Tensor, factor: int, *, grid: str = "axis") -> Tensor:
 
 
 def bin_fourier(images: Tensor, factor: int) -> Tensor:
-    """Keep the lowest `1 / factor` of the spectrum along both axes; the axis stays in pixel `n // 2`.
+    """Keep the lowest `1 / factor` of the spectrum along both axes. The axis of rotation stays in pixel `n // 2`.
 
     Parameters
     ----------
     images
         `(..., y, x)`.
     factor
-        Whole number of pixels that become one.
+        Whole number of pixels, along each axis, that become one.
     """
     _check(images, factor)
     dtype = result_dtype(images.dtype)
@@ -114,7 +116,7 @@ def _crop_spectrum(images: Tensor, factor: int) -> Tensor:
 
 @lru_cache(maxsize=16)
 def _spline_matrix(length: int, factor: int, grid: str) -> npt.NDArray[np.float64]:
-    """The matrix `(m, n)` that reads the cubic spline through n samples at m places."""
+    """The matrix `(m, n)` that evaluates the cubic spline through n samples at m positions."""
     # Differs from FakET: the grid begins at the axis, not at the corners, so the axis stays in its pixel.
     if grid == "corners":
         size = round(length / factor)
@@ -136,24 +138,23 @@ def transform_images(
     shape: Sequence[int] | None = None,
     fill: str = "mean",
 ) -> Tensor:
-    """Shift, turn and stretch images, by cubic splines.
+    """Shift, rotate and stretch images, by cubic splines.
 
-    Pixel (x, y) of a result is read at `matrix @ (x, y) + shift` of its image, both counted from pixel `n // 2`, which
-    the axis of rotation goes through. Linear in the images, and differentiable.
+    Pixel (x, y) of the result has the value of the image at `matrix @ (x, y) + shift`. Both are counted from pixel
+    `n // 2`, which lies on the axis of rotation. The map is linear in the images, and differentiable.
 
     Parameters
     ----------
     images
         `(image, y, x)`.
     matrices
-        `(image, 2, 2)` on column vectors (x, y).
+        `(image, 2, 2)`, acting on column vectors (x, y).
     shifts
-        `(image, 2)`, **(y, x)** in pixels of the images.
+        `(image, 2)`, **(y, x)**, in pixels of the images.
     shape
-        (y, x) of the results; by default the images' own.
+        (y, x), size of the results; by default that of the images.
     fill
-        What is read beyond an image's outermost pixels: `"mean"`, its mean, or `"edge"`, the pixel nearest to the
-        place.
+        The value beyond the outermost pixels of an image: its mean (`"mean"`), or the nearest pixel (`"edge"`).
 
     Returns
     -------
@@ -162,7 +163,7 @@ def transform_images(
     Raises
     ------
     ValueError
-        If the numbers of images, matrices and shifts differ, or an image has fewer than two pixels a side.
+        If the numbers of images, matrices and shifts differ, or an image has fewer than two pixels along a side.
 
     References
     ----------
@@ -195,7 +196,7 @@ def _transform(
     size: tuple[int, int],
     fill: str,
 ) -> Tensor:
-    """Read one image, some rows of the result at a time: what a place needs is much more than its value."""
+    """Interpolate one image, some rows of the result at a time: a position needs much more memory than its value."""
     weights, mean = _spline_coefficients(image), image.mean()
     y, x = (torch.arange(n, device=image.device, dtype=torch.float64) - axis_index(n) for n in size)
     (xx, xy), (yx, yy) = matrix.tolist()
@@ -229,7 +230,7 @@ def _spline_coefficients(image: Tensor) -> Tensor:
 
 
 def _read_spline(weights: Tensor, v: Tensor, u: Tensor) -> Tensor:
-    """Sum the four by four B-splines about each place."""
+    """Sum the four by four B-splines around each position."""
     rows, columns = _taps(v, weights.shape[0], weights.dtype), _taps(u, weights.shape[1], weights.dtype)
     flat, width = weights.reshape(-1), weights.shape[1]
     read = torch.zeros(v.shape, device=weights.device, dtype=weights.dtype)
@@ -240,7 +241,7 @@ def _read_spline(weights: Tensor, v: Tensor, u: Tensor) -> Tensor:
 
 
 def _taps(place: Tensor, size: int, dtype: torch.dtype) -> list[tuple[Tensor, Tensor]]:
-    """Give the pixels on both sides of each place, mirrored at the ends, and the B-splines' values there."""
+    """Return the pixels on both sides of each position, mirrored at the ends, and the values of the B-splines there."""
     low = place.floor()
     t = (place - low).to(dtype)
     values = ((1 - t) ** 3 / 6, (4 - 6 * t**2 + 3 * t**3) / 6, (1 + 3 * t + 3 * t**2 - 3 * t**3) / 6, t**3 / 6)

@@ -180,5 +180,7 @@ def test_bad_parameters() -> None:
 
 def test_rings_finer_than_the_image() -> None:
     """A warning names the frequency beyond which the image cannot carry the rings."""
-    with pytest.warns(UserWarning, match=r"a defocus of 20 µm makes rings finer than \d+ pixels of 1 Å carry beyond"):
+    with pytest.warns(
+        UserWarning, match=r"a defocus of 20 µm makes rings that are too fine for \d+ pixels of 1 Å beyond"
+    ):
         ContrastTransfer(defocus=20.0).apply(torch.zeros(1, 64, 64), 1.0)
