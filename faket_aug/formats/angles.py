@@ -11,10 +11,14 @@ import numpy.typing as npt
 from faket_aug._arrays import FloatArray
 from faket_aug._checks import FileFormatError
 from faket_aug.formats._atomic import write_text
-from faket_aug.formats._text import angle_column, checked_angles, lines, numbers
+from faket_aug.formats._text import angle_column, lines, numbers
+from faket_aug.formats.serialem import read_serialem
 from faket_aug.formats.tilt_metadata import TiltMetadata, defocus_fields
 from faket_aug.geometry import as_tilt_angles, from_skimage_sign
 
+SHREC_ALIGNMENT = "alignment_simulated.txt"
+#: Two shifts, the angle, a turn, a magnification and a file's name.
+SHREC_COLUMNS = 6
 #: Columns of `simulation_meta.txt`.
 SIMULATION_COLUMNS = (
     *("DefocusU_um", "DefocusV_um", "DefocusAngle_deg", "Voltage_kV", "SphericalAberration_mm", "AmplitudeContrast"),
@@ -100,21 +104,38 @@ def read_mdoc(path: str | Path) -> FloatArray:
     FileFormatError
         If the file holds no sections with a tilt angle.
     """
-    import mdocfile
+    metadata = read_serialem(path)
+    assert metadata.tilt_angles is not None
+    angles: FloatArray = metadata.tilt_angles[np.argsort(metadata.sections, kind="stable")]
+    return angles
 
+
+def read_txt(path: str | Path) -> FloatArray:
+    """Read tilt angles from a `.txt`: one to three columns, or SHREC's.
+
+    Of one column, and of AreTomo's two or three (angle, order or exposure), the first holds the angles, as they are.
+    SHREC's `alignment_simulated.txt`, told by its name or by its comments and six columns, is read by
+    `read_shrec_alignment`, which negates.
+
+    Returns
+    -------
+    `(tilt,)`, degrees, in the order of the file.
+
+    Raises
+    ------
+    FileFormatError
+        If the columns are neither; the message says which there are.
+    """
     path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"expected an .mdoc file, found none at {path}")
-    try:
-        table = mdocfile.read(path)
-        if "ZValue" in table.columns:
-            table = table.sort_values("ZValue", kind="stable")
-        angles = table["TiltAngle"].to_numpy(dtype=np.float64)
-    except Exception as error:
-        raise FileFormatError(
-            f"{path}: expected an .mdoc with a TiltAngle for every section, got {type(error).__name__}: {error}"
-        ) from error
-    return checked_angles(angles, path)
+    widths = {len(line.replace(",", " ").split()) for _, line in lines(path, "a file of tilt angles")}
+    if path.name == SHREC_ALIGNMENT or widths == {SHREC_COLUMNS}:
+        return read_shrec_alignment(path)
+    if widths and max(widths) <= 3:
+        return angle_column(path, 0)
+    raise FileFormatError(
+        f"{path}: expected one column of tilt angles, AreTomo's two or three (angle, order, exposure) or SHREC's six, "
+        f"got {', '.join(map(str, sorted(widths))) or 'no'} columns; write one angle a line to a .tlt"
+    )
 
 
 #: Readers of angle files, by the end of the file's name.
@@ -122,9 +143,8 @@ READERS: dict[str, Callable[[str | Path], FloatArray]] = {
     ".tlt": read_tlt,
     ".rawtlt": read_tlt,
     ".mdoc": read_mdoc,
-    ".txt": read_shrec_alignment,
+    ".txt": read_txt,
 }
-SHREC_ALIGNMENT = "alignment_simulated.txt"
 
 
 def read_tilt_angles(path: str | Path) -> FloatArray:
@@ -140,9 +160,10 @@ def read_tilt_angles(path: str | Path) -> FloatArray:
         If the name ends in none of `.tlt`, `.rawtlt`, `.mdoc`, `.txt`, or the content is wrong.
     """
     path = Path(path)
-    if path.suffix not in READERS:
+    suffix = path.suffix.lower()
+    if suffix not in READERS:
         raise FileFormatError(f"{path}: expected a file of angles that ends in {', '.join(READERS)}")
-    return READERS[path.suffix](path)
+    return READERS[suffix](path)
 
 
 def find_tilt_angles(stack: Path, *, others: Sequence[str] = ()) -> Path:

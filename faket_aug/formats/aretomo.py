@@ -10,14 +10,14 @@ import numpy as np
 
 from faket_aug._arrays import FloatArray, IntArray
 from faket_aug._checks import FileFormatError
-from faket_aug.formats._text import lines, numbers
+from faket_aug.formats._text import as_whole, lines, numbers, read_text
 from faket_aug.formats.tilt_metadata import TiltMetadata, defocus_fields
 
 GLOBAL_COLUMNS = "SEC ROT GMAG TX TY SMEAN SFIT SCALE BASE TILT"
 CTF_COLUMNS = "number, two defocus values in Å, azimuth, phase shift, score, resolution and perhaps dfHand"
 
 
-def read_aln(path: str | Path) -> TiltMetadata:
+def read_aln(path: str | Path, *, whole: bool = False) -> TiltMetadata:
     """Read an AreTomo alignment, `.aln`.
 
     An aligned pixel (x', y) is read at `(x' cos ROT − y sin ROT + TX, x' sin ROT + y cos ROT + TY)` of the measured
@@ -29,11 +29,19 @@ def read_aln(path: str | Path) -> TiltMetadata:
     not dark. The numbering is taken in which rows and dark frames do not collide and, where there is one, in which the
     angles, dark frames' included, are in order.
 
+    Parameters
+    ----------
+    path
+        The file.
+    whole
+        Refuse a file with fewer rows and dark frames than sections also where a local alignment follows them (without
+        one, such a file was cut, and is always refused).
+
     Raises
     ------
     FileFormatError
-        If a line holds other than ten numbers, RawSize or all rows are missing, or no numbering of sections fits the
-        dark frames.
+        If a line holds other than ten numbers, RawSize or rows are missing, angles are beyond 180°, or no numbering of
+        sections fits the dark frames.
 
     References
     ----------
@@ -41,9 +49,14 @@ def read_aln(path: str | Path) -> TiltMetadata:
     `ImodUtil/CSaveXF.cpp` (the same as an `.xf`), `MrcUtil/CSaveAlnFile.cpp`; AreTomo3, `MrcUtil/CSaveAlignFile.cpp`.
     """
     path = Path(path)
-    size, darks, rows = _aln_parts(path)
+    size, darks, rows, local = _aln_parts(path)
     if size is None or not rows:
         raise FileFormatError(f"{path}: expected an AreTomo alignment with `# RawSize` and rows `{GLOBAL_COLUMNS}`")
+    if len(rows) + len(darks) < size[2] and (whole or not local):
+        raise FileFormatError(
+            f"{path}: expected a row or a DarkFrame for each of the {size[2]} sections of RawSize, got {len(rows)} "
+            f"rows and {len(darks)} dark frames; the file is cut, or of another stack"
+        )
     table = np.array(rows)
     return TiltMetadata(
         sections=_sections(path, table[:, 0], table[:, 9], darks, size[2]),
@@ -58,27 +71,34 @@ def read_aln(path: str | Path) -> TiltMetadata:
     )
 
 
-def _aln_parts(path: Path) -> tuple[tuple[int, int, int] | None, list[list[float]], list[list[float]]]:
-    """Read RawSize (x, y, section), the dark frames (index, section, angle) and the rows of the global alignment."""
+def _aln_parts(path: Path) -> tuple[tuple[int, int, int] | None, list[list[float]], list[list[float]], bool]:
+    """Read RawSize (x, y, section), the dark frames, the rows, and whether a local alignment follows."""
     size: tuple[int, int, int] | None = None
     darks: list[list[float]] = []
     rows: list[list[float]] = []
     # In this format the lines of the header are what other formats call comments.
-    if not path.is_file():
-        raise FileNotFoundError(f"expected an AreTomo alignment, found none at {path}")
-    for number, line in enumerate(path.read_text(errors="replace").splitlines(), start=1):
+    for number, line in enumerate(read_text(path, "an AreTomo alignment").splitlines(), start=1):
         where = f"{path}, line {number}"
         key, _, value = line.lstrip("# ").partition("=")
         if line.startswith("#") and key.startswith("RawSize"):
-            x, y, z = numbers(value, where, "RawSize = x y sections", [3])
-            size = (int(x), int(y), int(z))
+            x, y, z = (as_whole(word) for word in numbers(value, where, "RawSize = x y sections", [3]))
+            if not x or not y or not z or min(x, y, z) < 1:
+                raise FileFormatError(f"{where}: expected RawSize = x y sections, got {value.strip()!r}")
+            size = (x, y, z)
         elif line.startswith("#") and key.startswith("DarkFrame"):
-            darks.append(numbers(value, where, "DarkFrame = index section angle", [3]))
+            darks.append(_with_whole(numbers(value, where, "DarkFrame = index section angle", [3]), 2, where))
         elif line.startswith("#") and key.startswith("Local Alignment"):
-            break
+            return size, darks, rows, True
         elif line.strip() and not line.startswith("#") and not (number == 1 and not line.split()[0].isdigit()):
-            rows.append(numbers(line, where, GLOBAL_COLUMNS, [10]))
-    return size, darks, rows
+            rows.append(_with_whole(numbers(line, where, GLOBAL_COLUMNS, [10]), 1, where))
+    return size, darks, rows, False
+
+
+def _with_whole(row: list[float], count: int, where: str) -> list[float]:
+    """Raise a `FileFormatError` unless the first numbers of a row are whole ones."""
+    if any(as_whole(value) is None for value in row[:count]):
+        raise FileFormatError(f"{where}: expected whole numbers of sections, got {row[:count]}")
+    return row
 
 
 def _sections(path: Path, given: FloatArray, tilts: FloatArray, darks: list[list[float]], count: int) -> IntArray:
@@ -138,7 +158,7 @@ def read_aretomo_ctf(path: str | Path) -> TiltMetadata:
         raise FileFormatError(f"{path}: expected {CTF_COLUMNS}, got no line")
     if len({len(row) for row in rows}) != 1:
         raise FileFormatError(f"{path}: expected as many columns in each line, got 7 and 8")
-    table = np.array(rows)
+    table = np.array([_with_whole(row, 1, f"{path}") for row in rows])
     hands = set(table[:, 7].astype(int).tolist()) if table.shape[1] == 8 else set()
     return TiltMetadata(
         sections=table[:, 0].astype(np.int64) - 1,

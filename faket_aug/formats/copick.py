@@ -1,4 +1,4 @@
-"""copick projects on a local disk: picks, segmentations and tomograms, by way of the optional package `copick`.
+"""copick projects on a local disk: picks, segmentations and tomograms (needs the optional package `copick`).
 
 A pick's `location` is in Å from the centre of the tomogram's first voxel (index times voxel size), (x, y, z); its
 `transformation_` is a 4 x 4 matrix from the object to the tomogram whose rotation acts on column vectors (x, y, z) and
@@ -23,21 +23,27 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from faket_aug._arrays import FloatArray
 from faket_aug._checks import FileFormatError, check_ndim, check_positive
 from faket_aug.formats._atomic import locked, move_folder, write_text
-from faket_aug.formats.particles import ParticleList, check_words, check_writable, numbers_of
+from faket_aug.formats._copick_files import (
+    CONFIG_FILE,
+    RUNS,
+    PickFile,
+    Project,
+    Volume,
+    find_config,
+    read_config,
+)
+from faket_aug.formats._text import shortened
+from faket_aug.formats.particles import ParticleList, check_words, check_writable, checked_positions, numbers_of
 
-FloatArray = npt.NDArray[np.float64]
-
-CONFIG_FILE = "copick_config.json"
 SEGMENTATION = "labels"
 USER_ID = "faket-aug"
 SESSION_ID = "0"  # copick's for tools
-_RUNS = "ExperimentRuns"
 #: Where a class's own name is kept: copick's names may hold no underscore.
 _METADATA = "faket_aug"
 
@@ -117,7 +123,7 @@ def write_copick(
             made.new_segmentation(voxel_size, SEGMENTATION, SESSION_ID, is_multilabel=True, user_id=USER_ID).from_numpy(
                 labels.detach().cpu().numpy()
             )
-        move_folder(part / _RUNS / run, folder / _RUNS / run, aside=part / "old")
+        move_folder(part / RUNS / run, folder / RUNS / run, aside=part / "old")
     finally:
         shutil.rmtree(part, ignore_errors=True)
     path = folder / CONFIG_FILE
@@ -126,7 +132,7 @@ def write_copick(
         text = json.dumps(_config(folder, objects), indent=2) + "\n"
         if not path.is_file() or path.read_text() != text:
             write_text(path, text)
-    return [path, *sorted(file for file in (folder / _RUNS / run).rglob("*") if file.is_file())]
+    return [path, *sorted(file for file in (folder / RUNS / run).rglob("*") if file.is_file())]
 
 
 def _copick() -> Any:
@@ -181,7 +187,7 @@ def _config(folder: Path, objects: list[dict[str, Any]]) -> dict[str, Any]:
             "overlay_root": f"local://{folder.resolve()}",
             "overlay_fs_args": {"auto_mkdir": True},
         }
-    config = _read_config(path)
+    config = read_config(path)
     known = {entry["name"]: entry.get("label") for entry in config["pickable_objects"]}
     for entry in objects:
         name, label = entry["name"], entry["label"]
@@ -219,13 +225,18 @@ def _write_picks(run: Any, particles: ParticleList, voxel_size: float, picked: C
 
 def read_copick_runs(path: str | Path) -> list[str]:
     """List the runs (tomograms) of a local copick project, given its configuration or its folder; sorted."""
-    return sorted(run.name for run in _project(path).runs)
+    return Project.open(path).runs()
 
 
 def read_copick_classes(path: str | Path) -> dict[int, str]:
     """Read class numbers and names of a copick project's objects; of its own projects, the original names."""
-    objects = _read_config(find_copick_config(path))["pickable_objects"]
+    objects = read_config(find_copick_config(path))["pickable_objects"]
     return {int(entry["label"]): _class_name(entry) for entry in objects if entry.get("label") is not None}
+
+
+def read_copick_users(path: str | Path, *, run: str) -> list[tuple[str, str]]:
+    """List whose picks there are in a run of a local copick project: (user, session), sorted."""
+    return sorted({(one.user, one.session) for one in Project.open(path).picks(run)})
 
 
 def read_copick_picks(
@@ -247,51 +258,62 @@ def read_copick_picks(
     Returns
     -------
     The particles in the order of their `instance_id`, where each has one of its own, else object by object. Those of
-    files without `trust_orientation` have no orientation.
+    files without `trust_orientation` have no orientation, and neither have those that have copick's default, the
+    identity (files of this package excepted, which says when it knows none).
 
     Raises
     ------
     FileFormatError
-        If there is no such run, an object has several sets of picks, a unit is not Å or a matrix is no rotation.
+        If there is no such run, user or session, an object has several sets of picks, a unit is not Å, a matrix is no
+        rotation, or a file is damaged.
     """
     check_positive("voxel_size", voxel_size)
-    where = f"{path}, run {run}"
-    sets: dict[str, list[Any]] = {}
-    for picks in _run(path, run).picks:
-        if user_id in (None, picks.user_id) and session_id in (None, picks.session_id):
-            sets.setdefault(picks.pickable_object_name, []).append(picks)
+    project = Project.open(path)
+    where = f"{project.path}, run {run}"
+    every = project.picks(run)
+    sets: dict[str, list[PickFile]] = {}
+    for picks in every:
+        if user_id in (None, picks.user) and session_id in (None, picks.session):
+            sets.setdefault(picks.name, []).append(picks)
+    if not sets and (user_id is not None or session_id is not None):
+        whose = {"user_id": user_id, "session_id": session_id}
+        wanted = " and ".join(f"`{key}` {value!r}" for key, value in whose.items() if value is not None)
+        listed = ", ".join(sorted({f"{one.user}/{one.session}" for one in every})) or "none"
+        raise FileFormatError(f"{where}: expected picks of {wanted}, got those of (user/session) {listed}")
     for name, several in sets.items():
         if len(several) > 1:
-            found = ", ".join(f"{one.user_id}/{one.session_id}" for one in several)
+            found = ", ".join(f"{one.user}/{one.session}" for one in several)
             raise FileFormatError(
                 f"{where}: expected one set of picks of {name}, got {found}; set `user_id` and `session_id`"
             )
-    names = {e["name"]: _class_name(e) for e in _read_config(find_copick_config(path))["pickable_objects"]}
+    names = {entry["name"]: _class_name(entry) for entry in project.config["pickable_objects"]}
     rows = [row for name in sorted(sets) for row in _pick_rows(sets[name][0], where, names.get(name, name))]
     ids = [row[0] for row in rows]
     if len(set(ids)) == len(ids) and 0 not in ids:
         rows.sort(key=lambda row: row[0])
+    places = np.array([row[2] for row in rows]).reshape(-1, 3)[:, ::-1] / voxel_size
     return ParticleList(
         tuple(row[1] for row in rows),
-        np.array([row[2] for row in rows]).reshape(-1, 3)[:, ::-1] / voxel_size,
+        checked_positions(places, where),
         np.array([row[3] for row in rows]).reshape(-1, 3, 3),
     )
 
 
-def _pick_rows(picks: Any, where: str, name: str) -> list[tuple[int, str, FloatArray, FloatArray]]:
+def _pick_rows(picks: PickFile, where: str, name: str) -> list[tuple[int, str, FloatArray, FloatArray]]:
     """Read a set of picks as (instance, class name, place (x, y, z) in Å, rotation)."""
-    meta = picks.load()
-    if meta.unit != "angstrom":
-        raise FileFormatError(f"{where}: expected places of {name} in angstrom, got {meta.unit}")
+    unit, trusted = picks.content.get("unit", "angstrom"), picks.content.get("trust_orientation", True)
+    if unit != "angstrom":
+        raise FileFormatError(f"{where}: expected places of {name} in angstrom, got {shortened(unit)}")
     rows = []
-    for point in meta.points or ():
-        transform = np.array(point.transformation_ if point.transformation_ is not None else np.eye(4))
-        rotation = transform[:3, :3] if meta.trust_orientation else np.full((3, 3), np.nan)
-        turned_back = rotation @ rotation.T * np.sign(np.linalg.det(transform[:3, :3]))
-        if meta.trust_orientation and not np.allclose(turned_back, np.eye(3), atol=1e-3):
+    for instance, location, transform in picks.rows():
+        rotation = transform[:3, :3]
+        # What nobody turned has copick's default, which is no measurement.
+        known = bool(trusted) and (picks.user == USER_ID or not np.array_equal(rotation, np.eye(3)))
+        turned_back = rotation @ rotation.T * np.sign(np.linalg.det(rotation))
+        if known and not np.allclose(turned_back, np.eye(3), atol=1e-3):
             raise FileFormatError(f"{where}: expected rotations for {name}, got {rotation.tolist()}")
-        place = np.array([point.location.x, point.location.y, point.location.z]) + transform[:3, 3]
-        rows.append((int(point.instance_id or 0), name, place, rotation))
+        place = location + transform[:3, 3]
+        rows.append((instance, name, place, rotation if known else np.full((3, 3), np.nan)))
     return rows
 
 
@@ -317,13 +339,15 @@ def read_copick_segmentation(
     FileFormatError
         If there is none, or more than one.
     """
-    wanted = {"name": name, "user_id": user_id, "session_id": session_id}
+    project = Project.open(path)
+    wanted = {"name": name, "user": user_id, "session": session_id}
     found = {
-        f"{one.name} of {one.user_id}/{one.session_id} at {one.voxel_size} Å": (one, one.voxel_size)
-        for one in _run(path, run).segmentations
-        if one.is_multilabel and all(value in (None, getattr(one, key)) for key, value in wanted.items())
+        f"{one.name} of {one.user}/{one.session} at {one.voxel_size:g} Å": one
+        for one in project.segmentations(run)
+        if all(value in (None, getattr(one, key)) for key, value in wanted.items())
     }
-    return _only(found, voxel_size, f"{path}, run {run}: expected one multilabel segmentation", [*wanted, "voxel_size"])
+    expected = f"{project.path}, run {run}: expected one multilabel segmentation"
+    return _only(found, voxel_size, expected, ["name", "user_id", "session_id", "voxel_size"])
 
 
 def read_copick_tomogram(
@@ -337,30 +361,29 @@ def read_copick_tomogram(
     -------
     The tomogram `(z, y, x)`, as stored, and its voxel size in Å; an error as in `read_copick_segmentation`.
     """
+    project = Project.open(path)
     found = {
-        f"{one.tomo_type} at {spacing.voxel_size} Å": (one, spacing.voxel_size)
-        for spacing in _run(path, run).voxel_spacings
-        for one in spacing.tomograms
-        if tomogram_type in (None, one.tomo_type)
+        f"{one.name} at {one.voxel_size:g} Å": one
+        for one in project.tomograms(run)
+        if tomogram_type in (None, one.name)
     }
-    return _only(found, voxel_size, f"{path}, run {run}: expected one tomogram", ["tomogram_type", "voxel_size"])
+    expected = f"{project.path}, run {run}: expected one tomogram"
+    return _only(found, voxel_size, expected, ["tomogram_type", "voxel_size"])
 
 
 def _only(
-    found: Mapping[str, tuple[Any, float]], voxel_size: float | None, expected: str, settings: list[str]
+    found: Mapping[str, Volume], voxel_size: float | None, expected: str, settings: list[str]
 ) -> tuple[Tensor, float]:
     """Read the only volume of those found that has the voxel size, and the exact size from its OME-Zarr."""
-    import zarr
-
     # copick's own voxel sizes are rounded to 0.001 Å.
-    chosen = {key: one for key, one in found.items() if voxel_size is None or abs(one[1] - voxel_size) < 1e-3}
+    chosen = {key: one for key, one in found.items() if voxel_size is None or abs(one.voxel_size - voxel_size) < 1e-3}
     if len(chosen) != 1:
         listed = ", ".join(chosen or found) or "none"
         raise FileFormatError(f"{expected}, got {listed}; set {', '.join(f'`{name}`' for name in settings)}")
-    ((volume, rounded),) = chosen.values()
-    level = zarr.open(volume.zarr(), mode="r").attrs["multiscales"][0]["datasets"][0]
-    exact = next((step["scale"][-1] for step in level["coordinateTransformations"] if step["type"] == "scale"), rounded)
-    return torch.from_numpy(volume.numpy()), float(exact) if abs(exact - rounded) < 1e-3 else float(rounded)
+    (volume,) = chosen.values()
+    _copick()
+    values, size = volume.read()
+    return torch.from_numpy(values), size
 
 
 def find_copick_config(path: str | Path) -> Path:
@@ -371,47 +394,9 @@ def find_copick_config(path: str | Path) -> Path:
     FileNotFoundError
         If there is none.
     """
-    path = Path(path)
-    candidates = [path] if path.is_file() else [path / CONFIG_FILE, *sorted(path.glob("*.json"))]
-    for candidate in candidates:
-        if candidate.is_file() and "pickable_objects" in candidate.read_text(errors="replace"):
-            return candidate
-    raise FileNotFoundError(f"{path}: expected the configuration of a copick project ({CONFIG_FILE}), found none")
-
-
-def _read_config(path: Path) -> dict[str, Any]:
-    try:
-        config = json.loads(path.read_text())
-        [entry["name"] for entry in config["pickable_objects"]]
-    except (json.JSONDecodeError, TypeError, KeyError) as error:
-        raise FileFormatError(f"{path}: expected a copick configuration with `pickable_objects` ({error})") from None
-    return dict(config)
+    return find_config(path)
 
 
 def _class_name(entry: Mapping[str, Any]) -> str:
     ours = (entry.get("metadata") or {}).get(_METADATA)
     return str(ours["name"] if isinstance(ours, Mapping) and "name" in ours else entry["name"])
-
-
-def _project(path: str | Path) -> Any:
-    config_path = find_copick_config(path)
-    config = _read_config(config_path)
-    if config.get("config_type", "filesystem") != "filesystem":
-        raise FileFormatError(
-            f"{config_path}: expected a project on disk (config_type filesystem), got {config['config_type']}; "
-            "download it first"
-        )
-    # The configuration names its folder absolutely; one that was moved lies where its configuration does.
-    root = Path(str(config.get("overlay_root", "")).removeprefix("local://"))
-    if not (root / _RUNS).is_dir() and (config_path.parent / _RUNS).is_dir():
-        config["overlay_root"] = f"local://{config_path.parent.resolve()}"
-    return _copick().from_string(json.dumps({"config_type": "filesystem"} | config))
-
-
-def _run(path: str | Path, name: str) -> Any:
-    project = _project(path)
-    found = project.get_run(name)
-    if found is None:
-        runs = ", ".join(run.name for run in project.runs) or "none"
-        raise FileFormatError(f"{path}: expected one of the project's runs ({runs}), got {name!r}")
-    return found

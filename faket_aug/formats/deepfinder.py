@@ -10,7 +10,8 @@ import numpy as np
 
 from faket_aug._checks import FileFormatError, check_count
 from faket_aug.formats._atomic import write_bytes
-from faket_aug.formats.particles import ParticleList, check_writable, numbers_of
+from faket_aug.formats._text import as_number, as_whole, read_xml, shortened
+from faket_aug.formats.particles import ParticleList, check_writable, checked_positions, checked_turns, numbers_of
 from faket_aug.geometry import zxz_angles, zxz_matrices
 
 _ANGLES = ("psi", "the", "phi")
@@ -94,30 +95,34 @@ def read_object_list(path: str | Path, *, class_names: Mapping[int, str] | None 
         the message names file and object.
     """
     path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"expected DeepFinder's object list, found none at {path}")
-    try:
-        root = ElementTree.parse(path).getroot()
-    except ElementTree.ParseError as error:
-        raise FileFormatError(f"{path}: expected an object list in XML, got what cannot be read ({error})") from None
+    root = read_xml(path, "DeepFinder's object list")
     if root.tag != "objlist":
-        raise FileFormatError(f"{path}: expected DeepFinder's `objlist`, got `{root.tag}`")
+        raise FileFormatError(f"{path}: expected DeepFinder's `objlist`, got `{shortened(root.tag)}`")
     tomograms: dict[int, list[tuple[str, list[float], list[float]]]] = {}
     for row, element in enumerate(root.iter("object"), start=1):
         where = f"{path}, object {row}"
-        tomograms.setdefault(int(_numbers(element, ("tomo_idx",), where, missing=0.0)[0]), []).append(
+        tomograms.setdefault(_whole(element, "tomo_idx", where, missing=0.0), []).append(
             (
-                _class_name(int(_numbers(element, ("class_label",), where)[0]), class_names, where),
+                _class_name(_whole(element, "class_label", where), class_names, where),
                 _numbers(element, ("z", "y", "x"), where),
                 _numbers(element, _ANGLES, where, missing=np.nan),
             )
         )
-    return {index: _particle_list(rows) for index, rows in tomograms.items()}
+    return {index: _particle_list(rows, path) for index, rows in tomograms.items()}
 
 
-def _particle_list(rows: Sequence[tuple[str, list[float], list[float]]]) -> ParticleList:
+def _particle_list(rows: Sequence[tuple[str, list[float], list[float]]], path: Path) -> ParticleList:
     names, places, angles = zip(*rows, strict=True)
-    return ParticleList(tuple(names), np.array(places), zxz_matrices(np.array(angles)))
+    turns = zxz_matrices(checked_turns(np.array(angles), path))
+    return ParticleList(tuple(names), checked_positions(np.array(places), path), turns)
+
+
+def _whole(element: ElementTree.Element, name: str, where: str, *, missing: float | None = None) -> int:
+    value = _numbers(element, (name,), where, missing=missing)[0]
+    number = as_whole(value)
+    if number is None:
+        raise FileFormatError(f"{where}: expected a whole number as {name}, got {value:g}")
+    return number
 
 
 def _class_name(number: int, class_names: Mapping[int, str] | None, where: str) -> str:
@@ -136,11 +141,10 @@ def _numbers(
     texts = [element.get(name) for name in names]
     if missing is not None and all(text in (None, "None") for text in texts):
         return [missing] * len(names)
-    try:
-        values = [float(text) for text in texts if text is not None]
-    except ValueError:
-        values = []
-    if len(values) < len(names) or not np.isfinite(values).all():
-        found = ", ".join(f"{name}={text}" for name, text in zip(names, texts, strict=True) if text is not None)
+    values = [as_number(text) for text in texts if text is not None]
+    if len(values) < len(names) or np.isnan(values).any():
+        found = ", ".join(
+            f"{name}={shortened(text)}" for name, text in zip(names, texts, strict=True) if text is not None
+        )
         raise FileFormatError(f"{where}: expected numbers {', '.join(names)}, got {found or 'none'}")
     return values

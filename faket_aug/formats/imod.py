@@ -11,12 +11,14 @@ import numpy.typing as npt
 
 from faket_aug._arrays import FloatArray
 from faket_aug._checks import FileFormatError
-from faket_aug.formats._text import angle_column, lines, numbers
+from faket_aug.formats._text import MAX_COORDINATE, angle_column, lines, numbers
 from faket_aug.formats.tilt_metadata import TiltMetadata, defocus_fields
 from faket_aug.geometry import half_turn, turns
 
 #: A matrix this near to a rotation is one: the files have seven digits.
 ROTATION_TOLERANCE = 1e-5
+#: Degrees by which the angles in a `.defocus` file may differ from those of its views, unevenly.
+FARTHEST_ANGLE = 10.0
 #: What the flags of a `.defocus` file of version 3 mean.
 HAS_ASTIGMATISM, ANGLES_IN_RADIANS, HAS_PHASE, PHASES_IN_RADIANS, HAS_CUT_ON = 1, 2, 4, 8, 32
 
@@ -91,6 +93,10 @@ def read_xf(path: str | Path) -> TiltMetadata:
     rows = []
     for number, line in lines(path, "a file of transforms"):
         row = numbers(line, f"{path}, line {number}", "A11 A12 A21 A22 DX DY", [6])
+        if np.abs(row).max() > MAX_COORDINATE:
+            raise FileFormatError(
+                f"{path}, line {number}: expected shifts in pixels, got {line!r}; the file is damaged"
+            )
         if abs(row[0] * row[3] - row[1] * row[2]) < 1e-6:
             raise FileFormatError(f"{path}, line {number}: expected a transform that can be inverted, got {line!r}")
         rows.append(row)
@@ -150,6 +156,7 @@ def read_defocus(path: str | Path, *, tilt_angles: npt.ArrayLike) -> TiltMetadat
             f"{path}: expected views from 1 to {len(angles)}, as many as tilt angles, got {rows[:, 0].min():.0f} to "
             f"{rows[:, 1].max():.0f}"
         )
+    _check_angles(path, rows, views, angles)
     order = np.argsort(middle, kind="stable")
     fields: dict[str, Any] = {
         name: _between(middle[order], values[order], name, len(angles))
@@ -188,6 +195,20 @@ def _views_from_zero(rows: FloatArray, angles: FloatArray) -> int:
         return float((np.clip(low - ends, 0, None) + np.clip(ends - high, 0, None)).sum())
 
     return int(miss(1) < miss(0))
+
+
+def _check_angles(path: Path, rows: FloatArray, views: FloatArray, angles: FloatArray) -> None:
+    """Raise a `FileFormatError` where the angles of a row are not those of its views, but for one offset for all."""
+    half = (rows[:, 1] - rows[:, 0]) / 2
+    first, last = (np.clip(views + side * half, 0, len(angles) - 1).astype(np.int64) for side in (-1, 1))
+    difference = rows[:, 2:4].mean(axis=1) - (angles[first] + angles[last]) / 2
+    worst = int(np.abs(difference - np.median(difference)).argmax())
+    if np.ptp(difference) > FARTHEST_ANGLE:
+        raise FileFormatError(
+            f"{path}: expected the angles of its views, got {rows[worst, 2]:g}° to {rows[worst, 3]:g}° for views "
+            f"{rows[worst, 0]:.0f} to {rows[worst, 1]:.0f}, which are tilted by {angles[first[worst]]:g}° to "
+            f"{angles[last[worst]]:g}°; give the tilt angles in the order of the stack that it was made for"
+        )
 
 
 def _columns(rows: FloatArray, flags: int) -> dict[str, FloatArray]:

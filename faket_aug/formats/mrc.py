@@ -2,21 +2,35 @@
 
 from __future__ import annotations
 
+import bz2
 import contextlib
+import gzip
+import io
+import math
+import struct
 import warnings
 import zlib
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import mrcfile
 import numpy as np
 import numpy.typing as npt
 import torch
+from mrcfile.mrcinterpreter import MrcInterpreter
 from torch import Tensor
 
 from faket_aug._checks import FileFormatError, check_finite, check_ndim, check_positive
 from faket_aug.formats._atomic import atomic_path
 
+#: IMOD's stamp in a header, and its flags for signed bytes and for bytes that hold two values.
+IMOD_STAMP = 1146047817
+_SIGNED, _PACKED = 1, 16
+_HEADER_BYTES = 1024
+#: Bytes of a value, by mode.
+_BYTES = {0: 1, 1: 2, 2: 4, 3: 4, 4: 8, 6: 2, 12: 2}
+#: What is unpacked of a compressed file: gzip's best is 1032 bytes from one; a file of zeros may be smaller still.
+_MOST_PACKED, _LEAST_UNPACKED = 1100, 2**28
 #: Share of the size along x that others may differ by: headers are rounded.
 _SAME_SIZE = 0.01
 
@@ -34,15 +48,17 @@ def read_mrc(
     rows
         Which sections, along the first axis, to read; all by default. The others stay on disk.
     stack
-        Whether the sections are images of their own (a tilt-series), so that the header's size along z means nothing.
+        Whether the sections are images of their own (a tilt-series), so that the header's size along z means nothing,
+        and a single image is a stack of one.
     memory_map
         Leave the data on disk, for files that are larger than memory: the tensor reads what is looked at. Half
         precision stays as it is, and values are not checked for NaN here. Changes of the tensor do not reach the file.
 
     Returns
     -------
-    The data, `(z, y, x)`, as stored (integers stay integers, half precision becomes float32 unless mapped), and the
-    voxel size in Å, 0 where the file holds none.
+    The data, `(z, y, x)`, as stored (integers stay integers, half precision becomes float32 unless mapped; bytes are
+    those that IMOD means, where its stamp or the header's maximum says so), and the voxel size in Å, 0 where the file
+    holds none.
 
     Raises
     ------
@@ -55,15 +71,87 @@ def read_mrc(
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"expected an MRC file, found none at {path}")
+    header = _header(path)
+    _check_header(path, header)
     if memory_map:
         mapped, sizes = _map(path, rows)
         return torch.from_numpy(mapped), _side(sizes[: 2 if stack else 3], path)
-    stored, sizes = _open(path, rows)
+    # One image is a file of two axes: a stack of one.
+    one = stack and header.shape[0] == 1
+    stored, sizes = _open(path, header, None if one else rows)
+    if one and stored.ndim == 2:
+        stored = stored[None][rows or slice(None)]
     if stored.ndim != 3:
         raise FileFormatError(f"{path}: expected an MRC file of three axes, got shape {stored.shape}")
-    data = torch.from_numpy(_native(stored, path))
+    data = torch.from_numpy(_native(_with_sign(stored, header), path))
     check_finite(data, str(path))
     return data, _side(sizes[: 2 if stack else 3], path)
+
+
+class _Header(NamedTuple):
+    """What is looked at before the data are: `shape` (z, y, x), and IMOD's stamp and flags."""
+
+    shape: tuple[int, int, int]
+    mode: int
+    extended: int
+    low: float
+    high: float
+    stamp: int
+    flags: int
+
+    @property
+    def data_bytes(self) -> int:
+        return math.prod(self.shape) * _BYTES.get(self.mode, 1)
+
+
+def _header(path: Path) -> _Header:
+    """Read the header alone, in whichever byte order its mode makes sense."""
+    try:
+        with _stream(path) as stream:
+            content = stream.read(_HEADER_BYTES)
+    except (OSError, EOFError, zlib.error) as error:
+        raise FileFormatError(f"{path}: expected a whole compressed file, got a damaged one ({error})") from error
+    if len(content) < _HEADER_BYTES:
+        raise FileFormatError(
+            f"{path}: expected an MRC file, got one that cannot be read ({len(content)} bytes, less than a header)"
+        )
+    order = "<" if 0 <= struct.unpack_from("<i", content, 12)[0] < 2**15 else ">"
+    x, y, z, mode = struct.unpack_from(f"{order}4i", content, 0)
+    low, high = struct.unpack_from(f"{order}2f", content, 76)
+    (extended,) = struct.unpack_from(f"{order}i", content, 92)
+    stamp, flags = struct.unpack_from(f"{order}2i", content, 152)
+    return _Header((z, y, x), mode, extended, low, high, stamp, flags)
+
+
+def _is_compressed(path: Path) -> str:
+    """Tell by its first bytes how a file is compressed, as mrcfile does: `gzip`, `bzip2` or not at all."""
+    with path.open("rb") as stream:
+        begin = stream.read(212)
+    if begin[208:212] == b"MAP ":
+        return ""
+    return "gzip" if begin[:2] == b"\x1f\x8b" else "bzip2" if begin[:3] == b"BZh" else ""
+
+
+def _stream(path: Path) -> Any:
+    kind = _is_compressed(path)
+    return gzip.open(path) if kind == "gzip" else bz2.open(path) if kind == "bzip2" else path.open("rb")
+
+
+def _check_header(path: Path, header: _Header) -> None:
+    """Raise a `FileFormatError` where a header asks for nothing, or for far more than the file can hold."""
+    if min(header.shape) < 1 or header.extended < 0:
+        raise FileFormatError(
+            f"{path}: expected an MRC file with voxels, got a header of {header.shape} (z, y, x); write it again"
+        )
+    if header.stamp == IMOD_STAMP and header.mode == 0 and header.flags & _PACKED:
+        raise FileFormatError(f"{path}: expected bytes, got IMOD's packed ones of 4 bits; rewrite it with newstack")
+    size = path.stat().st_size
+    most = max(_LEAST_UNPACKED, _MOST_PACKED * size)
+    if _is_compressed(path) and header.data_bytes + header.extended > most:
+        raise FileFormatError(
+            f"{path}: expected at most {most >> 20} MiB from {size} compressed bytes, got a header of {header.shape} "
+            "values; unpack it first if that is right"
+        )
 
 
 def _map(path: Path, rows: slice | None) -> tuple[npt.NDArray[Any], list[float]]:
@@ -93,30 +181,36 @@ def _map(path: Path, rows: slice | None) -> tuple[npt.NDArray[Any], list[float]]
 _TRUNCATED = ("data block", "mmap length is greater")
 
 
-def _open(path: Path, rows: slice | None) -> tuple[npt.NDArray[Any], list[float]]:
-    opener: Any = mrcfile.open if path.suffix in (".gz", ".bz2") else mrcfile.mmap
+def _open(path: Path, header: _Header, rows: slice | None) -> tuple[npt.NDArray[Any], list[float]]:
+    keep = rows or slice(None)
     try:
-        with opener(path, mode="r") as file:
+        with _opened(path, header) as file:
             _check_axes(path, file)
-            return np.array(file.data[rows or slice(None)]), _voxel_sizes(file)
+            return np.array(file.data[keep]), _voxel_sizes(file)
     except FileFormatError:
         raise
     except (EOFError, zlib.error) as error:
         raise FileFormatError(f"{path}: expected a whole compressed file, got a truncated one ({error})") from error
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, OverflowError) as error:
         strict_error = error
+    there = max(path.stat().st_size - _HEADER_BYTES - header.extended, 0)
+    missing = not _is_compressed(path) and header.data_bytes > there
     if any(words in str(strict_error) for words in _TRUNCATED):
         # Less data than the header says: even the permissive mode could only make something up.
-        there = max(path.stat().st_size - 1024, 0)
         raise FileFormatError(
-            f"{path}: expected a whole MRC file of {read_mrc_shape(path)} values, got a truncated one of {there} bytes "
+            f"{path}: expected a whole MRC file of {header.shape} values, got a truncated one of {there} bytes "
             f"of data ({strict_error}); copy it again"
+        )
+    if missing:
+        raise FileFormatError(
+            f"{path}: expected a whole MRC file with a valid header, got: {strict_error}; and {there} of the "
+            f"{header.data_bytes} bytes of data that the header asks for"
         )
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         try:
-            with mrcfile.open(path, mode="r", permissive=True) as file:
-                data = None if file.data is None else np.array(file.data[rows or slice(None)])
+            with _opened(path, header, permissive=True) as file:
+                data = None if file.data is None else np.array(file.data[keep])
                 sizes = [] if data is None else _voxel_sizes(file)
         except Exception as error:
             raise FileFormatError(f"{path}: expected an MRC file, got one that cannot be read ({error})") from error
@@ -127,17 +221,44 @@ def _open(path: Path, rows: slice | None) -> tuple[npt.NDArray[Any], list[float]
     return data, sizes
 
 
+def _opened(path: Path, header: _Header, *, permissive: bool = False) -> Any:
+    """Open a file with mrcfile; of a compressed one no more is unpacked than its header says."""
+    if not _is_compressed(path):
+        return mrcfile.open(path, mode="r", permissive=True) if permissive else mrcfile.mmap(path, mode="r")
+    with _stream(path) as stream:
+        content = stream.read(_HEADER_BYTES + header.extended + header.data_bytes)
+        # Reading on checks the sum at the end.
+        longer = bool(stream.read(1))
+    if longer and not permissive:
+        warnings.warn(f"{path}: longer than its header says; the rest is left out", stacklevel=4)
+    return MrcInterpreter(iostream=io.BytesIO(content), permissive=permissive)
+
+
+def _with_sign(stored: npt.NDArray[Any], header: _Header) -> npt.NDArray[Any]:
+    """Read bytes (mode 0) as the program that wrote them meant them.
+
+    The MRC format of 2014 has signed bytes. IMOD says by its stamp and a flag which it wrote: unsigned ones (all before
+    IMOD 4.2.23), or signed ones that stand for 0 to 255 less 128. Files without the stamp whose header says that the
+    maximum is above 127 hold unsigned ones. A minimum below 0 is that of bytes that another program has written since.
+    """
+    if header.mode != 0 or stored.dtype != np.int8:
+        return stored
+    if header.stamp == IMOD_STAMP and header.flags & _SIGNED:
+        negative = header.low < 0 or bool((stored < 0).any())
+        # The upper bit turned over is the addition of 128.
+        return (stored.view(np.uint8) ^ 128) if negative else stored
+    unsigned = header.stamp == IMOD_STAMP or header.high > 127
+    return stored.view(np.uint8) if unsigned and not header.low < 0 else stored
+
+
 def read_mrc_shape(path: str | Path) -> tuple[int, int, int]:
     """Read the shape `(z, y, x)` of an MRC file from its header alone."""
-    try:
-        with warnings.catch_warnings():
-            # `read_mrc` says what is wrong with a header.
-            warnings.simplefilter("ignore")
-            with mrcfile.open(path, mode="r", permissive=True, header_only=True) as file:
-                header = file.header
-                return int(header.nz), int(header.ny), int(header.nx)
-    except Exception as error:
-        raise FileFormatError(f"{path}: expected an MRC file, got one that cannot be read ({error})") from error
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"expected an MRC file, found none at {path}")
+    header = _header(path)
+    _check_header(path, header)
+    return header.shape
 
 
 def _check_axes(path: Path, file: Any) -> None:

@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from faket_aug._checks import FileFormatError
+from faket_aug.formats._text import MAX_COORDINATE, MAX_DIRECTION, as_number, read_text, shortened
 from faket_aug.geometry import relion_matrices
 
 #: Columns of a plain table of particles: what each needs, and what a row may have besides.
@@ -108,6 +109,30 @@ def match_names(names: Iterable[str], class_names: Mapping[int, str]) -> dict[st
     return found
 
 
+def checked_positions(positions: npt.NDArray[np.float64], where: str | Path) -> npt.NDArray[np.float64]:
+    """Raise a `FileFormatError` unless positions `(n, 3)`, (z, y, x) in voxels, are ones that can be."""
+    beyond = np.flatnonzero(~(np.abs(positions) <= MAX_COORDINATE).all(axis=1))
+    if len(beyond):
+        row = int(beyond[0])
+        raise FileFormatError(
+            f"{where}: expected positions within ±{MAX_COORDINATE:g}, got {positions[row].tolist()} (z, y, x) for "
+            f"particle {row + 1}; the file is damaged, or its unit another"
+        )
+    return positions
+
+
+def checked_turns(angles: npt.NDArray[np.float64], where: str | Path) -> npt.NDArray[np.float64]:
+    """Raise a `FileFormatError` unless Euler angles `(n, 3)`, degrees, are ones that can be; NaN stands for none."""
+    beyond = np.flatnonzero((np.abs(angles) > MAX_DIRECTION).any(axis=1))
+    if len(beyond):
+        row = int(beyond[0])
+        raise FileFormatError(
+            f"{where}: expected Euler angles within ±{MAX_DIRECTION:g}°, got {angles[row].tolist()} for particle "
+            f"{row + 1}; the file is damaged"
+        )
+    return angles
+
+
 def read_particles_csv(path: str | Path) -> ParticleList:
     """Read a plain table of particles, separated by commas, semicolons or tabs.
 
@@ -120,32 +145,36 @@ def read_particles_csv(path: str | Path) -> ParticleList:
         If a column is missing or unknown, or a row holds what is no number; the message names file and line.
     """
     path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"expected a table of particles, found none at {path}")
-    lines = path.read_text(errors="replace").splitlines()
+    lines = read_text(path, "a table of particles").splitlines()
     separator = next((mark for mark in "\t;," if lines and mark in lines[0]), ",")
     table = csv.reader(lines, delimiter=separator)
     header = [name.strip().lower() for name in next(table, [])]
-    if set(header) not in (set(CSV_COLUMNS), {*CSV_COLUMNS, *CSV_ANGLES}):
+    if set(header) not in (set(CSV_COLUMNS), {*CSV_COLUMNS, *CSV_ANGLES}) or len(set(header)) != len(header):
         raise FileFormatError(
             f"{path}: expected the columns {', '.join(CSV_COLUMNS)} and, for orientations, {', '.join(CSV_ANGLES)}, "
-            f"got {', '.join(header) or 'none'}"
+            f"got {shortened(', '.join(header)) or 'none'}"
         )
     names, numbers = [], []
-    for words in table:
-        if not any(words):
-            continue
-        row = {name: word.strip() for name, word in zip(header, words, strict=False)}
-        try:
-            place = [float(row[name]) for name in ("z", "y", "x")]
-            turn = [float(row.get(name) or "nan") for name in CSV_ANGLES]
-            if not np.isfinite(place).all() or len(words) != len(header) or np.isnan(turn).sum() in (1, 2):
-                raise ValueError("not a row")
-        except (KeyError, ValueError):
-            raise FileFormatError(
-                f"{path}, line {table.line_num}: expected {', '.join(header)}, got {separator.join(words)!r}"
-            ) from None
-        names.append(row["class"])
-        numbers.append([*place, *turn])
+    try:
+        for words in table:
+            if any(words):
+                names.append(words[header.index("class")].strip() if len(words) == len(header) else "")
+                numbers.append(_csv_row(words, header, f"{path}, line {table.line_num}", separator))
+    except csv.Error as error:
+        raise FileFormatError(f"{path}, line {table.line_num}: expected a row of a table, got {error}") from None
     values = np.array(numbers, dtype=np.float64).reshape(-1, 6)
-    return ParticleList(tuple(names), values[:, :3].copy(), relion_matrices(values[:, 3:]))
+    places, turns = checked_positions(values[:, :3].copy(), path), checked_turns(values[:, 3:], path)
+    return ParticleList(tuple(names), places, relion_matrices(turns))
+
+
+def _csv_row(words: list[str], header: list[str], where: str, separator: str) -> list[float]:
+    """Read a row's position (z, y, x) and its three angles, NaN where there are none."""
+    row = dict(zip(header, words, strict=False))
+    place = [as_number(row.get(name, "")) for name in ("z", "y", "x")]
+    given = [row.get(name, "").strip() for name in CSV_ANGLES]
+    turn = [as_number(word) for word in given]
+    # Angles are all there, or none of them is.
+    whole = not any(given) or not np.isnan(turn).any() or {word.lower() for word in given} == {"nan"}
+    if len(words) != len(header) or np.isnan(place).any() or not whole:
+        raise FileFormatError(f"{where}: expected {', '.join(header)}, got {shortened(separator.join(words))!r}")
+    return [*place, *turn]

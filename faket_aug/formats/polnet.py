@@ -28,7 +28,8 @@ import numpy as np
 import numpy.typing as npt
 
 from faket_aug._checks import FileFormatError, check_positive
-from faket_aug.formats.particles import ParticleList
+from faket_aug.formats._text import as_number, as_whole, read_text, shortened
+from faket_aug.formats.particles import ParticleList, checked_positions
 from faket_aug.geometry import quaternion_matrices
 
 _COLUMNS = ("type", "label", "code", "polymer", "x", "y", "z", "q1", "q2", "q3", "q4")
@@ -198,18 +199,18 @@ def _orientations(rows: Sequence[_Row]) -> npt.NDArray[np.float64]:
 
 
 def _read_rows(path: Path) -> list[_Row]:
-    if not path.is_file():
-        raise FileNotFoundError(f"expected PolNet's motif list, found none at {path}")
-    with path.open(newline="", errors="replace") as stream:
-        table = csv.reader(stream, delimiter="\t")
+    table = csv.reader(read_text(path, "PolNet's motif list").splitlines(), delimiter="\t")
+    try:
         header = [name.strip().lower() for name in next(table, [])]
         missing = [name for name in _COLUMNS if name not in header]
         if missing:
             raise FileFormatError(
                 f"{path}: expected PolNet's columns {', '.join(_COLUMNS)}, {', '.join(missing)} not found among "
-                f"{', '.join(header) or 'none'}"
+                f"{shortened(', '.join(header)) or 'none'}"
             )
         return [_row(dict(zip(header, row, strict=False)), path, table.line_num) for row in table if any(row)]
+    except csv.Error as error:
+        raise FileFormatError(f"{path}, line {table.line_num}: expected a row of a table, got {error}") from None
 
 
 def _row(values: Mapping[str, str], path: Path, line: int) -> _Row:
@@ -218,12 +219,12 @@ def _row(values: Mapping[str, str], path: Path, line: int) -> _Row:
     kind = _TYPES.get(kind, kind)
     if kind not in TYPES:
         raise FileFormatError(f"{where}: expected a type of {', '.join((*TYPES, *_TYPES))}, got {values.get('type')!r}")
-    try:
-        x, y, z, q1, q2, q3, q4 = (float(values[name]) for name in ("x", "y", "z", "q1", "q2", "q3", "q4"))
-        label = int(values["label"])
-    except (ValueError, KeyError):
-        raise FileFormatError(f"{where}: expected numbers, got {', '.join(map(str, values.values()))}") from None
-    if not np.isfinite([x, y, z, q1, q2, q3, q4]).all() or (kind != MEMBRANE and (q1, q2, q3, q4) == (0, 0, 0, 0)):
+    x, y, z, q1, q2, q3, q4 = (as_number(values.get(name, "")) for name in ("x", "y", "z", "q1", "q2", "q3", "q4"))
+    label = as_whole(values.get("label", ""))
+    if label is None or np.isnan([x, y, z, q1, q2, q3, q4]).any() or any(name not in values for name in _COLUMNS):
+        raise FileFormatError(f"{where}: expected numbers, got {shortened(', '.join(map(str, values.values())))}")
+    checked_positions(np.array([[z, y, x]]), where)
+    if kind != MEMBRANE and (q1, q2, q3, q4) == (0, 0, 0, 0):
         raise FileFormatError(f"{where}: expected a place and a rotation, got {x, y, z} and {q1, q2, q3, q4}")
     # Paths of another machine, whose separators may be others, too.
     density = re.split(r"[/\\]", values.get(_DENSITY, ""))[-1]

@@ -9,7 +9,8 @@ import numpy as np
 
 from faket_aug._checks import FileFormatError, check_choice
 from faket_aug.formats._atomic import write_text
-from faket_aug.formats.particles import ParticleList, check_words, check_writable
+from faket_aug.formats._text import as_number, as_whole, lines, shortened
+from faket_aug.formats.particles import ParticleList, check_words, check_writable, checked_positions, checked_turns
 from faket_aug.geometry import zxz_angles, zxz_matrices
 
 #: What the six numbers of a row mean, by the year of the data set. SHREC 2020 has 2021's rows.
@@ -46,27 +47,24 @@ def read_particle_locations(path: str | Path, *, layout: str = "2021") -> Partic
     """
     check_choice("layout", layout, LAYOUTS)
     path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"expected SHREC's particle locations, found none at {path}")
     names, rows = [], []
-    for number, line in enumerate(path.read_text(errors="replace").splitlines(), start=1):
-        words = line.split("#")[0].split()
-        if not words:
-            continue
-        try:
-            values = [float(word) for word in words[1:]]
-        except ValueError:
-            values = []
-        if len(values) not in (3, 6):
-            raise FileFormatError(f"{path}, line {number}: expected `{LAYOUTS[layout]}`, got {line.strip()!r}")
+    for number, line in lines(path, "SHREC's particle locations"):
+        words = line.split()
+        values = [as_number(word) for word in words[1:]]
+        # A NaN in the place of an angle stands for none.
+        known = [v for v, word in zip(values, words[1:], strict=True) if word.lower() != "nan"]
+        if len(values) not in (3, 6) or np.isnan(known).any():
+            raise FileFormatError(f"{path}, line {number}: expected `{LAYOUTS[layout]}`, got {shortened(line)!r}")
         names.append(words[0])
         rows.append(values if len(values) == 6 else [*values, np.nan, np.nan, np.nan])
     table = np.array(rows, dtype=np.float64).reshape(-1, 6)
     if not np.isfinite(table[:, :3]).all():
         raise FileFormatError(f"{path}: expected finite positions, got NaN or infinite ones")
+    checked_turns(table[:, 3:], path)
     if layout == "2019":
-        return ParticleList(tuple(names), table[:, :3].copy(), np.full((len(names), 3, 3), np.nan))
-    return ParticleList(tuple(names), table[:, 2::-1].copy(), zxz_matrices(table[:, 3:]))
+        places = checked_positions(table[:, :3].copy(), path)
+        return ParticleList(tuple(names), places, np.full((len(names), 3, 3), np.nan))
+    return ParticleList(tuple(names), checked_positions(table[:, 2::-1].copy(), path), zxz_matrices(table[:, 3:]))
 
 
 def write_particle_locations(path: str | Path, particles: ParticleList) -> None:
@@ -83,11 +81,11 @@ def write_particle_locations(path: str | Path, particles: ParticleList) -> None:
     check_writable(particles)
     angles = zxz_angles(particles.orientations)
     rows = zip(particles.names, particles.positions, angles, strict=True)
-    lines = [
+    content = [
         " ".join([name, *(_short(number) for number in (x, y, z)), *(_angle(angle) for angle in turns)])
         for name, (z, y, x), turns in rows
     ]
-    write_text(path, "".join(line + "\n" for line in lines))
+    write_text(path, "".join(line + "\n" for line in content))
 
 
 def _short(number: float) -> str:
@@ -111,17 +109,15 @@ def read_class_conversion_table(path: str | Path) -> dict[int, str]:
         If a line is no such pair, or a number comes twice.
     """
     path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"expected SHREC's class conversion table, found none at {path}")
     classes: dict[int, str] = {}
-    for number, line in enumerate(path.read_text(errors="replace").splitlines(), start=1):
-        words = line.split("#")[0].replace(":", " ").replace(",", " ").split()
+    for number, line in lines(path, "SHREC's class conversion table"):
+        words = line.replace(":", " ").replace(",", " ").split()
         if not words:
             continue
         if len(words) == 2 and words[1].isdigit() and (not words[0].isdigit() or words[0] in classes.values()):
             words = words[::-1]
-        if len(words) != 2 or not words[0].isdigit():
-            raise FileFormatError(f"{path}, line {number}: expected `number name`, got {line.strip()!r}")
+        if len(words) != 2 or not words[0].isdigit() or as_whole(words[0]) is None:
+            raise FileFormatError(f"{path}, line {number}: expected `number name`, got {shortened(line)!r}")
         if int(words[0]) in classes:
             raise FileFormatError(f"{path}, line {number}: expected each class once, got {words[0]} again")
         classes[int(words[0])] = words[1]

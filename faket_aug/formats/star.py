@@ -9,6 +9,8 @@ Coordinates: `rlnCoordinateX/Y/Z` of versions 3 and 4 count voxels from 0 (versi
 from IMOD takes 1 off again). `rlnCenteredCoordinateX/Y/ZAngst` of version 5 are Å from the tomogram's centre, which is
 size / 2 in voxels counted from 0, also where the size is odd: a voxel index is coordinate / voxel_size + size / 2.
 RELION's own Python picker takes size / 2 - 1 in unbinned pixels; its C++ programs, which project and extract, do not.
+Coordinates of WarpTools' two-dimensional particles (`rlnTomoSubTomosAre2DStacks`, tomograms named `.tomostar`) count
+voxels of `rlnImagePixelSize`, though their `rlnTomoTiltSeriesPixelSize` is another.
 
 References
 ----------
@@ -21,21 +23,26 @@ github.com/3dem/relion, issue 1137 and pull request 1353, on the centre.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import cast
 
 import numpy as np
-import numpy.typing as npt
 
+from faket_aug._arrays import FloatArray
 from faket_aug._checks import FileFormatError, check_choice, check_positive
 from faket_aug.formats._atomic import write_text
-from faket_aug.formats.particles import ParticleList, check_words, check_writable, numbers_of
+from faket_aug.formats._text import StarTable, as_number, as_whole, follow, shortened, star_tables
+from faket_aug.formats.particles import (
+    ParticleList,
+    check_words,
+    check_writable,
+    checked_positions,
+    checked_turns,
+    numbers_of,
+)
 from faket_aug.geometry import relion_angles, relion_matrices
 
-if TYPE_CHECKING:
-    import pandas as pd
-
-FloatArray = npt.NDArray[np.float64]
 Shape = tuple[int, int, int]
 
 VERSIONS = (3, 4, 5)
@@ -52,8 +59,8 @@ _PIXEL_SHIFTS = ("rlnOriginX", "rlnOriginY", "rlnOriginZ")
 _SIZES = ("rlnTomoSizeZ", "rlnTomoSizeY", "rlnTomoSizeX")
 _TOMOGRAM_NAMES = ("rlnTomoName", "rlnMicrographName")
 _PIXEL_SIZES = ("rlnTomoTiltSeriesPixelSize", "rlnPixelSize")
-#: What looks like a number, but is a name.
-_TEXT = [*_TOMOGRAM_NAMES, NAME_COLUMN, "rlnTomoParticlesFile", "rlnTomoTomogramsFile", "rlnOpticsGroup"]
+#: How the names of tomograms end that WarpTools writes.
+_WARP_NAME = ".tomostar"
 
 
 def write_particles_star(
@@ -168,8 +175,9 @@ def read_particles_star(
         The file.
     voxel_size
         Å, of the tomograms whose voxels are wanted. By default that which the file's coordinates count in
-        (`rlnTomoTiltSeriesPixelSize`, `rlnPixelSize`, or `rlnDetectorPixelSize` over `rlnMagnification`); version 5's
-        need one where the file holds none. Given and different, versions 3's and 4's coordinates are scaled.
+        (`rlnTomoTiltSeriesPixelSize`, `rlnPixelSize`, or `rlnDetectorPixelSize` over `rlnMagnification`, or, alone, in
+        Å, as pytom-match-pick writes it); version 5's need one where the file holds none. Given and different, versions
+        3's and 4's coordinates are scaled.
     shape
         `(z, y, x)` of the tomograms in voxels of `voxel_size`, or of each by its name; for version 5's centred
         coordinates.
@@ -191,86 +199,157 @@ def read_particles_star(
     path = Path(path)
     if voxel_size is not None:
         check_positive("voxel_size", voxel_size)
-    blocks = _read_blocks(path)
+    blocks = star_tables(path)
     files = next((block for block in blocks.values() if "rlnTomoParticlesFile" in block), None)
     if files is not None:
-        particles = _follow(path, _only(files["rlnTomoParticlesFile"]))
-        tomograms = _read_blocks(_follow(path, _only(files["rlnTomoTomogramsFile"])))
-        voxel_size, shape = _sizes(tomograms, path, voxel_size, shape)
+        particles = _named_file(path, files, "rlnTomoParticlesFile")
+        if "rlnTomoTomogramsFile" in files:
+            tomograms = _named_file(path, files, "rlnTomoTomogramsFile")
+            voxel_size, shape = _sizes(star_tables(tomograms), tomograms, voxel_size, shape)
+        if particles.resolve() == path.resolve():
+            raise FileFormatError(f"{path}: expected _rlnTomoParticlesFile to name another file, got itself")
         return read_particles_star(particles, voxel_size=voxel_size, shape=shape, class_names=class_names)
     table = _particle_table(blocks, path)
-    found: dict[str, ParticleList] = {}
-    # As an array: a list of one name would be taken for that of a column.
-    for name, part in table.groupby(np.array(_tomogram_names(table, path), dtype=object), sort=False):
-        found[str(name)] = _particle_list(part, path, str(name), voxel_size, shape, class_names)
-    return found
+    rows: dict[str, list[int]] = {}
+    for row, name in enumerate(_tomogram_names(table, path)):
+        rows.setdefault(name, []).append(row)
+    known: dict[str, FloatArray] = {}
+    return {
+        name: _particle_list(_Rows(table, chosen, path, known), name, voxel_size, shape, class_names)
+        for name, chosen in rows.items()
+    }
 
 
-def _read_blocks(path: Path) -> dict[str, Any]:
-    """Read all blocks: tables as data frames, lists of single values as dictionaries."""
-    import starfile
-
-    if not path.is_file():
-        raise FileNotFoundError(f"expected a STAR file, found none at {path}")
-    try:
-        blocks = starfile.read(path, always_dict=True, parse_as_string=_TEXT)
-    except Exception as error:
-        raise FileFormatError(
-            f"{path}: expected a STAR file, got one that cannot be read ({type(error).__name__}: {error})"
-        ) from error
-    return {name: block for name, block in blocks.items() if block is not None}
+def has_tomogram_names(path: str | Path) -> bool:
+    """Whether a STAR file says which tomogram its particles are in (an optimisation set's particles do)."""
+    tables = star_tables(path).values()
+    return any(name in table for table in tables for name in (*_TOMOGRAM_NAMES, "rlnTomoParticlesFile"))
 
 
-def _particle_table(blocks: Mapping[str, Any], path: Path) -> pd.DataFrame:
-    """Find the table with coordinates, and give each row the pixel size of its optics group."""
-    tables = {name: block for name, block in blocks.items() if hasattr(block, "columns")}
-    table = next((t for t in tables.values() if set(_PIXELS) <= set(t) or set(_CENTERED) <= set(t)), None)
+def _named_file(path: Path, table: StarTable, column: str) -> Path:
+    if not table[column] or table[column][0].lower() in ("", "none"):
+        raise FileFormatError(f"{path}: expected a file named by _{column}, got none")
+    return follow(path, table[column][0])
+
+
+@dataclass(frozen=True)
+class _Rows:
+    """Some rows of a table: the particles of one tomogram."""
+
+    table: StarTable
+    chosen: list[int]
+    path: Path
+    #: Columns that were read as numbers, of all rows; shared by the tomograms of a file.
+    known: dict[str, FloatArray]
+
+    def __len__(self) -> int:
+        return len(self.chosen)
+
+    def __contains__(self, name: str) -> bool:
+        return name in self.table
+
+    def words(self, name: str) -> list[str]:
+        return [self.table[name][row] for row in self.chosen]
+
+    def numbers(self, names: Sequence[str]) -> FloatArray:
+        """Read columns as numbers `(n, len(names))`."""
+        missing = [name for name in names if name not in self.table]
+        if missing:
+            raise FileFormatError(
+                f"{self.path}: expected the columns {', '.join(names)}, {', '.join(missing)} not found"
+            )
+        for name in set(names) - set(self.known):
+            values = np.array([as_number(word) for word in self.table[name]], dtype=np.float64)
+            if np.isnan(values).any():
+                row = int(np.flatnonzero(np.isnan(values))[0])
+                raise FileFormatError(
+                    f"{self.path}, row {row + 1} of the table: expected a number as {name}, got "
+                    f"{shortened(self.table[name][row])!r}"
+                )
+            self.known[name] = values
+        return np.stack([self.known[name][self.chosen] for name in names], axis=-1)
+
+
+def _particle_table(blocks: Mapping[str, StarTable], path: Path) -> StarTable:
+    """Find the table with coordinates, and give each row the pixel size that its optics group has."""
+    table = next((t for t in blocks.values() if set(_PIXELS) <= set(t) or set(_CENTERED) <= set(t)), None)
     if table is None:
         columns = ", ".join(column for block in blocks.values() for column in block) or "none"
         raise FileFormatError(
-            f"{path}: expected a table with {', '.join(_PIXELS)} or {', '.join(_CENTERED)}, got the columns {columns}"
+            f"{path}: expected a table with {', '.join(_PIXELS)} or {', '.join(_CENTERED)}, got the columns "
+            f"{shortened(columns)}"
         )
-    optics = tables.get("optics")
-    wanted = ["rlnOpticsGroup", "rlnTomoTiltSeriesPixelSize"]
-    if optics is None or not set(wanted) <= set(optics) or wanted[0] not in table or wanted[1] in table:
-        return cast("pd.DataFrame", table)
-    sizes = dict(zip(optics[wanted[0]], optics[wanted[1]], strict=True))
-    return cast("pd.DataFrame", table.assign(rlnTomoTiltSeriesPixelSize=[sizes.get(g) for g in table[wanted[0]]]))
+    optics = blocks.get("optics", {})
+    column = _PIXEL_SIZES[0]
+    if _counts_images(blocks, table):
+        # WarpTools gives the pixel size of the tilt-series here, and counts coordinates in that of the images.
+        sizes = _optics_sizes(optics, "rlnImagePixelSize", table, path)
+        if sizes is None:
+            raise FileFormatError(
+                f"{path}: expected rlnImagePixelSize for each optics group, which WarpTools' coordinates count in, got "
+                "none"
+            )
+    else:
+        sizes = None if column in table else _optics_sizes(optics, column, table, path)
+    return table if sizes is None else table | {column: sizes}
 
 
-def _tomogram_names(table: pd.DataFrame, path: Path) -> list[str]:
+def _counts_images(blocks: Mapping[str, StarTable], table: StarTable) -> bool:
+    """Whether coordinates count voxels of the size of the particles' images: WarpTools' two-dimensional particles."""
+    flat = any(as_whole(t["rlnTomoSubTomosAre2DStacks"][0]) == 1 for t in blocks.values() if _is_flag(t))
+    names = next((table[name] for name in _TOMOGRAM_NAMES if name in table), [])
+    return flat and set(_PIXELS) <= set(table) and any(name.endswith(_WARP_NAME) for name in names)
+
+
+def _is_flag(table: StarTable) -> bool:
+    return len(table.get("rlnTomoSubTomosAre2DStacks", [])) == 1
+
+
+def _optics_sizes(optics: StarTable, column: str, table: StarTable, path: Path) -> list[str] | None:
+    """Look up the pixel size of each row's optics group; None where the file does not tell it so."""
+    group = "rlnOpticsGroup"
+    if group not in table or not {group, column} <= set(optics):
+        return None
+    sizes = dict(zip(optics[group], optics[column], strict=True))
+    if unknown := sorted(set(table[group]) - set(sizes)):
+        raise FileFormatError(
+            f"{path}: expected optics groups of data_optics ({', '.join(sizes)}), got {', '.join(unknown)}"
+        )
+    return [sizes[one] for one in table[group]]
+
+
+def _tomogram_names(table: StarTable, path: Path) -> list[str]:
     column = next((name for name in _TOMOGRAM_NAMES if name in table), None)
     if column is None:
-        return [path.stem] * len(table)
-    return [str(name).removesuffix(".tomostar") for name in table[column]]
+        return [path.stem] * len(next(iter(table.values()), []))
+    return [name.removesuffix(_WARP_NAME) for name in table[column]]
 
 
 def _particle_list(
-    table: pd.DataFrame,
-    path: Path,
+    table: _Rows,
     tomogram: str,
     voxel_size: float | None,
     shape: Shape | Mapping[str, Shape] | None,
     class_names: Mapping[int, str] | None,
 ) -> ParticleList:
-    own_size = _own_pixel_size(table, path)
+    own_size, path = _own_pixel_size(table), table.path
     size = voxel_size or own_size
-    inner = _matrices(table, _SUBTOMOGRAM_ANGLES, path)
-    turned = _matrices(table, _ANGLES, path)
+    inner = _matrices(table, _SUBTOMOGRAM_ANGLES)
+    turned = _matrices(table, _ANGLES)
     # (x, y, z), voxels of `size`.
-    if set(_CENTERED) <= set(table):
+    if all(name in table for name in _CENTERED):
         if size is None:
             raise ValueError(f"{path}: expected the voxel size of tomogram {tomogram}; set `voxel_size` in Å")
-        places = _columns(table, _CENTERED, path) / size + _center(shape, path, tomogram)[::-1] / 2
+        places = table.numbers(_CENTERED) / size + _center(shape, path, tomogram)[::-1] / 2
     else:
-        places = _columns(table, _PIXELS, path) * ((own_size or 1.0) / size if size and own_size else 1.0)
-    places = places - _shifts(table, path, size, own_size, inner)
+        places = table.numbers(_PIXELS) * ((own_size or 1.0) / size if size and own_size else 1.0)
+    places = places - _shifts(table, size, own_size, inner)
     orientations = turned if inner is None else inner if turned is None else inner @ turned
     if orientations is None:
         orientations = np.full((len(table), 3, 3), np.nan)
     if ORIENTED_COLUMN in table:
-        orientations[_columns(table, (ORIENTED_COLUMN,), path)[:, 0] == 0] = np.nan
-    return ParticleList(_class_names(table, path, class_names), places[:, ::-1].copy(), orientations)
+        orientations[table.numbers((ORIENTED_COLUMN,))[:, 0] == 0] = np.nan
+    return ParticleList(_class_names(table, class_names), checked_positions(places[:, ::-1].copy(), path), orientations)
 
 
 def _center(shape: Shape | Mapping[str, Shape] | None, path: Path, tomogram: str) -> FloatArray:
@@ -283,98 +362,79 @@ def _center(shape: Shape | Mapping[str, Shape] | None, path: Path, tomogram: str
     return np.array(found, dtype=np.float64)
 
 
-def _shifts(
-    table: pd.DataFrame, path: Path, size: float | None, own_size: float | None, inner: FloatArray | None
-) -> FloatArray:
+def _shifts(table: _Rows, size: float | None, own_size: float | None, inner: FloatArray | None) -> FloatArray:
     """Read the shifts `(n, 3)`, x, y, z, in voxels of `size`, turned by the subtomogram's orientation."""
     shifts = np.zeros((len(table), 3))
-    if set(_SHIFTS) & set(table):
-        values = _columns(table, _SHIFTS, path)
+    if any(name in table for name in _SHIFTS):
+        values = table.numbers(_SHIFTS)
         if values.any() and size is None:
-            raise ValueError(f"{path}: expected a voxel size for {', '.join(_SHIFTS)}; set `voxel_size` in Å")
+            raise ValueError(f"{table.path}: expected a voxel size for {', '.join(_SHIFTS)}; set `voxel_size` in Å")
         shifts = values / (size or 1.0)
-    elif set(_PIXEL_SHIFTS) & set(table):
-        shifts = _columns(table, _PIXEL_SHIFTS, path) * (own_size / size if size and own_size else 1.0)
+    elif any(name in table for name in _PIXEL_SHIFTS):
+        shifts = table.numbers(_PIXEL_SHIFTS) * (own_size / size if size and own_size else 1.0)
     return shifts if inner is None else np.einsum("nij,nj->ni", inner, shifts)
 
 
-def _matrices(table: pd.DataFrame, names: Sequence[str], path: Path) -> FloatArray | None:
+def _matrices(table: _Rows, names: Sequence[str]) -> FloatArray | None:
     there = [name for name in names if name in table]
-    return relion_matrices(_columns(table, names, path)) if there else None
+    return relion_matrices(checked_turns(table.numbers(names), table.path)) if there else None
 
 
-def _class_names(table: pd.DataFrame, path: Path, class_names: Mapping[int, str] | None) -> tuple[str, ...]:
+def _class_names(table: _Rows, class_names: Mapping[int, str] | None) -> tuple[str, ...]:
     if NAME_COLUMN in table:
-        return tuple(str(name) for name in table[NAME_COLUMN])
+        return tuple(table.words(NAME_COLUMN))
     if "rlnClassNumber" not in table:
         return ("particle",) * len(table)
-    numbers = [int(number) for number in _columns(table, ("rlnClassNumber",), path)[:, 0]]
+    found = [as_whole(number) for number in table.numbers(("rlnClassNumber",))[:, 0]]
+    if None in found:
+        word = table.words("rlnClassNumber")[found.index(None)]
+        raise FileFormatError(f"{table.path}: expected whole numbers as rlnClassNumber, got {shortened(word)}")
+    numbers = [number for number in found if number is not None]
     unknown = sorted(set(numbers) - set(class_names or numbers))
     if unknown:
         listed = ", ".join(str(number) for number in class_names or ())
-        raise FileFormatError(f"{path}: expected rlnClassNumber of the table ({listed}), got {unknown}")
+        raise FileFormatError(f"{table.path}: expected rlnClassNumber of the table ({listed}), got {unknown}")
     return tuple(class_names[number] if class_names else str(number) for number in numbers)
 
 
-def _own_pixel_size(table: pd.DataFrame, path: Path) -> float | None:
+def _own_pixel_size(table: _Rows) -> float | None:
     """Find the voxel size, in Å, that the file's coordinates in voxels count in."""
-    sizes = next((_columns(table, (name,), path)[:, 0] for name in _PIXEL_SIZES if name in table), None)
-    detector = ("rlnDetectorPixelSize", "rlnMagnification")
-    if sizes is None and set(detector) <= set(table):
-        # RELION 3: µm on the detector.
-        sizes = 1e4 * _columns(table, detector[:1], path)[:, 0] / _columns(table, detector[1:], path)[:, 0]
+    sizes = next((table.numbers((name,))[:, 0] for name in _PIXEL_SIZES if name in table), None)
+    detector, magnification = "rlnDetectorPixelSize", "rlnMagnification"
+    if sizes is None and detector in table:
+        sizes = table.numbers((detector,))[:, 0]
+        if magnification in table:
+            # RELION 3: µm on the detector. Alone, as pytom-match-pick writes it, it is Å of the tomogram.
+            times = table.numbers((magnification,))[:, 0]
+            sizes = np.divide(1e4 * sizes, times, out=np.zeros_like(sizes), where=times > 0)
     if sizes is None or len(sizes) == 0:
         return None
     if sizes.min() <= 0 or np.ptp(sizes) > 1e-6 * sizes.max():
         raise FileFormatError(
-            f"{path}: expected one positive pixel size for a tomogram's particles, got {sorted(set(sizes.tolist()))}"
+            f"{table.path}: expected one positive pixel size for a tomogram's particles, got "
+            f"{shortened(sorted(set(sizes.tolist())))}"
         )
     return float(sizes[0])
 
 
-def _columns(table: pd.DataFrame, names: Sequence[str], path: Path) -> FloatArray:
-    """Read columns as numbers `(n, len(names))`."""
-    missing = [name for name in names if name not in table]
-    if missing:
-        raise FileFormatError(f"{path}: expected the columns {', '.join(names)}, {', '.join(missing)} not found")
-    values = np.empty((len(table), len(names)))
-    for i, name in enumerate(names):
-        for j, value in enumerate(table[name].tolist()):
-            try:
-                values[j, i] = float(value)
-            except (TypeError, ValueError):
-                values[j, i] = np.nan
-            if not np.isfinite(values[j, i]):
-                row = int(table.index[j]) + 1
-                raise FileFormatError(f"{path}, row {row} of the table: expected a number as {name}, got {value!r}")
-    return values
-
-
 def _sizes(
-    blocks: Mapping[str, Any],
+    blocks: Mapping[str, StarTable],
     path: Path,
     voxel_size: float | None,
     shape: Shape | Mapping[str, Shape] | None,
-) -> tuple[float, Shape | Mapping[str, Shape]]:
+) -> tuple[float | None, Shape | Mapping[str, Shape] | None]:
     """Find the tomograms' voxel size and shapes in RELION's tomogram set, where they are not given."""
-    table = next((b for b in blocks.values() if hasattr(b, "columns") and set(_SIZES) <= set(b)), None)
-    if table is None:
-        raise FileFormatError(f"{path}: expected its tomogram set to hold {', '.join(_SIZES)}; set `shape`")
-    pixel = _columns(table, _PIXEL_SIZES[:1], path)[:, 0]
+    if voxel_size is not None and shape is not None:
+        return voxel_size, shape
+    found = next((block for block in blocks.values() if set(_SIZES) <= set(block)), None)
+    if found is None:
+        raise FileFormatError(f"{path}: expected a tomogram set with {', '.join(_SIZES)}; set `shape`")
+    table = _Rows(found, list(range(len(found[_SIZES[0]]))), path, {})
+    pixel = table.numbers(_PIXEL_SIZES[:1])[:, 0]
+    if not len(pixel) or pixel.min() <= 0:
+        raise FileFormatError(f"{path}: expected a positive {_PIXEL_SIZES[0]} for each tomogram, got {pixel.tolist()}")
     size = voxel_size or float(pixel[0])
     # The sizes are in pixels of the tilt-series; a shape in voxels may be fractional, which only the centre notices.
-    shapes = _columns(table, _SIZES, path) * pixel[:, None] / size
-    found = {name: tuple(row) for name, row in zip(_tomogram_names(table, path), shapes.tolist(), strict=True)}
-    return size, shape or cast("Mapping[str, Shape]", found)
-
-
-def _only(value: Any) -> str:
-    return str(value if isinstance(value, str) else next(iter(value)))
-
-
-def _follow(path: Path, name: str) -> Path:
-    """Find a file that RELION names relative to its project's folder, which is the STAR file's or one above."""
-    for folder in (path.parent, *path.resolve().parents):
-        if (folder / name).is_file():
-            return folder / name
-    raise FileNotFoundError(f"{path}: expected {name}, which it names, in its folder or one above, found none")
+    shapes = table.numbers(_SIZES) * pixel[:, None] / size
+    by_name = {name: tuple(row) for name, row in zip(_tomogram_names(found, path), shapes.tolist(), strict=True)}
+    return size, shape or cast("Mapping[str, Shape]", by_name)

@@ -19,11 +19,19 @@ import numpy.typing as npt
 
 from faket_aug._checks import FileFormatError, check_positive
 from faket_aug.formats._atomic import make_writable_folder, write_bytes
+from faket_aug.formats._text import MAX_COORDINATE, decoded
 
 PDB_SUFFIXES = (".pdb", ".ent")
 MMCIF_SUFFIXES = (".cif", ".mmcif")
 #: Files that `read_structure` reads, each also with `.gz`.
 STRUCTURE_SUFFIXES = (*PDB_SUFFIXES, *MMCIF_SUFFIXES)
+
+_COORDINATES = ("ATOM  ", "HETATM", "ANISOU", "SIGATM", "TER   ")
+#: What is unpacked of a compressed file: text shrinks to a tenth, hardly to a hundredth.
+_MOST_PACKED, _LEAST_UNPACKED = 100, 2**28
+#: So many residues that hold less than this part of the mass of their heavy atoms are no whole model.
+_FEWEST_RESIDUES, _LEAST_MASS = 20, 0.7
+_HYDROGEN, _OXYGEN = 1.008, 15.999
 
 #: Where `fetch_structure` asks; mmCIF, because large assemblies are in no PDB file.
 PDB_URL = "https://files.rcsb.org/download/{}.cif.gz"
@@ -122,7 +130,8 @@ def read_structure(
 ) -> AtomicStructure:
     """Read the atoms of a PDB or mmCIF file.
 
-    Of several models the first is read. Alternate locations are all read, with their occupancies. Where a file gives
+    Of several models the first is read. PDB files before 1996, which have no elements, are read by the atoms' names.
+    Alternate locations are all read, with their occupancies. Where a file gives
     no occupancy to any atom, all are 1.
 
     Parameters
@@ -147,12 +156,18 @@ def read_structure(
         If there is no such file.
     ValueError
         If there is no such assembly; the message lists those there are.
+
+    Warns
+    -----
+    UserWarning
+        If atoms are of unknown element, or residues hold far less than they should (a trace of Cα atoms).
     """
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"expected a PDB or mmCIF file, found none at {path}")
     structure = _parse(path)
     model = _model(path, structure, assembly)
+    _warn_of_missing_atoms(path, model)
     atoms = [atom for residue in _residues(model, waters) for atom in _atoms(residue, hydrogens)]
     known = [atom for atom in atoms if atom[0] != "X"]
     if len(known) < len(atoms):
@@ -166,7 +181,7 @@ def read_structure(
     return AtomicStructure(
         name=structure_name(path),
         elements=np.array(elements),
-        positions=_finite(path, np.array(positions)),
+        positions=_near(path, _finite(path, np.array(positions))),
         occupancies=_finite(path, np.array(occupancies)),
         b_factors=_finite(path, np.array(b_factors)),
     )
@@ -186,21 +201,64 @@ def _parse(path: Path) -> Any:
     if suffix not in STRUCTURE_SUFFIXES:
         listed = ", ".join(STRUCTURE_SUFFIXES)
         raise FileFormatError(f"{path}: expected a file named {listed} (or with .gz), got {path.name!r}")
-    content = path.read_bytes()
     try:
-        if path.name.endswith(".gz"):
-            # Not by gemmi, which takes what it can of a damaged file.
-            content = gzip.decompress(content)
-        text = content.decode("utf-8", errors="replace")
+        content = _unpacked(path) if path.name.endswith(".gz") else path.read_bytes()
+        text = decoded(content, path, "a PDB or mmCIF file")
         if suffix in PDB_SUFFIXES:
-            return gemmi.read_pdb_string(text)
+            return gemmi.read_pdb_string(_modern(text))
         return gemmi.make_structure_from_block(gemmi.cif.read_string(text)[0])
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise FileFormatError(
             f"{path}: expected a whole file compressed by gzip, got a damaged one ({error})"
         ) from error
+    except FileFormatError:
+        raise
     except (ValueError, RuntimeError, IndexError, OSError) as error:
         raise FileFormatError(f"{path}: expected a PDB or mmCIF file, got one that cannot be read ({error})") from error
+
+
+def _unpacked(path: Path) -> bytes:
+    """Unpack a file; not by gemmi, which takes what it can of a damaged one, and no more than text can shrink to."""
+    most = max(_LEAST_UNPACKED, _MOST_PACKED * path.stat().st_size)
+    with gzip.open(path) as stream:
+        content = stream.read(most + 1)
+    if len(content) > most:
+        raise FileFormatError(
+            f"{path}: expected at most {most >> 20} MiB from {path.stat().st_size} compressed bytes, got more; unpack "
+            "it first if that is right"
+        )
+    return content
+
+
+def _modern(text: str) -> str:
+    """Cut the entry's name and the line's number, which PDB files before 1996 have where others have the element."""
+    atoms = [line.rstrip() for line in text.splitlines() if line.startswith(("ATOM  ", "HETATM"))]
+    ends = [(line[72:76], line[76:].strip()) for line in atoms if len(line) > 76]
+    old = bool(ends) and len(ends) == len(atoms) and all(number.isdigit() for _, number in ends)
+    if not old or len({name for name, _ in ends}) != 1 or not ends[0][0].strip():
+        return text
+    return "\n".join(line[:72].rstrip() if line.startswith(_COORDINATES) else line for line in text.splitlines())
+
+
+def _warn_of_missing_atoms(path: Path, model: Any) -> None:
+    """Warn where residues hold far less than they should: traces of Cα, of backbones or of phosphates."""
+    import gemmi
+
+    count, listed, whole = 0, 0.0, 0.0
+    for residue in _residues(model, waters=False):
+        known = gemmi.find_tabulated_residue(residue.name)
+        if not (known.found() and (known.is_amino_acid() or known.is_nucleic_acid())):
+            continue
+        count += 1
+        # Heavy atoms, without the oxygen that a residue loses in its chain.
+        whole += known.weight - known.hydrogen_count * _HYDROGEN - _OXYGEN
+        listed += sum(atom.element.weight * atom.occ for atom in residue if not atom.is_hydrogen())
+    if count >= _FEWEST_RESIDUES and listed < _LEAST_MASS * whole:
+        warnings.warn(
+            f"{path}: expected all heavy atoms of its {count} residues, got {listed / whole:.0%} of their mass (a "
+            "trace of Cα or backbone atoms?); a density of it is too weak by as much, so give a model of all atoms",
+            stacklevel=3,
+        )
 
 
 def _model(path: Path, structure: Any, assembly: str | int | None) -> Any:
@@ -274,6 +332,16 @@ def _finite(path: Path, values: npt.NDArray[np.float64]) -> npt.NDArray[np.float
             f"{path}: expected finite coordinates, occupancies and B factors, got NaN or infinite ones"
         )
     return values
+
+
+def _near(path: Path, positions: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    beyond = np.flatnonzero((np.abs(positions) > MAX_COORDINATE).any(axis=1))
+    if len(beyond):
+        raise FileFormatError(
+            f"{path}: expected coordinates in Å, got {positions[beyond[0], ::-1].tolist()} (x, y, z) for atom "
+            f"{beyond[0] + 1}; the file is damaged"
+        )
+    return positions
 
 
 def fetch_structure(pdb_id: str, folder: str | Path, *, timeout: float = 30.0) -> Path:

@@ -11,6 +11,7 @@ import numpy.typing as npt
 
 from faket_aug._arrays import FloatArray, IntArray
 from faket_aug._checks import FileFormatError, check_choice, check_positive
+from faket_aug.formats._text import MAX_COORDINATE, MAX_DIRECTION, MAX_EXPOSURE, MAX_TILT
 from faket_aug.geometry import axis_index, half_turn, turns
 
 UNITS = ("angstrom", "pixel")
@@ -32,6 +33,22 @@ PER_TILT: Mapping[str, tuple[int, ...]] = {
 #: These say where a tilt lies in its image: known together, and without gaps.
 ALIGNMENT = ("axis_angle", "shifts", "matrices", "shift_unit", "centre", "pixel_size", "image_size", "x_tilts")
 SCALARS = ("voltage_kv", "spherical_aberration_mm", "amplitude_contrast", "handedness", "section_count")
+#: The largest values that a field can have, and their unit; larger ones are damage.
+LIMITS: Mapping[str, tuple[float, str]] = {
+    "tilt_angles": (MAX_TILT, "°"),
+    "x_tilts": (MAX_TILT, "°"),
+    "axis_angle": (MAX_DIRECTION, "°"),
+    "astigmatism_angle": (MAX_DIRECTION, "°"),
+    "phase_shift": (MAX_DIRECTION, "°"),
+    "shifts": (MAX_COORDINATE, ""),
+    "matrices": (MAX_COORDINATE, ""),
+    "exposure": (MAX_EXPOSURE, " e⁻/Å²"),
+    "order": (MAX_COORDINATE, ""),
+    "defocus_um": (1000.0, " µm"),
+    "astigmatism_um": (1000.0, " µm"),
+}
+#: Angles of two files that differ by at most this, in degrees, after one offset for all, are those of the same tilts.
+ANGLE_TOLERANCE = 1.0
 #: Two sides of an image may be binned by factors that differ by this much (sizes are whole numbers).
 SIZE_TOLERANCE = 0.02
 
@@ -94,12 +111,15 @@ class TiltMetadata:
     paths
         `(tilt,)`, the files of frames or images that the tilts were made of, as written.
     source
-        For messages.
+        For messages; it also says what was assumed in reading.
+    assumed_sign
+        Whether the sign of the tilt angles is an assumption: nothing in the file tells it (Warp's files).
 
     Raises
     ------
     ValueError
-        If fields differ in length, an alignment has gaps, or a matrix cannot be inverted.
+        If fields differ in length, an alignment has gaps, a matrix cannot be inverted, or a value is beyond what can be
+        (tilt angles beyond 180°, exposure beyond 10⁵ e⁻/Å², shifts beyond 10⁷).
     """
 
     sections: IntArray
@@ -125,6 +145,7 @@ class TiltMetadata:
     handedness: int | None = None
     paths: tuple[str, ...] | None = None
     source: str = "metadata"
+    assumed_sign: bool = False
 
     def __post_init__(self) -> None:
         check_choice("shift_unit", self.shift_unit, UNITS)
@@ -132,7 +153,7 @@ class TiltMetadata:
         check_positive("pixel_size", self.pixel_size, zero=True)
         object.__setattr__(self, "sections", np.asarray(self.sections, dtype=np.int64).reshape(-1))
         if not len(self) or len(set(self.sections.tolist())) != len(self) or self.sections.min() < 0:
-            raise ValueError(f"{self.source}: expected different `sections` from 0, got {self.sections.tolist()}")
+            raise FileFormatError(f"{self.source}: expected different `sections` from 0, got {self.sections.tolist()}")
         for name, tail in PER_TILT.items():
             if getattr(self, name) is not None:
                 object.__setattr__(self, name, self._rows(name, tail))
@@ -146,7 +167,14 @@ class TiltMetadata:
         if values.shape != (len(self), *tail):
             raise ValueError(f"{self.source}: expected `{name}` of shape {(len(self), *tail)}, got {values.shape}")
         if name in ("tilt_angles", "axis_angle", "shifts", "matrices") and not np.isfinite(values).all():
-            raise ValueError(f"{self.source}: expected finite `{name}`, got NaN or infinite ones")
+            raise FileFormatError(f"{self.source}: expected finite `{name}`, got NaN or infinite ones")
+        limit, unit = LIMITS[name]
+        beyond = values[np.isinf(values) | (np.abs(values) > limit)]
+        if len(beyond):
+            raise FileFormatError(
+                f"{self.source}: expected `{name}` within ±{limit:g}{unit}, got {beyond[0]:g}; the file is damaged or "
+                "another"
+            )
         return values
 
     def __len__(self) -> int:
@@ -165,39 +193,119 @@ class TiltMetadata:
             fields["paths"] = tuple(self.paths[i] for i in chosen)
         return replace(self, sections=self.sections[chosen], **fields)
 
-    def filled_from(self, other: TiltMetadata) -> Self:
-        """Return the metadata with what is unknown taken from `other`; where a tilt lies in its image, as a whole.
+    def with_sign_of(self, other: TiltMetadata) -> Self:
+        """Return the metadata with the sign of angles that `other` has, where one's own is an assumption."""
+        mine, theirs = self.tilt_angles, other.tilt_angles
+        if not self.assumed_sign or other.assumed_sign or mine is None or theirs is None:
+            return self
+        rows = self._rows_by_section(other)
+        by_section = [rows is not None and _agree(sign * mine, theirs[rows]) for sign in (1, -1)]
+        by_angle = [_rows_by_angle(sign * mine, theirs) is not None for sign in (1, -1)]
+        for as_is, turned in (by_section, by_angle):
+            plain = self.source.split(" (angles")[0]
+            if turned and not as_is:
+                source = f"{plain} (sign of its angles as in {other.source})"
+                return replace(self, tilt_angles=-mine + 0.0, assumed_sign=False, source=source)
+            if as_is and not turned:
+                return replace(self, assumed_sign=False, source=plain)
+        return self
 
-        Parameters
-        ----------
-        other
-            Of the same sections, or of all that the stack has, or of as many: then they belong to each other in order.
+    def with_angles(self, angles: TiltMetadata, *, by_hand: bool = False) -> TiltMetadata:
+        """Return the metadata with other angles, in the stack's order, which go before one's own.
+
+        Tilts belong together as in `filled_from`. Angles that are given `by_hand`, and are one's own with the other
+        sign, belong to the same sections.
 
         Raises
         ------
         FileFormatError
-            If the two differ in number; the message names both files.
+            If the two differ in number, or their angles are those of different tilts; the message names both.
+        """
+        if self.section_count == len(angles) > len(self):
+            angles = replace(angles.take(self.sections), section_count=len(angles))
+        rows = self._rows_by_section(angles)
+        mine, theirs = self.tilt_angles, angles.tilt_angles
+        if mine is None or theirs is None:
+            return replace(self, tilt_angles=None).filled_from(angles)
+        signs = (1, -1) if by_hand else (1,)
+        if rows is not None and any(_agree(sign * mine, theirs[rows]) for sign in signs):
+            return replace(self, tilt_angles=None).filled_from(angles)
+        return angles.filled_from(self)
+
+    def filled_from(self, other: TiltMetadata) -> Self:
+        """Return the metadata with what is unknown taken from `other`; where a tilt lies in its image, as a whole.
+
+        Tilts of the two belong together by section, where their angles agree with that (up to one offset for all: a
+        specimen was levelled), and else by angle. Where one of them has no angles, sections count.
+
+        Parameters
+        ----------
+        other
+            Of the same tilts, or of more.
+
+        Raises
+        ------
+        FileFormatError
+            If the two differ in number, or their angles are those of different tilts; the message names both files.
         """
         fields: dict[str, Any] = {}
         rest = other.take(self._rows_of(other))
         if rest.is_alignment and not self.is_alignment:
-            fields |= {name: getattr(rest, name) for name in ALIGNMENT}
-        elif not self.is_alignment and self.pixel_size == 0:
-            fields |= {"pixel_size": rest.pixel_size, "image_size": rest.image_size}
+            fields |= {name: getattr(rest, name) for name in ALIGNMENT} | rest._pixels_from(self)
+        else:
+            fields |= self._pixels_from(rest)
         for name in (*PER_TILT, *SCALARS, "paths"):
             if name not in fields and (name not in ("shifts", "matrices")):
                 fields[name] = _filled(getattr(self, name), getattr(rest, name))
         return replace(self, **fields)
 
+    def _pixels_from(self, other: TiltMetadata) -> dict[str, Any]:
+        """Take images and pixels from `other`, which this alignment, if it is one, then counts in."""
+        known = self.pixel_size > 0 or (self.is_alignment and (self.shift_unit == "angstrom" or self.image_size))
+        if known or not (other.pixel_size > 0 or other.image_size):
+            return {}
+        fields: dict[str, Any] = {"pixel_size": other.pixel_size, "image_size": other.image_size}
+        if self.is_alignment and other.image_size is not None:
+            height, width = other.image_size
+            fields["source"] = f"{self.source} (shifts in pixels of {width} x {height}, from {other.source})"
+        return fields
+
     def _rows_of(self, other: TiltMetadata) -> IntArray:
+        """Find the row of `other` that belongs to each of these tilts."""
+        by_section = self._rows_by_section(other)
+        mine, theirs = self.tilt_angles, other.tilt_angles
+        if mine is None or theirs is None:
+            if by_section is None:
+                raise FileFormatError(
+                    f"{other.source}: expected as many tilts as {self.source}, {len(self)}, got {len(other)}"
+                )
+            return by_section
+        if by_section is not None and _agree(mine, theirs[by_section]):
+            return by_section
+        by_angle = _rows_by_angle(mine, theirs)
+        if by_angle is not None:
+            return by_angle
+        if by_section is not None and _agree(mine, -theirs[by_section]):
+            raise FileFormatError(
+                f"{other.source}: expected the tilt angles of {self.source}, got those of the opposite sign; leave one "
+                "out"
+            )
+        if len(self) > len(other):
+            raise FileFormatError(
+                f"{other.source}: expected as many tilts as {self.source}, {len(self)}, got {len(other)}"
+            )
+        raise FileFormatError(
+            f"{other.source}: expected the tilts of {self.source}, whose angles are {_listed(mine)}, got others: "
+            f"{_listed(theirs)}"
+        )
+
+    def _rows_by_section(self, other: TiltMetadata) -> IntArray | None:
         row_of = {int(section): row for row, section in enumerate(other.sections)}
         same = all(int(section) in row_of for section in self.sections)
         if same and len(other) in (len(self), self.section_count):
             return np.array([row_of[int(section)] for section in self.sections])
         if len(self) != len(other):
-            raise FileFormatError(
-                f"{other.source}: expected as many tilts as {self.source}, {len(self)}, got {len(other)}"
-            )
+            return None
         return np.argsort(other.sections)[ranks(self.sections)]
 
     def places(
@@ -243,11 +351,16 @@ class TiltMetadata:
                     "`pixel_size`"
                 )
             return 1 / pixel_size
+        low, high = 0.0, np.inf
+        if self.image_size is not None:
+            # Sizes of images tell a binning better than sizes of pixels, which one program calibrates and another not.
+            low, high = sorted(n / size for n, size in zip(shape, self.image_size, strict=True))
+            if high <= low * (1 + SIZE_TOLERANCE):
+                return (low + high) / 2
         if self.pixel_size > 0 and pixel_size > 0:
             return self.pixel_size / pixel_size
         if self.image_size is None:
             return 1.0
-        low, high = sorted(n / size for n, size in zip(shape, self.image_size, strict=True))
         if high > low * (1 + SIZE_TOLERANCE):
             raise ValueError(
                 f"{name}: expected images of {self.image_size} pixels as {self.source} says, or binned ones, got "
@@ -271,6 +384,29 @@ class TiltMetadata:
             image_size=(int(shape[0]), int(shape[1])),
             **fields,
         )
+
+
+def _agree(mine: FloatArray, theirs: FloatArray) -> bool:
+    """Whether angles are the same up to one offset for all, which is an aligned specimen's."""
+    difference = theirs - mine
+    return bool(np.abs(difference - np.median(difference)).max() <= ANGLE_TOLERANCE)
+
+
+def _rows_by_angle(mine: FloatArray, theirs: FloatArray) -> IntArray | None:
+    """Find the row of each of my angles among theirs; None where there is not one for each."""
+    order = np.argsort(theirs, kind="stable")
+    if len(mine) == len(theirs):
+        rows = order[ranks(mine)]
+        return rows if _agree(mine, theirs[rows]) else None
+    # Of more tilts than mine, whose offset could be anything, the nearest.
+    rows = np.abs(theirs - mine[:, None]).argmin(axis=1) if len(theirs) > len(mine) else np.zeros(0, np.int64)
+    alone = len(set(rows.tolist())) == len(mine)
+    return rows if alone and bool(np.abs(theirs[rows] - mine).max() <= ANGLE_TOLERANCE) else None
+
+
+def _listed(angles: FloatArray) -> str:
+    shown = ", ".join(f"{angle:g}" for angle in angles[:4])
+    return f"{shown}{', ...' if len(angles) > 4 else ''} ({len(angles)})"
 
 
 def _filled(mine: Any, theirs: Any) -> Any:

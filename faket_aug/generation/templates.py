@@ -10,6 +10,9 @@ from typing import Any
 
 import numpy as np
 import torch
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
+from scipy.spatial import cKDTree
 from torch import Tensor
 
 from faket_aug._arrays import FloatArray, IntArray
@@ -31,6 +34,15 @@ PROTEIN_VOLUME = 1.21
 #: V Å³ per Da, the integral of a protein's potential above ice, to which maps are scaled. It is that of atomic models:
 #: `from_structure` gives 4.07 to 4.11 for 1BXN, 1S3X, 3GL1 and 3H84.
 PROTEIN_POTENTIAL = 4.1
+#: Å; a map as coarse as this is an envelope: its volume at half of the plateau tells the mass. Sharpened by 100 Å² and
+#: high-passed at 60 Å, models of 14 to 258 kDa are told to 0.7 to 1.0 of theirs.
+ENVELOPE_RESOLUTION = 15.0
+#: So few voxels above half of the maximum are no density that was ever imaged, whose finest detail covers some seven.
+_FEWEST_VOXELS = 2
+#: Å between parts of a structure: a small part (of the atoms) farther from the rest is astray.
+_FARTHEST, _SMALL_PART = 50.0, 0.01
+#: Voxels of a template that are computed in any case, and for each atom: a hollow capsid has some ten at 5 Å.
+_LEAST_BOX, _LARGEST_BOX = 2**25, 1000
 MAP_SUFFIXES = (".mrc", ".map", ".ccp4")
 
 
@@ -137,8 +149,9 @@ class ParticleTemplate:
             kDa.
         normalize
             Scale to volts, so that templates of maps and of atomic structures can be mixed: the integral becomes
-            4.1 V Å³ per Da, as that of atomic models. Without `molecular_weight` the mass is estimated from the volume
-            at the default threshold, to about 30 %. `False` keeps the map's units.
+            4.1 V Å³ per Da, as that of atomic models. Without `molecular_weight` the mass is taken from the volume at
+            the default threshold of the map, low-passed to 15 Å where it is finer (a sharpened map is high at its atoms
+            only). That is good to about 30 %, also of sharpened maps. `False` keeps the map's units.
         invert
             Whether the particle is dark in the map. `None` decides by the skewness about the background.
         recenter
@@ -160,13 +173,16 @@ class ParticleTemplate:
         if molecular_weight is not None:
             check_positive("molecular_weight", molecular_weight)
         density = _signal(path, density, invert)
+        _check_hot_voxels(path, density)
         density = resample_density(
             density, voxel_size=file_voxel_size, new_voxel_size=voxel_size, resolution=resolution
         )
         level = _level(path, density, voxel_size, molecular_weight)
         density = density * fading(density > level)
         if normalize:
-            factor = _volts(density, level, voxel_size, molecular_weight)
+            fine = max(2 * voxel_size, resolution or 0.0) < ENVELOPE_RESOLUTION
+            mass = 1e3 * molecular_weight if molecular_weight else _estimated_mass(density, level, voxel_size, fine)
+            factor = PROTEIN_POTENTIAL * mass / (float(density.sum()) * voxel_size**3)
             density, level = density * factor, level * factor
         z, y, x = (float(n // 2) for n in density.shape)
         density, center = _cropped(density, center_of_mass(density) if recenter else (z, y, x))
@@ -238,6 +254,7 @@ class ParticleTemplate:
         """
         check_positive("voxel_size", voxel_size)
         atoms = read_structure(path, assembly=assembly, waters=waters, hydrogens=hydrogens)
+        _check_extent(path, atoms.positions, voxel_size)
         origin = atoms.center_of_mass if recenter else np.zeros(3)
         # The centre lies at a voxel's centre, and the box has room around the atoms for the low-pass.
         margin = math.ceil(1.5 * max(resolution or 0.0, 2 * voxel_size) / voxel_size)
@@ -390,13 +407,51 @@ def _level(path: str | Path, density: Tensor, voxel_size: float, molecular_weigh
     return level
 
 
-def _volts(density: Tensor, level: float, voxel_size: float, molecular_weight: float | None) -> float:
-    """Find the factor from a map's units to volts above ice."""
-    if molecular_weight is None:
-        mass = float((density > level).sum()) * voxel_size**3 / PROTEIN_VOLUME
-    else:
-        mass = 1e3 * molecular_weight
-    return PROTEIN_POTENTIAL * mass / (float(density.sum()) * voxel_size**3)
+def _check_hot_voxels(path: str | Path, density: Tensor) -> None:
+    """Raise a `FileFormatError` where a voxel or two stand out of all others, as no density does."""
+    high = density > float(density.max()) / 2
+    count = int(high.sum())
+    if count <= _FEWEST_VOXELS:
+        raise FileFormatError(
+            f"{path}: expected a density that is smooth, got {count} voxel{'s' * (count > 1)} above half of the "
+            f"maximum {float(density.max()):g}, the first at {high.nonzero()[0].tolist()} (z, y, x); remove hot voxels"
+        )
+
+
+def _estimated_mass(density: Tensor, level: float, voxel_size: float, fine: bool) -> float:
+    """Estimate the mass in Da from the volume of the envelope."""
+    if fine:
+        density = resample_density(
+            density, voxel_size=voxel_size, new_voxel_size=voxel_size, resolution=ENVELOPE_RESOLUTION
+        )
+        level = plateau_threshold(density)
+    return float((density > level).sum()) * voxel_size**3 / PROTEIN_VOLUME
+
+
+def _check_extent(path: str | Path, positions: FloatArray, voxel_size: float) -> None:
+    """Raise a `FileFormatError` where a few atoms lie far from the others, or the box would be absurdly large."""
+    # Cells of half the distance: those that touch belong together.
+    cells, member = np.unique(np.floor(positions / (_FARTHEST / 2)).astype(np.int64), axis=0, return_inverse=True)
+    pairs = cKDTree(cells).query_pairs(2.0, output_type="ndarray")
+    links = coo_array((np.ones(len(pairs)), (pairs[:, 0], pairs[:, 1])), shape=(len(cells), len(cells)))
+    part = connected_components(links, directed=False)[1][member.reshape(-1)]
+    sizes = np.bincount(part)
+    stray = np.flatnonzero(sizes[part] < _SMALL_PART * len(positions))
+    if len(stray):
+        distance = np.linalg.norm(positions[stray[0]] - np.median(positions, axis=0))
+        raise FileFormatError(
+            f"{path}: expected atoms near each other, got {len(stray)} astray, the first at "
+            f"{positions[stray[0], ::-1].round(3).tolist()} (x, y, z), {distance:.0f} Å from the middle of the others; "
+            "remove them"
+        )
+    extent = np.ptp(positions, axis=0)
+    voxels = math.prod(extent / voxel_size + 1)
+    if voxels > max(_LEAST_BOX, _LARGEST_BOX * len(positions)):
+        raise FileFormatError(
+            f"{path}: expected a structure that fills its box, got {len(positions)} atoms over "
+            f"{' x '.join(f'{side:.0f}' for side in extent[::-1])} Å (x, y, z), {voxels:.3g} voxels of "
+            f"{voxel_size:g} Å; set `voxel_size` larger, or give a part of it"
+        )
 
 
 def _cropped(density: Tensor, center: tuple[float, float, float]) -> tuple[Tensor, tuple[float, float, float]]:

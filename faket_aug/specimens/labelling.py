@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -13,11 +14,12 @@ from torch import Tensor
 
 from faket_aug._checks import FileFormatError
 from faket_aug.formats import copick
+from faket_aug.formats._text import find_name
 from faket_aug.formats.deepfinder import read_object_list
 from faket_aug.formats.mrc import read_mrc
 from faket_aug.formats.particles import ParticleList, match_names, read_particles_csv
 from faket_aug.formats.shrec import find_class_names, read_particle_locations
-from faket_aug.formats.star import read_particles_star
+from faket_aug.formats.star import has_tomogram_names, read_particles_star
 from faket_aug.specimens.particles import Labelled, ParticleTable
 
 #: Suffixes of the files that hold lists of particles.
@@ -167,9 +169,14 @@ def read_picks(
         If the file is missing or wrong, or a class has no name.
     """
     if not is_copick(path):
-        return read_particles(path, labelled, tomogram=name)
+        found = read_particles(path, labelled, tomogram=name, only_named=True)
+        if not len(found):
+            warnings.warn(f"{path}: expected particles, got none", stacklevel=3)
+        return found
     size, names = labelled.label_voxel_size, labelled.class_names
     listed = copick.read_copick_picks(path, run=name, voxel_size=size, user_id=user_id, session_id=session_id)
+    if not len(listed):
+        warnings.warn(f"{path}, run {name}: expected picks, got none", stacklevel=3)
     return particle_table(listed, names, Path(path))
 
 
@@ -187,7 +194,9 @@ def with_picks(
     return replace(made, particles=read_picks(picks, made, name=name, user_id=user_id, session_id=session_id))
 
 
-def read_particles(path: str | Path, specimen: Labelled, *, tomogram: str | None = None) -> ParticleTable:
+def read_particles(
+    path: str | Path, specimen: Labelled, *, tomogram: str | None = None, only_named: bool = False
+) -> ParticleTable:
     """Read the particles of a specimen or a tomogram from a list.
 
     Parameters
@@ -198,13 +207,15 @@ def read_particles(path: str | Path, specimen: Labelled, *, tomogram: str | None
     specimen
         The specimen or tomogram, whose class names give the numbers.
     tomogram
-        Which tomogram of a list of several: its name in a STAR file, its index in an XML file.
+        Which tomogram of a list of several: its name in a STAR file, its index in an XML file. What processing adds to
+        names does not matter (`TS_1_10.00Apx` is `TS_1`).
+    only_named
+        Refuse the particles of a STAR file that names only another tomogram; otherwise they are taken.
 
     Raises
     ------
     FileFormatError
-        If the file is wrong, a class is not in the table, or the list holds several tomograms and `tomogram` is none
-        of them.
+        If the file is wrong, a class is not in the table, or the list holds other tomograms only.
     """
     path, names = Path(path), specimen.class_names or None
     lists: Mapping[str, ParticleList]
@@ -221,9 +232,20 @@ def read_particles(path: str | Path, specimen: Labelled, *, tomogram: str | None
             lists = read_particles_star(path, voxel_size=size, shape=shape, class_names=names)
         case _:
             raise FileFormatError(f"{path}: expected a list of particles that ends in {', '.join(PARTICLE_LISTS)}")
-    if len(lists) > 1 and tomogram not in lists:
-        raise FileFormatError(f"{path}: expected particles of tomogram {tomogram}, got those of {', '.join(lists)}")
     if not lists:
         return ParticleTable.empty()
-    chosen = lists[tomogram] if tomogram in lists else next(iter(lists.values()))
-    return particle_table(chosen, specimen.class_names, path)
+    named = only_named and path.suffix.lower() == ".star" and has_tomogram_names(path)
+    return particle_table(lists[_chosen(path, list(lists), tomogram, named)], specimen.class_names, path)
+
+
+def _chosen(path: Path, names: Sequence[str], tomogram: str | None, named: bool) -> str:
+    """Choose a tomogram of a list."""
+    found = None if tomogram is None else find_name(tomogram, names)
+    if found is not None:
+        return found
+    if len(names) > 1 or (named and tomogram is not None):
+        raise FileFormatError(
+            f"{path}: expected particles of tomogram {tomogram}, got those of {', '.join(names)}; set `name` to the "
+            "one that is meant"
+        )
+    return names[0]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -18,7 +19,7 @@ from faket_aug.specimens.labelling import (
     as_labels,
     choose_voxel_size,
     particle_table,
-    with_picks,
+    read_particles,
 )
 from faket_aug.specimens.lazy import FileSpecimens, Source
 from faket_aug.specimens.particles import ParticleTable
@@ -146,7 +147,8 @@ def _read_plain(
 ) -> GrandModel:
     names = {} if table is None else read_class_conversion_table(table)
     made = GrandModel.from_files(density, labels, instances=instances, class_names=names, voxel_size=voxel_size)
-    return with_picks(made, particles, name=tomogram)
+    # A list that lies with its specimen is the specimen's, whatever it calls the tomogram.
+    return made if particles is None else replace(made, particles=read_particles(particles, made, tomogram=tomogram))
 
 
 class CopickSpecimens(FileSpecimens):
@@ -192,6 +194,8 @@ class CopickSpecimens(FileSpecimens):
         if unknown:
             raise FileFormatError(f"{config}: expected runs of {', '.join(there) or 'none'}, got {', '.join(unknown)}")
         chosen = there if runs is None else runs
+        if not chosen:
+            raise FileFormatError(f"{config}: expected runs, got none; the project is empty")
         whose = {"user_id": user_id, "session_id": session_id}
         super().__init__(
             [partial(_read_copick, config, run, tomogram_type, segmentation, whose, voxel_size) for run in chosen],
@@ -207,7 +211,7 @@ def _read_copick(
     whose: Mapping[str, str | None],
     voxel_size: float | None,
 ) -> GrandModel:
-    class_names = copick.read_copick_classes(config)
+    class_names, where = copick.read_copick_classes(config), Path(f"{config}, run {run}")
     stored, size = copick.read_copick_segmentation(config, run=run, name=segmentation, voxel_size=voxel_size, **whose)
     try:
         tomogram, density_size = copick.read_copick_tomogram(
@@ -216,13 +220,16 @@ def _read_copick(
     except FileFormatError:
         # None of that voxel size: a finer one will do.
         tomogram, density_size = copick.read_copick_tomogram(config, run=run, tomogram_type=tomogram_type)
-    where = Path(f"{config}, run {run}")
+    particles = ParticleTable.empty()
+    if copick.read_copick_users(config, run=run):
+        picks = copick.read_copick_picks(config, run=run, voxel_size=size, **whose)
+        particles = particle_table(picks, class_names, where)
+    if not bool((stored != 0).any()) and not len(particles):
+        warnings.warn(f"{where}: expected labels or picks, got none; it is all background", stacklevel=2)
     return GrandModel(
         density=tomogram.float(),
         labels=as_labels(stored, where, class_names),
-        particles=particle_table(
-            copick.read_copick_picks(config, run=run, voxel_size=size, **whose), class_names, where
-        ),
+        particles=particles,
         voxel_size=density_size,
         class_names=class_names,
         name=f"{config.parent}/{run}",

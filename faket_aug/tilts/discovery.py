@@ -5,22 +5,26 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from functools import reduce
+from functools import partial, reduce
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from faket_aug._arrays import IntArray
 from faket_aug._checks import FileFormatError
+from faket_aug.formats._text import read_text
 from faket_aug.formats.angles import find_tilt_angles, read_simulation_meta, read_tilt_angles
 from faket_aug.formats.aretomo import read_aln, read_aretomo_ctf
 from faket_aug.formats.imod import read_defocus, read_imod, read_xf
 from faket_aug.formats.relion_tilts import read_relion
 from faket_aug.formats.serialem import read_serialem
 from faket_aug.formats.tilt_metadata import TiltMetadata, ranks
-from faket_aug.formats.warp import read_tomostar, read_warp_xml
-from faket_aug.geometry import Angles, as_tilt_angles
+from faket_aug.formats.warp import NOT_NEGATED, read_tomostar, read_warp_xml
+from faket_aug.geometry import Angles, as_tilt_angles, half_turn
 
+#: How the names of stacks end that IMOD has aligned, beside those in `.ali`.
+ALIGNED_END = "_ali"
 STACK_SUFFIXES = (".mrc", ".st", ".mrcs", ".ali")
 
 
@@ -38,20 +42,16 @@ IMOD_SUFFIXES = (".tlt", ".rawtlt", ".xf")
 READERS: dict[str, Callable[[Path], TiltMetadata]] = {
     ".xml": read_warp_xml,
     ".tomostar": read_tomostar,
-    ".aln": read_aln,
+    ".aln": partial(read_aln, whole=True),
     ".mdoc": read_serialem,
 }
 
 
-#: Text that a file beside a stack must contain to be metadata of tilts: other programs write such names, too.
-SIGNS = {".xml": b"<TiltSeries", ".star": b"_rlnTomoNominalStageTiltAngle"}
+#: What a file beside a stack must hold to be the one of a tilt-series: other programs write such names, too.
+SIGNS = {".xml": ("<TiltSeries",), ".star": ("_rlnTomoNominalStageTiltAngle", "_rlnTomoYTilt")}
 
 
 WITH_ANGLES = (".xml", ".aln", ".tlt", ".rawtlt", ".star", ".tomostar", ".mdoc")
-
-
-#: Degrees. Files whose angles differ by more than this, after one offset for all, describe different tilts.
-ANGLE_TOLERANCE = 1.0
 
 
 Metadata = TiltMetadata | str | Path
@@ -80,21 +80,39 @@ def _metadata(
 ) -> TiltMetadata:
     """Collect the metadata of the tilts: those that are given or, without any, those beside the stack."""
     if given is None and tilt_angles is None:
-        return _beside(stack)
+        found: TiltMetadata | None = _beside(stack)
+    else:
+        found = _given(stack, given)
+    if tilt_angles is not None:
+        is_file = isinstance(tilt_angles, str | Path)
+        values = read_tilt_angles(tilt_angles) if isinstance(tilt_angles, str | Path) else as_tilt_angles(tilt_angles)
+        source = str(tilt_angles) if is_file else "`tilt_angles`"
+        angles = TiltMetadata(sections=np.arange(len(values)), tilt_angles=values, source=source)
+        found = angles if found is None else found.with_sign_of(angles).with_angles(angles, by_hand=not is_file)
+    if found is None:
+        raise ValueError("expected `metadata` to name a file at least, got an empty list")
+    if found.assumed_sign and NOT_NEGATED in found.source:
+        warnings.warn(
+            f"{found.source}; if they are of the opposite sign, set `metadata` to `read_warp_xml` or `read_tomostar` "
+            "of the file with `negate=True`",
+            stacklevel=4,
+        )
+    return _of_an_aligned_stack(found, stack, given is not None) if _is_aligned(stack) else found
+
+
+def _given(stack: Path, given: Metadata | Sequence[Metadata] | None) -> TiltMetadata | None:
     parts = [] if given is None else [given] if isinstance(given, TiltMetadata | str | Path) else list(given)
     found: TiltMetadata | None = None
     for part in parts:
         read = part if isinstance(part, TiltMetadata) else _read(Path(part), stack, found)
-        found = read if found is None else found.filled_from(read)
-    if tilt_angles is None:
-        if found is None:
-            raise ValueError("expected `metadata` to name at least one file, got an empty list")
-        return found
-    is_file = isinstance(tilt_angles, str | Path)
-    values = read_tilt_angles(tilt_angles) if isinstance(tilt_angles, str | Path) else as_tilt_angles(tilt_angles)
-    source = str(tilt_angles) if is_file else "`tilt_angles`"
-    angles = TiltMetadata(sections=np.arange(len(values)), tilt_angles=values, source=source)
-    return angles if found is None else replace(found, tilt_angles=None).filled_from(angles)
+        found = read if found is None else _together(found, read)
+    return found
+
+
+def _together(known: TiltMetadata, other: TiltMetadata) -> TiltMetadata:
+    """Fill what is unknown, once an assumed sign of angles is settled by the other's."""
+    known, other = known.with_sign_of(other), other.with_sign_of(known)
+    return known.filled_from(other)
 
 
 def _read(path: Path, stack: Path, known: TiltMetadata | None = None) -> TiltMetadata:
@@ -112,7 +130,7 @@ def _read(path: Path, stack: Path, known: TiltMetadata | None = None) -> TiltMet
     if path.suffix == ".star":
         return _relion(path, stack)
     if path.suffix in IMOD_SUFFIXES:
-        return _imod(path)
+        return _imod(path, aligned=_is_aligned(stack))
     if path.suffix in READERS:
         return READERS[path.suffix](path)
     raise FileFormatError(
@@ -131,9 +149,10 @@ def _relion(path: Path, stack: Path) -> TiltMetadata:
         return read_relion(path, tomogram=_bare(stack).stem)
 
 
-def _imod(path: Path) -> TiltMetadata:
-    """Read IMOD's files of one name; without angles, only the transforms."""
-    beside = {suffix: path.with_suffix(suffix) for suffix in (".tlt", ".rawtlt", ".xf", ".xtilt", ".defocus")}
+def _imod(path: Path, *, aligned: bool = False) -> TiltMetadata:
+    """Read IMOD's files of one name; transforms alone where there are no angles, and none for an aligned stack."""
+    suffixes = (".tlt", ".rawtlt", ".xtilt", ".defocus", *(() if aligned and path.suffix != ".xf" else (".xf",)))
+    beside = {suffix: path.with_suffix(suffix) for suffix in suffixes}
     there = {suffix: file for suffix, file in beside.items() if file.is_file() or file == path}
     tlt = path if path.suffix != ".xf" else there.get(".tlt") or there.get(".rawtlt")
     if tlt is None:
@@ -144,12 +163,13 @@ def _imod(path: Path) -> TiltMetadata:
 def _beside(stack: Path) -> TiltMetadata:
     """Read the files beside a stack with its name: the first goes before, the others add what it lacks."""
     bare = _bare(stack)
-    if bare.suffix == ".ali":
-        return _already_aligned(bare)
+    if _is_aligned(stack) and bare.suffix != ".ali":
+        # IMOD's newer names: TS_ali.mrc is made of TS.mrc with TS.tlt.
+        bare = bare.with_name(bare.stem[: -len(ALIGNED_END)] + bare.suffix)
     files = [bare.with_suffix(suffix) for suffix in (".xml", ".aln", ".tlt", ".rawtlt", ".xf", ".star", ".tomostar")]
     files += [bare.with_name(bare.name + ".mdoc"), bare.with_suffix(".mdoc")]
     files += [bare.with_name(bare.stem + end) for end in ("_CTF.txt", "_ctf.txt")]
-    there = [file for file in files if file.is_file() and SIGNS.get(file.suffix, b"") in file.read_bytes()]
+    there = [file for file in files if file.is_file() and _is_of_tilts(file)]
     imod = [file for file in there if file.suffix in IMOD_SUFFIXES]
     there = [file for file in there if file not in imod[1:]]
     if not any(file.suffix in WITH_ANGLES for file in there):
@@ -160,37 +180,50 @@ def _beside(stack: Path) -> TiltMetadata:
     return reduce(lambda known, file: _with(known, file, stack), there[1:], _read(there[0], stack))
 
 
+def _is_of_tilts(file: Path) -> bool:
+    signs = SIGNS.get(file.suffix)
+    if signs is None:
+        return True
+    text = read_text(file, "metadata of tilts")
+    return any(sign in text for sign in signs)
+
+
 def _with(known: TiltMetadata, file: Path, stack: Path) -> TiltMetadata:
     try:
-        other = _read(file, stack, known)
-        return known.filled_from(other) if _same_tilts(known, other) else known
+        return _together(known, _read(file, stack, known))
     except FileFormatError as error:
-        warnings.warn(f"{file}: not used beside {known.source}: {error}", stacklevel=5)
+        warnings.warn(f"{file}: not used beside {known.source}: {error}", stacklevel=6)
         return known
 
 
-def _same_tilts(known: TiltMetadata, other: TiltMetadata) -> bool:
-    """Tell whether two files describe the same tilts; alignment programs may offset all angles."""
-    if known.tilt_angles is None or other.tilt_angles is None:
-        return True
-    filled = replace(known, tilt_angles=None).filled_from(other).tilt_angles
-    assert filled is not None
-    difference = filled - known.tilt_angles
-    return bool(np.abs(difference - np.median(difference)).max() <= ANGLE_TOLERANCE)
+def _is_aligned(stack: Path) -> bool:
+    bare = _bare(stack)
+    return bare.suffix == ".ali" or bare.stem.endswith(ALIGNED_END)
 
 
-def _already_aligned(stack: Path) -> TiltMetadata:
-    """Read only the angles of an `.ali`: the transforms beside it have been applied already."""
-    path = find_tilt_angles(stack)
-    angles = read_tilt_angles(path)
-    none = np.zeros(len(angles))
-    return TiltMetadata(
-        sections=np.arange(len(angles)),
-        tilt_angles=angles,
+def _of_an_aligned_stack(found: TiltMetadata, stack: Path, given: bool) -> TiltMetadata:
+    """Take the alignment away: the transforms that are known are those that made the stack."""
+    if given and found.is_alignment and (found.matrices is not None or found.shifts is None or found.shifts.any()):
+        warnings.warn(
+            f"{stack}: is aligned already (IMOD's name), so the alignment of {found.source} is left out; rename the "
+            "stack if it is not",
+            stacklevel=4,
+        )
+    none = np.zeros(len(found))
+    fields: dict[str, Any] = {}
+    if found.astigmatism_angle is not None and found.axis_angle is not None:
+        fields["astigmatism_angle"] = half_turn(found.astigmatism_angle - found.axis_angle)
+    return replace(
+        found,
         axis_angle=none,
         shifts=np.stack([none, none], axis=-1),
         shift_unit="pixel",
-        source=str(path),
+        centre="pixel",
+        matrices=None,
+        pixel_size=0.0,
+        image_size=None,
+        x_tilts=None,
+        **fields,
     )
 
 

@@ -81,8 +81,8 @@ def test_no_objects(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("", "expected an object list in XML, got what cannot be read"),
-        ("<objlist><object></objlist>", "expected an object list in XML, got what cannot be read"),
+        ("", "expected DeepFinder's object list, got a damaged one"),
+        ("<objlist><object></objlist>", "expected DeepFinder's object list, got a damaged one"),
         ("<list/>", "expected DeepFinder's `objlist`, got `list`"),
         ('<objlist><object x="1" y="2" z="3"/></objlist>', "object 1: expected numbers class_label, got none"),
         (

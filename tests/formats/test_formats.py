@@ -561,9 +561,9 @@ def test_real_mdoc(reference: Path) -> None:
     [
         ("a.tlt", "-60\nsixty\n", "a.tlt, line 2: expected a number in column 1, got 'sixty'"),
         ("a.rawtlt", "", "a.rawtlt: expected tilt angles in degrees, got none"),
-        ("a.tlt", "nan\n", "a.tlt: expected tilt angles within ±180°, got"),
+        ("a.tlt", "nan\n", "a.tlt, line 1: expected a number in column 1, got 'nan'"),
         ("a.tlt", "1000\n", "a.tlt: expected tilt angles within ±180°, got"),
-        ("a.txt", "0.0 0.0\n", "a.txt, line 1: expected a number in column 3, got '0.0 0.0'"),
+        ("a.txt", "0 0 0 0\n", "a.txt: expected one column of tilt angles, AreTomo's two or three"),
         ("a.mdoc", "PixelSpacing = 2.17\n", "a.mdoc: expected an .mdoc with a TiltAngle for every section"),
         ("a.mdoc", "[ZValue = 0]\nMagnification = 5\n", "a.mdoc: expected an .mdoc with a TiltAngle"),
         ("a.xml", "<a/>", "a.xml: expected a file of angles that ends in .tlt, .rawtlt, .mdoc, .txt"),

@@ -123,7 +123,7 @@ def test_random_quaternions(tmp_path: Path) -> None:
         (_row("protein", 1, "a"), "line 2: expected a type of membrane, filament, .*sawlc.*, got 'protein'"),
         (_row("cprotein", 1, "a", ("x", 1, 2)), "line 2: expected numbers, got cprotein, 1, a, 0, x, 1, 2"),
         (["cprotein", 1, "a", 0, 1, 2], "line 2: expected numbers, got cprotein, 1, a, 0, 1, 2"),
-        (_row("cprotein", 1, "a", (np.nan, 1, 2)), "line 2: expected a place and a rotation, got"),
+        (_row("cprotein", 1, "a", (np.nan, 1, 2)), "line 2: expected numbers, got"),
         (_row("cprotein", 1, "a", turn=(0, 0, 0, 0)), "line 2: expected a place and a rotation, got"),
         (
             _row("cprotein", 1, "a", (10, 20, 95)),

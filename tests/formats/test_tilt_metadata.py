@@ -117,9 +117,9 @@ def _star(folder: Path, axis: float) -> Path:
 
 
 def _xml(folder: Path, axis: float, **changes: Any) -> Path:
-    """Warp: R(a) x' + offset in Å, from pixel n // 2; the pixel size is the unbinned one."""
+    """Warp: R(a) x' + offset in Å, from pixel n // 2, at x cos − z sin; the pixel size is the unbinned one."""
     fields = {
-        "Angles": ANGLES,
+        "Angles": -ANGLES,
         "Dose": [9, 3, 0, 6, 12],
         "UseTilt": ["True"] * 5,
         "AxisAngle": [axis] * 5,
@@ -251,7 +251,11 @@ def test_filled_from() -> None:
     """What is unknown, NaN included, comes from the other; an alignment comes as a whole or not at all."""
     mine = _metadata(axis_angle=None, shifts=None, defocus_um=np.array([np.nan, 2.0, np.nan]))
     other = _metadata(
-        tilt_angles=np.zeros(3), defocus_um=np.array([1.0, 1.5, 3.0]), pixel_size=2.0, voltage_kv=300.0, centre="middle"
+        tilt_angles=np.array([-2.0, 1.0, 4.0]),
+        defocus_um=np.array([1.0, 1.5, 3.0]),
+        pixel_size=2.0,
+        voltage_kv=300.0,
+        centre="middle",
     )
     filled = mine.filled_from(other)
     assert filled.tilt_angles.tolist() == [-3, 0, 3]
@@ -424,7 +428,7 @@ def _rows(*pairs: tuple[int, float]) -> str:
         ("0 1 -9|4 5 3", [(2, -6), (3, -3), (4, 0)], [1, 2, 3]),
         # Version 3, early: index from 1, no section, rows counted without the dark ones.
         ("1 0 -9|5 0 3", [(1, -6), (2, -3), (3, 0)], [1, 2, 3]),
-        ("", [(0, -6), (1, -3), (2, 0)], [0, 1, 2]),
+        ("", [(0, -6), (1, -3), (2, 0), (3, 3), (4, 6)], [0, 1, 2, 3, 4]),
         ("", [(1, -6), (2, -3), (3, 0), (4, 3), (5, 6)], [0, 1, 2, 3, 4]),
         # From high to low angles.
         ("0 0 9", [(1, 6), (2, 3), (3, 0), (4, -3)], [1, 2, 3, 4]),
@@ -618,10 +622,10 @@ def test_warp_grids(tmp_path: Path) -> None:
 
 
 def test_tomostar(tmp_path: Path) -> None:
-    """Angles as they stand, whatever the names of the movies say."""
+    """Warp's import has negated the angles, as the names of the movies say."""
     head = "\ndata_\n\nloop_\n_wrpMovieName #1\n_wrpAngleTilt #2\n_wrpAxisAngle #3\n_wrpDose #4\n"
     metadata = read_tomostar(_write(tmp_path, "a.tomostar", head + "m_-3.eer 3.01 83.94 3.5\nm_0.eer 0.01 83.94 0\n"))
-    assert metadata.tilt_angles.tolist() == [3.01, 0.01]
+    assert metadata.tilt_angles.tolist() == [-3.01, -0.01]
     assert metadata.axis_angle.tolist() == [83.94, 83.94]
     assert metadata.exposure.tolist() == [3.5, 0]
     assert metadata.order.tolist() == [1, 0]
@@ -714,16 +718,21 @@ BAD: dict[str, tuple[str, str, Callable[[Path], object], str]] = {
     ),
     "star, a short row": (
         *("a.star", "data_\nloop_\n_rlnTomoYTilt #1\n_rlnTomoZRot #2\n1 2\n3\n", read_relion),
-        "a.star: expected a STAR file, got a damaged one .*a.star:2.*Wrong number of values in loop",
+        "a.star, line 6: expected 2 values, one for each column, got 1; the file is damaged",
     ),
-    "star, not one": ("a.star", "hello\n", read_relion, "a.star: expected a STAR file, got a damaged one"),
+    "star, not one": (
+        "a.star",
+        "hello\n",
+        read_relion,
+        "a.star, line 1: expected a STAR file, which begins with `data_`, got 'hello'",
+    ),
     "star, of particles": (
         *("a.star", "data_particles\nloop_\n_rlnAngleRot #1\n3\n", read_relion),
         "a.star: expected a tilt-series of RELION 5 with _rlnTomoYTilt .* got blocks particles without",
     ),
     "star, words": (
         *("a.star", "data_\nloop_\n_rlnTomoYTilt #1\nten\n", read_relion),
-        r"a.star: expected numbers in column _rlnTomoYTilt, got \['ten'\]",
+        "a.star: expected numbers in column _rlnTomoYTilt, got 'ten' in row 1",
     ),
     "star, no tilts": (
         *("a.star", "data_\nloop_\n_rlnTomoYTilt #1\n", read_relion),
@@ -751,7 +760,7 @@ BAD: dict[str, tuple[str, str, Callable[[Path], object], str]] = {
     ),
     "xml, words": (
         *("a.xml", "<TiltSeries><Angles>one</Angles></TiltSeries>", read_warp_xml),
-        r"a.xml: expected numbers in <Angles>, got \['one'\]",
+        "a.xml: expected numbers in <Angles>, got 'one'",
     ),
     "xml, a setting": (
         *("a.xml", '<TiltSeries><Angles>1</Angles><CTF><Param Name="Cs" Value="x"/></CTF></TiltSeries>', read_warp_xml),
@@ -974,9 +983,9 @@ def test_real_serialem_and_relion_agree(real: Path) -> None:
 
 
 def test_real_tomostar(real: Path) -> None:
-    """Warp's .tomostar: 21 tilts, dose-symmetric."""
+    """Warp's .tomostar: 21 tilts, dose-symmetric; the movies' names hold the microscope's angles, from −45° on."""
     metadata = read_tomostar(real / "metadata" / "warp" / "24jul16a_Position_16_3.tomostar")
-    assert metadata.tilt_angles[[0, 15, 20]].tolist() == [45.01, 0.01, -14.99]
+    assert metadata.tilt_angles[[0, 15, 20]].tolist() == [-45.01, -0.01, 14.99]
     np.testing.assert_allclose(metadata.axis_angle, 83.94)
     assert metadata.exposure[[0, 15]].tolist() == [116.1, 0]
     assert metadata.order[[0, 15, 16]].tolist() == [20, 0, 1]

@@ -281,7 +281,7 @@ def test_metadata_beside_the_stack(tmp_path: Path) -> None:
         (
             "a.xml",
             _xml(
-                ANGLES,
+                [-angle for angle in ANGLES],
                 AxisAngle=[0] * 5,
                 AxisOffsetX=[2.17 * i for i in range(5)],
                 AxisOffsetY=[-2.17 * i for i in range(5)],
@@ -315,15 +315,32 @@ def test_files_beside_each_other_add_up(tmp_path: Path) -> None:
 
 
 def test_files_of_other_tilts_do_not(tmp_path: Path) -> None:
-    """An .mdoc whose angles are others', or that cannot be read, is left alone; the latter with a warning."""
+    """An .mdoc of other tilts, or that cannot be read, is left alone, with a warning that says why."""
     stack = _stack(tmp_path / "a.mrc")
     (tmp_path / "a.tlt").write_text(TABLE)
-    other = mdoc(sorted(ANGLES)).replace("Magnification = 64000", "ExposureDose = 3")
-    (tmp_path / "a.mdoc").write_text(other)
-    assert TiltSeries.read(stack).metadata.exposure is None
+    (tmp_path / "a.mdoc").write_text(mdoc([30, 40, 50, 60, 80]).replace("Magnification = 64000", "ExposureDose = 3"))
+    with pytest.warns(UserWarning, match="a.mdoc: not used beside .*a.tlt: .*got others: 30, 40, 50, 60, ..."):
+        series = TiltSeries.read(stack)
+    assert series.metadata.exposure is None
     (tmp_path / "a.mdoc").write_text("nothing")
     with pytest.warns(UserWarning, match="a.mdoc: not used beside .*a.tlt: .*expected an .mdoc with a TiltAngle"):
         _assert_sorted(TiltSeries.read(stack))
+
+
+def test_files_of_another_order(tmp_path: Path) -> None:
+    """An .mdoc in the order of acquisition and angles in the stack's order are matched by angle, however given."""
+    stack = _stack(tmp_path / "a.mrc")
+    (tmp_path / "a.tlt").write_text(TABLE)
+    acquired = [0.0, 3.0, -3.0, -6.0, 6.0]
+    (tmp_path / "a.mdoc").write_text(mdoc(acquired).replace("Magnification = 64000", "ExposureDose = 3"))
+    expected = [3.0 * acquired.index(angle) for angle in sorted(ANGLES)]
+    files = [tmp_path / "a.tlt", tmp_path / "a.mdoc"]
+    for given_ in ({}, {"metadata": files}, {"metadata": files[1], "tilt_angles": files[0]}):
+        series = TiltSeries.read(stack, **given_)
+        _assert_sorted(series)
+        assert series.metadata.exposure.tolist() == expected
+    by_hand = TiltSeries.read(stack, metadata=files[1], tilt_angles=ANGLES)
+    assert by_hand.metadata.exposure.tolist() == expected
 
 
 def test_files_of_other_programs(tmp_path: Path) -> None:
@@ -374,7 +391,9 @@ def test_dark_frames(tmp_path: Path) -> None:
 
 def test_unused_tilts_of_warp(tmp_path: Path) -> None:
     """Tilts that Warp does not use are left out."""
-    (tmp_path / "a.xml").write_text(_xml(ANGLES, UseTilt=["True", "False", "True", "True", "True"]))
+    (tmp_path / "a.xml").write_text(
+        _xml([-angle for angle in ANGLES], UseTilt=["True", "False", "True", "True", "True"])
+    )
     series = TiltSeries.read(_stack(tmp_path / "a.mrc"))
     assert series.tilt_angles.tolist() == [-6, 0, 3, 6]
     assert series.tilts[:, 0, 0].tolist() == [4, 2, 0, 3]
