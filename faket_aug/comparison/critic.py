@@ -17,7 +17,7 @@ from faket_aug._checks import FileFormatError
 from faket_aug.comparison.experiment import Experiment, Report
 from faket_aug.comparison.summary import Estimate, estimate
 from faket_aug.formats._atomic import write_text
-from faket_aug.picking.training import load_weights
+from faket_aug.picking.checkpoints import load_weights
 from faket_aug.specimens.grandmodel import GrandModel
 
 #: The row of the measured tomograms themselves.

@@ -26,6 +26,7 @@ from faket_aug.data.labelled import LabelledTomogram
 from faket_aug.formats._atomic import write_text
 from faket_aug.geometry import joint_angles
 from faket_aug.microscope.noise import NoiseModel
+from faket_aug.picking.checkpoints import BEST, CHECKPOINT, load_weights
 from faket_aug.picking.clustering import Picks, pick
 from faket_aug.picking.history import TrainingHistory
 from faket_aug.picking.inference import segment
@@ -33,7 +34,7 @@ from faket_aug.picking.losses import tversky_loss
 from faket_aug.picking.network import DeepFinderNet
 from faket_aug.picking.scoring import ShrecScore, choose_min_sizes, evaluate_shrec
 from faket_aug.picking.settings import TrainingSettings
-from faket_aug.picking.training import BEST, CHECKPOINT, fit, load_weights
+from faket_aug.picking.training import fit
 from faket_aug.simulation.simulator import FakETSimulator
 from faket_aug.simulation.step_size import choose_step_size, split_series
 from faket_aug.specimens.grandmodel import GrandModel

@@ -3,12 +3,14 @@
 Nothing else in the package needs this part. Any network for volumes can be trained on a `FakETDataset`.
 """
 
+from faket_aug.picking.checkpoints import load_weights
 from faket_aug.picking.clustering import Picks, pick
 from faket_aug.picking.files import write_picks
 from faket_aug.picking.history import TrainingHistory
 from faket_aug.picking.inference import segment
 from faket_aug.picking.losses import tversky_loss
 from faket_aug.picking.network import DeepFinderNet
+from faket_aug.picking.preparation import Preparation
 from faket_aug.picking.ranks import RankError, distributed_job
 from faket_aug.picking.scoring import (
     SHREC_CHALLENGE_SKIP,
@@ -19,13 +21,14 @@ from faket_aug.picking.scoring import (
     f_beta_score,
 )
 from faket_aug.picking.settings import TrainingSettings
-from faket_aug.picking.training import fit, load_weights
+from faket_aug.picking.training import fit
 
 __all__ = [
     "SHREC_CHALLENGE_SKIP",
     "ClassScore",
     "DeepFinderNet",
     "Picks",
+    "Preparation",
     "RankError",
     "ShrecScore",
     "TrainingHistory",

@@ -12,14 +12,17 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from faket_aug._checks import check_choice, check_count, check_finite, check_ndim
-from faket_aug.data.patches import as_size, normalize
+from faket_aug.data.patches import as_size
 from faket_aug.picking.network import SIZE_MULTIPLE
 from faket_aug.picking.precision import PRECISIONS, autocast
+from faket_aug.picking.preparation import LocalNormalization, Preparation
 
 BLENDS = ("crop", "linear")
 TILE_SIZE = 96
 #: Voxels that neighbouring tiles share; DeepFinder's network sees about 32 voxels to each side.
 OVERLAP = 32
+#: Side of the patches that networks of unknown training are taken to have seen; as published.
+DEFAULT_WINDOW = 56
 #: Voxel sizes that differ by less, relatively, are the same to a network.
 _SAME_VOXEL_SIZE = 0.02
 
@@ -43,6 +46,7 @@ def segment(
     precision: str = "float32",
     device: torch.device | str | None = None,
     normalized: bool = False,
+    preparation: Preparation | None = None,
     voxel_size: float | None = None,
 ) -> Tensor:
     """Segment a tomogram: give each voxel its class, tile by tile.
@@ -70,7 +74,12 @@ def segment(
     device
         Where the tiles are computed; by default where the network is.
     normalized
-        Whether the tomogram already has mean 0 and standard deviation 1. If not, the whole tomogram is normalized.
+        Whether the tomogram's values are what the network is to see. Otherwise the tomogram is prepared as the patches
+        of the training were, see `preparation`. Voxels that were never measured (constant regions), and those with
+        values that training never held (gold beads), then become background.
+    preparation
+        How the patches of the training were prepared. `fit` and `load_weights` leave it with the network; for other
+        networks it is that of patches of 56³ voxels, each of mean 0 and standard deviation 1.
     voxel_size
         Voxel size of the tomogram in Å. It is compared with the one that the network was trained on, if both are known.
 
@@ -101,9 +110,7 @@ def segment(
     _warn_of_voxel_size(network, voxel_size)
     own = next((parameter.device for parameter in network.parameters()), torch.device("cpu"))
     place = own if device is None else torch.device(device)
-    image = tomogram.to(torch.float32)
-    image = image if normalized else normalize(image)
-    padded = _padded(image)
+    padded = _Image.of(tomogram.to(torch.float32), None if normalized else _preparation(network, preparation))
     spans = [_spans(n, side, overlap) for n, side in zip(padded.shape, size, strict=True)]
     run = _crop if blend == "crop" else _linear
     training = network.training
@@ -114,7 +121,8 @@ def segment(
     finally:
         network.train(training).to(own)
     z, y, x = tomogram.shape
-    return labels[:z, :y, :x].contiguous()
+    labels = labels[:z, :y, :x].contiguous()
+    return labels if padded.local is None else labels * padded.local.seen
 
 
 def check_tiles(size: Sequence[int], overlap: int, shape: Sequence[int] = (2**31,) * 3) -> None:
@@ -142,12 +150,35 @@ def _warn_of_voxel_size(network: nn.Module, voxel_size: float | None) -> None:
         )
 
 
-def _padded(image: Tensor) -> Tensor:
-    """Repeat the border up to the next multiple of 4 along each axis."""
-    extra = [(-n) % SIZE_MULTIPLE for n in image.shape]
-    if not any(extra):
-        return image
-    return functional.pad(image[None, None], (0, extra[2], 0, extra[1], 0, extra[0]), mode="replicate")[0, 0]
+def _preparation(network: nn.Module, given: Preparation | None) -> Preparation:
+    found = getattr(network, "preparation", None) if given is None else given
+    return found if isinstance(found, Preparation) else Preparation(patch_size=(DEFAULT_WINDOW,) * 3)
+
+
+class _Image:
+    """A tomogram as the network sees it, tile by tile, its border repeated up to the next multiple of 4."""
+
+    def __init__(self, tomogram: Tensor, local: LocalNormalization | None) -> None:
+        self.tomogram, self.local = tomogram, local
+        self.shape = tuple(n + (-n) % SIZE_MULTIPLE for n in tomogram.shape)
+        self.device = tomogram.device
+
+    @classmethod
+    def of(cls, tomogram: Tensor, preparation: Preparation | None) -> _Image:
+        """Prepare a tomogram as a training's patches were, or leave it as it is."""
+        if preparation is None or not preparation.normalized:
+            return cls(tomogram, None)
+        return cls(tomogram, LocalNormalization(tomogram, preparation.patch_size, extremes=preparation.extremes))
+
+    def tile(self, spans: Sequence[_Span]) -> Tensor:
+        """Return a tile `(z, y, x)`."""
+        pairs = list(zip(spans, self.tomogram.shape, strict=True))
+        box = tuple(slice(span.start, min(span.stop, n)) for span, n in pairs)
+        values = self.tomogram[box] if self.local is None else self.local.tile(box)
+        extra = [span.stop - part.stop for span, part in zip(spans, box, strict=True)]
+        if not any(extra):
+            return values
+        return functional.pad(values[None, None], (0, extra[2], 0, extra[1], 0, extra[0]), mode="replicate")[0, 0]
 
 
 def _spans(length: int, tile: int, overlap: int) -> list[_Span]:
@@ -161,15 +192,14 @@ def _spans(length: int, tile: int, overlap: int) -> list[_Span]:
     return [_Span(s, s + tile, a, b) for s, a, b in zip(starts, seams[:-1], seams[1:], strict=True)]
 
 
-def _logits(network: nn.Module, padded: Tensor, spans: Sequence[_Span], device: torch.device) -> Tensor:
-    box = tuple(slice(span.start, span.stop) for span in spans)
-    logits: Tensor = network(padded[box][None, None].to(device))[0]  # (class, z, y, x)
+def _logits(network: nn.Module, padded: _Image, spans: Sequence[_Span], device: torch.device) -> Tensor:
+    logits: Tensor = network(padded.tile(spans)[None, None].to(device))[0]  # (class, z, y, x)
     if logits.shape[0] > 256:
         raise ValueError(f"expected a network of at most 256 classes, got {logits.shape[0]}")
     return logits
 
 
-def _crop(network: nn.Module, padded: Tensor, spans: Sequence[list[_Span]], device: torch.device) -> Tensor:
+def _crop(network: nn.Module, padded: _Image, spans: Sequence[list[_Span]], device: torch.device) -> Tensor:
     labels = torch.zeros(padded.shape, dtype=torch.uint8, device=padded.device)
     for tile in product(*spans):
         inner = tuple(slice(span.first - span.start, span.last - span.start) for span in tile)
@@ -179,7 +209,7 @@ def _crop(network: nn.Module, padded: Tensor, spans: Sequence[list[_Span]], devi
     return labels
 
 
-def _linear(network: nn.Module, padded: Tensor, spans: Sequence[list[_Span]], device: torch.device) -> Tensor:
+def _linear(network: nn.Module, padded: _Image, spans: Sequence[list[_Span]], device: torch.device) -> Tensor:
     """Sum up weighted probabilities over a slab, along z; what no later tile sees is decided and dropped."""
     labels = torch.zeros(padded.shape, dtype=torch.uint8, device=padded.device)
     slab: Tensor | None = None

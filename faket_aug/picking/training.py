@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import json
 import math
-import warnings
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,19 +16,26 @@ from torch.utils.data import DataLoader
 
 from faket_aug._checks import check_choice
 from faket_aug.data.dataset import PatchDataset
-from faket_aug.formats._atomic import atomic_path, make_writable_folder
+from faket_aug.formats._atomic import make_writable_folder
+from faket_aug.picking.checkpoints import (
+    BEST,
+    CHECKPOINT,
+    PREVIOUS,
+    load_plain_weights,
+    plain_weights,
+    read_checkpoint,
+    remove_checkpoints,
+    set_preparation,
+    write_checkpoint,
+    write_state,
+)
 from faket_aug.picking.history import TrainingHistory
 from faket_aug.picking.logs import LOGS, TrainingLog, progress_bar
 from faket_aug.picking.losses import tversky_loss
 from faket_aug.picking.precision import autocast
+from faket_aug.picking.preparation import Preparation
 from faket_aug.picking.ranks import Ranks
 from faket_aug.picking.settings import TrainingSettings
-
-_FORMAT = 3
-CHECKPOINT = "checkpoint.pt"
-#: Of DeepFinderNet: the voxel size that it is trained on.
-_VOXEL_SIZE = "_voxel_size"
-BEST = "best.pt"
 
 Batch = Mapping[str, Any]
 #: Takes the network, in evaluation mode, and gives a number: the lower, the better.
@@ -115,7 +121,7 @@ def fit(
     place = next(network.parameters()).device if device is None else torch.device(device)
     network.to(place).train()
     own = _as_json({**asdict(settings), **(depends_on or {})})
-    run = _Run(network, loader, settings, own, folder / CHECKPOINT, Ranks(place))
+    run = _Run(network, loader, settings, own, folder, Ranks(place))
     run.begin(resume)
     writes, done = run.ranks.rank == 0, len(run.history.losses)
     with (
@@ -141,51 +147,6 @@ def fit(
     return run.history
 
 
-def load_weights(network: nn.Module, path: str | Path) -> None:
-    """Load the weights of a checkpoint (`checkpoint.pt` or `best.pt`) into a network, to use or to fine-tune it.
-
-    A network that was made for a voxel size keeps this voxel size.
-
-    Raises
-    ------
-    FileNotFoundError, ValueError
-        If there is no such file, it is damaged, or it holds the weights of another network. The message names another
-        number of classes.
-
-    Warns
-    -----
-    UserWarning
-        If the weights were trained on another voxel size than the network is for.
-    """
-    path = Path(path)
-    state = _read(path)["model"]
-    _check_weights(network, state, path)
-    trained, own = (float(one.get(_VOXEL_SIZE, torch.zeros(()))) for one in (state, network.state_dict()))
-    if own and trained and own != trained:
-        warnings.warn(
-            f"{path}: the weights were trained on voxels of {trained:g} Å, the network is for {own:g} Å", stacklevel=2
-        )
-    if own:
-        state = state | {_VOXEL_SIZE: network.state_dict()[_VOXEL_SIZE]}
-    network.load_state_dict(state)
-
-
-def _check_weights(network: nn.Module, state: Mapping[str, Tensor], path: Path) -> None:
-    own = network.state_dict()
-    other = [name for name in own if name in state and state[name].shape != own[name].shape]
-    head = next((name for name in reversed(own) if own[name].ndim), "")
-    saved, wanted = (len(weights[head]) if head in weights else 0 for weights in (state, own))
-    if other and set(state) == set(own) and saved != wanted:
-        raise ValueError(
-            f"{path}: expected weights of a network with {wanted} classes, got {saved}; make the network with "
-            f"`classes={saved}`"
-        )
-    if other or set(state) != set(own):
-        raise ValueError(
-            f"{path}: expected weights of a {type(network).__name__} of these widths, got another network's"
-        )
-
-
 class _Run:
     """One training: what a checkpoint holds, and how a step is taken."""
 
@@ -195,14 +156,17 @@ class _Run:
         loader: DataLoader[Any],
         settings: TrainingSettings,
         own: Mapping[str, Any],
-        path: Path,
+        folder: Path,
         ranks: Ranks,
     ) -> None:
-        self.network, self.loader, self.settings, self.own, self.path = network, loader, settings, own, path
+        self.network, self.loader, self.settings, self.own, self.folder = network, loader, settings, own, folder
         self.ranks = ranks
         self.optimizer = torch.optim.Adam(network.parameters(), lr=settings.learning_rate)
         self.history = TrainingHistory(losses=[], validations=[])
         self.best_model: dict[str, Tensor] | None = None
+        self.preparation: Preparation | None = None
+        #: The lowest and the highest value of the images so far, where they are.
+        self.extremes: tuple[Tensor, Tensor] | None = None
         self.epoch = 0
         #: Batches taken since this pass of the loader began, and how many to read past at its beginning.
         self.taken = self.skip = 0
@@ -216,14 +180,13 @@ class _Run:
 
     def begin(self, resume: bool | None) -> None:
         """Load the checkpoint, by default where there is one; rank 0 reads it for all."""
-        wanted = self.path.exists() if resume is None else resume
-        state = self.ranks.tell(lambda: _read(self.path) if wanted else None)
+        wanted = (self.folder / CHECKPOINT).exists() or (self.folder / PREVIOUS).exists() if resume is None else resume
+        state = self.ranks.tell(lambda: read_checkpoint(self.folder) if wanted else None)
         if state is not None:
             self.load(state)
         elif self.ranks.rank == 0:
             # What an earlier training left does not belong to this one.
-            for name in (CHECKPOINT, BEST):
-                self.path.with_name(name).unlink(missing_ok=True)
+            remove_checkpoints(self.folder)
         self.ranks.spread([*self.network.parameters(), *self.network.buffers()])
 
     def batches(self) -> Iterator[tuple[Batch | None, int]]:
@@ -258,6 +221,7 @@ class _Run:
         self.optimizer.zero_grad(set_to_none=True)
         loss = torch.zeros((), device=place)
         if batch is not None:
+            self._look_at(batch)
             on_gpu = place.type == "cuda"
             loss = self._loss(*(batch[name].to(place, non_blocking=on_gpu) for name in ("image", "label")))
             loss.backward()  # type: ignore[no-untyped-call]
@@ -270,6 +234,27 @@ class _Run:
             )
         self.history.losses.append(value)
         return value
+
+    def _look_at(self, batch: Batch) -> None:
+        """Keep in mind how the patches are prepared, and how far their values reach; only the first look waits."""
+        images: Tensor = batch["image"]
+        if self.preparation is None:
+            self.preparation = Preparation.of(batch)
+            set_preparation(self.network, self.preparation)
+        low, high = torch.aminmax(images.detach())
+        if self.extremes is not None:
+            low, high = torch.minimum(low, self.extremes[0]), torch.maximum(high, self.extremes[1])
+        self.extremes = low, high
+
+    def _prepared(self) -> Preparation | None:
+        """How the patches were prepared, with the extremes so far."""
+        if self.preparation is None or self.extremes is None:
+            return self.preparation
+        low, high = (float(value) for value in self.extremes)
+        before = self.preparation.extremes
+        self.preparation = replace(self.preparation, extremes=(min(low, before[0]), max(high, before[1])))
+        set_preparation(self.network, self.preparation)
+        return self.preparation
 
     def _loss(self, images: Tensor, labels: Tensor) -> Tensor:
         with autocast(images.device, self.settings.precision):
@@ -301,27 +286,33 @@ class _Run:
     # Checkpoints -----------------------------------------------------------------------------------------------------
 
     def save(self) -> None:
-        positions = self.ranks.gather(self._position())
+        positions, preparation = self.ranks.gather(self._position()), self._prepared()
         if self.ranks.rank:
             return
         state = {
-            "format": _FORMAT,
             "settings": dict(self.own),
             "epoch": self.epoch,
             "positions": positions,
-            "model": self.network.state_dict(),
+            "model": plain_weights(self.network.state_dict()),
             "best_model": self.best_model,
+            "preparation": None if preparation is None else preparation.to_dict(),
             "optimizer": self.optimizer.state_dict(),
             **asdict(self.history),
         }
-        _write(self.path, state)
+        write_checkpoint(self.folder, state)
         self._write_best()
 
     def _write_best(self) -> None:
         """Write the best weights for use; the checkpoint holds them, too, so that both always belong together."""
         if self.best_model is not None and self.ranks.rank == 0:
-            state = {"format": _FORMAT, "settings": dict(self.own), "model": self.best_model}
-            _write(self.path.with_name(BEST), state | {"step": (self.history.best or (0, 0.0))[0]})
+            preparation = self._prepared()
+            state = {
+                "settings": dict(self.own),
+                "model": plain_weights(self.best_model),
+                "preparation": None if preparation is None else preparation.to_dict(),
+                "step": (self.history.best or (0, 0.0))[0],
+            }
+            write_state(self.folder / BEST, state)
 
     def load(self, state: Mapping[str, Any]) -> None:
         saved = state["settings"]
@@ -331,17 +322,19 @@ class _Run:
         if other:
             listed = ", ".join(f"{n} (was {saved.get(n)!s:.60}, is {self.own.get(n)!s:.60})" for n in other)
             raise ValueError(
-                f"{self.path}: expected a checkpoint of the same settings, got other {listed}; set `output` to another "
+                f"{self.folder / CHECKPOINT}: expected a checkpoint of the same settings, got other {listed}; set `output` to another "
                 "folder, or `resume=False`"
             )
         ranks = len(state["positions"])
         if ranks != self.ranks.world:
             raise ValueError(
-                f"{self.path}: expected a checkpoint of a run of {self.ranks.world} processes, got one of {ranks}; "
-                "start as many (`torchrun --nproc-per-node`)"
+                f"{self.folder / CHECKPOINT}: expected a checkpoint of a run of {self.ranks.world} processes, got one "
+                f"of {ranks}; start as many (`torchrun --nproc-per-node`)"
             )
-        _check_weights(self.network, state["model"], self.path)
-        self.network.load_state_dict(state["model"])
+        load_plain_weights(self.network, state["model"], self.folder / CHECKPOINT)
+        if state.get("preparation") is not None:
+            self.preparation = Preparation(**state["preparation"])
+            set_preparation(self.network, self.preparation)
         self.optimizer.load_state_dict(state["optimizer"])
         self.history = TrainingHistory.from_state(state)
         self.best_model = state["best_model"]
@@ -384,24 +377,3 @@ def _as_json(settings: Mapping[str, Any]) -> dict[str, Any]:
     except TypeError as error:
         raise TypeError(f"expected `depends_on` of JSON types, got {error}") from error
     return plain
-
-
-def _write(path: Path, state: Mapping[str, Any]) -> None:
-    with atomic_path(path) as temporary:
-        torch.save(dict(state), temporary)
-
-
-def _read(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        raise FileNotFoundError(f"expected a checkpoint, found none at {path}; set `resume=False` to begin anew")
-    try:
-        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-        known = state["format"] == _FORMAT
-    except Exception as error:
-        raise ValueError(
-            f"{path}: expected a checkpoint, got another or a damaged file ({type(error).__name__}); remove it, or set "
-            "`resume=False`"
-        ) from error
-    if not known:
-        raise ValueError(f"{path}: expected a checkpoint of format {_FORMAT}, got {state['format']!r}")
-    return state

@@ -41,8 +41,8 @@ from faket_aug.comparison.summary import (
     summed_confusion,
 )
 from faket_aug.formats.mrc import write_mrc
+from faket_aug.picking.checkpoints import load_weights
 from faket_aug.picking.losses import tversky_loss
-from faket_aug.picking.training import load_weights
 from tests._helpers import ANGLES, correlation, generator, narrow_state, specimen, write_shrec
 
 pytestmark = [

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor, nn
 
 from faket_aug.picking import DeepFinderNet
-from faket_aug.picking.inference import _spans, segment
+from faket_aug.picking.inference import DEFAULT_WINDOW, _spans, segment
+from faket_aug.picking.preparation import LocalNormalization, Preparation
 from tests._helpers import generator
 
 SHAPE = (20, 44, 53)
@@ -88,12 +91,40 @@ def test_memory_is_the_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
     assert {tuple(seen.shape[1:]) for seen in net.seen} == {(16, 16, 16)}
 
 
-def test_normalizes_the_whole_and_keeps_the_mode() -> None:
+def test_prepares_the_tomogram_and_keeps_the_mode() -> None:
+    """The unit of the gray values makes no difference; a tomogram that is prepared already is taken as it is."""
     net, image = _small_net().train(), _tomogram()
     expected = segment(net, image * 7 + 100, tile_size=16, overlap=8)
-    found = segment(net, (image - image.mean()) / image.std(correction=0), tile_size=16, overlap=8, normalized=True)
+    assert (segment(net, image, tile_size=16, overlap=8) == expected).float().mean() > 0.999
+    whole = [slice(0, n) for n in image.shape]
+    prepared = LocalNormalization(image, (DEFAULT_WINDOW,) * 3).tile(whole)
+    found = segment(net, prepared, tile_size=16, overlap=8, normalized=True)
     assert (expected == found).float().mean() > 0.999
     assert net.training
+
+
+def test_what_lies_around_a_tomogram_makes_no_difference() -> None:
+    """Zeros around a tomogram are background, and change nothing within it."""
+    net, image = _small_net(), _tomogram()
+    preparation = Preparation(patch_size=(16, 16, 16))
+    larger = torch.zeros([n + 32 for n in image.shape])
+    inner = tuple(slice(16, 16 + n) for n in image.shape)
+    larger[inner] = image + 50
+    settings: dict[str, Any] = {"tile_size": 24, "overlap": 16, "preparation": preparation}
+    found = segment(net, larger, **settings)
+    # The network sees zeros where it saw the tomogram's border before, so only what is further in is compared.
+    core = tuple(slice(8, n - 8) for n in image.shape)
+    assert (found[inner][core] == segment(net, image, **settings)[core]).float().mean() > 0.99
+    found[inner] = 0
+    assert not bool(found.any())
+
+
+def test_unprepared_patches() -> None:
+    """A network that was trained on patches as they are sees the tomogram as it is."""
+    net, image = _small_net(), _tomogram() * 3 + 1
+    plain = Preparation(patch_size=(16, 16, 16), normalized=False)
+    found = segment(net, image, tile_size=16, overlap=8, preparation=plain)
+    assert torch.equal(found, segment(net, image, tile_size=16, overlap=8, normalized=True))
 
 
 def test_bfloat16_agrees_mostly() -> None:

@@ -225,7 +225,7 @@ def test_tensorboard(tmp_path: Path) -> None:
 
 def test_no_log(tmp_path: Path) -> None:
     fit(_network(), _loader(), tmp_path, settings=TrainingSettings(**SETTINGS), log="none")
-    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint.pt"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint.previous.pt", "checkpoint.pt"]
 
 
 def test_bfloat16(tmp_path: Path) -> None:

@@ -1,0 +1,176 @@
+"""Checkpoints of a training: written whole, checked for damage when read, with the one before kept in reserve."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import warnings
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from faket_aug.formats._atomic import atomic_path
+from faket_aug.picking.preparation import Preparation
+
+#: 3: without the patches' preparation (0.1.0).
+_FORMATS = (3, 4)
+CHECKPOINT = "checkpoint.pt"
+BEST = "best.pt"
+#: The checkpoint before the last one, for the case that the last one is damaged.
+PREVIOUS = "checkpoint.previous.pt"
+#: Of DeepFinderNet: the voxel size that it is trained on.
+_VOXEL_SIZE = "_voxel_size"
+#: What `torch.compile` puts before the names of a network's weights.
+_COMPILED = "_orig_mod."
+
+
+def write_state(path: Path, state: Mapping[str, Any]) -> None:
+    """Write a state so that it is either whole or not there."""
+    with atomic_path(path) as temporary:
+        torch.save({"format": _FORMATS[-1], **state}, temporary)
+
+
+def write_checkpoint(folder: Path, state: Mapping[str, Any]) -> None:
+    """Write `checkpoint.pt`, and keep the one that was there as `checkpoint.previous.pt`."""
+    path = folder / CHECKPOINT
+    if path.exists():
+        with atomic_path(folder / PREVIOUS) as temporary:
+            temporary.unlink()
+            try:
+                # Both names stand for one file, until the new checkpoint takes the first: it is there at any moment.
+                os.link(path, temporary)
+            except OSError:
+                shutil.copyfile(path, temporary)
+    write_state(path, state)
+
+
+def read_state(path: Path) -> dict[str, Any]:
+    """Read a checkpoint or weights.
+
+    Raises
+    ------
+    FileNotFoundError, ValueError
+        If there is no such file, it is damaged, or something else; the message names it.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"expected a checkpoint, found none at {path}; set `resume=False` to begin anew")
+    try:
+        with zipfile.ZipFile(path) as archive:
+            damaged = archive.testzip()
+        if damaged is not None:
+            raise ValueError(f"its part {damaged} has another checksum")
+        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+        known = state["format"] in _FORMATS
+    except Exception as error:
+        raise ValueError(
+            f"{path}: expected a checkpoint, got another or a damaged file ({type(error).__name__}); remove it, or set "
+            "`resume=False`"
+        ) from error
+    if not known:
+        raise ValueError(f"{path}: expected a checkpoint of format {_FORMATS[-1]}, got {state['format']!r}")
+    return state
+
+
+def read_checkpoint(folder: Path) -> dict[str, Any]:
+    """Read `checkpoint.pt`; if it is damaged, the one before it, with a warning.
+
+    Raises
+    ------
+    FileNotFoundError, ValueError
+        If there is none that can be read.
+    """
+    path, before = folder / CHECKPOINT, folder / PREVIOUS
+    try:
+        return read_state(path)
+    except ValueError as error:
+        if not before.is_file():
+            raise
+        try:
+            state = read_state(before)
+        except ValueError:
+            raise error from None
+        warnings.warn(f"{error}; the training goes on from {before.name}", stacklevel=4)
+        return state
+
+
+def remove_checkpoints(folder: Path) -> None:
+    """Remove what an earlier training left in a folder."""
+    for name in (CHECKPOINT, PREVIOUS, BEST):
+        (folder / name).unlink(missing_ok=True)
+
+
+def load_weights(network: nn.Module, path: str | Path) -> None:
+    """Load the weights of a checkpoint (`checkpoint.pt` or `best.pt`) into a network, to use or to fine-tune it.
+
+    A network that was made for a voxel size keeps this voxel size. `segment` then prepares tomograms as the training's
+    patches were prepared.
+
+    Raises
+    ------
+    FileNotFoundError, ValueError
+        If there is no such file, it is damaged, or it holds the weights of another network. The message names another
+        number of classes.
+
+    Warns
+    -----
+    UserWarning
+        If the weights were trained on voxels of another size than the network is for.
+    """
+    path = Path(path)
+    saved = read_state(path)
+    state = plain_weights(saved["model"])
+    trained, own = (
+        float(one.get(_VOXEL_SIZE, torch.zeros(()))) for one in (state, plain_weights(network.state_dict()))
+    )
+    if own and trained and own != trained:
+        warnings.warn(
+            f"{path}: the weights were trained on voxels of {trained:g} Å, the network is for {own:g} Å", stacklevel=2
+        )
+    if own:
+        state[_VOXEL_SIZE] = plain_weights(network.state_dict())[_VOXEL_SIZE]
+    load_plain_weights(network, state, path)
+    if saved.get("preparation") is not None:
+        set_preparation(network, Preparation(**saved["preparation"]))
+
+
+def set_preparation(network: nn.Module, preparation: Preparation | None) -> None:
+    """Tell a network how the patches that it was trained on were prepared; `segment` asks for it."""
+    network.__dict__["preparation"] = preparation
+
+
+def plain_weights(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return weights by the names of the network itself, also those of one that `torch.compile` had compiled."""
+    return {name.removeprefix(_COMPILED): value for name, value in state.items()}
+
+
+def load_plain_weights(network: nn.Module, weights: Mapping[str, Tensor], path: Path) -> None:
+    """Load weights by the names of the network itself, also into one that is compiled.
+
+    Raises
+    ------
+    ValueError
+        If they are another network's, or not finite; the message names the file.
+    """
+    own, state = network.state_dict(), plain_weights(weights)
+    _check_weights(type(network).__name__, plain_weights(own), state, path)
+    network.load_state_dict({name: state[name.removeprefix(_COMPILED)] for name in own})
+
+
+def _check_weights(kind: str, own: Mapping[str, Tensor], state: Mapping[str, Tensor], path: Path) -> None:
+    other = [name for name in own if name in state and state[name].shape != own[name].shape]
+    head = next((name for name in reversed(list(own)) if own[name].ndim), "")
+    saved, wanted = (len(weights[head]) if head in weights else 0 for weights in (state, own))
+    if other and set(state) == set(own) and saved != wanted:
+        raise ValueError(
+            f"{path}: expected weights of a network with {wanted} classes, got {saved}; make the network with "
+            f"`classes={saved}`"
+        )
+    if other or set(state) != set(own):
+        raise ValueError(f"{path}: expected weights of a {kind} of these widths, got another network's")
+    wrong = [name for name, value in state.items() if not bool(torch.isfinite(value).all())]
+    if wrong:
+        raise ValueError(f"{path}: expected finite weights, got NaN or infinite ones in {wrong[0]}; train again")
