@@ -42,6 +42,9 @@ LONG_MODULES = {
     "simulation.simulator": "all settings of a simulator, and the trip of a specimen",
     "comparison.experiment": "an arm from its data to its score, stage by stage",
     "formats.copick": "one format, read and written",
+    "formats.star": "one format, read and written, in its four versions",
+    "formats.structures": "atoms of two formats, with what they leave out",
+    "formats.tilt_metadata": "one record, and how records of several files are joined",
     "generation.templates": "one class, made from maps and from atomic structures, of one file or of many",
     "microscope.noise": "the kinds of noise, and the docstrings of their three fits",
 }

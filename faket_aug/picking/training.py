@@ -322,8 +322,8 @@ class _Run:
         if other:
             listed = ", ".join(f"{n} (was {saved.get(n)!s:.60}, is {self.own.get(n)!s:.60})" for n in other)
             raise ValueError(
-                f"{self.folder / CHECKPOINT}: expected a checkpoint of the same settings, got other {listed}; set `output` to another "
-                "folder, or `resume=False`"
+                f"{self.folder / CHECKPOINT}: expected a checkpoint of the same settings, got other {listed}; set "
+                "`output` to another folder, or `resume=False`"
             )
         ranks = len(state["positions"])
         if ranks != self.ranks.world:
