@@ -58,20 +58,18 @@ def fit(
 ) -> TrainingHistory:
     """Train a network on batches with `image` `(n, 1, z, y, x)` and `label` `(n, z, y, x)`.
 
-    In a job of `torch.distributed` (see `distributed_job`) every rank calls this function with its own loader. All
-    ranks begin with the weights of rank 0. The gradients are averaged over the ranks that have a batch. Rank 0 writes
-    the files.
+    In a job of `torch.distributed` (see `distributed_job`) every rank calls this with its own loader. All begin
+    with rank 0's weights. Gradients are averaged over the ranks that have a batch. Rank 0 writes the files.
 
     Parameters
     ----------
     network
         Takes images and gives logits `(n, class, z, y, x)`. It is trained in place.
     loader
-        A `DataLoader` over a `FakETDataset`, `LabelledPatches`, `MixedPatches`, or anything that gives such batches. If
-        its dataset has `set_epoch`, this is called before each epoch.
+        Over a dataset of this package, or anything that gives such batches. If its dataset has `set_epoch`, this is
+        called before each epoch.
     output
-        A folder, made if it is missing. It receives `checkpoint.pt`, `best.pt` (the weights of the best validation)
-        and the log.
+        Folder for `checkpoint.pt`, `best.pt` (the weights of the best validation) and the log; made if it is missing.
     settings
         How the network is trained.
     validation
@@ -86,8 +84,7 @@ def fit(
     device
         Where to train; by default where the network is.
     on_step
-        A function that is called after each step with the number of the step, from 1, and its loss, the mean over the
-        ranks.
+        A function of the step's number, from 1, and its loss, the mean over the ranks. It is called after each step.
     progress
         Whether to show a progress bar on standard error.
 
@@ -108,12 +105,9 @@ def fit(
     Notes
     -----
     A resumed training is exact, bit for bit on a CPU, with a `StatefulDataLoader` and with the datasets of this
-    package, also on several ranks. Any other loader is read again from the start of its epoch up to where it stood.
-    This is exact if it gives the same batches again. Random numbers that the network draws itself (dropout) are not
-    kept.
-
-    If epochs have different lengths on different ranks, a rank whose epoch has ended takes part without a batch until
-    all have ended.
+    package, also on several ranks. Any other loader is read again from the start of its epoch up to where it stood:
+    exact if it gives the same batches again. Random numbers that the network draws itself (dropout) are not kept.
+    If a rank's epoch is shorter than the others', the rank takes part without batches until all have ended.
     """
     check_choice("log", log, LOGS)
     folder = Path(output)
