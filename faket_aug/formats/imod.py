@@ -187,10 +187,10 @@ def _views_from_zero(rows: FloatArray, angles: FloatArray) -> int:
     """Tell by how much to raise the views of an early file: by 1 if that brings them to their angles."""
 
     def miss(raised: int) -> float:
-        first, last = rows[:, 0] - 1 + raised, rows[:, 1] - 1 + raised
-        if first.min() < 0 or last.max() >= len(angles):
+        places = (rows[:, :2] - 1 + raised).T.astype(np.int64)  # (end, row)
+        if places.min() < 0 or places.max() >= len(angles):
             return np.inf
-        ends = angles[np.stack([first, last]).astype(np.int64)]  # (end, row)
+        ends = angles[places]
         low, high = rows[:, 2:4].min(axis=1), rows[:, 2:4].max(axis=1)
         return float((np.clip(low - ends, 0, None) + np.clip(ends - high, 0, None)).sum())
 

@@ -205,7 +205,8 @@ def _parse(path: Path) -> Any:
         content = _unpacked(path) if path.name.endswith(".gz") else path.read_bytes()
         text = decoded(content, path, "a PDB or mmCIF file")
         if suffix in PDB_SUFFIXES:
-            return gemmi.read_pdb_string(_modern(text))
+            # Columns are counted in bytes; authors' names may be longer in these than in letters.
+            return gemmi.read_pdb_string(_modern(text.encode("ascii", "replace").decode()))
         return gemmi.make_structure_from_block(gemmi.cif.read_string(text)[0])
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise FileFormatError(
