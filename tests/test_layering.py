@@ -16,7 +16,7 @@ PACKAGE = Path(faket_aug.__file__).parent
 
 #: The floors of the house, from the ground up: a module imports only from rooms below its own, and from its own room.
 FLOORS: tuple[tuple[str, ...], ...] = (
-    ("_runtime", "_arrays", "_checks", "_deprecations", "_random", "geometry", "statistics"),
+    ("_runtime", "_arrays", "_checks", "_deprecations", "_random", "_settings", "_reading", "geometry", "statistics"),
     ("formats", "tomography"),
     ("microscope",),
     ("tilts",),
@@ -33,6 +33,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
 ON_THE_GROUND = {
     "_runtime": {"_checks"},
     "_random": {"_checks"},
+    "_reading": {"_checks", "_settings"},
     "geometry": {"_arrays"},
     "statistics": {"_checks", "_runtime"},
 }

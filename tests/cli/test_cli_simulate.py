@@ -24,12 +24,13 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from faket_aug import FakETSimulator, GrandModel, NoiseModel, SimulationRecord, TiltSeries
-from faket_aug.cli import _source, app, main
-from faket_aug.cli._options import RULES, Options
+from faket_aug.cli import app, main
+from faket_aug.cli._options import SETTINGS
 from faket_aug.cli._sets import Shard
 from faket_aug.formats.angles import write_tlt
 from faket_aug.formats.mrc import read_mrc, write_mrc
 from faket_aug.formats.star import read_particles_star
+from faket_aug.generation import recipe
 from faket_aug.simulation import saving
 from faket_aug.simulation.saving import is_whole, read_record_file
 
@@ -434,12 +435,12 @@ def test_resume_under_other_threads(
 
     options = [*generated(templates), "--resolution", 25, "--threads", 1]
     options += ["--style", _style(tmp_path), "--modality", "noisy"]
-    read, assume = _source.read_templates, NoiseModel.assume
-    monkeypatch.setattr(_source, "read_templates", inexact(read))
+    read, assume = recipe.read_templates, NoiseModel.assume
+    monkeypatch.setattr(recipe, "read_templates", inexact(read))
     monkeypatch.setattr(NoiseModel, "assume", inexact(assume))
     command("simulate", tmp_path / "set", *options)
     before, threads = content(tmp_path / "set"), torch.get_num_threads()
-    monkeypatch.setattr(_source, "read_templates", inexact(lambda *a, **k: [last_bits(one) for one in read(*a, **k)]))
+    monkeypatch.setattr(recipe, "read_templates", inexact(lambda *a, **k: [last_bits(one) for one in read(*a, **k)]))
     torch.set_num_threads(3)
     try:
         message = command("simulate", tmp_path / "set", *options, "--count", 2)
@@ -508,9 +509,8 @@ def test_settings_of_a_file(command: Command, refused: Command, templates: Path,
 def test_every_option_is_a_setting_of_a_file() -> None:
     """The command line and the file have the same names, and each is explained."""
     output = CliRunner().invoke(app, ["simulate", "--help"], env={"COLUMNS": "300"}).output
-    for name in set(RULES) - {"particles"}:
-        assert f"--{name.replace('_', '-')} " in output
-    assert set(Options.__dataclass_fields__) == set(RULES)
+    for setting in SETTINGS.values():
+        assert f"{setting.option} " in output
 
 
 def test_a_shortfall_is_told_in_a_line(
