@@ -16,7 +16,7 @@ from dataclasses import MISSING
 from pathlib import Path
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
-from faket_aug._checks import FileFormatError, check_choice
+from faket_aug._checks import FileFormatError
 from faket_aug._settings import IsPath, Part, Reads, Setting, settings_of
 
 #: Word for nothing, where a setting may be left out but its default is something.
@@ -46,9 +46,10 @@ def read_setting(setting: Setting, value: Any, called: str, places: Places = as_
         If the value does not fit; the message says what was expected.
     """
     found = read_value(setting.hint, value, called, places)
-    if setting.choices:
-        for one in found if isinstance(found, tuple) else (found,):
-            check_choice(called.strip("`"), one, (*setting.choices, *([None] * _may_be_none(setting.hint))))
+    unknown = [one for one in (found if isinstance(found, tuple) else (found,)) if one not in setting.choices]
+    if setting.choices and unknown and found is not None:
+        listed = ", ".join(repr(one) for one in setting.choices)
+        raise ValueError(f"expected {called} to be one of {listed}, got {unknown[0]!r}")
     return found
 
 
@@ -128,10 +129,11 @@ def rename(old: str, new: str, called: str) -> str:
 
 
 def _within(called: str, name: str) -> str:
-    """Name a setting of a table: `ctf.spread`, --ctf spread."""
+    """Name a setting of a table, or a member of a list: `ctf.spread`, --ctf spread, `membranes[0]`."""
     if called.startswith("--"):
         return f"{called} {name}"
-    return f"`{called.strip('`')}.{name}`" if called else f"`{name}`"
+    member = f"[{name}]" if name.isdigit() else f".{name}"
+    return f"`{called.strip('`')}{member}`" if called else f"`{name}`"
 
 
 def _read(hint: Any, value: Any, called: str, places: Places, depth: int) -> Any:
@@ -180,7 +182,7 @@ def _number(kind: type, value: Any) -> Any:
 def _annotated(hint: Any, notes: Sequence[Any], value: Any, called: str, places: Places, depth: int) -> Any:
     of = {type(note): note for note in notes}
     if Part in of:
-        return read_table(of[Part].settings, value, called, places)
+        return read_table(of[Part].settings, value, called, places, renamed=of[Part].renamed)
     if Reads in of and of[Reads].read is not None:
         try:
             found = of[Reads].read(value)
@@ -219,7 +221,7 @@ def _sequence(members: Sequence[Any], value: Any, called: str, places: Places, d
     hints = members if fixed is not None else [members[0]] * len(parts)
     if _is_table(members[0]):
         return tuple(
-            read_value(h, p, f"{called}[{i}]", places) for i, (h, p) in enumerate(zip(hints, parts, strict=True))
+            read_value(h, p, _within(called, str(i)), places) for i, (h, p) in enumerate(zip(hints, parts, strict=True))
         )
     return tuple(_read(h, part, called, places, depth + 1) for h, part in zip(hints, parts, strict=True))
 
@@ -229,11 +231,12 @@ def _made(kind: Any, value: Any, called: str, places: Places) -> Any:
     given = read_table(settings, value, called, places)
     missing = [name for name, one in settings.items() if one.default is MISSING and name not in given]
     if missing:
-        raise ValueError(f"expected {called} with {', '.join(missing)}, got {', '.join(given) or 'none'}")
+        told = ", ".join(given) or "none"
+        raise ValueError(f"expected {called or 'settings'} with {', '.join(missing)}, got {told}")
     try:
         return kind(**given)
     except ValueError as error:
-        raise ValueError(f"{called}: {error}") from error
+        raise ValueError(f"{called}: {error}" if called else str(error)) from error
 
 
 def _as_table(value: Any, *, dotted: bool) -> Mapping[Any, Any]:
@@ -271,10 +274,6 @@ def names_files(hint: Any) -> bool:
     if origin in (Union, types.UnionType):
         return any(names_files(member) for member in members)
     return isinstance(origin, type) and issubclass(origin, Sequence) and names_files(members[0])
-
-
-def _may_be_none(hint: Any) -> bool:
-    return hint is type(None) or type(None) in get_args(hint)
 
 
 # In words -------------------------------------------------------------------------------------------------------------
@@ -344,8 +343,8 @@ def expected(hint: Any) -> str:
 # Files ----------------------------------------------------------------------------------------------------------------
 
 
-def load_table(path: Path, what: str) -> dict[str, Any]:
-    """Read a file of settings: TOML where its name ends so, or else JSON.
+def load_table(path: Path, what: str, *, usual: str = "json") -> dict[str, Any]:
+    """Read a file of settings, as TOML or as JSON.
 
     Parameters
     ----------
@@ -353,6 +352,8 @@ def load_table(path: Path, what: str) -> dict[str, Any]:
         The file.
     what
         It is, for messages.
+    usual
+        `"json"` or `"toml"`, where the file's name ends with neither.
 
     Raises
     ------
@@ -361,11 +362,13 @@ def load_table(path: Path, what: str) -> dict[str, Any]:
     """
     if not path.is_file():
         raise FileNotFoundError(f"expected {what}, found none at {path}")
-    kind, read = ("TOML", tomllib.loads) if path.suffix.lower() == ".toml" else ("JSON", json.loads)
+    readers: dict[str, Callable[[str], Any]] = {"json": json.loads, "toml": tomllib.loads}
+    suffix = path.suffix.lower().lstrip(".")
+    kind = suffix if suffix in readers else usual
     try:
-        content = read(path.read_text(encoding="utf-8"))
+        content = readers[kind](path.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise FileFormatError(f"{path}: expected {kind}, got {error}") from error
+        raise FileFormatError(f"{path}: expected {kind.upper()}, got {error}") from error
     if not isinstance(content, dict):
         raise FileFormatError(f"{path}: expected settings by name, got {str(content)[:80]!r}")
     return content

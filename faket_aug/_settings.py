@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import json
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import MISSING, dataclass, replace
+from dataclasses import MISSING, dataclass, field, replace
 from typing import Any, get_type_hints
 
 # What a type says beside itself ---------------------------------------------------------------------------------------
@@ -31,6 +32,8 @@ class Part:
     """For `Annotated[dict, Part(...)]`: some settings of a class, by name, that are not put together yet."""
 
     settings: Mapping[str, Setting]
+    #: New names of old keys.
+    renamed: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,6 +71,9 @@ class Setting:
         """Its name on the command line."""
         return f"--{self.name.replace('_', '-')}"
 
+
+#: Where a dataclass's field keeps the library's setting that it stands for.
+FROM = "from_library"
 
 # From classes and functions to settings -------------------------------------------------------------------------------
 
@@ -118,6 +124,8 @@ def settings_of(
     group
         Under which heading they stand.
     """
+    own = dataclasses.fields(source) if dataclasses.is_dataclass(source) else ()
+    linked: dict[str, Setting] = {one.name: one.metadata[FROM] for one in own if FROM in one.metadata}
     hints = get_type_hints(_callable(source), include_extras=True)
     helps = [parameter_help(one) for one in (*described_by, source)]
     found = {}
@@ -132,6 +140,8 @@ def settings_of(
                 owners=((label(source), name),),
                 group=group,
             )
+            if name in linked:
+                found[name] = replace(found[name], help=linked[name].help, owners=linked[name].owners)
     return found
 
 
@@ -154,16 +164,29 @@ def setting_of(source: Any, parameter: str, *, also: Iterable[tuple[Any, str]] =
 
 
 def from_library(source: Any, parameter: str) -> Any:
-    """Make a dataclass's field whose default is the library's: `filter: str = from_library(FakETSimulator, "filter")`.
+    """Make a dataclass's field of a library's parameter: `filter: str = from_library(FakETSimulator, "filter")`.
+
+    Its default is the parameter's, and so is its help, where `settings_of` lists it.
 
     Parameters
     ----------
     source, parameter
         Whose default it is.
     """
-    own = settings_of(source)[parameter]
+    own = setting_of(source, parameter)
     assert own.default is not MISSING, f"{label(source)} has no default of {parameter}"
-    return dataclasses.field(default=own.default, metadata={"owner": (label(source), parameter)})
+    return dataclasses.field(default=own.default, metadata={FROM: own})
+
+
+def as_json(value: Any) -> Any:
+    """Turn a value into JSON types; an object with settings becomes a table of those that are not None."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return as_json({name: one for name, one in dataclasses.asdict(value).items() if one is not None})
+    if isinstance(value, Mapping):
+        return {str(name): as_json(one) for name, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [as_json(one) for one in value]
+    return json.loads(json.dumps(value))
 
 
 def label(source: Any) -> str:

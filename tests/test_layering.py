@@ -41,7 +41,6 @@ ON_THE_GROUND = {
 #: Modules of more than 400 lines, each with why it is one module.
 LONG_MODULES = {
     "simulation.simulator": "all settings of a simulator, and the trip of a specimen",
-    "comparison.experiment": "an arm from its data to its score, stage by stage",
     "formats.copick": "one format, read and written",
     "formats.star": "one format, read and written, in its four versions",
     "formats.structures": "atoms of two formats, with what they leave out",

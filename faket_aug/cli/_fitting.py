@@ -14,14 +14,16 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from faket_aug._checks import check_count
-from faket_aug.cli._options import TRANSFER, Options
+from faket_aug.cli._options import Options
 from faket_aug.cli._source import make_source
 from faket_aug.figures import save_figure, tilt_panel
 from faket_aug.formats._atomic import make_writable_folder
 from faket_aug.geometry import nearest_tilts
 from faket_aug.microscope.spectra import RINGS
-from faket_aug.simulation.fit_microscope import FittedMicroscope, common_pixel_size, fit_microscope, mean_power
+from faket_aug.simulation.fit_microscope import FittedMicroscope, fit_microscope, mean_power
+from faket_aug.simulation.plain_settings import TRANSFER
 from faket_aug.style.vgg19 import VGG19Features
+from faket_aug.tilts.optics import common_pixel_size
 from faket_aug.tilts.series import TiltSeries
 
 #: The ending of the picture.

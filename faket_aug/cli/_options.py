@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import dataclasses
-import json
 from collections.abc import Mapping, Sequence
-from dataclasses import MISSING, asdict, dataclass, replace
+from dataclasses import MISSING, dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Self
 
@@ -13,34 +11,24 @@ import numpy as np
 
 from faket_aug._checks import FileFormatError, check_count
 from faket_aug._reading import load_table, names_files, read_setting, read_table
-from faket_aug._settings import IsPath, Reads, Setting, parameter_help, setting_of, settings_of
+from faket_aug._settings import IsPath, Reads, Setting, as_json, parameter_help, setting_of, settings_of
 from faket_aug.data.dataset import FakETDataset
 from faket_aug.generation.generator import GrandModelGenerator
 from faket_aug.generation.recipe import RECIPE, as_tables
 from faket_aug.geometry import as_tilt_angles
-from faket_aug.microscope.ctf import CORRECTIONS
 from faket_aug.microscope.imperfections import Imperfections
 from faket_aug.microscope.noise import NoiseModel
+from faket_aug.simulation.plain_settings import RENAMED, TRANSFER, simulator_settings
 from faket_aug.simulation.saving import PARTICLE_WRITERS, check_formats
 from faket_aug.simulation.simulator import FakETSimulator
-from faket_aug.simulation.simulator_settings import MODALITIES
 from faket_aug.simulation.tomogram import SimulatedTomogram
 from faket_aug.specimens.readers import read_specimens
 from faket_aug.style.bank import StyleBank
 from faket_aug.style.pooling import MODES as POOLINGS
-from faket_aug.style.transfer import stylize
 from faket_aug.style.vgg19 import PRECISIONS, VGG19Features
-from faket_aug.tomography.filters import FILTERS
-from faket_aug.tomography.projection import BACKENDS, EXTENDS, project
-from faket_aug.tomography.reconstruction import reconstruct
-from faket_aug.tomography.resample import BINNINGS
 
 #: Degrees, where neither angles nor a style are given: first, last and step.
 TILT_ANGLES = "-60:60:3"
-#: Old names of settings, and the new ones.
-RENAMED: dict[str, str] = {}
-#: Settings of the style transfer but its step.
-TRANSFER = ("style_weights", "content_layers", "content_weight", "iterations", "average_decay")
 #: Headings of the help.
 FILES, GENERATED, TILTS, STYLE, MICROSCOPE, WRITTEN = (
     *("Specimens from files", "Generated specimens", "Tilts and reconstruction", "Style transfer"),
@@ -93,22 +81,13 @@ class _Files:
 def _settings() -> dict[str, Setting]:
     """Put together all that a user may say, each from the library's own parameter."""
     own = settings_of(_Files)
-    simulator = settings_of(
-        FakETSimulator,
-        without=("tilt_angles", "noise", "imperfections", "style", "features"),
-        described_by=(reconstruct, project, stylize),
-        choices={
-            **{"modality": MODALITIES, "ctf_correction": CORRECTIONS, "filter": FILTERS, "binning": BINNINGS},
-            **{"extend": EXTENDS, "backend": BACKENDS},
-        },
-    )
+    simulator = simulator_settings()
+    del simulator["imperfections"]
     shared: dict[str, list[Any]] = {"device": [GrandModelGenerator, StyleBank.build], "threads": [GrandModelGenerator]}
     shared |= {"quantiles": [StyleBank.build, NoiseModel.assume], "memory_budget": [StyleBank.build]}
     for name, others in shared.items():
         owners = tuple((other.__qualname__, name) for other in others)
         simulator[name] = replace(simulator[name], owners=simulator[name].owners + owners)
-    simulator["device"] = replace(simulator["device"], help=parameter_help(FakETSimulator)["device"])
-    simulator["quantiles"] = replace(simulator["quantiles"], help=parameter_help(StyleBank.build)["quantiles"])
     for name in ("step_size", "extend"):
         simulator[name] = replace(simulator[name], help=f"{simulator[name].help} The file of `noise` may say another.")
     encoder = {
@@ -341,13 +320,6 @@ def flat(content: Mapping[str, Any]) -> dict[str, Any]:
 def given_options(values: Mapping[str, Any]) -> dict[str, Any]:
     """Return the settings among a command's values that were given; what may be repeated, and was not, is empty."""
     return {name: one for name, one in values.items() if name in SETTINGS and one not in (None, [], ())}
-
-
-def as_json(value: Any) -> Any:
-    """Turn a value into JSON types; settings that a library's class holds become a table without what is nothing."""
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return as_json({name: one for name, one in asdict(value).items() if one is not None})
-    return json.loads(json.dumps(value))
 
 
 def _whole(name: str, value: Any) -> Any:

@@ -117,8 +117,8 @@ def open_set(
             )
     remove_parts(folder, older_than=ABANDONED)
     # Read back, too: another shard may have begun the set with other settings at the same moment.
-    found = {(renamed or {}).get(name, name): value for name, value in read_settings(path).items()}
-    before = dict(defaults or {}) | {name: value for name, value in found.items() if value is not None}
+    kept = {(renamed or {}).get(name, name): value for name, value in read_settings(path).items()}
+    before = dict(defaults or {}) | {name: value for name, value in kept.items() if value is not None}
     differing = describe_differences(before, wanted)
     if differing:
         raise ValueError(

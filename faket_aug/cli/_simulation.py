@@ -16,7 +16,7 @@ from faket_aug._checks import check_count
 from faket_aug._runtime.threads import intra_op_threads, usable_device
 from faket_aug.cli._digests import digest_of_file
 from faket_aug.cli._look import draw_look, look_at
-from faket_aug.cli._options import RENAMED, TILT_ANGLES, Options, parse_angles
+from faket_aug.cli._options import TILT_ANGLES, Options, parse_angles
 from faket_aug.cli._sets import ABANDONED, PREVIEW_FILE, Shard, missing, open_set, tomogram_folder
 from faket_aug.cli._source import Source, make_source
 from faket_aug.figures import save_figure
@@ -24,6 +24,7 @@ from faket_aug.formats.angles import read_tilt_angles
 from faket_aug.microscope.file import MicroscopeFile, read_microscope
 from faket_aug.microscope.imperfections import Imperfections
 from faket_aug.microscope.noise import NoiseModel
+from faket_aug.simulation.plain_settings import RENAMED
 from faket_aug.simulation.saving import check_names, is_whole, remove_parts
 from faket_aug.simulation.simulator import FakETSimulator
 from faket_aug.style.bank import StyleBank
@@ -98,7 +99,7 @@ class Parts:
         """Make the simulator, encoding the style or reading it from the cache."""
         if self.features is None:
             return replace(self.unstyled, modality=options.modality)
-        settings = {"cache": cache, "device": self.unstyled.device} | options.of("StyleBank.build")
+        settings: dict[str, Any] = {"cache": cache, "device": self.unstyled.device} | options.of("StyleBank.build")
         bank = StyleBank.build(self.style, self.features, **settings)
         return replace(self.unstyled, modality=options.modality, style=bank, features=self.features)
 

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from faket_aug._settings import as_json
 from faket_aug.cli._digests import digest_of_file, digest_of_folder
-from faket_aug.cli._options import Options, as_json
+from faket_aug.cli._options import Options
 from faket_aug.formats.structures import structure_name
 from faket_aug.generation.generator import GrandModelGenerator
 from faket_aug.generation.recipe import as_tables, is_wanted, make_generator, subunits_of

@@ -11,9 +11,10 @@ import typer
 from faket_aug._reading import read_setting
 from faket_aug._settings import Setting, parameter_help, setting_of
 from faket_aug.cli._commands import taking
-from faket_aug.cli._options import OF_GENERATED, SETTINGS, SEVERAL, TRANSFER, Options, given_options
+from faket_aug.cli._options import OF_GENERATED, SETTINGS, SEVERAL, Options, given_options
 from faket_aug.microscope.ctf import ContrastTransfer
 from faket_aug.simulation.fit_microscope import fit_microscope
+from faket_aug.simulation.plain_settings import TRANSFER
 from faket_aug.simulation.step_size import choose_step_size
 from faket_aug.style.bank import StyleBank
 

@@ -15,14 +15,13 @@ from torch import nn
 
 from faket_aug._checks import FileFormatError
 from faket_aug.comparison.experiment import Experiment, Report
-from faket_aug.comparison.summary import Estimate, estimate
+from faket_aug.comparison.summary import SCORES, Estimate, estimate
 from faket_aug.formats._atomic import write_text
 from faket_aug.picking.checkpoints import load_weights
 from faket_aug.specimens.grandmodel import GrandModel
 
 #: The row of the measured tomograms themselves.
 TARGET = "target"
-SCORES = ("localization_f1", "macro_f1")
 #: Beside the weights of the critic.
 CRITICISMS = "critic.json"
 

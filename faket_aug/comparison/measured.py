@@ -31,7 +31,7 @@ class MeasuredTomograms(Sequence[LabelledTomogram]):
         As for `GrandModel.from_shrec`.
     """
 
-    def __init__(self, folders: Sequence[str], *, filter: str, z_range: str | None) -> None:
+    def __init__(self, folders: Sequence[str], *, filter: str, z_range: str | tuple[int, int] | None) -> None:
         self.folders, self.filter, self.z_range = tuple(folders), filter, z_range
         self._made: dict[int, LabelledTomogram] = {}
 
@@ -44,7 +44,9 @@ class MeasuredTomograms(Sequence[LabelledTomogram]):
         return self._made[index]
 
 
-def measured_tomogram(folder: str | Path, *, filter: str, z_range: str | None = "auto") -> LabelledTomogram:
+def measured_tomogram(
+    folder: str | Path, *, filter: str, z_range: str | tuple[int, int] | None = "auto"
+) -> LabelledTomogram:
     """Reconstruct the tilt-series of a folder in SHREC's layout, and put the specimen's labels to it.
 
     The axis of rotation goes through the middle of the whole depth, before `z_range` is cut out.
@@ -92,7 +94,7 @@ def _within(particles: ParticleTable, shape: Sequence[int]) -> ParticleTable:
     )
 
 
-def kept_sections(folder: str | Path, z_range: str | None) -> tuple[slice, int]:
+def kept_sections(folder: str | Path, z_range: str | tuple[int, int] | None) -> tuple[slice, int]:
     """Which sections of the labels are kept, and how many there are."""
     path = Path(folder) / "class_mask.mrc"
     shape = read_mrc_shape(path)

@@ -28,15 +28,15 @@ def _part(species: Any, *, without: Sequence[str] = (), **changed: Setting) -> A
     return Annotated[dict[str, Any], Part(settings_of(species, without=without) | changed)]
 
 
-_Particle = _part(
+_Particle: Any = _part(
     ParticleSpecies,
     without=("templates", "name", "label"),
     membrane_side=setting_of(ParticleSpecies, "membrane_side", choices=SIDES),
 )
 _Kind = setting_of(MembraneSpecies, "kind", choices=tuple(MEMBRANE_KINDS))
-_Membrane = _part(MembraneSpecies, kind=_Kind)
-_Filament = _part(FilamentSpecies, subunit=setting_of(FilamentSpecies, "subunit", hint=_Subunit))
-_BuiltIn = _part(FilamentSpecies, without=("subunit",))
+_Membrane: Any = _part(MembraneSpecies, kind=_Kind)
+_Filament: Any = _part(FilamentSpecies, subunit=setting_of(FilamentSpecies, "subunit", hint=_Subunit))
+_BuiltIn: Any = _part(FilamentSpecies, without=("subunit",))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,7 +63,7 @@ class _Templates:
 
 def _several(kind: Any, by_kind: Any, species: Any, words: str) -> Any:
     """The type of membranes and filaments: how many, by kind; settings, by kind; or a list of settings."""
-    one = Mapping[str, Count | by_kind]  # type: ignore[valid-type]
+    one = Mapping[str, Count | by_kind]
     return Annotated[kind | one | Sequence[species] | None, Reads(words)]
 
 

@@ -26,6 +26,7 @@ from faket_aug.specimens.grandmodel import GrandModel
 from faket_aug.specimens.procedural import MAX_VOXEL_SIZE, procedural_specimen
 from faket_aug.style.vgg19 import VGG19Features
 from faket_aug.tilts.alignment import align_by_neighbours
+from faket_aug.tilts.optics import SIZE_TOLERANCE, common_pixel_size, known_optics
 from faket_aug.tilts.series import TiltSeries
 from faket_aug.tomography.projection import project
 
@@ -35,16 +36,6 @@ BUILT_IN_SHAPE = (64, 256, 256)
 COUNT = 2
 #: Å, pixels that the built-in specimens serve for: finer ones would show that they have no detail.
 BUILT_IN_SIZES = (4.0, MAX_VOXEL_SIZE)
-#: µm, how far the defocus may be from what the microscope was set to.
-NOMINAL_SPREAD = 1.5
-#: Settings of the contrast transfer function, and what metadata call them.
-OPTICS = {
-    "voltage": "voltage_kv",
-    "spherical_aberration": "spherical_aberration_mm",
-    "amplitude_contrast": "amplitude_contrast",
-}
-#: Voxels and pixels may differ by this share.
-_TOLERANCE = 0.02
 
 
 class EndlessSpecimens(Protocol):
@@ -271,15 +262,15 @@ def fit_microscope(
         raise ValueError("expected at least one tilt-series of the microscope, got none")
     measured = tuple(_aligned(one, tilt_axis) for one in given)
     pixel_size = common_pixel_size(measured)
-    built_in, endless = specimens is None, not isinstance(specimens, Sequence)
-    if built_in:
+    built_in = specimens is None
+    if specimens is None:
         _check_built_in(measured[0].name, pixel_size)
         specimens = _BuiltIn(shape=shape, voxel_size=pixel_size)
-    extend = extend or ("wrap" if endless else "zero")
-    known = _known_optics(measured, defocus, optics or {}) if ctf is None else _one_each(ctf, len(measured))
+    extend = extend or ("zero" if isinstance(specimens, Sequence) else "wrap")
+    known = known_optics(measured, defocus, optics or {}) if ctf is None else _one_each(ctf, len(measured))
     angles = joint_angles(*(one.tilt_angles for one in measured))
-    made = _projected(specimens, count, pixel_size, angles, extend, seed, progress or (lambda done, total: None))
-    (first, clean) = made
+    tell = progress or (lambda done, total: None)
+    first, clean = _projected(specimens, count, pixel_size, angles, extend, seed, tell)
     order = {} if noise_order is None else {"order": noise_order}
     noise = NoiseModel.fit_unpaired(
         target=[one.tilts for one in measured],
@@ -352,7 +343,7 @@ def _projected(
         specimen = (
             specimens[index] if isinstance(specimens, Sequence) else specimens.generate(seed=seed, tomogram=index)
         )
-        if abs(specimen.voxel_size / pixel_size - 1) > _TOLERANCE:
+        if abs(specimen.voxel_size / pixel_size - 1) > SIZE_TOLERANCE:
             raise ValueError(
                 f"{specimen.name}: expected voxels of {pixel_size:g} Å, as the tilts' pixels, got "
                 f"{specimen.voxel_size:g} Å; set the specimens' voxel size"
@@ -373,66 +364,8 @@ def _aligned(series: TiltSeries, tilt_axis: float | None) -> TiltSeries:
     return replace(series, metadata=align_by_neighbours(series, axis_angle=tilt_axis)).aligned()
 
 
-def common_pixel_size(series: Sequence[TiltSeries]) -> float:
-    """Return the pixel size of tilt-series, Å.
-
-    Raises
-    ------
-    ValueError
-        If one is not known, or differs by more than 2 %.
-    """
-    for one in series:
-        if not one.pixel_size > 0:
-            raise ValueError(f"{one.name}: expected a pixel size in its header, got 0; write it there")
-        if abs(one.pixel_size / series[0].pixel_size - 1) > _TOLERANCE:
-            raise ValueError(
-                f"{one.name}: expected pixels of {series[0].pixel_size:g} Å, as of {series[0].name}, got "
-                f"{one.pixel_size:g} Å; bin them alike"
-            )
-    return series[0].pixel_size
-
-
 def _one_each(ctf: ContrastTransfer | Sequence[ContrastTransfer], count: int) -> list[ContrastTransfer]:
     return [ctf] * count if isinstance(ctf, ContrastTransfer) else list(ctf)
-
-
-def _known_optics(
-    series: Sequence[TiltSeries], defocus: float | tuple[float, float] | None, given: Mapping[str, Any]
-) -> list[ContrastTransfer]:
-    """The microscope of each series, as far as it is given or the files tell it."""
-    optics = _of_files(series, without=given) | dict(given)
-    if defocus is not None:
-        low, high = (defocus, defocus) if isinstance(defocus, int | float) else (min(defocus), max(defocus))
-        return [ContrastTransfer.within(low, high, **optics)] * len(series)
-    return [_searched(one, optics) for one in series]
-
-
-def _of_files(series: Sequence[TiltSeries], *, without: Mapping[str, Any]) -> dict[str, Any]:
-    """Voltage, aberration and amplitude contrast of the files, as far as they know them."""
-    found: dict[str, Any] = {}
-    for own, theirs in OPTICS.items():
-        if own in without:
-            continue
-        values = {getattr(one.metadata, theirs): one.name for one in series if one.metadata is not None}
-        values.pop(None, None)
-        if len(values) > 1:
-            names = ", ".join(f"{value:g} ({name})" for value, name in values.items())
-            raise ValueError(
-                f"expected series of one microscope, got `{own}` of {names}; fit each apart, or set `{own}`"
-            )
-        found.update((own, value) for value in values)
-    return found
-
-
-def _searched(series: TiltSeries, optics: Mapping[str, Any]) -> ContrastTransfer:
-    """A series' defocus: fitted tilt by tilt by another program, or meant by the microscope, or not known."""
-    metadata = series.metadata
-    if metadata is None or metadata.defocus_um is None or not np.isfinite(metadata.defocus_um).any():
-        return ContrastTransfer.within(**optics)
-    values = metadata.defocus_um[np.isfinite(metadata.defocus_um)]
-    # The same number for all tilts is what the microscope was set to.
-    spread = NOMINAL_SPREAD if np.ptp(values) == 0 else 0.0
-    return ContrastTransfer(defocus=float(np.mean(values)), spread=spread, **optics)
 
 
 def mean_power(series: TiltSeries) -> FloatArray:

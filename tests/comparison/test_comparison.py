@@ -20,6 +20,7 @@ from faket_aug import (
     ExposureDamage,
     FakETSimulator,
     FileFormatError,
+    GrandModel,
     Imperfections,
     NoiseModel,
     TiltSeries,
@@ -27,8 +28,9 @@ from faket_aug import (
 )
 from faket_aug.cli import app
 from faket_aug.comparison.critic import Criticism, critic_markdown, shares
-from faket_aug.comparison.experiment import ArmResult, Experiment, read_result
+from faket_aug.comparison.experiment import Experiment
 from faket_aug.comparison.measured import measured_tomogram
+from faket_aug.comparison.result import ArmResult, read_result
 from faket_aug.comparison.settings import Arm, Comparison
 from faket_aug.comparison.summary import (
     as_csv,
@@ -112,7 +114,7 @@ def _small(folders: Path, **settings: Any) -> Comparison:
 def test_reads_settings(folders: Path) -> None:
     """Paths are the file's own; every arm has its table."""
     made = _small(folders)
-    assert made.train == [str(folders / "model_0"), str(folders / "model_1")]
+    assert made.train == (str(folders / "model_0"), str(folders / "model_1"))
     assert made.weights == str(folders / "vgg.pth")
     assert list(made.arms) == ["BENCHMARK", "FAKET", "FAKET + fine-tuning"]
     assert made.arms["FAKET + fine-tuning"] == Arm(source="measured", start="FAKET", tomograms=1, steps=2)
@@ -164,11 +166,11 @@ def test_bad_settings(folders: Path, change: dict[str, Any], message: str) -> No
     ("text", "message"),
     [
         ("train = [", "bad.toml: "),
-        ("nonsense = 1", "bad.toml: expected settings among train, .* at the top, got nonsense"),
-        ('[arms.A]\nmodalty = "noisy"', "expected settings among source, .* at arms.A, got modalty"),
+        ("nonsense = 1", "bad.toml: expected settings to be train, .*, got nonsense"),
+        ('[arms.A]\nmodalty = "noisy"', "expected settings of `arms.A` to be source, .*, got modalty"),
         ('[arms.A]\nmodality = "nosy"', "'noisy', 'content', 'faket', got 'nosy'"),
-        ("", "bad.toml: .*missing .* 'validation'"),
-        ('train = "model_0"', "`train` to be a list of folders, got 'model_0'"),
+        ("", "bad.toml: expected settings with train, validation, test, got none"),
+        ("train = 3", "expected `train` to be paths, got 3"),
         (
             'train = ["a", "b"]\nvalidation = "c"\ntest = ["x/../a"]',
             "different specimens for training, validation and test, got .*/a'\\] twice",
@@ -384,16 +386,19 @@ def test_settings_of_the_simulator(folders: Path) -> None:
     arm = Comparison.from_toml(path).arms["CTF"]
     assert arm.simulator_settings() == {"ctf": ContrastTransfer(defocus=3.3, spread=0.5)}
     path.write_text(SMALL + "\n[arms.CTF.simulator]\nctf = { height = 3.3 }\n")
-    with pytest.raises(FileFormatError, match=r"ctf.toml: expected the parameters of a contrast transfer function"):
+    with pytest.raises(
+        FileFormatError,
+        match=r"ctf.toml: `arms.CTF`: expected settings of `simulator.ctf` to be defocus, .*, got height",
+    ):
         Comparison.from_toml(path)
     path.write_text(SMALL + "\n[arms.CTF.simulator.imperfections.damage]\nper_tilt = 3.0\n")
     given = Comparison.from_toml(path).arms["CTF"].simulator_settings()
     assert given == {"imperfections": Imperfections(damage=ExposureDamage(per_tilt=3.0))}
     path.write_text(SMALL + "\n[arms.CTF.simulator]\nnoise = 3.3\n")
-    with pytest.raises(FileFormatError, match=r"expected settings of `FakETSimulator` in `simulator`, got noise"):
+    with pytest.raises(FileFormatError, match=r"expected settings of simulator to be ctf, .*, got noise"):
         Comparison.from_toml(path)
     path.write_text(SMALL + "\n[arms.CTF.simulator]\ndefocus = 3.3\n")
-    with pytest.raises(FileFormatError, match=r"expected settings of `FakETSimulator` in `simulator`, got defocus"):
+    with pytest.raises(FileFormatError, match=r"expected settings of simulator to be ctf, .*, got defocus"):
         Comparison.from_toml(path)
 
 
@@ -415,7 +420,7 @@ specimens = "generated"
 [generated]
 templates = ["maps"]
 shape = [16, 48, 48]
-count = 3
+counts = 3
 normalize = false
 factor = 2.5
 """
@@ -427,13 +432,19 @@ factor = 2.5
     assert {item["tomogram"] for item in items} == set(range(len(experiment.comparison.train)))
     made = experiment.comparison.generated
     assert made is not None
-    specimen_ = made.generator(10.0, experiment.class_names).generate(seed=0)
+    assert made == {"templates": (str(maps),), "shape": (16, 48, 48), "counts": 3, "normalize": False, "factor": 2.5}
+
+    def generated(**changed: Any) -> GrandModel:
+        own = replace(experiment.comparison, generated=made | changed)
+        return own.generator(10.0, experiment.class_names).generate(seed=0)
+
+    specimen_ = generated()
     assert specimen_.class_names == experiment.class_names
-    plain = replace(made, factor=1.0).generator(10.0, experiment.class_names).generate(seed=0)
+    plain = generated(factor=1.0)
     assert torch.allclose(specimen_.density, 2.5 * plain.density, rtol=1e-3, atol=1e-3)
     assert torch.equal(specimen_.labels, plain.labels)
     assert 1.5 < float(plain.density.max()) < 3.0, "maps keep their units"
-    larger = replace(made, threshold=0.5).generator(10.0, experiment.class_names).generate(seed=0)
+    larger = generated(threshold=0.5)
     assert int((larger.labels > 0).sum()) > 1.2 * int((specimen_.labels > 0).sum())
     (folders / "endless.toml").write_text(text.split("[generated]")[0])
     with pytest.raises(FileFormatError, match="arm ENDLESS: expected `generated`, which says what its specimens hold"):
