@@ -21,6 +21,17 @@ CONFIG_COPY = "comparison.json"
 RESULTS = "results.json"
 
 
+def _show_settings(asked: bool) -> None:
+    """Print what the file may say."""
+    if not asked:
+        return
+    from faket_aug.comparison.settings import described
+
+    for table, lines in described().items():
+        typer.echo("\n".join([*([f"\n[{table}]"] if table else []), *lines]))
+    raise typer.Exit
+
+
 def compare(
     config: Annotated[Path, typer.Argument(help="TOML file with the specimens, the arms and the training.")],
     output: Annotated[Path, typer.Option(help="Folder of the results, made where it is missing.")] = Path("comparison"),
@@ -37,6 +48,12 @@ def compare(
             show_default=False,
         ),
     ] = None,
+    settings: Annotated[
+        bool,
+        typer.Option(
+            "--settings", callback=_show_settings, is_eager=True, help="Show what the TOML file may say, and exit."
+        ),
+    ] = False,
 ) -> None:
     """Train a picker on each kind of tomograms, and score all of them on the same measured ones.
 

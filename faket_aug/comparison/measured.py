@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from faket_aug._checks import FileFormatError
+from faket_aug._settings import setting_of
 from faket_aug.data.labelled import LabelledTomogram
 from faket_aug.formats.mrc import read_mrc_shape
 from faket_aug.specimens.grandmodel import GrandModel
@@ -16,6 +17,9 @@ from faket_aug.specimens.particles import ParticleTable
 from faket_aug.specimens.shrec import label_range
 from faket_aug.tilts.series import TiltSeries
 from faket_aug.tomography.reconstruction import reconstruct
+
+#: Which sections are kept, where nothing is said: as the library has it.
+Z_RANGE = setting_of(GrandModel.from_shrec, "z_range").default
 
 
 class MeasuredTomograms(Sequence[LabelledTomogram]):
@@ -45,7 +49,7 @@ class MeasuredTomograms(Sequence[LabelledTomogram]):
 
 
 def measured_tomogram(
-    folder: str | Path, *, filter: str, z_range: str | tuple[int, int] | None = "auto"
+    folder: str | Path, *, filter: str, z_range: str | tuple[int, int] | None = Z_RANGE
 ) -> LabelledTomogram:
     """Reconstruct the tilt-series of a folder in SHREC's layout, and put the specimen's labels to it.
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 from faket_aug._checks import FileFormatError, check_choice, check_count, check_positive
-from faket_aug._reading import load_table, read_table, read_value
+from faket_aug._reading import expected, explained, load_table, read_table, read_value
 from faket_aug._settings import IsPath, Part, Setting, as_json, from_library, settings_of
 from faket_aug.data.dataset import FakETDataset
 from faket_aug.generation.generator import GrandModelGenerator
@@ -367,3 +367,16 @@ def _comparable(settings: Mapping[str, Any]) -> dict[str, Any]:
     recipe = {name: one.default for name, one in RECIPE.items()} | read_table(RECIPE, given, "generated")
     told = {name: as_json(one) for name, one in recipe.items() if one is not MISSING}
     return dict(settings) | {"generated": {name: one for name, one in told.items() if one not in (None, {}, [])}}
+
+
+def described() -> dict[str, list[str]]:
+    """Describe all settings of a comparison's file, a line each, by their table: type, meaning, default."""
+    tables = {"": settings_of(Comparison), "arms.NAME": settings_of(Arm), "arms.NAME.simulator": SIMULATOR}
+    tables |= {"generated": RECIPE} | TABLES
+    # A table is described under its own name.
+    told = {name: one for name, one in tables[""].items() if name not in ("arms", *tables)}
+    lines = {"": told} | {name: table for name, table in tables.items() if name}
+    return {
+        table: [f"{n} ({expected(one.hint)}): {explained(one).replace('`', '')}" for n, one in settings.items()]
+        for table, settings in lines.items()
+    }
