@@ -23,9 +23,20 @@ from _helpers import blobs, narrow_vgg, specimen, style_series, write_shrec
 from PIL import Image
 from typer.testing import CliRunner
 
-from faket_aug import FakETSimulator, GrandModel, NoiseModel, SimulationRecord, TiltSeries
+from faket_aug import (
+    ContrastTransfer,
+    Detector,
+    ExposureDamage,
+    FakETSimulator,
+    GrandModel,
+    Imperfections,
+    Misalignment,
+    NoiseModel,
+    SimulationRecord,
+    TiltSeries,
+)
 from faket_aug.cli import app, main
-from faket_aug.cli._options import SETTINGS
+from faket_aug.cli._options import COMPARED, SETTINGS
 from faket_aug.cli._sets import Shard
 from faket_aug.formats.angles import write_tlt
 from faket_aug.formats.mrc import read_mrc, write_mrc
@@ -637,3 +648,110 @@ def test_folders_that_cannot_be_used(refused: Command, tmp_path: Path) -> None:
     assert "simulation.json: expected the settings of a set of tomograms in format 1" in message
     (tmp_path / "set" / "simulation.json").write_text("{")
     assert "simulation.json: expected JSON" in refused("simulate", tmp_path / "set", *options)
+
+
+# --- all that the library can do --------------------------------------------------------------------------------------
+
+
+def test_the_whole_microscope_from_the_command_line(command: Command, templates: Path, tmp_path: Path) -> None:
+    """Transfer function, correction and imperfections are those of the library, and the tomogram is the same."""
+    more = ["--ctf", "defocus=3.0,spread=1.0,voltage=200", "--ctf-correction", "phase-flip", "--keep-spectrum"]
+    more += ["--misalignment", "shift=5,rotation=0.2", "--damage", "per_tilt=3,order=ascending"]
+    more += ["--detector", "at_nyquist=0.4,noise_share=0.5", "--iterations", 2, "--memory-budget", "1e6"]
+    command("simulate", tmp_path / "set", *generated(templates), *more)
+    folder = tmp_path / "set" / "tomogram_0000"
+    record, specimen_ = SimulationRecord.read(folder), GrandModel.from_shrec(folder)
+    simulator = FakETSimulator(
+        tilt_angles=record.settings["tilt_angles"],
+        modality="noisy",
+        noise=NoiseModel.from_json(record.settings["noise"]),
+        ctf=ContrastTransfer(defocus=3.0, spread=1.0, voltage=200.0),
+        ctf_correction="phase-flip",
+        keep_spectrum=True,
+        iterations=2,
+        memory_budget=1_000_000,
+        imperfections=Imperfections(
+            misalignment=Misalignment(shift=5.0, rotation=0.2),
+            damage=ExposureDamage(per_tilt=3.0, order="ascending"),
+            detector=Detector(at_nyquist=0.4, noise_share=0.5),
+        ),
+    )
+    assert simulator.settings() == record.settings
+    assert torch.equal(simulator.simulate(specimen_, record).tomogram, read_mrc(folder / "reconstruction.mrc")[0])
+    # The record's own options make it again.
+    command("simulate", tmp_path / "again", "--config", folder / "record.json")
+    assert content(tmp_path / "again") == content(tmp_path / "set")
+
+
+def test_a_toml_file(command: Command, refused: Command, templates: Path, tmp_path: Path) -> None:
+    """The same settings in TOML make the same set as the command line; paths count from the file."""
+    shutil.copytree(templates, tmp_path / "maps")
+    (tmp_path / "set.toml").write_text(
+        """
+templates = ["maps"]
+counts = { small = [2, 2], long = 1 }
+shape = [24, 32, 40]
+tilt_angles = "-50:50:25"
+snr = 0.5
+seed = 4
+fiducials = { count = 1, radius = [20, 30] }
+slab = { thickness = [200, 220], tilt = 3 }
+[particles.small]
+cluster_size = 2
+[membranes.sheet]
+count = 1
+thickness = [35, 40]
+[ctf]
+defocus = 4
+"""
+    )
+    command("simulate", tmp_path / "set", "--config", tmp_path / "set.toml")
+    flags = ["--templates", templates, "--counts", "small=2,2,long=1", "--shape", "24,32,40", "--seed", 4, "--snr", 0.5]
+    flags += ["--fiducials", "count=1,radius=20,30", "--slab", "thickness=200,220,tilt=3", "--ctf", "defocus=4"]
+    flags += ["--particles", "small.cluster_size=2", "--membranes", "sheet.count=1,sheet.thickness=35,40"]
+    command("simulate", tmp_path / "flags", *flags, "--tilt-angles=-50:50:25")
+    assert content(tmp_path / "flags") == content(tmp_path / "set")
+    (tmp_path / "set.toml").write_text("fiducials = 1\nctf = { defocus = 4, spred = 1 }")
+    message = refused("simulate", tmp_path / "other", "--config", tmp_path / "set.toml")
+    assert "set.toml: expected settings of `ctf` to be defocus, spread," in message
+    assert message.endswith("got spred")
+
+
+def test_species_of_one_kind_may_be_repeated(command: Command, tmp_path: Path) -> None:
+    """An option that is given twice adds a species."""
+    small, large = "sphere.count=1,sphere.radius=80,80,sphere.name=small", "sphere.radius=120,120,sphere.name=large"
+    options = ["--membranes", small, "--membranes", large, "--shape", "48,64,64", "--tilt-angles=-40:40:40"]
+    command("simulate", tmp_path / "set", *options)
+    found = GrandModel.from_shrec(tmp_path / "set" / "tomogram_0000")
+    assert list(found.class_names.values()) == ["small", "large"]
+    volumes = np.bincount(found.labels.flatten().numpy(), minlength=3)
+    assert volumes[2] > 1.5 * volumes[1] > 0
+
+
+def test_a_set_of_version_0_1_goes_on(
+    command: Command, refused: Command, templates: Path, models: Path, tmp_path: Path
+) -> None:
+    """A set whose settings were written without the library's defaults, and without later settings, goes on."""
+    known = (
+        *("dark", "counts", "concentrations", "occupancy", "particles", "resolution", "membrane_bound", "membranes"),
+        *("filaments", "fiducials", "slab", "slab_tilt", "gap", "shape", "voxel_size", "style_layers", "snr"),
+        *("formats", "noiseless", "density", "seed"),
+    )
+    written = {"dark": False, "membrane_bound": [], "formats": ["shrec"], "noiseless": False, "density": True}
+    for name, options in {
+        "generated": generated(templates),
+        "files": ["--specimens", models, "--tilt-angles=-50:50:25"],
+    }.items():
+        command("simulate", tmp_path / name, *options, "--count", 1)
+        file = tmp_path / name / "simulation.json"
+        kept = json.loads(file.read_text())
+        given = kept["options"]
+        for setting in set(kept["settings"]) & set(COMPARED):
+            old = given.get(setting, written.get(setting))
+            kept["settings"][setting] = old
+            if setting not in known:
+                del kept["settings"][setting]
+        file.write_text(json.dumps(kept))
+        assert command("simulate", tmp_path / name, *options, "--count", 2).startswith("1 tomogram written")
+        other = refused("simulate", tmp_path / name, *options, "--snr", 0.25)
+        assert "snr (0.25 instead of " in other
