@@ -241,7 +241,7 @@ def as_tables(kind: str, given: Any) -> list[dict[str, Any]]:
     if not isinstance(given, Mapping):
         return [dict(one) for one in given]
     if not key:
-        return [dict(given)]
+        return [dict(given)] if given else []
     unknown = sorted(set(given) - set(kinds))
     if unknown:
         raise ValueError(f"expected `{kind}` of {', '.join(kinds)}, got {', '.join(unknown)}")
