@@ -23,6 +23,7 @@ from faket_aug import (
     GrandModel,
     Imperfections,
     NoiseModel,
+    PatchAugmentation,
     TiltSeries,
     project,
 )
@@ -569,3 +570,77 @@ def test_style_may_be_given(folders: Path, tmp_path: Path) -> None:
     made = _small(folders, style=(str(folders / "model_2"),))
     (series,) = Experiment(made, tmp_path).style
     assert torch.equal(series.tilts, TiltSeries.read(folders / "model_2").tilts)
+
+
+def test_more_settings_of_the_library(folders: Path, tmp_path: Path) -> None:
+    """Tables hand on what has no setting of its own; what is unknown or ill-typed is refused with the file's name."""
+    path = folders / "more.toml"
+    tables = """
+[training]
+patience = 3
+checkpoint_every = 1
+[patches]
+target = "sphere"
+radii = { small = 20, large = 30, rare = 30 }
+augmentation = { flips = "yx" }
+[encoder]
+pooling = "average"
+[bank]
+quantiles = [0.01, 0.99]
+[segmentation]
+blend = "linear"
+[picks]
+heal = 0.2
+"""
+    arms = SMALL.index("[arms.BENCHMARK]")
+    path.write_text(SMALL[:arms] + tables + SMALL[arms:])
+    made = Comparison.from_toml(path)
+    assert made.more("training") == {"patience": 3, "checkpoint_every": 1}
+    assert made.more("patches")["augmentation"] == PatchAugmentation(flips="yx")
+    experiment = Experiment(made, tmp_path)
+    data = experiment.dataset(made.arms["BENCHMARK"], 0)
+    assert (data.sampler.target, data.radii) == ("sphere", {"small": 20.0, "large": 30.0, "rare": 30.0})
+    simulator = experiment.simulator(made.arms["FAKET"])
+    assert simulator.features is not None
+    assert simulator.features.pooling == "average"
+    assert simulator.range_quantiles == (0.01, 0.99)
+    plain = Experiment(Comparison.from_toml(folders / "small.toml"), tmp_path).made_with("FAKET")
+    assert set(experiment.made_with("FAKET")) - set(plain) == {"segmentation", "picks"}, "results of before are read"
+    for table, message in (
+        ("[training]\npatience = 'long'", "more.toml: expected `training.patience` to be a whole number, got 'long'"),
+        ("[picks]\nhealing = 1", "more.toml: expected settings of picks to be heal, ignore, got healing"),
+        ("[generated]\ncounts = 1\nshape = [1, 2]", "expected `generated.shape` to be three whole numbers z,y,x, got"),
+    ):
+        path.write_text(SMALL[:arms] + table + "\n" + SMALL[arms:])
+        with pytest.raises(FileFormatError, match=message):
+            Comparison.from_toml(path)
+
+
+def test_a_comparison_of_version_0_1_goes_on(folders: Path) -> None:
+    """Settings that were kept before some were known, and a recipe in old words, are the same; others are named."""
+    recipe = '[generated]\ntemplates = ["maps"]\nshape = [16, 48, 48]\n{}\nfactor = 2.5\nnormalize = false\n'
+    path = folders / "kept.toml"
+    path.write_text(SMALL + recipe.format("counts = 3"))
+    made = Comparison.from_toml(path)
+    kept = json.loads(json.dumps(made.to_dict()))
+    for name in ("training", "patches", "encoder", "bank", "segmentation", "picks"):
+        del kept[name]
+    kept["generated"] = {
+        **{"templates": [str(folders / "maps")], "shape": [16, 48, 48], "count": 3, "normalize": False},
+        **{"factor": 2.5, "threshold": None, "fiducials": {}},
+    }
+    assert made.differences(kept) == []
+    assert made.differences(kept | {"steps": 5}) == ["steps"]
+    assert made.differences(kept | {"generated": kept["generated"] | {"count": 4}}) == ["generated"]
+    path.write_text(SMALL + recipe.format("count = 3"))
+    with pytest.warns(FutureWarning, match="`count` is called counts now"):
+        assert Comparison.from_toml(path).generated == made.generated
+
+
+def test_all_sections_can_be_asked_for(folders: Path) -> None:
+    """TOML has no word for nothing; "none" is it."""
+    path = folders / "sections.toml"
+    path.write_text('z_range = "none"\n' + SMALL)
+    assert Comparison.from_toml(path).z_range is None
+    path.write_text("z_range = [3, 12]\n" + SMALL)
+    assert Comparison.from_toml(path).z_range == (3, 12)
