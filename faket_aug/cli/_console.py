@@ -13,7 +13,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 @contextmanager
 def showing_progress(name: str) -> Iterator[tuple[Console, Callable[[int, int], None]]]:
-    """Show a bar; the body is given its console, and a function that is told how many of how many are done."""
+    """Show a progress bar. The body gets its console, and a function of the numbers done and to be done."""
     columns = (
         *(TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn()),
         *(TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn()),

@@ -13,13 +13,14 @@ from faket_aug._checks import FileFormatError, check_count
 from faket_aug._reading import load_table, names_files, read_setting, read_table
 from faket_aug._settings import IsPath, Reads, Setting, as_json, parameter_help, setting_of, settings_of
 from faket_aug.data.dataset import FakETDataset
+from faket_aug.formats.particle_lists import PARTICLE_FORMATS
 from faket_aug.generation.generator import GrandModelGenerator
 from faket_aug.generation.recipe import RECIPE, as_tables
 from faket_aug.geometry import as_tilt_angles
 from faket_aug.microscope.imperfections import Imperfections
 from faket_aug.microscope.noise import NoiseModel
 from faket_aug.simulation.plain_settings import RENAMED, TRANSFER, simulator_settings
-from faket_aug.simulation.saving import PARTICLE_WRITERS, check_formats
+from faket_aug.simulation.saving import check_formats
 from faket_aug.simulation.simulator import FakETSimulator
 from faket_aug.simulation.tomogram import SimulatedTomogram
 from faket_aug.specimens.readers import read_specimens
@@ -143,7 +144,7 @@ def _settings() -> dict[str, Setting]:
         f"{TILTS} ": {"tilt_angles": angles} | {n: simulator.pop(n) for n in list(simulator) if n not in machine},
         f" {TILTS}": simulator,
         WRITTEN: {
-            "formats": setting_of(SimulatedTomogram.save, "formats", choices=tuple(PARTICLE_WRITERS)),
+            "formats": setting_of(SimulatedTomogram.save, "formats", choices=PARTICLE_FORMATS),
             "noiseless": own["noiseless"],
             "density": own["density"],
             "seed": setting_of(FakETDataset, "seed"),

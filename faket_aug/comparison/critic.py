@@ -1,4 +1,4 @@
-"""A domain critic: how near simulated tomograms are to measured ones, in the eyes of a network trained on these."""
+"""A domain critic: a network that was trained on measured tomograms says how near simulated ones are to them."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ CRITICISMS = "critic.json"
 
 @dataclass(frozen=True, kw_only=True)
 class Criticism:
-    """What a critic makes of one kind of tomograms.
+    """Scores of a critic on one kind of tomograms.
 
     Parameters
     ----------

@@ -170,7 +170,7 @@ class Experiment:
         return {"style_layers": tuple(made.style_layers), "cache": self.output / "style", **made.more("bank")}
 
     def _chosen_step(self, arm: Arm, settings: Mapping[str, Any]) -> dict[str, Any]:
-        """Choose the step by style series that are held out and a specimen that nothing is trained on; once an arm."""
+        """Choose the step by style series that are held out, and a specimen that no arm is trained on; once an arm."""
         made, kind = self.comparison, json.loads(json.dumps(asdict(arm)))
         name = hashlib.sha256(json.dumps(kind).encode()).hexdigest()[:8]
         path = self.output / STEPS / f"{name}.json"
@@ -294,7 +294,7 @@ class Experiment:
         return total / self.comparison.validation_patches
 
     def _picks(self, network: nn.Module, tomogram: LabelledTomogram) -> Picks:
-        """Pick in a measured tomogram; places count from the first section of its whole depth, as the folder's do."""
+        """Pick in a measured tomogram; positions count from its first section, also from sections that are cut off."""
         made = self.comparison
         labels = segment(
             network,

@@ -1,4 +1,4 @@
-"""What one arm of a comparison came to with one seed, and its file."""
+"""The result of one arm of a comparison with one seed, and its file."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _PACKAGES = ("faket_aug", "torch", "torchvision", "numpy", "scipy", "scikit-imag
 
 @dataclass(frozen=True, kw_only=True)
 class ArmResult:
-    """What one arm with one seed came to.
+    """The result of one arm with one seed.
 
     Parameters
     ----------
@@ -64,7 +64,7 @@ class ArmResult:
 
 
 def read_result(path: Path) -> ArmResult:
-    """Read what an arm came to.
+    """Read the result of an arm.
 
     Raises
     ------
