@@ -35,6 +35,7 @@ from faket_aug.microscope.imperfections import Imperfections
 from faket_aug.microscope.misalignment import Misalignment
 from faket_aug.microscope.noise import NoiseModel
 from faket_aug.microscope.response import MicroscopeResponse
+from faket_aug.simulation.fit_microscope import FittedMicroscope, fit_microscope
 from faket_aug.simulation.simulator import MODALITIES, FakETSimulator
 from faket_aug.simulation.step_size import StepChoice, choose_step_size
 from faket_aug.simulation.tomogram import SimulatedTomogram, SimulationRecord
@@ -66,6 +67,7 @@ __all__ = [
     "FiducialSpecies",
     "FilamentSpecies",
     "FileFormatError",
+    "FittedMicroscope",
     "FolderSpecimens",
     "GrandModel",
     "GrandModelGenerator",
@@ -102,6 +104,7 @@ __all__ = [
     "choose_step_size",
     "fetch_structure",
     "fit_defocus",
+    "fit_microscope",
     "free_memory_budget",
     "keep_memory",
     "project",

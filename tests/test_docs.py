@@ -21,6 +21,7 @@ import typer
 import faket_aug
 import faket_aug.picking
 from faket_aug.cli import app
+from faket_aug.cli._options import Options
 from faket_aug.comparison.settings import Comparison
 from tests._documents import ANGLES, PAGES, ROOT, SIZE, Block, blocks, commands, write_data
 
@@ -166,14 +167,18 @@ def test_reason_is_read(tmp_path: Path) -> None:
     assert [(block.code, block.reason) for block in blocks(page)] == [("a\n", "it needs a network"), ("b\n", None)]
 
 
-def test_toml_is_a_comparison(data: Path) -> None:
-    """The settings of a comparison on the pages are read by it."""
+def test_toml_is_read(data: Path) -> None:
+    """The settings of comparisons and of sets on the pages are read by them."""
     found = [block for page in PAGES for block in blocks(page) if block.language == "toml"]
     assert found
+    kinds = set()
     for block in found:
-        path = data / "comparison.toml"
+        path = data / "settings.toml"
         path.write_text(block.code)
-        assert Comparison.from_toml(path).arms
+        comparison = "[arms." in block.code
+        kinds.add(comparison)
+        assert Comparison.from_toml(path).arms if comparison else Options.read(path, {}).given
+    assert kinds == {True, False}
 
 
 # --- commands ---------------------------------------------------------------------------------------------------------

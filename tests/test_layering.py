@@ -16,7 +16,7 @@ PACKAGE = Path(faket_aug.__file__).parent
 
 #: The floors of the house, from the ground up: a module imports only from rooms below its own, and from its own room.
 FLOORS: tuple[tuple[str, ...], ...] = (
-    ("_runtime", "_arrays", "_checks", "_deprecations", "_random", "geometry", "statistics"),
+    ("_runtime", "_arrays", "_checks", "_deprecations", "_random", "_settings", "_reading", "geometry", "statistics"),
     ("formats", "tomography"),
     ("microscope",),
     ("tilts",),
@@ -33,6 +33,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
 ON_THE_GROUND = {
     "_runtime": {"_checks"},
     "_random": {"_checks"},
+    "_reading": {"_checks", "_settings"},
     "geometry": {"_arrays"},
     "statistics": {"_checks", "_runtime"},
 }
@@ -40,7 +41,6 @@ ON_THE_GROUND = {
 #: Modules of more than 400 lines, each with why it is one module.
 LONG_MODULES = {
     "simulation.simulator": "all settings of a simulator, and the trip of a specimen",
-    "comparison.experiment": "an arm from its data to its score, stage by stage",
     "formats.copick": "one format, read and written",
     "formats.star": "one format, read and written, in its four versions",
     "formats.structures": "atoms of two formats, with what they leave out",

@@ -13,7 +13,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 @contextmanager
 def showing_progress(name: str) -> Iterator[tuple[Console, Callable[[int, int], None]]]:
-    """Show a bar; the body is given its console, and a function that is told how many of how many are done."""
+    """Show a progress bar. The body gets its console, and a function of the numbers done and to be done."""
     columns = (
         *(TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn()),
         *(TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn()),
@@ -30,10 +30,11 @@ def showing_warnings(console: Console) -> Iterator[None]:
     """Print warnings as one line each, above the bar, without the place in the code that they come from."""
 
     def show(message: Warning | str, category: type[Warning], *place: Any, **more: Any) -> None:
-        if issubclass(category, UserWarning):
+        if issubclass(category, UserWarning | FutureWarning):
             console.print(f"faket-aug: warning: {' '.join(str(message).split())}", soft_wrap=True)
 
     with warnings.catch_warnings():
-        warnings.simplefilter("always", UserWarning)
+        for kind in (UserWarning, FutureWarning):
+            warnings.simplefilter("always", kind)
         warnings.showwarning = show
         yield

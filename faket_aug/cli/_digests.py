@@ -10,7 +10,7 @@ from pathlib import Path
 from faket_aug.cli._sets import SETTINGS_FILE
 
 #: Bytes of a large file that are looked at: in pieces, from its beginning to its end. MRC headers hold the mean and the
-#: deviation of all voxels.
+#: standard deviation of all voxels.
 _PIECE, _PIECES = 4096, 16
 #: Of the files that specimens are read from; within a copick project's runs all files are.
 _SUFFIXES = (".mrc", ".map", ".rec", ".gz", ".bz2", ".star", ".xml", ".csv", ".tsv", ".txt", ".json")

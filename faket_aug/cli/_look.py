@@ -1,4 +1,4 @@
-"""What `faket-aug show` shows: a tilt-series, a volume, its labels and its particles, whatever of them a path holds."""
+"""What `faket-aug show` draws: the tilt-series, volume, labels and particles that a path holds."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ class Look:
 
 
 def look_at(path: Path, *, index: int = 0) -> Look:
-    """Read whatever a path holds.
+    """Read what a path holds.
 
     Parameters
     ----------
@@ -75,7 +75,7 @@ def look_at(path: Path, *, index: int = 0) -> Look:
     Raises
     ------
     FileNotFoundError
-        If nothing that can be shown is there; the message says what was looked for.
+        If the path holds nothing that can be drawn; the message says what was looked for.
     """
     if not path.exists():
         raise FileNotFoundError(f"expected a folder or a tilt-series to show, found none at {path}")

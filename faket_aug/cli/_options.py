@@ -1,116 +1,46 @@
-"""Settings of `faket-aug simulate`: from a JSON file and the command line, each read and checked by its own rule."""
+"""Settings of `faket-aug simulate` and `fit`: which of the library's settings they take, and reading them."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import MISSING, dataclass, replace
 from pathlib import Path
-from typing import Any, Self
+from typing import Annotated, Any, Self
 
 import numpy as np
 
-from faket_aug._checks import FileFormatError, check_choice, check_count
-from faket_aug.generation.filaments import FILAMENT_PRESETS
+from faket_aug._checks import FileFormatError, check_count
+from faket_aug._reading import load_table, names_files, read_setting, read_table
+from faket_aug._settings import IsPath, Reads, Setting, as_json, parameter_help, setting_of, settings_of
+from faket_aug.data.dataset import FakETDataset
+from faket_aug.formats.particle_lists import PARTICLE_FORMATS
+from faket_aug.generation.generator import GrandModelGenerator
+from faket_aug.generation.recipe import RECIPE, as_tables
 from faket_aug.geometry import as_tilt_angles
+from faket_aug.microscope.imperfections import Imperfections
+from faket_aug.microscope.noise import NoiseModel
+from faket_aug.simulation.plain_settings import RENAMED, TRANSFER, simulator_settings
 from faket_aug.simulation.saving import check_formats
-from faket_aug.simulation.simulator import MODALITIES
-from faket_aug.style.vgg19 import PRECISIONS
+from faket_aug.simulation.simulator import FakETSimulator
+from faket_aug.simulation.tomogram import SimulatedTomogram
+from faket_aug.specimens.readers import read_specimens
+from faket_aug.style.bank import StyleBank
+from faket_aug.style.pooling import MODES as POOLINGS
+from faket_aug.style.vgg19 import PRECISIONS, VGG19Features
 
 #: Degrees, where neither angles nor a style are given: first, last and step.
 TILT_ANGLES = "-60:60:3"
-Reader = Callable[[Any], Any]
-
-
-# Reading one value: from JSON, or from a command line's text ----------------------------------------------------------
-
-
-def _number(value: Any) -> float:
-    if isinstance(value, bool) or value is None:
-        raise ValueError
-    return float(value)
-
-
-def _whole(value: Any) -> int:
-    if _number(value) != int(float(value)):
-        raise ValueError
-    return int(float(value))
-
-
-def _flag(value: Any) -> bool:
-    if not isinstance(value, bool):
-        raise ValueError
-    return value
-
-
-def _text(value: Any) -> str:
-    if not isinstance(value, str | Path):
-        raise ValueError
-    return str(value)
-
-
-def _texts(value: Any) -> tuple[str, ...]:
-    # Not split at commas: paths may hold them.
-    return tuple(_text(part) for part in (value if isinstance(value, list | tuple) else [value]))
-
-
-def _list_of(read: Reader, *sizes: int) -> Reader:
-    """Read a list, or text with commas between; one value is a list of one."""
-
-    def read_all(value: Any) -> tuple[Any, ...]:
-        parts = value.split(",") if isinstance(value, str) else value
-        found = tuple(read(part) for part in (parts if isinstance(parts, list | tuple) else [parts]))
-        if sizes and len(found) not in sizes:
-            raise ValueError
-        return found
-
-    return read_all
-
-
-def _range_of(read: Reader) -> Reader:
-    """Read one value, or the lowest and the highest."""
-
-    def read_both(value: Any) -> Any:
-        found = _list_of(read, 1, 2)(value)
-        return found[0] if len(found) == 1 else found
-
-    return read_both
-
-
-def _by_name(read: Reader, *, alone: bool = True) -> Reader:
-    """Read values by name: a mapping, or `name=value` with commas between; or, where `alone` allows it, one for all."""
-
-    def read_all(value: Any) -> Any:
-        if isinstance(value, str) and "=" in value:
-            value = dict(pair.split("=") for pair in value.split(",") if pair.strip())
-        if isinstance(value, Mapping):
-            return {_text(name).strip(): read(one) for name, one in value.items()}
-        if not alone:
-            raise ValueError
-        return read(value)
-
-    return read_all
-
-
-def _species(value: Any) -> Any:
-    """Read how many of each kind, or (from JSON) a list of settings."""
-    if isinstance(value, list | tuple):
-        if not all(isinstance(one, Mapping) for one in value):
-            raise ValueError
-        return [dict(one) for one in value]
-    return _by_name(_whole)(value)
-
-
-def _mapping(value: Any) -> dict[str, Any]:
-    if not isinstance(value, Mapping):
-        raise ValueError
-    return {_text(name): one for name, one in value.items()}
+#: Headings of the help.
+FILES, GENERATED, TILTS, STYLE, MICROSCOPE, WRITTEN = (
+    *("Specimens from files", "Generated specimens", "Tilts and reconstruction", "Style transfer"),
+    *("The microscope", "What is written"),
+)
 
 
 def parse_angles(value: Any) -> Any:
     """Read `first:last:step` or a list into angles, degrees; a path stays as it is."""
     if not isinstance(value, str):
-        return tuple(as_tilt_angles(_list_of(_number)(value)).tolist())
+        return tuple(as_tilt_angles([float(one) for one in value]).tolist())
     if value.count(":") != 2:
         return value
     first, last, step = (float(part) for part in value.split(":"))
@@ -120,82 +50,132 @@ def parse_angles(value: Any) -> Any:
     return tuple(as_tilt_angles(np.arange(first, last + step / 2, step)).tolist())
 
 
+_Angles = Annotated[Any, Reads("first:last:step in degrees, a file of angles, or a list", parse_angles)]
+_Path = Annotated[str, IsPath()]
+
+
 @dataclass(frozen=True, kw_only=True)
-class Rule:
-    """How a setting is read: the function, what it expects in words, and whether it names files."""
+class _Files:
+    """What the library takes as objects, and a user as files; and what more is written.
 
-    read: Reader
-    expected: str
-    is_path: bool = False
+    Parameters
+    ----------
+    specimens
+        Folder of specimens in any format that is read: SHREC's, PolNet's, plain, copick.
+    style
+        Unlabelled tilt-series of a microscope: a stack, or its folder.
+    noise
+        File of a microscope that `faket-aug fit` wrote, or of `NoiseModel.to_json`.
+    noiseless
+        Also write the tomogram without noise: the other half of a denoiser's pair.
+    density
+        Also write the specimen's density.
+    """
+
+    specimens: Sequence[_Path] = ()
+    style: Sequence[_Path] = ()
+    noise: _Path | None = None
+    noiseless: bool = False
+    density: bool = True
 
 
-_NUMBER, _WHOLE = Rule(read=_number, expected="a number"), Rule(read=_whole, expected="a whole number")
-_WORD, _FLAG = Rule(read=_text, expected="a word"), Rule(read=_flag, expected="true or false")
-_PATHS = Rule(read=_texts, expected="paths", is_path=True)
-_PATH = Rule(read=_text, expected="a path", is_path=True)
-_RANGE = Rule(read=_range_of(_number), expected="one number, or two with a comma between (lowest, highest)")
-_NAMES = Rule(read=_list_of(_text), expected="names with commas between")
-RULES: dict[str, Rule] = {
-    "specimens": _PATHS,
-    "dark": _FLAG,
-    "templates": _PATHS,
-    "distractors": _PATHS,
-    "counts": Rule(read=_by_name(_whole), expected="whole numbers by name, as 1bxn=50,3gl1=20, or one for all"),
-    "concentrations": Rule(
-        read=_by_name(_number), expected="particles per µm³ by name, as 1bxn=500, or one number for all"
-    ),
-    "occupancy": _NUMBER,
-    "particles": Rule(read=_by_name(_mapping, alone=False), expected="settings by name, in a file"),
-    "resolution": _NUMBER,
-    "membrane_bound": _NAMES,
-    "membranes": Rule(read=_species, expected="whole numbers by kind, as sphere=2,sheet=1, or one for spheres"),
-    "filaments": Rule(read=_species, expected="whole numbers by kind, as actin=3,microtubule=1"),
-    "fiducials": _WHOLE,
-    "slab": _RANGE,
-    "slab_tilt": _RANGE,
-    "gap": _NUMBER,
-    "shape": Rule(read=_list_of(_whole, 3), expected="three whole numbers z,y,x"),
-    "voxel_size": _NUMBER,
-    "modality": _WORD,
-    "style": _PATHS,
-    "weights": Rule(read=_text, expected='a path, "torchvision" or "random"', is_path=True),
-    "precision": _WORD,
-    "style_layers": Rule(read=_list_of(_whole), expected="whole numbers with commas between"),
-    "style_cache": _PATH,
-    "step_size": _NUMBER,
-    "noise": _PATH,
-    "snr": _NUMBER,
-    "quantiles": Rule(read=_list_of(_number, 2), expected="two numbers low,high"),
-    "tilt_angles": Rule(
-        read=parse_angles, expected="first:last:step in degrees, a file of angles, or a list", is_path=True
-    ),
-    "filter": _WORD,
-    "resampling": _WORD,
-    "extend": _WORD,
-    "device": _WORD,
-    "threads": _WHOLE,
-    "formats": _NAMES,
-    "noiseless": _FLAG,
-    "density": _FLAG,
-    "seed": _WHOLE,
-}
+def _settings() -> dict[str, Setting]:
+    """Put together all that a user may say, each from the library's own parameter."""
+    own = settings_of(_Files)
+    simulator = simulator_settings()
+    del simulator["imperfections"]
+    shared: dict[str, list[Any]] = {"device": [GrandModelGenerator, StyleBank.build], "threads": [GrandModelGenerator]}
+    shared |= {"quantiles": [StyleBank.build, NoiseModel.assume], "memory_budget": [StyleBank.build]}
+    for name, others in shared.items():
+        owners = tuple((other.__qualname__, name) for other in others)
+        simulator[name] = replace(simulator[name], owners=simulator[name].owners + owners)
+    for name in ("step_size", "extend"):
+        simulator[name] = replace(simulator[name], help=f"{simulator[name].help} The file of `noise` may say another.")
+    encoder = {
+        "weights": setting_of(VGG19Features, "weights", hint=Annotated[str, IsPath(words=("torchvision", "random"))]),
+        "precision": setting_of(VGG19Features, "precision", choices=tuple(PRECISIONS)),
+        "pooling": setting_of(VGG19Features, "pooling", choices=POOLINGS),
+        "weights_seed": setting_of(VGG19Features, "seed", name="weights_seed"),
+        "style_layers": setting_of(StyleBank.build, "style_layers"),
+        "style_cache": setting_of(
+            StyleBank.build, "cache", name="style_cache", hint=_Path | None, note="By default within the set."
+        ),
+    }
+    noise = {
+        "noise": own["noise"],
+        "snr": setting_of(NoiseModel.assume, "snr", note="Without `noise`."),
+        "noise_order": setting_of(
+            NoiseModel.assume,
+            "order",
+            name="noise_order",
+            help=f"{parameter_help(NoiseModel.fit)['order']} Without `noise`.",
+        ),
+    }
+    voxel_size = setting_of(
+        GrandModelGenerator,
+        "voxel_size",
+        also=[(read_specimens, "voxel_size")],
+        help="Å, of generated specimens; and of files whose headers hold none.",
+    )
+    class_table = setting_of(
+        GrandModelGenerator, "class_table", also=[(read_specimens, "class_names")], note="As `1=1bxn,2=3gl1`."
+    )
+    angles = setting_of(
+        FakETSimulator,
+        "tilt_angles",
+        hint=Annotated[_Angles, IsPath()],
+        help="Degrees: first:last:step, or a file of angles. By default those of `noise`, of `style`, or "
+        f"`{TILT_ANGLES}`.",
+    )
+    style = (*TRANSFER, "step_size", "keep_spectrum", "quantiles")
+    machine = ("device", "threads", "memory_budget")
+    microscope = {name: simulator.pop(name) for name in ("ctf", "ctf_correction")}
+    microscope |= settings_of(Imperfections)
+    modality = simulator.pop("modality")
+    groups: dict[str, dict[str, Setting]] = {
+        FILES: {"specimens": own["specimens"], "dark": setting_of(read_specimens, "dark")},
+        GENERATED: RECIPE | {"voxel_size": voxel_size, "class_table": class_table},
+        TILTS: {
+            "modality": replace(modality, default=None, help="What the tilts are; faket with `style`, noisy without."),
+            "style": own["style"],
+        },
+        STYLE: encoder | {name: simulator.pop(name) for name in style},
+        MICROSCOPE: noise | microscope,
+        f"{TILTS} ": {"tilt_angles": angles} | {n: simulator.pop(n) for n in list(simulator) if n not in machine},
+        f" {TILTS}": simulator,
+        WRITTEN: {
+            "formats": setting_of(SimulatedTomogram.save, "formats", choices=PARTICLE_FORMATS),
+            "noiseless": own["noiseless"],
+            "density": own["density"],
+            "seed": setting_of(FakETDataset, "seed"),
+        },
+    }
+    return {n: replace(one, group=group.strip()) for group, part in groups.items() for n, one in part.items()}
+
+
+SETTINGS: dict[str, Setting] = _settings()
 #: What generated specimens are made from.
-GENERATED = (
-    *("templates", "distractors", "counts", "concentrations", "occupancy", "particles", "resolution"),
-    *("membrane_bound", "membranes", "filaments", "fiducials", "slab", "slab_tilt", "gap", "shape"),
-)
+OF_GENERATED = tuple(RECIPE)
 #: Told by the simulator's own settings, with its defaults.
-ELSEWHERE = ("modality", "step_size", "filter", "resampling", "extend", "device", "threads", "quantiles", "precision")
-#: Words that stand in the place of a path.
-NO_PATHS = ("torchvision", "random")
+_ELSEWHERE = ("FakETSimulator", "Imperfections", "VGG19Features")
+#: What a set is compared by when it goes on.
+COMPARED = tuple(
+    name for name, one in SETTINGS.items() if not names_files(one.hint) and one.owners[0][0] not in _ELSEWHERE
+)
+#: Written with their defaults, too.
+WRITTEN_ALWAYS = ("dark", "weights", "precision", "formats", "noiseless", "density", "seed")
+#: Where a list of settings may come as several options.
+SEVERAL = ("membranes", "filaments", "fiducials")
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Options:
-    """What `faket-aug simulate` is told; nothing (None) means the library's default.
+    """What `faket-aug simulate` or `fit` is told: those of `SETTINGS` that were given, by name.
 
-    The names are those of the command line's options, with underscores, and those of the keys in a JSON file. `RULES`
-    says what each may be.
+    Parameters
+    ----------
+    given
+        By name, as `read_setting` reads them. What is not there has the library's default.
 
     Raises
     ------
@@ -203,97 +183,96 @@ class Options:
         If settings do not go together.
     """
 
-    specimens: tuple[str, ...] = ()
-    dark: bool = False
-
-    templates: tuple[str, ...] = ()
-    distractors: tuple[str, ...] = ()
-    counts: int | dict[str, int] | None = None
-    concentrations: float | dict[str, float] | None = None
-    occupancy: float | None = None
-    particles: dict[str, dict[str, Any]] | None = None
-    resolution: float | None = None
-    membrane_bound: tuple[str, ...] = ()
-    membranes: int | dict[str, int] | list[dict[str, Any]] | None = None
-    filaments: int | dict[str, int] | list[dict[str, Any]] | None = None
-    fiducials: int | None = None
-    slab: float | tuple[float, float] | None = None
-    slab_tilt: float | tuple[float, float] | None = None
-    gap: float | None = None
-    shape: tuple[int, int, int] | None = None
-    voxel_size: float | None = None
-
-    modality: str | None = None
-    style: tuple[str, ...] = ()
-    weights: str = "torchvision"
-    precision: str = "float32"
-    style_layers: tuple[int, ...] | None = None
-    style_cache: str | None = None
-    step_size: float | None = None
-    noise: str | None = None
-    snr: float | None = None
-    quantiles: tuple[float, float] | None = None
-    tilt_angles: str | tuple[float, ...] | None = None
-    filter: str | None = None
-    resampling: str | None = None
-    extend: str | None = None
-    device: str | None = None
-    threads: int | None = None
-
-    formats: tuple[str, ...] = ("shrec",)
-    noiseless: bool = False
-    density: bool = True
-    seed: int = 0
+    given: Mapping[str, Any]
 
     def __post_init__(self) -> None:
-        generated = [name for name in GENERATED if getattr(self, name) not in (None, ())]
-        if bool(self.specimens) == bool(generated):
-            both = ", ".join(f"--{name.replace('_', '-')}" for name in generated)
+        generated = [name for name in OF_GENERATED if self[name] not in (None, ())]
+        if bool(self["specimens"]) == bool(generated):
+            both = ", ".join(SETTINGS[name].option for name in generated)
             raise ValueError(
                 "expected either specimens from files (set --specimens) or what to generate them from (set "
                 f"--templates, --membranes, --filaments or --fiducials), got {'both, ' * bool(both)}{both or 'none'}"
             )
-        if self.dark and not self.specimens:
+        if self["dark"] and not self["specimens"]:
             raise ValueError("expected --dark of specimens from files, got it for generated ones; set --specimens")
-        if self.counts is not None and self.concentrations is not None:
-            raise ValueError("expected either --counts or --concentrations, got both")
-        if self.modality is not None:
-            check_choice("modality", self.modality, MODALITIES)
-        if self.modality == "faket" and not self.style:
+        for one, other in (("counts", "concentrations"), ("noise", "snr"), ("noise", "noise_order")):
+            if self[one] is not None and self[other] is not None:
+                raise ValueError(f"expected either {SETTINGS[one].option} or {SETTINGS[other].option}, got both")
+        if self["modality"] == "faket" and not self["style"]:
             raise ValueError("expected tilt-series for the modality 'faket', got none; set --style")
-        if self.noise is not None and self.snr is not None:
-            raise ValueError("expected either --noise or --snr, got both")
-        check_choice("precision", self.precision, PRECISIONS)
-        check_formats(self.formats)
+        check_formats(self.value("formats"))
         check_count("seed", self.seed, zero=True)
 
+    def __getitem__(self, name: str) -> Any:
+        """Return what was given, or nothing."""
+        assert name in SETTINGS, name
+        return self.given.get(name)
+
+    def value(self, name: str) -> Any:
+        """Return what was given, or the library's default."""
+        default = SETTINGS[name].default
+        return self.given.get(name, None if default is MISSING else default)
+
+    def of(self, owner: str) -> dict[str, Any]:
+        """Return what was given for a class or a function of the library, by its own names.
+
+        Parameters
+        ----------
+        owner
+            As `FakETSimulator` or `StyleBank.build`.
+        """
+        found = {own: n for n, one in SETTINGS.items() for whose, own in one.owners if whose == owner}
+        assert found, owner
+        return {own: self.given[name] for own, name in found.items() if name in self.given}
+
     @property
-    def chosen_modality(self) -> str:
+    def recipe(self) -> dict[str, Any]:
+        """What generated specimens are made from."""
+        return {name: self.given[name] for name in OF_GENERATED if name in self.given}
+
+    @property
+    def seed(self) -> int:
+        """Of all chance."""
+        return int(self.value("seed"))
+
+    @property
+    def voxel_size(self) -> float:
+        """Å, of generated specimens."""
+        return float(self.value("voxel_size"))
+
+    @property
+    def modality(self) -> str:
         """The modality; by default `"faket"` with a style, `"noisy"` without."""
-        return self.modality or ("faket" if self.style else "noisy")
+        return str(self["modality"] or ("faket" if self["style"] else "noisy"))
 
     def without_paths(self) -> dict[str, Any]:
-        """Return what does not lie in files, as JSON types: the same wherever the files are."""
-        names = [name for name, rule in RULES.items() if not rule.is_path and name not in ELSEWHERE]
-        return dict(json.loads(json.dumps({name: getattr(self, name) for name in names})))
+        """Return what does not lie in files, as JSON types and with the library's defaults."""
+        return {name: as_json(self.value(name)) for name in COMPARED}
+
+    @staticmethod
+    def defaults() -> dict[str, Any]:
+        """Return what `without_paths` says where nothing was given."""
+        plain = {name: SETTINGS[name].default for name in COMPARED}
+        return {name: as_json(one) for name, one in plain.items() if one is not MISSING}
 
     def to_json(self) -> dict[str, Any]:
         """Return those that were given, as JSON types, with whole paths."""
-        given = {name: getattr(self, name) for name in RULES if getattr(self, name) not in (None, ())}
-        whole = {name: _under(Path.cwd(), value) for name, value in given.items() if RULES[name].is_path}
-        if self.filaments is not None:
-            whole["filaments"] = _subunits_under(Path.cwd(), self.filaments)
-        return dict(json.loads(json.dumps(given | whole)))
+        names = [n for n in SETTINGS if self[n] not in (None, ()) or n in WRITTEN_ALWAYS]
+        return {name: as_json(_whole(name, self.value(name))) for name in names}
+
+    def but(self, **changes: Any) -> Options:
+        """Return the options with others in their place."""
+        return replace(self, given=dict(self.given) | changes)
 
     @classmethod
     def read(cls, config: Path | None, given: Mapping[str, Any]) -> Self:
-        """Put the settings together; those of the command line win over those of a file.
+        """Put the settings together; those of the command line go before those of a file.
 
         Parameters
         ----------
         config
-            A JSON file, or the `simulation.json` of a set, or the `record.json` of a tomogram in one. Paths in it count
-            from its folder.
+            A JSON or TOML file, or the `simulation.json` of a set, or the `record.json` of a tomogram in one. Paths in
+            it count from its folder.
         given
             By name, from the command line.
 
@@ -305,60 +284,44 @@ class Options:
             For a wrong value on the command line.
         """
         values = {} if config is None else _from_file(config)
-        for name, value in given.items():
-            values[name] = _read_value(name, value, f"--{name.replace('_', '-')}", Path())
-        return cls(**values)
+        return cls(values | {name: _from_text(name, value) for name, value in given.items()})
+
+
+def _from_text(name: str, value: Any) -> Any:
+    """Read a setting of the command line; some may be said several times."""
+    setting = SETTINGS[name]
+    if name not in SEVERAL:
+        return read_setting(setting, value, setting.option)
+    found = [read_setting(setting, one, setting.option) for one in value]
+    return found[0] if len(found) == 1 else tuple(table for one in found for table in as_tables(name, one))
 
 
 def _from_file(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        raise FileNotFoundError(f"expected a JSON file of settings, found none at {path}")
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise FileFormatError(f"{path}: expected JSON, got {error}") from error
+    content = load_table(path, "a JSON or TOML file of settings")
     # What a set was made with, or one of its tomograms.
-    origin = content.get("origin", content) if isinstance(content, dict) else {}
+    origin = content.get("origin", content)
     content = origin.get("options", content) if isinstance(origin, dict) else content
-    if not isinstance(content, dict):
-        raise FileFormatError(f"{path}: expected settings by name, got {str(content)[:80]!r}")
-    unknown = sorted(set(content) - set(RULES))
-    if unknown:
-        raise FileFormatError(f"{path}: expected settings of {', '.join(RULES)}, got {', '.join(unknown)}")
     try:
-        return {
-            name: _read_value(name, value, f"`{name}`", path.parent)
-            for name, value in content.items()
-            if value is not None
-        }
+        return read_table(SETTINGS, flat(content), "", lambda entry: str(path.parent / entry), renamed=RENAMED)
     except ValueError as error:
         raise FileFormatError(f"{path}: {error}") from error
 
 
-def _read_value(name: str, value: Any, called: str, folder: Path) -> Any:
-    rule = RULES[name]
-    try:
-        found = rule.read(value)
-    except (ValueError, TypeError, OverflowError):
-        raise ValueError(f"expected {called} to be {rule.expected}, got {value!r}") from None
-    if name == "filaments":
-        return _subunits_under(folder, found)
-    return _under(folder, found) if rule.is_path else found
+def flat(content: Mapping[str, Any]) -> dict[str, Any]:
+    """Take the parts of a table `imperfections`, as the library has it, for settings of their own."""
+    parts = content.get("imperfections")
+    if not isinstance(parts, Mapping):
+        return dict(content)
+    twice = sorted(set(parts) & set(content))
+    if twice:
+        raise ValueError(f"expected {', '.join(twice)} once, got it within `imperfections`, too")
+    return {name: one for name, one in content.items() if name != "imperfections"} | dict(parts)
 
 
-def _subunits_under(folder: Path, filaments: Any) -> Any:
-    """Let the subunits of filaments count from a folder where they are files."""
-
-    def path_of(subunit: str) -> str:
-        return subunit if subunit in FILAMENT_PRESETS else str(folder / subunit)
-
-    if not isinstance(filaments, list):
-        return filaments
-    return [one | {"subunit": path_of(str(one["subunit"]))} if "subunit" in one else one for one in filaments]
+def given_options(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the settings among a command's values that were given; what may be repeated, and was not, is empty."""
+    return {name: one for name, one in values.items() if name in SETTINGS and one not in (None, [], ())}
 
 
-def _under(folder: Path, found: Any) -> Any:
-    """Let paths count from a folder."""
-    if isinstance(found, tuple):
-        return tuple(_under(folder, one) for one in found)
-    return str(folder / found) if isinstance(found, str) and found not in NO_PATHS else found
+def _whole(name: str, value: Any) -> Any:
+    return read_setting(SETTINGS[name], value, name, lambda entry: str(Path.cwd() / entry))

@@ -63,7 +63,14 @@ def tomogram_folder(folder: Path, index: int) -> Path:
     return folder / f"tomogram_{index:04d}"
 
 
-def open_set(folder: Path, settings: Mapping[str, Any], options: Mapping[str, Any]) -> None:
+def open_set(
+    folder: Path,
+    settings: Mapping[str, Any],
+    options: Mapping[str, Any],
+    *,
+    defaults: Mapping[str, Any] | None = None,
+    renamed: Mapping[str, str] | None = None,
+) -> None:
     """Make the folder of a set, or go on in one that was made with the same settings.
 
     Parameters
@@ -75,6 +82,10 @@ def open_set(folder: Path, settings: Mapping[str, Any], options: Mapping[str, An
     options
         What they were made from, as a user gives it; kept, but not compared: files may have moved. Their content is in
         the settings.
+    defaults
+        What settings are that an older set does not tell.
+    renamed
+        New names of the settings of an older set.
 
     Raises
     ------
@@ -106,7 +117,9 @@ def open_set(folder: Path, settings: Mapping[str, Any], options: Mapping[str, An
             )
     remove_parts(folder, older_than=ABANDONED)
     # Read back, too: another shard may have begun the set with other settings at the same moment.
-    differing = describe_differences(read_settings(path), wanted)
+    kept = {(renamed or {}).get(name, name): value for name, value in read_settings(path).items()}
+    before = dict(defaults or {}) | {name: value for name, value in kept.items() if value is not None}
+    differing = describe_differences(before, wanted)
     if differing:
         raise ValueError(
             f"expected the settings that {path} was made with, got others for {differing}; go on with those, or "

@@ -22,7 +22,9 @@ from faket_aug.cli._source import Source, make_source
 from faket_aug.figures import save_figure
 from faket_aug.formats.angles import read_tilt_angles
 from faket_aug.microscope.file import MicroscopeFile, read_microscope
+from faket_aug.microscope.imperfections import Imperfections
 from faket_aug.microscope.noise import NoiseModel
+from faket_aug.simulation.plain_settings import RENAMED
 from faket_aug.simulation.saving import check_names, is_whole, remove_parts
 from faket_aug.simulation.simulator import FakETSimulator
 from faket_aug.style.bank import StyleBank
@@ -32,7 +34,6 @@ from faket_aug.tilts.series import TiltSeries
 #: Within the folder of a set: hidden, or deep enough that nothing in it is taken for a specimen of the set.
 STYLE_CACHE = ".style_cache"
 COPICK_PROJECT = Path("projects") / "copick"
-_SIMULATOR_OPTIONS = ("step_size", "filter", "resampling", "extend", "device", "threads", "quantiles")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,23 +73,22 @@ class Parts:
 
     Parameters
     ----------
-    plain
-        A noiseless simulator with all other settings.
-    noise, style, features
-        What the modality needs of them.
+    unstyled
+        A simulator without style, with all other settings.
+    style, features
+        For the modality `"faket"` only.
     noise_digest
         What the noise was made from.
     """
 
-    plain: FakETSimulator
-    noise: NoiseModel | None
+    unstyled: FakETSimulator
     style: tuple[TiltSeries, ...]
     features: VGG19Features | None
     noise_digest: str | None
 
     def settings(self, options: Options) -> dict[str, Any]:
         """Return what the tilts depend on, as JSON types; long things by their hash."""
-        found = self.plain.settings() | {"modality": options.chosen_modality}
+        found = self.unstyled.settings() | {"modality": options.modality}
         del found["features"]
         found["noise"] = self.noise_digest
         found["style"] = [_digest(series) for series in self.style]
@@ -97,19 +97,11 @@ class Parts:
 
     def simulator(self, options: Options, cache: Path) -> FakETSimulator:
         """Make the simulator, encoding the style or reading it from the cache."""
-        if options.chosen_modality == "noiseless":
-            return self.plain
-        bank = None
-        if self.features is not None:
-            settings: dict[str, Any] = {"device": self.plain.device}
-            if options.style_layers is not None:
-                settings["style_layers"] = options.style_layers
-            if options.quantiles is not None:
-                settings["quantiles"] = options.quantiles
-            bank = StyleBank.build(self.style, self.features, cache=options.style_cache or cache, **settings)
-        return replace(
-            self.plain, modality=options.chosen_modality, noise=self.noise, style=bank, features=self.features
-        )
+        if self.features is None:
+            return replace(self.unstyled, modality=options.modality)
+        settings: dict[str, Any] = {"cache": cache, "device": self.unstyled.device} | options.of("StyleBank.build")
+        bank = StyleBank.build(self.style, self.features, **settings)
+        return replace(self.unstyled, modality=options.modality, style=bank, features=self.features)
 
 
 def _digest(series: TiltSeries) -> str:
@@ -126,47 +118,44 @@ def make_parts(options: Options) -> Parts:
     ValueError, FileNotFoundError, FileFormatError, WeightsError
         If files are missing or wrong, or settings do not go together.
     """
-    style = tuple(TiltSeries.read(path) for path in options.style)
-    fitted = None if options.noise is None else read_microscope(options.noise)
+    style = tuple(TiltSeries.read(path) for path in options["style"] or ())
+    fitted = None if options["noise"] is None else read_microscope(options["noise"])
     angles = _tilt_angles(options, style, fitted)
-    given = {name: getattr(options, name) for name in _SIMULATOR_OPTIONS}
-    modality = options.chosen_modality
-    styled = modality == "faket"
-    known: dict[str, Any] = fitted.style_settings(options.step_size) if styled and fitted is not None else {}
+    noisy, styled = options.modality != "noiseless", options.modality == "faket"
+    known: dict[str, Any] = fitted.style_settings(options["step_size"]) if styled and fitted is not None else {}
     known |= {"extend": fitted.extend} if fitted is not None and fitted.extend else {}
-    plain = FakETSimulator(
-        tilt_angles=angles,
-        modality="noiseless",
-        **(known | {name: value for name, value in given.items() if value is not None}),
-    )
-    usable_device(plain.device)
+    given = options.of("FakETSimulator") | {"imperfections": Imperfections(**options.of("Imperfections"))}
+    own = {"tilt_angles": angles, "modality": "noisy" if noisy else "noiseless"}
+    usable_device(given.get("device", FakETSimulator.device))
     return Parts(
-        plain=plain,
-        noise=None if modality == "noiseless" else _noise(options, style, angles, fitted),
+        unstyled=FakETSimulator(
+            **(known | given | own), noise=_noise(options, style, angles, fitted) if noisy else None
+        ),
         style=style if styled else (),
-        features=VGG19Features(options.weights, precision=options.precision) if styled else None,
-        noise_digest=None if modality == "noiseless" else _noise_digest(options, style),
+        features=VGG19Features(**options.of("VGG19Features")) if styled else None,
+        noise_digest=_noise_digest(options, style) if noisy else None,
     )
 
 
 def _tilt_angles(options: Options, style: tuple[TiltSeries, ...], fitted: MicroscopeFile | None) -> Any:
-    if options.tilt_angles is None and fitted is not None and fitted.tilt_angles:
+    given = options["tilt_angles"]
+    if given is None and fitted is not None and fitted.tilt_angles:
         return fitted.tilt_angles
-    if options.tilt_angles is None:
+    if given is None:
         return style[0].tilt_angles if style else parse_angles(TILT_ANGLES)
-    return read_tilt_angles(options.tilt_angles) if isinstance(options.tilt_angles, str) else options.tilt_angles
+    return read_tilt_angles(given) if isinstance(given, str) else given
 
 
 def _noise(options: Options, style: tuple[TiltSeries, ...], angles: Any, fitted: MicroscopeFile | None) -> NoiseModel:
-    """Take the fitted noise, or assume one; without measured tilts, of tilts with mean 0 and deviation 1."""
+    """Take the fitted noise, or assume one; without measured tilts, of tilts with mean 0 and standard deviation 1."""
     if fitted is not None:
         return fitted.noise
-    settings: dict[str, Any] = {} if options.snr is None else {"snr": options.snr}
-    if options.quantiles is not None and style:
-        settings["quantiles"] = options.quantiles
+    settings = options.of("NoiseModel.assume")
+    if not style:
+        settings.pop("quantiles", None)
     measured = [(series.tilts, series.tilt_angles) for series in style]
     if not measured:
-        # Two pixels are enough to say that mean and deviation are 0 and 1.
+        # Two pixels are enough to say that mean and standard deviation are 0 and 1.
         measured = [(torch.tensor([[-1.0, 1.0]]).expand(len(angles), 1, 2), np.asarray(angles))]
     models = [NoiseModel.assume(*pair, **settings) for pair in measured]
     return replace(models[0], series=tuple(series for model in models for series in model.series))
@@ -174,9 +163,9 @@ def _noise(options: Options, style: tuple[TiltSeries, ...], angles: Any, fitted:
 
 def _noise_digest(options: Options, style: tuple[TiltSeries, ...]) -> str:
     """Hash what the noise is made from: another machine's sums differ in the last bits."""
-    if options.noise is not None:
-        return digest_of_file(Path(options.noise))
-    inputs = [[_digest(series) for series in style], options.snr, options.quantiles]
+    if options["noise"] is not None:
+        return digest_of_file(Path(options["noise"]))
+    inputs = [[_digest(series) for series in style], options["snr"], options["quantiles"]]
     return hashlib.sha256(json.dumps(inputs).encode()).hexdigest()
 
 
@@ -192,7 +181,7 @@ def run(work: Work, progress: Callable[[int, int], None]) -> Done:
     """
     options = work.options
     # What is computed before the simulator's own threads are set has to be the same for every machine, too.
-    threads = FakETSimulator.threads if options.threads is None else options.threads
+    threads = options.value("threads")
     check_count("threads", threads)
     with intra_op_threads(threads):
         return _run(work, progress, make_source(options), make_parts(options))
@@ -201,10 +190,10 @@ def run(work: Work, progress: Callable[[int, int], None]) -> Done:
 def _run(work: Work, progress: Callable[[int, int], None], source: Source, parts: Parts) -> Done:
     options, folder = work.options, work.folder
     count = work.count or source.count or 1
-    class_names = source.make(0).class_names if source.class_names is None else source.class_names
-    named = {number: name for number, name in class_names.items() if number > 0}
-    check_names(named, options.formats, tomogram=tomogram_folder(folder, 0).name)
-    open_set(folder, _settings(options, source, parts), options.to_json())
+    named = {number: name for number, name in source.class_names.items() if number > 0}
+    check_names(named, options.value("formats"), tomogram=tomogram_folder(folder, 0).name)
+    defaults = Options.defaults()
+    open_set(folder, _settings(options, source, parts), options.to_json(), defaults=defaults, renamed=RENAMED)
     remove_parts(folder / STYLE_CACHE, older_than=ABANDONED)
     mine = work.shard.indices(count)
     left = missing(folder, count=count, shard=work.shard)
@@ -238,13 +227,13 @@ class _Maker:
         specimen = replace(given, name=path.name)
         made = self.simulator(specimen, seed=options.seed, tomogram=index)
         noiseless = None
-        if options.noiseless:
+        if options["noiseless"]:
             clean = replace(self.simulator, modality="noiseless")
             noiseless = clean(specimen, seed=options.seed, tomogram=index).tomogram
         made.save(
             path,
-            formats=options.formats,
-            specimen=specimen if options.density else None,
+            formats=options.value("formats"),
+            specimen=specimen if options.value("density") else None,
             noiseless=noiseless,
             copick_project=self.work.folder / COPICK_PROJECT,
             origin={"specimen": given.name} | self.source.settings | {"options": options.to_json()},

@@ -13,11 +13,23 @@ if TYPE_CHECKING:
 
     from rich.console import Console
 
-    from faket_aug.comparison.experiment import ArmResult, Experiment
+    from faket_aug.comparison.experiment import Experiment
+    from faket_aug.comparison.result import ArmResult
     from faket_aug.comparison.settings import Comparison
 
 CONFIG_COPY = "comparison.json"
 RESULTS = "results.json"
+
+
+def _show_settings(asked: bool) -> None:
+    """Print what the file may say."""
+    if not asked:
+        return
+    from faket_aug.comparison.settings import described
+
+    for table, lines in described().items():
+        typer.echo("\n".join([*([f"\n[{table}]"] if table else []), *lines]))
+    raise typer.Exit
 
 
 def compare(
@@ -36,6 +48,12 @@ def compare(
             show_default=False,
         ),
     ] = None,
+    settings: Annotated[
+        bool,
+        typer.Option(
+            "--settings", callback=_show_settings, is_eager=True, help="Show what the TOML file may say, and exit."
+        ),
+    ] = False,
 ) -> None:
     """Train a picker on each kind of tomograms, and score all of them on the same measured ones.
 
@@ -91,7 +109,7 @@ def compare(
 
 def _keep_settings(comparison: Comparison, output: Path) -> None:
     """Write the settings once; another comparison does not mix its results with these."""
-    from faket_aug.comparison.settings import SCORING_SETTINGS
+    from faket_aug.comparison.settings import MORE_SCORING, SCORING_SETTINGS
     from faket_aug.formats._atomic import write_text
 
     path, own = output / CONFIG_COPY, json.loads(json.dumps(comparison.to_dict()))
@@ -101,8 +119,8 @@ def _keep_settings(comparison: Comparison, output: Path) -> None:
         except ValueError as error:
             raise ValueError(f"{path}: expected the settings of a comparison, got a damaged file; remove it") from error
         # More arms and seeds may come to those that are there; how it is scored may change, and where it runs.
-        free = {"arms", "seeds", "device", "threads", "workers", *SCORING_SETTINGS}
-        other = sorted(n for n in (set(saved) | set(own)) - free if saved.get(n) != own.get(n))
+        free = {"seeds", "device", "threads", "workers", *SCORING_SETTINGS, *MORE_SCORING}
+        other = [name for name in comparison.differences(saved) if name not in free]
         both = sorted(set(saved["arms"]) & set(own["arms"]))
         other += [f"arms.{name}" for name in both if saved["arms"][name] != own["arms"][name]]
         if other:

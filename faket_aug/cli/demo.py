@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import re
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Any
 
-import typer
+from faket_aug._reading import read_setting
+from faket_aug._settings import settings_of
+from faket_aug.cli._commands import taking
+from faket_aug.demo import settings
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -20,58 +21,35 @@ RANDOM_NOTE = (
     "Note: random weights are the weaker variant of the method (FAKET_RANDOM). For the published one add "
     f"--weights torchvision (downloads 550 MB once), or --weights vgg19-dcbb9e9d.pth, a file fetched from {WEIGHTS_URL}"
 )
+#: The others are sizes, which the demonstration keeps.
+_NAMES = ("output", "steps", "seed", "weights", "style_layers", "device")
+_SETTINGS = {name: setting for name, setting in settings_of(settings.RoundTrip).items() if name in _NAMES}
 
 
-def demo(
-    output: Annotated[Path, typer.Option(help="Folder of preview.png, made where it is missing.")] = Path("demo"),
-    steps: Annotated[int, typer.Option(min=1, help="Training steps.")] = 150,
-    seed: Annotated[int, typer.Option(min=0, help="Of all chance.")] = 0,
-    weights: Annotated[
-        str | None,
-        typer.Option(
-            help='Encoder weights: a .pth or .safetensors file, "torchvision" (downloaded if need be) or "random"; '
-            'by default torchvision\'s if they are in its cache, else "random".',
-            show_default=False,
-        ),
-    ] = None,
-    style_layers: Annotated[
-        str | None,
-        typer.Option(
-            metavar="1,6,11,...",
-            help="ReLUs of VGG-19 in torchvision's numbering; by default the published ones that the weights reach.",
-            show_default=False,
-        ),
-    ] = None,
-    device: Annotated[str, typer.Option(help='"cpu" or "cuda".')] = "cpu",
-) -> None:
+@taking(_SETTINGS.values())
+def demo(**given: Any) -> None:
     """Show the whole round trip on procedural specimens, without any data or network.
 
     Builds small specimens and records them with a microscope of its own, whose unlabelled tilt-series are the style;
     fits the noise, builds the style bank, trains a small network on patches that are simulated meanwhile, and writes
     preview.png.
     """
-    layers = None if style_layers is None else _parse_layers(style_layers)
-    if not re.fullmatch(r"cpu|cuda(:\d+)?", device):
-        raise ValueError(f'expected --device to be "cpu", "cuda" or "cuda:1", got {device!r}')
+    told = {n: read_setting(_SETTINGS[n], one, _SETTINGS[n].option) for n, one in given.items() if one is not None}
+    if "style_layers" in told:
+        told["style_layers"] = tuple(sorted(set(told["style_layers"])))
+    wanted = settings.RoundTrip(**told)
 
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-    from faket_aug.demo.round_trip import RoundTrip, Stages, run
+    from faket_aug.demo.round_trip import Stages, run
 
-    settings = RoundTrip(output=output, steps=steps, seed=seed, weights=weights, style_layers=layers, device=device)
     columns = (TextColumn("{task.description:<12}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     console = Console(markup=False, highlight=False)
     with Progress(*columns, console=console) as progress:
         stages = Stages(progress=progress)
-        result = run(settings, stages)
+        result = run(wanted, stages)
     _show(console, result, stages.seconds)
-
-
-def _parse_layers(text: str) -> tuple[int, ...]:
-    if not re.fullmatch(r"\s*\d+\s*(,\s*\d+\s*)*", text):
-        raise ValueError(f"expected --style-layers to be numbers with commas between, as 1,6,11, got {text!r}")
-    return tuple(sorted({int(part) for part in text.split(",")}))
 
 
 def _show(console: Console, result: Result, seconds: Mapping[str, float]) -> None:

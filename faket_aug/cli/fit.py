@@ -2,113 +2,110 @@
 
 from __future__ import annotations
 
+from dataclasses import MISSING, replace
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from faket_aug._reading import read_setting
+from faket_aug._settings import Setting, parameter_help, setting_of
+from faket_aug.cli._commands import taking
+from faket_aug.cli._options import OF_GENERATED, SETTINGS, SEVERAL, Options, given_options
+from faket_aug.microscope.ctf import ContrastTransfer
+from faket_aug.simulation.fit_microscope import fit_microscope
+from faket_aug.simulation.plain_settings import TRANSFER
+from faket_aug.simulation.step_size import choose_step_size
+from faket_aug.style.bank import StyleBank
+
 _TARGET, _SPECIMENS = "The microscope's tilts", "Specimens of the same kind"
 _OPTICS, _STEP = "Its optics, where known", "The style transfer's step"
+#: What is not given is taken from the files of the tilt-series, if they say it.
+_KNOWN = "By default what the files say."
+_Pair = float | tuple[float, float]
+
+#: Settings of `fit_microscope`, of its `optics` and of `choose_step_size`.
+_FITTING: dict[str, Setting] = {
+    "tilt_axis": setting_of(fit_microscope, "tilt_axis", group=_TARGET, note="Series without alignment are aligned."),
+    "noise_order": setting_of(fit_microscope, "noise_order", group=_TARGET),
+    "count": setting_of(fit_microscope, "count", group=_SPECIMENS),
+    "defocus": setting_of(fit_microscope, "defocus", group=_OPTICS),
+}
+_OWN_OPTICS: dict[str, Setting] = {
+    name: setting_of(ContrastTransfer, name, group=_OPTICS, note=note)
+    for name, note in {
+        **{"voltage": _KNOWN, "spherical_aberration": _KNOWN, "amplitude_contrast": f"Where its fit starts. {_KNOWN}"},
+        **{"phase_shift": "", "b_factor": "", "radial_gain": ""},
+    }.items()
+}
+_SEARCH: dict[str, Setting] = {
+    "steps": setting_of(choose_step_size, "steps", group=_STEP),
+    "compared_tilts": setting_of(choose_step_size, "tilts", name="compared_tilts", group=_STEP),
+}
 
 
-def _option(help: str, panel: str, **settings: Any) -> Any:
-    return typer.Option(help=help, rich_help_panel=panel, show_default=False, **settings)
+def _taken(name: str, group: str, note: str = "") -> Setting:
+    return replace(SETTINGS[name], group=group, help=f"{SETTINGS[name].help} {note}".strip())
 
 
-_Text = str | None
-_Number = float | None
+_OPTIONS = [
+    _taken("style", _TARGET),
+    *(_taken(name, _SPECIMENS) for name in ("specimens", "dark", *OF_GENERATED, "class_table", "device", "threads")),
+    replace(_taken("voxel_size", _SPECIMENS), help="Å; by default the tilts' pixel size.", default=MISSING),
+    replace(setting_of(fit_microscope, "extend", group=_SPECIMENS), choices=SETTINGS["extend"].choices),
+    _taken("seed", _SPECIMENS),
+    _taken("weights", _STEP, "With it, the step is chosen."),
+    *(_taken(name, _STEP) for name in ("precision", "pooling", "weights_seed", "style_layers")),
+    replace(_taken("style_cache", _STEP), help=parameter_help(StyleBank.build)["cache"]),
+    *(_taken(name, _STEP) for name in ("quantiles", *TRANSFER, "memory_budget")),
+    *_FITTING.values(),
+    *_OWN_OPTICS.values(),
+    *_SEARCH.values(),
+]
 
 
+@taking(_OPTIONS, repeated=SEVERAL)
 def fit(
-    context: typer.Context,
     output: Annotated[Path, typer.Argument(help="JSON file to write; a picture of the same name stands beside it.")],
-    style: Annotated[
-        list[str] | None,
-        _option("Unlabelled tilt-series, a stack or its folder; repeatable. Aligned by the files beside it.", _TARGET),
-    ] = None,
-    tilt_axis: Annotated[
-        _Number,
-        _option("Degrees from the image's y: series without alignment are aligned by their neighbours.", _TARGET),
-    ] = None,
     config: Annotated[
         Path | None,
-        _option("JSON file of the specimens' options, as of `simulate`; the command line wins.", _SPECIMENS),
+        typer.Option(
+            help="JSON or TOML file of the specimens' options, as of `simulate`. The command line goes before it.",
+            rich_help_panel=_SPECIMENS,
+            show_default=False,
+        ),
     ] = None,
-    specimens: Annotated[
-        list[str] | None, _option("Folder in any format read; repeatable. Their labels are not used.", _SPECIMENS)
-    ] = None,
-    dark: Annotated[bool | None, _option("Particles are dark in them.", _SPECIMENS)] = None,
-    templates: Annotated[
-        list[str] | None, _option("Or generated: a map, a structure, or a folder of them; repeatable.", _SPECIMENS)
-    ] = None,
-    counts: Annotated[_Text, _option("Particles of a class: 50, or 1bxn=50,3gl1=20.", _SPECIMENS)] = None,
-    occupancy: Annotated[_Number, _option("Share of the ice that particles fill.", _SPECIMENS)] = None,
-    membranes: Annotated[_Text, _option("sphere=2,ellipsoid=1,toroid=1,sheet=1.", _SPECIMENS)] = None,
-    filaments: Annotated[_Text, _option("actin=3,microtubule=1.", _SPECIMENS)] = None,
-    fiducials: Annotated[int | None, _option("Gold beads.", _SPECIMENS)] = None,
-    slab: Annotated[_Text, _option("Thickness of the ice, Å: 1500 or 1000,2000.", _SPECIMENS)] = None,
-    shape: Annotated[_Text, _option("Voxels: z,y,x.", _SPECIMENS)] = None,
-    voxel_size: Annotated[_Number, _option("Å; the tilts' pixel size by default.", _SPECIMENS)] = None,
-    extend: Annotated[_Text, _option("Beyond the specimen: zero, or wrap (itself again).", _SPECIMENS)] = None,
-    count: Annotated[
-        int | None, _option("Specimens that spectra are averaged over; by default all --specimens, or 2.", _SPECIMENS)
-    ] = None,
-    seed: Annotated[int | None, _option("Of the generated ones; 0 by default.", _SPECIMENS)] = None,
-    defocus: Annotated[
-        _Text, _option("µm, known: 3.5; or searched: 2,5. By default by the files, or else 0.2,10.", _OPTICS)
-    ] = None,
-    voltage: Annotated[_Number, _option("kV; by default the files', or 300.", _OPTICS)] = None,
-    spherical_aberration: Annotated[_Number, _option("mm; by default the files', or 2.7.", _OPTICS)] = None,
-    weights: Annotated[
-        _Text, _option("Encoder: with it, the step of the style transfer is chosen by held-out tilts, too.", _STEP)
-    ] = None,
-    precision: Annotated[_Text, _option("Of the encoder: float32 (the default) or bfloat16.", _STEP)] = None,
-    style_layers: Annotated[_Text, _option("ReLUs of VGG-19: 1,6,11,20,29.", _STEP)] = None,
-    quantiles: Annotated[_Text, _option("Range of the style's values: 0.001,0.999 against beads.", _STEP)] = None,
-    amplitude_contrast: Annotated[_Number, _option("Where its fit starts; the files', or 0.07.", _OPTICS)] = None,
+    **given: Any,
 ) -> None:
     """Fit transfer function and noise of a microscope, without labels, and show simulated tilts beside measured ones.
 
-    The file is what `simulate --noise` and `NoiseModel.from_json` take. Specimens need only be of the same kind as what
-    the microscope saw; without any, the package's own are taken.
+    The file is what `simulate --noise` and `FakETSimulator.from_file` take. Specimens need only be of the same kind as
+    what the microscope saw; without any, the package's own are taken.
     """
-    from faket_aug.cli._fitting import FitWork, run
-    from faket_aug.cli._options import GENERATED, Options
-
-    own = (
-        "context",
-        "output",
-        "tilt_axis",
-        "config",
-        "count",
-        "defocus",
-        "voltage",
-        "spherical_aberration",
-        "amplitude_contrast",
-    )
-    given = {name: value for name, value in context.params.items() if name not in own and value not in (None, [], ())}
-    if weights is None and (precision or style_layers or quantiles):
-        raise ValueError("expected --weights with --precision, --style-layers or --quantiles, got none; set it")
-    optics = {
-        "voltage": voltage,
-        "spherical_aberration": spherical_aberration,
-        "amplitude_contrast": amplitude_contrast,
-    }
-    built_in = config is None and not {"specimens", *GENERATED} - {"shape"} & set(given)
-    work = FitWork(
-        output=output,
-        # Options want specimens of some kind; the built-in ones have their own.
-        options=Options.read(config, given | ({"fiducials": 0} if built_in else {})),
-        built_in=built_in,
-        count=count,
-        defocus=defocus,
-        optics={name: value for name, value in optics.items() if value is not None},
-        step=weights is not None,
-        tilt_axis=tilt_axis,
-    )
-
     from faket_aug.cli._console import showing_progress, showing_warnings
+    from faket_aug.cli._fitting import FitWork, run
 
+    options = given_options({name: one for name, one in given.items() if name not in _FITTING})
+    steps = {name: given[name] for name in ("precision", "style_layers", "quantiles", *_SEARCH)}
+    if given["weights"] is None and any(steps.values()):
+        raise ValueError("expected --weights with --precision, --style-layers or --quantiles, got none; set it")
+    built_in = config is None and not {"specimens", *OF_GENERATED} - {"shape"} & set(options)
+    fitting, optics, search = (_read(part, given) for part in (_FITTING, _OWN_OPTICS, _SEARCH))
     with showing_progress("clean tilts") as (console, progress), showing_warnings(console):
+        work = FitWork(
+            output=output,
+            # Options want specimens of some kind; the built-in ones have their own.
+            options=Options.read(config, options | ({"fiducials": ["0"]} if built_in else {})),
+            built_in=built_in,
+            fitting=fitting | ({"optics": optics} if optics else {}),
+            search=search,
+            step=given["weights"] is not None,
+        )
         for line in run(work, progress):
             typer.echo(line)
+
+
+def _read(settings: dict[str, Setting], given: dict[str, Any]) -> dict[str, Any]:
+    """Read what was given, by the parameters' own names."""
+    there = {name: one for name, one in settings.items() if given[name] is not None}
+    return {one.owners[0][1]: read_setting(one, given[name], one.option) for name, one in there.items()}

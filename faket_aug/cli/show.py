@@ -1,4 +1,4 @@
-"""`faket-aug show`: one picture of whatever a path holds."""
+"""`faket-aug show`: one picture of what a path holds."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A domain critic: how near simulated tomograms are to measured ones, in the eyes of a network trained on these."""
+"""A domain critic: a network that was trained on measured tomograms says how near simulated ones are to them."""
 
 from __future__ import annotations
 
@@ -15,21 +15,20 @@ from torch import nn
 
 from faket_aug._checks import FileFormatError
 from faket_aug.comparison.experiment import Experiment, Report
-from faket_aug.comparison.summary import Estimate, estimate
+from faket_aug.comparison.summary import SCORES, Estimate, estimate
 from faket_aug.formats._atomic import write_text
 from faket_aug.picking.checkpoints import load_weights
 from faket_aug.specimens.grandmodel import GrandModel
 
 #: The row of the measured tomograms themselves.
 TARGET = "target"
-SCORES = ("localization_f1", "macro_f1")
 #: Beside the weights of the critic.
 CRITICISMS = "critic.json"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Criticism:
-    """What a critic makes of one kind of tomograms.
+    """Scores of a critic on one kind of tomograms.
 
     Parameters
     ----------

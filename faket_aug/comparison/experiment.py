@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
-import platform
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, replace
 from functools import cached_property
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +17,12 @@ from torch.utils.data import DataLoader
 
 from faket_aug._checks import FileFormatError
 from faket_aug.comparison.measured import MeasuredTomograms, kept_sections, measured_tomogram
-from faket_aug.comparison.settings import AUTO, SCORING_SETTINGS, Arm, Comparison
+from faket_aug.comparison.result import RESULT, ArmResult, read_result, score_as_json, versions
+from faket_aug.comparison.settings import AUTO, MORE_SCORING, SCORING_SETTINGS, Arm, Comparison
 from faket_aug.data.dataset import FakETDataset, LabelledPatches, PatchDataset
 from faket_aug.data.labelled import LabelledTomogram
 from faket_aug.formats._atomic import write_text
-from faket_aug.geometry import joint_angles
+from faket_aug.microscope.ctf import ContrastTransfer
 from faket_aug.microscope.noise import NoiseModel
 from faket_aug.picking.checkpoints import BEST, CHECKPOINT, load_weights
 from faket_aug.picking.clustering import Picks, pick
@@ -35,8 +33,9 @@ from faket_aug.picking.network import DeepFinderNet
 from faket_aug.picking.scoring import ShrecScore, choose_min_sizes, evaluate_shrec
 from faket_aug.picking.settings import TrainingSettings
 from faket_aug.picking.training import fit
+from faket_aug.simulation.fit_microscope import fit_microscope
 from faket_aug.simulation.simulator import FakETSimulator
-from faket_aug.simulation.step_size import choose_step_size, split_series
+from faket_aug.simulation.step_size import choose_step_by_series
 from faket_aug.specimens.grandmodel import GrandModel
 from faket_aug.specimens.lazy import ShrecSpecimens
 from faket_aug.style.bank import StyleBank
@@ -44,55 +43,10 @@ from faket_aug.style.vgg19 import VGG19Features
 from faket_aug.tilts.series import TiltSeries
 from faket_aug.tomography.projection import project
 
-RESULT = "result.json"
 #: Folder of the steps of the style transfer that were chosen, and why, see `Arm.simulator`.
 STEPS = "steps"
-_PACKAGES = ("faket_aug", "torch", "torchvision", "numpy", "scipy", "scikit-image", "scikit-learn")
 #: Told of what is going on: arm, seed, step, and steps in all.
 Report = Callable[[str, int, int, int], None]
-
-
-@dataclass(frozen=True, kw_only=True)
-class ArmResult:
-    """What one arm with one seed came to.
-
-    Parameters
-    ----------
-    arm, seed
-        Which.
-    scores
-        By test folder; see `ShrecScore` (its confusion matrix as lists).
-    min_sizes
-        Sizes of picks chosen on the validation specimen, by class number.
-    losses, validations
-        Of the training.
-    best_step
-        The step whose weights were used.
-    made_with
-        The arm's settings, and those of the scoring.
-    versions
-        Of what made it.
-    """
-
-    arm: str
-    seed: int
-    scores: Mapping[str, Mapping[str, Any]]
-    min_sizes: Mapping[str, int]
-    losses: Sequence[float]
-    validations: Sequence[tuple[int, float]]
-    best_step: int
-    made_with: Mapping[str, Any]
-    versions: Mapping[str, str]
-
-    @property
-    def macro_f1(self) -> float:
-        """Mean over the test specimens."""
-        return float(np.mean([score["macro_f1"] for score in self.scores.values()]))
-
-    @property
-    def localization_f1(self) -> float:
-        """Mean over the test specimens."""
-        return float(np.mean([score["localization_f1"] for score in self.scores.values()]))
 
 
 class Experiment:
@@ -135,17 +89,10 @@ class Experiment:
     def unpaired_noise(self) -> NoiseModel:
         """The fit without truth: the unlabelled tilt-series against projections of other specimens."""
         made = self.comparison
-        style = [one.aligned() if one.metadata and one.metadata.is_alignment else one for one in self.style]
-        angles = joint_angles(*(one.tilt_angles for one in style))
-        clean = [_clean(folder, angles) for folder in made.clean or (made.validation,)]
-        pixel_size = self.style[0].pixel_size or GrandModel.from_shrec(made.validation).voxel_size
-        return NoiseModel.fit_unpaired(
-            target=[one.tilts for one in style],
-            clean=clean,
-            tilt_angles=[one.tilt_angles for one in style],
-            clean_angles=[angles] * len(clean),
-            pixel_size=pixel_size,
-        )
+        others = ShrecSpecimens(made.clean or (made.validation,), z_range=None)
+        # A series whose file does not tell its pixel size has that of the specimens.
+        series = [replace(one, pixel_size=one.pixel_size or others[0].voxel_size) for one in self.style]
+        return fit_microscope(series, others, ctf=ContrastTransfer.within()).noise
 
     @cached_property
     def validation(self) -> LabelledTomogram:
@@ -191,13 +138,13 @@ class Experiment:
             "shift": made.shift,
             "class_balanced": made.class_balanced,
             "seed": seed,
+            **made.more("patches"),
         }
         if arm.source == "measured":
             return LabelledPatches(MeasuredTomograms(folders, filter=made.filter, z_range=made.z_range), **patches)
         if arm.specimens == "generated":
-            assert made.generated is not None, "checked when the comparison was made"
             voxel_size = self.validation.voxel_size
-            endless = made.generated.generator(voxel_size, self.class_names, threads=made.threads)
+            endless = made.generator(voxel_size, self.class_names)
             return FakETDataset(endless, self.simulator(arm), tomograms_per_epoch=len(folders), **patches)
         specimens = ShrecSpecimens(folders, z_range=made.z_range)
         return FakETDataset(specimens, self.simulator(arm), **patches)
@@ -209,28 +156,28 @@ class Experiment:
         if arm.modality != "noiseless":
             settings["noise"] = self.noise if arm.noise == "paired" else self.unpaired_noise
         if arm.modality == "faket":
-            features = VGG19Features(arm.weights or made.weights, precision=made.precision)
-            bank = StyleBank.build(
-                self.style, features, style_layers=tuple(made.style_layers), cache=self.output / "style"
-            )
-            settings |= {"style": bank, "features": features}
+            features = VGG19Features(arm.weights or made.weights, precision=made.precision, **made.more("encoder"))
+            settings |= {"style": StyleBank.build(self.style, features, **self._bank), "features": features}
         settings |= {"tilt_angles": self.style[0].tilt_angles, "modality": arm.modality} | arm.simulator_settings()
         if settings.get("step_size") == AUTO:
             settings |= self._chosen_step(arm, settings)
         return FakETSimulator(**settings)
 
+    @property
+    def _bank(self) -> dict[str, Any]:
+        """Settings of the style bank."""
+        made = self.comparison
+        return {"style_layers": tuple(made.style_layers), "cache": self.output / "style", **made.more("bank")}
+
     def _chosen_step(self, arm: Arm, settings: Mapping[str, Any]) -> dict[str, Any]:
-        """Choose the step by style series that are held out and a specimen that nothing is trained on; once an arm."""
+        """Choose the step by style series that are held out, and a specimen that no arm is trained on; once an arm."""
         made, kind = self.comparison, json.loads(json.dumps(asdict(arm)))
         name = hashlib.sha256(json.dumps(kind).encode()).hexdigest()[:8]
         path = self.output / STEPS / f"{name}.json"
         if not path.is_file():
-            bank, held_out = split_series(self.style)
-            layers, features = tuple(made.style_layers), settings["features"]
-            style = StyleBank.build(bank, features, style_layers=layers, cache=self.output / "style")
-            trial = FakETSimulator(**(dict(settings) | {"style": style, "step_size": 0.0}))
-            folder = (made.clean or (made.validation,))[0]
-            choice = choose_step_size(trial, [GrandModel.from_shrec(folder, z_range=made.z_range)], held_out)
+            specimen = GrandModel.from_shrec((made.clean or (made.validation,))[0], z_range=made.z_range)
+            trial = dict(settings) | {"step_size": 0.0}
+            choice = choose_step_by_series(self.style, [specimen], bank=self._bank, **trial)
             chosen = {"step_size": choice.step_size, "keep_spectrum": choice.keep_spectrum}
             path.parent.mkdir(parents=True, exist_ok=True)
             write_text(path, json.dumps({"arm": kind, "chosen": chosen, "why": choice.report()}, indent=1))
@@ -258,7 +205,7 @@ class Experiment:
                 return done
         network, history = self._train(name, seed, report)
         sizes = self._sizes(network)
-        scores = {str(test): _as_json(self.score(network, str(test), sizes)) for test in self.comparison.test}
+        scores = {str(test): score_as_json(self.score(network, str(test), sizes)) for test in self.comparison.test}
         best = history.best
         result = ArmResult(
             arm=name,
@@ -280,7 +227,8 @@ class Experiment:
 
     def made_with(self, name: str) -> dict[str, Any]:
         """All that an arm's result depends on beside the training that all arms share, as JSON types."""
-        scoring = {key: getattr(self.comparison, key) for key in SCORING_SETTINGS}
+        more = [key for key in MORE_SCORING if getattr(self.comparison, key)]
+        scoring = {key: getattr(self.comparison, key) for key in (*SCORING_SETTINGS, *more)}
         plain: dict[str, Any] = json.loads(json.dumps({"arm": asdict(self.comparison.arms[name]), **scoring}))
         return plain
 
@@ -300,7 +248,7 @@ class Experiment:
             cross_entropy=made.cross_entropy,
             precision=made.precision,
             validate_every=made.validate_every,
-            checkpoint_every=made.validate_every,
+            **({"checkpoint_every": made.validate_every} | made.more("training")),
         )
         workers: dict[str, Any] = {"num_workers": made.workers, "persistent_workers": made.workers > 0}
         loader = DataLoader(self.dataset(arm, seed), batch_size=made.batch_size, **workers)
@@ -326,6 +274,7 @@ class Experiment:
             patches_per_tomogram=made.validation_patches,
             shift=made.shift,
             class_balanced=made.class_balanced,
+            **{name: one for name, one in made.more("patches").items() if name in ("normalize", "target", "radii")},
         )
         return list(DataLoader(data, batch_size=made.batch_size, generator=torch.Generator()))
 
@@ -345,7 +294,7 @@ class Experiment:
         return total / self.comparison.validation_patches
 
     def _picks(self, network: nn.Module, tomogram: LabelledTomogram) -> Picks:
-        """Pick in a measured tomogram; places count from the first section of its whole depth, as the folder's do."""
+        """Pick in a measured tomogram; positions count from its first section, also from sections that are cut off."""
         made = self.comparison
         labels = segment(
             network,
@@ -354,8 +303,9 @@ class Experiment:
             overlap=made.overlap,
             precision=made.precision,
             voxel_size=tomogram.voxel_size,
+            **made.more("segmentation"),
         )
-        picks = pick(labels, method=made.picking, bandwidth=made.bandwidth)
+        picks = pick(labels, method=made.picking, bandwidth=made.bandwidth, **made.more("picks"))
         keep, _ = kept_sections(tomogram.name, made.z_range)
         return replace(picks, positions=picks.positions + np.array([keep.start, 0, 0]))
 
@@ -390,37 +340,5 @@ def _clean(folder: str, tilt_angles: Any) -> Tensor:
     return -project(GrandModel.from_shrec(folder, z_range=None).density, tilt_angles)
 
 
-def read_result(path: Path) -> ArmResult:
-    """Read what an arm came to.
-
-    Raises
-    ------
-    FileFormatError
-        If the file is damaged.
-    """
-    try:
-        result = ArmResult(**json.loads(path.read_text()))
-        return replace(result, validations=[(int(s), float(v)) for s, v in result.validations])
-    except (ValueError, TypeError, KeyError) as error:
-        raise FileFormatError(
-            f"{path}: expected an arm's result, got {error}; remove it to run the arm again"
-        ) from error
-
-
-def versions() -> dict[str, str]:
-    """The versions that results depend on."""
-    return {
-        **{name: version(name) for name in _PACKAGES},
-        "python": platform.python_version(),
-        "machine": platform.machine(),
-    }
-
-
 def _weights_of(folder: Path) -> Path:
     return folder / BEST if (folder / BEST).is_file() else folder / CHECKPOINT
-
-
-def _as_json(score: ShrecScore) -> dict[str, Any]:
-    data = asdict(score) | {"confusion": score.confusion.tolist(), "labels": list(score.labels)}
-    # JSON knows no NaN.
-    return data | {"mean_distance": None if math.isnan(score.mean_distance) else score.mean_distance}

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from faket_aug.comparison.experiment import ArmResult
+from faket_aug.comparison.result import ArmResult
 from faket_aug.comparison.summary import SCORES, by_arm, class_f1, estimates, summed_confusion
 from faket_aug.figures import label_color
 

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from faket_aug._checks import FileFormatError
+from faket_aug._settings import setting_of
 from faket_aug.data.labelled import LabelledTomogram
 from faket_aug.formats.mrc import read_mrc_shape
 from faket_aug.specimens.grandmodel import GrandModel
@@ -16,6 +17,9 @@ from faket_aug.specimens.particles import ParticleTable
 from faket_aug.specimens.shrec import label_range
 from faket_aug.tilts.series import TiltSeries
 from faket_aug.tomography.reconstruction import reconstruct
+
+#: Which sections are kept, where nothing is said: as the library has it.
+Z_RANGE = setting_of(GrandModel.from_shrec, "z_range").default
 
 
 class MeasuredTomograms(Sequence[LabelledTomogram]):
@@ -31,7 +35,7 @@ class MeasuredTomograms(Sequence[LabelledTomogram]):
         As for `GrandModel.from_shrec`.
     """
 
-    def __init__(self, folders: Sequence[str], *, filter: str, z_range: str | None) -> None:
+    def __init__(self, folders: Sequence[str], *, filter: str, z_range: str | tuple[int, int] | None) -> None:
         self.folders, self.filter, self.z_range = tuple(folders), filter, z_range
         self._made: dict[int, LabelledTomogram] = {}
 
@@ -44,7 +48,9 @@ class MeasuredTomograms(Sequence[LabelledTomogram]):
         return self._made[index]
 
 
-def measured_tomogram(folder: str | Path, *, filter: str, z_range: str | None = "auto") -> LabelledTomogram:
+def measured_tomogram(
+    folder: str | Path, *, filter: str, z_range: str | tuple[int, int] | None = Z_RANGE
+) -> LabelledTomogram:
     """Reconstruct the tilt-series of a folder in SHREC's layout, and put the specimen's labels to it.
 
     The axis of rotation goes through the middle of the whole depth, before `z_range` is cut out.
@@ -92,7 +98,7 @@ def _within(particles: ParticleTable, shape: Sequence[int]) -> ParticleTable:
     )
 
 
-def kept_sections(folder: str | Path, z_range: str | None) -> tuple[slice, int]:
+def kept_sections(folder: str | Path, z_range: str | tuple[int, int] | None) -> tuple[slice, int]:
     """Which sections of the labels are kept, and how many there are."""
     path = Path(folder) / "class_mask.mrc"
     shape = read_mrc_shape(path)

@@ -2,25 +2,28 @@
 
 from __future__ import annotations
 
-import tomllib
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import MISSING, asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, Self
+from typing import Annotated, Any, Literal, Self
 
 from faket_aug._checks import FileFormatError, check_choice, check_count, check_positive
+from faket_aug._reading import expected, explained, load_table, read_table, read_value
+from faket_aug._settings import IsPath, Part, Setting, as_json, from_library, settings_of
+from faket_aug.data.dataset import FakETDataset
 from faket_aug.generation.generator import GrandModelGenerator
-from faket_aug.generation.species import FiducialSpecies, ParticleSpecies
-from faket_aug.generation.templates import find_templates, read_templates
-from faket_aug.microscope.ctf import ContrastTransfer
-from faket_aug.microscope.imperfections import Imperfections
-from faket_aug.picking.clustering import BANDWIDTH, METHODS
-from faket_aug.picking.inference import OVERLAP, TILE_SIZE, check_tiles
-from faket_aug.picking.network import WIDTHS
+from faket_aug.generation.recipe import RECIPE, make_generator
+from faket_aug.picking.clustering import METHODS, pick
+from faket_aug.picking.inference import check_tiles, segment
+from faket_aug.picking.network import DeepFinderNet
 from faket_aug.picking.precision import PRECISIONS
-from faket_aug.picking.settings import LEARNING_RATE
+from faket_aug.picking.scoring import evaluate_shrec
+from faket_aug.picking.settings import TrainingSettings
+from faket_aug.simulation.plain_settings import RENAMED, simulator_settings
 from faket_aug.simulation.simulator import MODALITIES, FakETSimulator
-from faket_aug.style.transfer import STYLE_LAYERS
+from faket_aug.specimens.grandmodel import GrandModel
+from faket_aug.style.bank import StyleBank
+from faket_aug.style.vgg19 import VGG19Features
 from faket_aug.tomography.filters import FILTERS
 
 #: Where an arm's patches come from: tomograms of the target's own tilt-series, or simulated ones.
@@ -31,6 +34,23 @@ AUTO = "auto"
 SPECIMENS = ("train", "generated")
 #: How the noise of simulated tilts is fitted.
 NOISES = ("paired", "unpaired")
+
+
+_Path = Annotated[str, IsPath()]
+_Encoder = Annotated[str, IsPath(words=("torchvision", "random"))]
+
+
+def _simulator() -> dict[str, Setting]:
+    """The settings of an arm's simulator: those of `FakETSimulator` that the arm does not have itself."""
+    found = simulator_settings()
+    del found["modality"]
+    step = found["step_size"]
+    return found | {"step_size": replace(step, hint=Literal["auto"] | step.hint, help=f'{step.help} Or "{AUTO}".')}
+
+
+SIMULATOR = _simulator()
+#: What a recipe of `generated` was called before.
+_RENAMED_RECIPE = {"count": "counts"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,7 +64,8 @@ class Arm:
     modality
         Of the simulation, see `FakETSimulator`.
     specimens
-        `"train"`: the training specimens, again and again; `"generated"`: new ones without end, see `Generated`.
+        `"train"`: the training specimens, again and again; `"generated"`: new ones without end, see
+        `Comparison.generated`.
     noise
         `"paired"`: as published, by the truth of the training specimens' tilts; `"unpaired"`: transfer function and
         spectra without it, see `NoiseModel.fit_unpaired`.
@@ -57,15 +78,15 @@ class Arm:
     steps, learning_rate
         In place of the comparison's.
     simulator
-        More settings of `FakETSimulator`; `ctf` and `imperfections` as tables of theirs, `step_size` also as `"auto"`,
-        see `choose_step_size`.
+        More settings of `FakETSimulator`, by name; those of `ctf` and `imperfections` are tables. `step_size` may be
+        `"auto"`: tilts that are held out choose it, see `choose_step_size`.
     """
 
     source: str = "simulated"
-    modality: str = "faket"
+    modality: str = from_library(FakETSimulator, "modality")
     specimens: str = "train"
     noise: str = "paired"
-    weights: str | None = None
+    weights: _Encoder | None = None
     start: str | None = None
     tomograms: int | None = None
     steps: int | None = None
@@ -82,83 +103,15 @@ class Arm:
                 check_count(name, getattr(self, name))
         if self.learning_rate is not None:
             check_positive("learning_rate", self.learning_rate)
-        own = {"tilt_angles", "modality", "noise", "style", "features"}
-        unknown = sorted(set(self.simulator) - {e.name for e in fields(FakETSimulator) if e.init and e.name not in own})
-        if unknown:
-            raise ValueError(f"expected settings of `FakETSimulator` in `simulator`, got {', '.join(unknown)}")
-        self.simulator_settings()
-        step = self.simulator.get("step_size", 0.0)
-        if isinstance(step, str) and (step != AUTO or self.modality != "faket"):
+        step = self.simulator_settings().get("step_size")
+        if step == AUTO and self.modality != "faket":
             raise ValueError(f'expected `step_size` as a number, or "{AUTO}" with the modality "faket", got {step!r}')
         if step == AUTO and "keep_spectrum" in self.simulator:
             raise ValueError(f'expected no `keep_spectrum` beside a step of "{AUTO}", which chooses both; leave it out')
 
     def simulator_settings(self) -> dict[str, Any]:
         """Return `simulator` as `FakETSimulator` takes it."""
-        settings = dict(self.simulator)
-        readers: Mapping[str, Callable[[dict[str, Any]], Any]] = {
-            "ctf": ContrastTransfer.from_dict,
-            "imperfections": Imperfections.from_dict,
-        }
-        for name, read in readers.items():
-            if isinstance(settings.get(name), Mapping):
-                settings[name] = read(dict(settings[name]))
-        return settings
-
-
-@dataclass(frozen=True, kw_only=True)
-class Generated:
-    """Specimens without end, see `GrandModelGenerator`; classes have the validation specimen's numbers.
-
-    Parameters
-    ----------
-    templates
-        Files or folders of density maps and structures, named as the classes.
-    shape
-        `(z, y, x)`, voxels.
-    count
-        Of each class: a number, or (lowest, highest).
-    normalize
-        Bring maps to volts, see `ParticleTemplate.from_map`.
-    factor
-        On the templates' density.
-    threshold
-        Density, after `factor`, above which a voxel belongs to a particle; by default each template's own. Labels
-        should be as large as those of the measured specimens.
-    fiducials
-        Settings of `FiducialSpecies`; without, no gold.
-    """
-
-    templates: Sequence[str]
-    shape: Sequence[int]
-    count: int | Sequence[int]
-    normalize: bool = True
-    factor: float = 1.0
-    threshold: float | None = None
-    fiducials: Mapping[str, Any] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        check_positive("factor", self.factor)
-        if self.threshold is not None:
-            check_positive("threshold", self.threshold)
-
-    def generator(self, voxel_size: float, class_names: Mapping[int, str], *, threads: int = 1) -> GrandModelGenerator:
-        """Make the generator for a voxel size in Å, with the numbers of a class table."""
-        count = self.count if isinstance(self.count, int) else (self.count[0], self.count[1])
-        paths = [path for entry in self.templates for path in find_templates(entry)]
-        made = read_templates(paths, voxel_size=voxel_size, normalize=self.normalize)
-        scaled = [
-            replace(one, density=one.density * self.factor, threshold=self.threshold or one.threshold * self.factor)
-            for one in made
-        ]
-        return GrandModelGenerator(
-            particles=[ParticleSpecies(templates=one, count=count) for one in scaled],
-            fiducials=FiducialSpecies(**self.fiducials) if self.fiducials else (),
-            shape=self.shape,
-            voxel_size=voxel_size,
-            class_table=class_names,
-            threads=threads,
-        )
+        return read_table(SIMULATOR, self.simulator, "simulator", renamed=RENAMED)
 
 
 #: The published comparison.
@@ -173,6 +126,29 @@ PAPER_ARMS: Mapping[str, Arm] = {
 }
 #: Settings that the training does not depend on: with others, what is trained is scored again.
 SCORING_SETTINGS = ("test", "tile_size", "overlap", "picking", "bandwidth", "skip")
+#: More of these, which most comparisons do not have.
+MORE_SCORING = ("segmentation", "picks")
+
+#: Tables of a comparison, each with more settings of what it is for: all that have no setting of their own.
+TABLES: dict[str, dict[str, Setting]] = {
+    "training": settings_of(
+        TrainingSettings, without=("steps", "learning_rate", "cross_entropy", "precision", "validate_every")
+    ),
+    "patches": settings_of(
+        FakETDataset,
+        without=(
+            *("specimens", "simulator", "patch_size", "patches_per_tomogram", "tomograms_per_epoch", "shift"),
+            *("class_balanced", "seed", "rank", "world_size", "item_device"),
+        ),
+    ),
+    "encoder": settings_of(VGG19Features, without=("weights", "precision")),
+    "bank": settings_of(StyleBank.build, without=("tilt_series", "features", "style_layers", "cache")),
+    "segmentation": settings_of(
+        segment,
+        without=("network", "tomogram", "tile_size", "overlap", "precision", "device", "normalized", "voxel_size"),
+    ),
+    "picks": settings_of(pick, without=("labels", "method", "bandwidth", "min_sizes")),
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -180,81 +156,94 @@ class Comparison:
     """A whole comparison: every arm is trained with every seed, and scored on the same measured tomograms.
 
     Labels of the validation specimen choose the step and the sizes of picks; those of the test specimens touch the
-    score only.
+    score only. Settings that the library has, too, have its defaults.
 
     Parameters
     ----------
     train, validation, test
         Folders in SHREC's layout, each with the target's `projections.mrc` and `alignment_simulated.txt`.
     arms
-        By name.
+        By name; the published ones by default.
     seeds
-        Of all chance; each arm is trained once with each.
+        Each gives first weights, patches and simulations of its own.
     generated
-        The specimens of arms that have `specimens="generated"`.
+        What the specimens of arms with `specimens="generated"` hold, see `RECIPE`: particles of the classes of the
+        validation specimen, which have its numbers and its voxel size.
     style
-        Folders or stacks of unlabelled tilt-series; those of `train` by default.
+        Folders or files of the unlabelled tilt-series; those of `train` by default.
     clean
-        Folders of specimens whose projections the unpaired noise is fitted with; that of `validation` by default, which
-        is none of those that were measured for training.
-    weights
-        Encoder weights: a file, `"torchvision"` or `"random"`.
-    style_layers
-        ReLUs of VGG-19.
+        Folders of specimens whose clean projections are compared with the style in the fit of `noise="unpaired"`; by
+        default the validation specimen, which is none of those that were measured for training.
+    weights, style_layers
+        Of the encoder and of the style bank, see `VGG19Features` and `StyleBank.build`.
     z_range
         As for `GrandModel.from_shrec`.
     filter
         Of the reconstruction, of measured and simulated tilts alike.
-    steps, batch_size, patch_size, shift, patches_per_tomogram, learning_rate, cross_entropy, class_balanced
-        Of the training; as published by default, at 70 epochs of 100 steps.
-    validate_every, validation_patches
-        Steps between validations, and how many patches of the validation tomogram give its loss.
+    steps
+        Of the training; as published by default, 70 epochs of 100 steps.
+    batch_size
+        Patches of a step; as published by default.
+    patch_size, shift, patches_per_tomogram, class_balanced
+        Of the patches, see `FakETDataset`; as published by default.
+    learning_rate, cross_entropy, validate_every, precision
+        Of the training, see `TrainingSettings`; the precision also of the encoder.
+    validation_patches
+        Patches of the validation tomogram that give its loss.
     widths
-        Of the network.
-    precision
-        Of network and encoder.
+        Of the network, see `DeepFinderNet`.
     tile_size, overlap
-        Of the segmentation.
+        Of the segmentation, see `segment`.
     picking, bandwidth
-        How picks are found in a segmented tomogram.
+        How picks are found in a segmented tomogram, see `pick`.
     skip
         Classes that the score leaves out.
-    device, threads, workers
-        Where it all runs.
+    device, threads
+        Where it all runs, and with how many threads.
+    workers
+        Processes that simulate, of a `DataLoader`.
+    training, patches, encoder, bank, segmentation, picks
+        More settings of `TrainingSettings`, `FakETDataset`, `VGG19Features`, `StyleBank.build`, `segment` and `pick`.
     """
 
-    train: Sequence[str]
-    validation: str
-    test: Sequence[str]
-    arms: Mapping[str, Arm]
+    train: Sequence[_Path]
+    validation: _Path
+    test: Sequence[_Path]
+    arms: Mapping[str, Arm] = field(default_factory=lambda: PAPER_ARMS)
     seeds: Sequence[int] = (0,)
-    generated: Generated | None = None
-    style: Sequence[str] = ()
-    clean: Sequence[str] = ()
-    weights: str = "torchvision"
-    style_layers: Sequence[int] = STYLE_LAYERS
-    z_range: str | None = "auto"
-    filter: str = "shrec"
+    generated: Annotated[Mapping[str, Any], Part(RECIPE, _RENAMED_RECIPE)] | None = None
+    style: Sequence[_Path] = ()
+    clean: Sequence[_Path] = ()
+    weights: _Encoder = from_library(VGG19Features, "weights")
+    style_layers: Sequence[int] = from_library(StyleBank.build, "style_layers")
+    z_range: str | tuple[int, int] | None = from_library(GrandModel.from_shrec, "z_range")
+    filter: str = from_library(FakETSimulator, "filter")
     steps: int = 7000
     batch_size: int = 25
-    patch_size: int = 56
-    shift: int = 13
+    patch_size: int = from_library(FakETDataset, "patch_size")
+    shift: int = from_library(FakETDataset, "shift")
     patches_per_tomogram: int = 250
-    learning_rate: float = LEARNING_RATE
-    cross_entropy: float = 0.0
+    learning_rate: float = from_library(TrainingSettings, "learning_rate")
+    cross_entropy: float = from_library(TrainingSettings, "cross_entropy")
     class_balanced: bool = True
-    validate_every: int = 500
+    validate_every: int = from_library(TrainingSettings, "validate_every")
     validation_patches: int = 100
-    widths: Sequence[int] = WIDTHS
-    precision: str = "float32"
-    tile_size: int = TILE_SIZE
-    overlap: int = OVERLAP
+    widths: Sequence[int] = from_library(DeepFinderNet, "widths")
+    precision: str = from_library(TrainingSettings, "precision")
+    tile_size: int = from_library(segment, "tile_size")
+    overlap: int = from_library(segment, "overlap")
     picking: str = "mean-shift"
-    bandwidth: float = BANDWIDTH
-    skip: Sequence[str] = ()
-    device: str = "cpu"
-    threads: int = 1
+    bandwidth: float = from_library(pick, "bandwidth")
+    skip: Sequence[str] = from_library(evaluate_shrec, "skip")
+    device: str = from_library(FakETSimulator, "device")
+    threads: int = from_library(FakETSimulator, "threads")
     workers: int = 0
+    training: Mapping[str, Any] = field(default_factory=dict)
+    patches: Mapping[str, Any] = field(default_factory=dict)
+    encoder: Mapping[str, Any] = field(default_factory=dict)
+    bank: Mapping[str, Any] = field(default_factory=dict)
+    segmentation: Mapping[str, Any] = field(default_factory=dict)
+    picks: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for name in ("train", "test", "arms", "seeds"):
@@ -293,6 +282,27 @@ class Comparison:
                     f"{arm.tomograms}"
                 )
         self.ordered_arms()
+        for name in TABLES:
+            self.more(name)
+        if self.generated is not None:
+            read_table(RECIPE, self.generated, "generated", renamed=_RENAMED_RECIPE)
+
+    def more(self, name: str) -> dict[str, Any]:
+        """Return the settings of one of the `TABLES`, as the library takes them."""
+        return read_table(TABLES[name], getattr(self, name), name)
+
+    def generator(self, voxel_size: float, class_names: Mapping[int, str]) -> GrandModelGenerator:
+        """Make the generator of `generated`.
+
+        Parameters
+        ----------
+        voxel_size
+            Å.
+        class_names
+            The class numbers that its specimens have.
+        """
+        recipe = read_table(RECIPE, self.generated or {}, "generated", renamed=_RENAMED_RECIPE)
+        return make_generator(recipe, voxel_size=voxel_size, class_table=class_names, threads=self.threads)
 
     def ordered_arms(self) -> list[str]:
         """Names of the arms, each after the one that it starts from.
@@ -315,11 +325,24 @@ class Comparison:
         """Return all settings as JSON types."""
         return {**asdict(self), "arms": {name: asdict(arm) for name, arm in self.arms.items()}}
 
+    def differences(self, kept: Mapping[str, Any]) -> list[str]:
+        """Name the settings, but for arms, in which a comparison that was kept by `to_dict` differs from this one.
+
+        Parameters
+        ----------
+        kept
+            As JSON types; what an older version did not know has its default.
+        """
+        known = {name: one.default for name, one in settings_of(Comparison).items() if name != "arms"}
+        plain = {name: as_json(default) for name, default in known.items() if default is not MISSING}
+        before, now = (_comparable(plain | dict(settings)) for settings in (kept, as_json(self.to_dict())))
+        return sorted(name for name in {*before, *now} - {"arms"} if before.get(name) != now.get(name))
+
     @classmethod
     def from_toml(cls, path: str | Path) -> Self:
         """Read a comparison: the settings above at the top, and a table `[arms.NAME]` for each arm.
 
-        Relative paths are taken from the file's folder. Without any arm it is the published set, `PAPER_ARMS`.
+        Relative paths are taken from the file's folder.
 
         Raises
         ------
@@ -327,43 +350,33 @@ class Comparison:
             If there is no such file, it is no TOML, or a setting is unknown or cannot be; the message names the file.
         """
         path = Path(path)
-        if not path.is_file():
-            raise FileNotFoundError(f"expected a comparison's TOML file, found none at {path}")
+        table = load_table(path, "a comparison's TOML file", usual="toml")
         try:
-            table = tomllib.loads(path.read_text(encoding="utf-8"))
-            arms = {
-                name: Arm(**_from(path, _known(Arm, entry, f"arms.{name}")))
-                for name, entry in table.pop("arms", {}).items()
-            }
-            settings = _from(path, {"train": [], "test": []} | _known(cls, table, "the top"))
-            if "generated" in settings:
-                settings["generated"] = Generated(**_from(path, _known(Generated, settings["generated"], "generated")))
-            return cls(arms=arms or PAPER_ARMS, **settings)
+            given = {name: one for name, one in table.items() if name != "arms" or one}
+            made: Self = read_value(cls, given, "", lambda entry: str((path.parent / entry).resolve()))
+            return made
         except (ValueError, TypeError, AttributeError) as error:
             raise FileFormatError(f"{path}: {error}") from error
 
 
-def _from(path: Path, settings: dict[str, Any]) -> dict[str, Any]:
-    """Take the paths among the settings from the file's folder."""
-    for name in ("train", "test", "style", "clean", "templates"):
-        if not isinstance(settings.get(name, []), list):
-            raise ValueError(f"expected `{name}` to be a list of folders, got {settings[name]!r}")
-        if name in settings:
-            settings[name] = [_resolved(path, entry) for entry in settings[name]]
-    if "validation" in settings:
-        settings["validation"] = _resolved(path, settings["validation"])
-    if settings.get("weights") not in (None, "torchvision", "random"):
-        settings["weights"] = _resolved(path, settings["weights"])
-    return settings
+def _comparable(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Bring the recipe of `generated` to today's names, with its defaults, so that it compares."""
+    if not settings.get("generated"):
+        return dict(settings)
+    given = {_RENAMED_RECIPE.get(name, name): one for name, one in settings["generated"].items()}
+    recipe = {name: one.default for name, one in RECIPE.items()} | read_table(RECIPE, given, "generated")
+    told = {name: as_json(one) for name, one in recipe.items() if one is not MISSING}
+    return dict(settings) | {"generated": {name: one for name, one in told.items() if one not in (None, {}, [])}}
 
 
-def _resolved(path: Path, entry: str) -> str:
-    return str((path.parent / entry).resolve())
-
-
-def _known(kind: type, table: Mapping[str, Any], where: str) -> dict[str, Any]:
-    names = [entry.name for entry in fields(kind)]
-    unknown = sorted(set(table) - set(names))
-    if unknown:
-        raise ValueError(f"expected settings among {', '.join(names)} at {where}, got {', '.join(unknown)}")
-    return dict(table)
+def described() -> dict[str, list[str]]:
+    """Describe all settings of a comparison's file, a line each, by their table: type, meaning, default."""
+    tables = {"": settings_of(Comparison), "arms.NAME": settings_of(Arm), "arms.NAME.simulator": SIMULATOR}
+    tables |= {"generated": RECIPE} | TABLES
+    # A table is described under its own name.
+    told = {name: one for name, one in tables[""].items() if name not in ("arms", *tables)}
+    lines = {"": told} | {name: table for name, table in tables.items() if name}
+    return {
+        table: [f"{n} ({expected(one.hint)}): {explained(one).replace('`', '')}" for n, one in settings.items()]
+        for table, settings in lines.items()
+    }

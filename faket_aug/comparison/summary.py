@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from faket_aug._random import numpy_generator
-from faket_aug.comparison.experiment import ArmResult
+from faket_aug.comparison.result import ArmResult
 
 #: Quantiles between which the intervals lie; in per cent.
 INTERVALS = {"68": (0.16, 0.84), "95": (0.025, 0.975)}

@@ -2,34 +2,30 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
-from matplotlib.figure import Figure, SubFigure
 from rich.progress import Progress
 from torch import Tensor
 from torch.nn import functional
 from torch.utils.data import DataLoader
 
-from faket_aug._checks import check_positive
 from faket_aug._random import torch_generator, torch_seed
 from faket_aug._runtime.threads import intra_op_threads, usable_device
 from faket_aug.data.dataset import FakETDataset
 from faket_aug.demo.microscope import Microscope
+from faket_aug.demo.preview import draw_preview
+from faket_aug.demo.settings import RoundTrip
 from faket_aug.demo.unet import SmallUNet, seeded_network
-from faket_aug.figures import loss_panel, richest_section, save_figure, slice_with_labels, tilt_panel
+from faket_aug.figures import save_figure
 from faket_aug.formats._atomic import make_writable_folder
 from faket_aug.microscope.noise import NoiseModel
 from faket_aug.simulation.simulator import FakETSimulator
-from faket_aug.simulation.tomogram import SimulatedTomogram
 from faket_aug.specimens.grandmodel import GrandModel
 from faket_aug.specimens.procedural import procedural_specimen
 from faket_aug.style.bank import StyleBank
@@ -43,62 +39,6 @@ PREVIEW = "preview.png"
 EXTEND = "wrap"
 LEARNING_RATE = 4e-3
 _MOST_THREADS = 8
-
-
-@dataclass(frozen=True, kw_only=True)
-class RoundTrip:
-    """Settings of the demonstration.
-
-    Parameters
-    ----------
-    output
-        Folder of the preview, made where it is missing.
-    steps
-        Training steps.
-    seed
-        Of all chance.
-    weights
-        As for `VGG19Features`; by default torchvision's where they are in its cache, else `"random"`.
-    style_layers
-        By default those of the published ones that the weights reach.
-    device
-        Where simulation and training run.
-    shape, specimens, style_series, tilt_step, max_tilt
-        Size of it all: voxels (z, y, x), specimens to train on, tilt-series that serve as style, degrees.
-    patch_size, batch_size, patches_per_tomogram
-        Of the training.
-    """
-
-    output: Path
-    steps: int
-    seed: int
-    weights: str | None = None
-    style_layers: tuple[int, ...] | None = None
-    device: str = "cpu"
-    shape: tuple[int, int, int] = (48, 128, 128)
-    specimens: int = 4
-    style_series: int = 2
-    tilt_step: float = 4.0
-    max_tilt: float = 60.0
-    patch_size: int = 32
-    batch_size: int = 4
-    patches_per_tomogram: int = 100
-
-    def __post_init__(self) -> None:
-        for name in ("steps", "specimens", "style_series", "tilt_step", "patch_size", "batch_size"):
-            check_positive(name, getattr(self, name))
-        check_positive("seed", self.seed, zero=True)
-
-    @property
-    def tilt_angles(self) -> tuple[float, ...]:
-        """Degrees, evenly from the largest tilt to the other side."""
-        count = round(self.max_tilt / self.tilt_step)
-        return tuple(self.tilt_step * tilt for tilt in range(-count, count + 1))
-
-    @property
-    def tomograms(self) -> int:
-        """How many tomograms the training steps need."""
-        return math.ceil(self.steps * self.batch_size / self.patches_per_tomogram)
 
 
 @dataclass(kw_only=True)
@@ -278,57 +218,3 @@ def ends(losses: tuple[float, ...]) -> tuple[float, float]:
     """Return the mean of the first and of the last tenth of the losses."""
     tenth = max(1, len(losses) // 10)
     return float(np.mean(losses[:tenth])), float(np.mean(losses[-tenth:]))
-
-
-def draw_preview(
-    made: dict[str, SimulatedTomogram], style: TiltSeries, losses: tuple[float, ...], *, random: bool
-) -> Figure:
-    """Draw a tilt in all its forms beside the style's, a section with its labels, and the loss.
-
-    Parameters
-    ----------
-    made
-        Tomograms of the same specimen and noise, by modality.
-    style
-        A tilt-series with the same angles.
-    losses
-        One a step.
-    random
-        Whether the encoder's weights are random; the picture says so.
-    """
-    figure = Figure(figsize=(14.0, 8.2), layout="constrained")
-    # Subfigures, so that the curve's labels do not push the tilts apart.
-    parts: npt.NDArray[Any] = figure.subfigures(2, 1, squeeze=False, height_ratios=[1.0, 1.1])
-    _draw_tilts(parts[0, 0], made, style, note=" (random weights)" if random else "")
-    _draw_training(parts[1, 0], made["faket"], losses)
-    return figure
-
-
-def _draw_tilts(figure: SubFigure, made: dict[str, SimulatedTomogram], style: TiltSeries, *, note: str) -> None:
-    middle = style.tilts.shape[0] // 2
-    angle = f"{style.tilt_angles[middle]:.0f}°"
-    titles = [f"{name}, {angle}{note if name == 'faket' else ''}" for name in made]
-    titles.append(f"style, {angle} (microscope, another specimen)")
-    tilts = [tomogram.tiltseries[middle] for tomogram in made.values()] + [style.tilts[middle]]
-    row: npt.NDArray[Any] = figure.subplots(1, len(tilts), squeeze=False)[0]
-    for axes, tilt, title in zip(row, tilts, titles, strict=True):
-        tilt_panel(axes, tilt, title=title, pixel_size=style.pixel_size)
-
-
-def _draw_training(figure: SubFigure, made: SimulatedTomogram, losses: tuple[float, ...]) -> None:
-    z, size = richest_section(made.labels), made.voxel_size
-    # A slab of three sections, as one looks at tomograms: a single one is noisier.
-    section = made.tomogram[max(z - 1, 0) : z + 2].mean(dim=0)
-    left, middle, right = figure.subplots(1, 3, width_ratios=[1.0, 1.0, 1.75])
-    tilt_panel(
-        left, section, title=f"tomogram of the faket tilts, {size * 3 / 10:g} nm slab at z = {z}", pixel_size=size
-    )
-    slice_with_labels(
-        middle,
-        section,
-        made.labels[z],
-        class_names=made.class_names,
-        title="the same with its labels",
-        pixel_size=size,
-    )
-    loss_panel(right, losses, title="training a 3-D U-Net on patches that are simulated meanwhile")

@@ -19,7 +19,9 @@ from faket_aug.microscope.spectra import RINGS, match_spectrum, series_spectra
 from faket_aug.simulation.simulator import FakETSimulator
 from faket_aug.specimens.tilted import Specimen
 from faket_aug.statistics import standardize
+from faket_aug.style.bank import StyleBank
 from faket_aug.style.transfer import style_grams, style_weights_for
+from faket_aug.style.vgg19 import VGG19Features
 from faket_aug.tilts.series import TiltSeries
 
 #: Steps that are tried, in addition to 0. The last one is the published step.
@@ -179,6 +181,38 @@ def choose_step_size(
         natural_spectrum=natural[0],
         natural_gram=natural[1],
     )
+
+
+def choose_step_by_series(
+    series: Sequence[TiltSeries],
+    specimens: Sequence[Specimen],
+    features: VGG19Features,
+    *,
+    bank: Mapping[str, Any] | None = None,
+    search: Mapping[str, Any] | None = None,
+    **settings: Any,
+) -> StepChoice:
+    """Choose the step of the style transfer by measured tilt-series, some of which are held out of the style bank.
+
+    Parameters
+    ----------
+    series
+        Unlabelled tilt-series of one microscope; `split_series` shares them out.
+    specimens
+        As for `choose_step_size`.
+    features
+        The encoder.
+    bank
+        Settings of `StyleBank.build`.
+    search
+        Settings of `choose_step_size`.
+    **settings
+        Of `FakETSimulator`, beside its style.
+    """
+    style, held_out = split_series(series)
+    made = StyleBank.build(style, features, **(bank or {}))
+    simulator = FakETSimulator(**(settings | {"modality": "faket", "style": made, "features": features}))
+    return choose_step_size(simulator, specimens, held_out, **(search or {}))
 
 
 def split_series(series: Sequence[TiltSeries]) -> tuple[list[TiltSeries], list[TiltSeries]]:

@@ -19,9 +19,10 @@ from typer.testing import CliRunner
 import faket_aug
 from faket_aug import GrandModel, TiltSeries, project
 from faket_aug.cli import app, main
-from faket_aug.demo import round_trip as _round_trip
+from faket_aug.demo import settings
 from faket_aug.demo.microscope import Microscope
-from faket_aug.demo.round_trip import RoundTrip, Stages, choose_encoder, class_weights, ends, run
+from faket_aug.demo.round_trip import Stages, choose_encoder, class_weights, ends, run
+from faket_aug.demo.settings import RoundTrip
 from faket_aug.demo.unet import seeded_network
 from faket_aug.figures import (
     loss_panel,
@@ -98,12 +99,12 @@ class TestCommandLine:
     @pytest.mark.parametrize(
         ("arguments", "code", "message"),
         [
-            (["--steps", "many"], 2, "--steps"),
-            (["--steps", "0"], 2, "--steps"),
-            (["--seed", "-1"], 2, "--seed"),
+            (["--steps", "many"], 1, "expected --steps to be a whole number, got 'many'"),
+            (["--steps", "0"], 1, "expected `steps` to be more than 0"),
+            (["--seed", "-1"], 1, "expected `seed` to be 0 or more"),
             (["--nonsense"], 2, "--nonsense"),
-            (["--device", "abacus"], 1, "expected --device to be"),
-            (["--style-layers", "one"], 1, "expected --style-layers to be numbers"),
+            (["--device", "abacus"], 1, "expected `device` to be"),
+            (["--style-layers", "one"], 1, "expected --style-layers to be whole numbers"),
             (["--weights", "random", "--style-layers", "7"], 1, "expected `layer` to be one of 1, 3, 6"),
             (["--weights", "missing.pth"], 1, "there is no such file"),
             (["--weights", "narrow.safetensors", "--style-layers", "1,20"], 1, "that ends at layer 11"),
@@ -149,7 +150,7 @@ class TestCommandLine:
         work.mkdir()
         monkeypatch.chdir(work)
         weights = narrow_vgg(tmp_path / "narrow.safetensors")
-        monkeypatch.setattr(_round_trip, "RoundTrip", functools.partial(RoundTrip, **TINY))
+        monkeypatch.setattr(settings, "RoundTrip", functools.partial(RoundTrip, **TINY))
         code, output, errors = outcome(
             ["demo", "--steps", "2", "--output", "out/here", "--weights", str(weights)], monkeypatch, capsys
         )

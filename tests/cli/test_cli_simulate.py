@@ -23,13 +23,25 @@ from _helpers import blobs, narrow_vgg, specimen, style_series, write_shrec
 from PIL import Image
 from typer.testing import CliRunner
 
-from faket_aug import FakETSimulator, GrandModel, NoiseModel, SimulationRecord, TiltSeries
-from faket_aug.cli import _source, app, main
-from faket_aug.cli._options import RULES, Options
+from faket_aug import (
+    ContrastTransfer,
+    Detector,
+    ExposureDamage,
+    FakETSimulator,
+    GrandModel,
+    Imperfections,
+    Misalignment,
+    NoiseModel,
+    SimulationRecord,
+    TiltSeries,
+)
+from faket_aug.cli import app, main
+from faket_aug.cli._options import COMPARED, SETTINGS
 from faket_aug.cli._sets import Shard
 from faket_aug.formats.angles import write_tlt
 from faket_aug.formats.mrc import read_mrc, write_mrc
 from faket_aug.formats.star import read_particles_star
+from faket_aug.generation import recipe
 from faket_aug.simulation import saving
 from faket_aug.simulation.saving import is_whole, read_record_file
 
@@ -434,12 +446,12 @@ def test_resume_under_other_threads(
 
     options = [*generated(templates), "--resolution", 25, "--threads", 1]
     options += ["--style", _style(tmp_path), "--modality", "noisy"]
-    read, assume = _source.read_templates, NoiseModel.assume
-    monkeypatch.setattr(_source, "read_templates", inexact(read))
+    read, assume = recipe.read_templates, NoiseModel.assume
+    monkeypatch.setattr(recipe, "read_templates", inexact(read))
     monkeypatch.setattr(NoiseModel, "assume", inexact(assume))
     command("simulate", tmp_path / "set", *options)
     before, threads = content(tmp_path / "set"), torch.get_num_threads()
-    monkeypatch.setattr(_source, "read_templates", inexact(lambda *a, **k: [last_bits(one) for one in read(*a, **k)]))
+    monkeypatch.setattr(recipe, "read_templates", inexact(lambda *a, **k: [last_bits(one) for one in read(*a, **k)]))
     torch.set_num_threads(3)
     try:
         message = command("simulate", tmp_path / "set", *options, "--count", 2)
@@ -508,9 +520,8 @@ def test_settings_of_a_file(command: Command, refused: Command, templates: Path,
 def test_every_option_is_a_setting_of_a_file() -> None:
     """The command line and the file have the same names, and each is explained."""
     output = CliRunner().invoke(app, ["simulate", "--help"], env={"COLUMNS": "300"}).output
-    for name in set(RULES) - {"particles"}:
-        assert f"--{name.replace('_', '-')} " in output
-    assert set(Options.__dataclass_fields__) == set(RULES)
+    for setting in SETTINGS.values():
+        assert f"{setting.option} " in output
 
 
 def test_a_shortfall_is_told_in_a_line(
@@ -560,21 +571,21 @@ def test_the_cluster_example(templates: Path, tmp_path: Path) -> None:
         (["--templates", "maps"], "expected `count`, `concentration_per_um3` or `concentration_molar`, got none"),
         (["--templates", "maps", "--counts", "3", "--concentrations", "3"], "expected either --counts or --concentr"),
         (["--templates", "maps", "--counts", "many"], "expected --counts to be whole numbers by name"),
-        (["--templates", "maps", "--counts", "small=1.5"], "expected --counts to be whole numbers by name"),
-        (["--templates", "maps", "--counts", "tiny=3"], "expected --counts of the templates long, small, got tiny"),
-        (["--templates", "maps", "--counts", "3", "--membrane-bound", "huge"], "expected --membrane-bound of the temp"),
+        (["--templates", "maps", "--counts", "small=1.5"], "expected --counts small to be one whole number, or two"),
+        (["--templates", "maps", "--counts", "tiny=3"], "expected `counts` of the templates long, small, got tiny"),
+        (["--templates", "maps", "--counts", "3", "--membrane-bound", "huge"], "expected `membrane_bound` of the temp"),
         (["--templates", "maps", "--counts", "3", "--membrane-bound", "long"], "expected `membranes` for membrane-bou"),
-        (["--templates", "maps", "--counts", "3", "--distractors", "maps"], "either in --templates or in --distractor"),
+        (["--templates", "maps", "--counts", "3", "--distractors", "maps"], "either in `templates` or in `distractor"),
         (["--templates", "maps", "--concentrations", "1e9"], "expected particles that fill at most 64% of the ice"),
         (["--templates", "nowhere", "--counts", "3"], "expected a density map or an atomic structure, found none at"),
         (["--templates", "config.json", "--counts", "3"], "expected a file named .mrc, .map"),
-        (["--membranes", "cube=1"], "expected --membranes of sphere, ellipsoid, toroid, sheet, got cube"),
-        (["--filaments", "rope=1"], "expected --filaments of actin, microtubule, got rope"),
+        (["--membranes", "cube=1"], "expected `membranes` of sphere, ellipsoid, toroid, sheet, got cube"),
+        (["--filaments", "rope=1"], "expected `filaments` of actin, microtubule, got rope"),
         (["--fiducials", "1", "--slab-tilt", "5"], "expected the thickness of the slab that is tilted, got none"),
         (["--fiducials", "1", "--slab", "1,2,3"], "expected --slab to be one number, or two with a comma between"),
         (["--fiducials", "1", "--shape", "16,24"], "expected --shape to be three whole numbers z,y,x, got '16,24'"),
-        (["--fiducials", "1", "--formats", "csv"], "expected `formats` to be one of 'shrec', 'star3'"),
-        (["--fiducials", "1", "--modality", "blurred"], "expected `modality` to be one of 'noiseless', 'baseline'"),
+        (["--fiducials", "1", "--formats", "csv"], "expected --formats to be one of 'shrec', 'star3'"),
+        (["--fiducials", "1", "--modality", "blurred"], "expected --modality to be one of 'noiseless', 'baseline'"),
         (["--fiducials", "1", "--modality", "faket"], "expected tilt-series for the modality 'faket', got none; set"),
         (["--fiducials", "1", "--snr", "-1"], "expected `snr` to be more than 0, got -1.0"),
         (["--fiducials", "1", "--snr", "1", "--noise", "n.json"], "expected either --noise or --snr, got both"),
@@ -585,20 +596,20 @@ def test_the_cluster_example(templates: Path, tmp_path: Path) -> None:
         (["--fiducials", "1", "--noise", "config.json"], "config.json: expected a noise model of format 1"),
         (["--fiducials", "1", "--tilt-angles", "60:-60:3"], "expected --tilt-angles to be first:last:step"),
         (["--fiducials", "1", "--tilt-angles", "a.tlt"], "expected a file of tilt angles, found none at a.tlt"),
-        (["--fiducials", "1", "--filter", "sharp"], "expected `filter` to be one of"),
+        (["--fiducials", "1", "--filter", "sharp"], "expected --filter to be one of"),
         (["--fiducials", "1", "--style", "s.mrc"], "expected a tilt-series, found none at s.mrc"),
         (["--fiducials", "1", "--shard", "3"], "expected --shard to be i/n, as 3/10, got '3'"),
         (["--fiducials", "1", "--shard", "0/3"], "expected --shard i/n with i from 1 to n, got 0/3"),
         (["--fiducials", "1", "--shard", "4/3"], "expected --shard i/n with i from 1 to n, got 4/3"),
         (["--specimens", "nowhere"], "expected a folder of specimens, found none at nowhere"),
         (["--specimens", "maps"], "maps: expected specimens, there or in folders within, found none of: SHREC's"),
-        (["--config", "nowhere.json"], "expected a JSON file of settings, found none at nowhere.json"),
+        (["--config", "nowhere.json"], "expected a JSON or TOML file of settings, found none at nowhere.json"),
         (["--config", "broken.json"], "broken.json: expected JSON"),
         (["--config", "list.json"], "list.json: expected settings by name, got '[1]'"),
-        (["--config", "config.json"], "config.json: expected settings of specimens, dark, templates"),
+        (["--config", "config.json"], "config.json: expected settings to be specimens, dark, templates"),
         (["--config", "wrong.json"], "wrong.json: expected `snr` to be a number, got 'high'"),
-        (["--config", "species.json"], "expected settings of membranes[0] to be kind, count, "),
-        (["--config", "particle.json"], "expected settings of particles.small to be count, "),
+        (["--config", "species.json"], "expected settings of `membranes[0]` to be kind, count, "),
+        (["--config", "particle.json"], "expected settings of `particles.small` to be count, "),
     ],
 )
 def test_mistakes(
@@ -637,3 +648,110 @@ def test_folders_that_cannot_be_used(refused: Command, tmp_path: Path) -> None:
     assert "simulation.json: expected the settings of a set of tomograms in format 1" in message
     (tmp_path / "set" / "simulation.json").write_text("{")
     assert "simulation.json: expected JSON" in refused("simulate", tmp_path / "set", *options)
+
+
+# --- all that the library can do --------------------------------------------------------------------------------------
+
+
+def test_the_whole_microscope_from_the_command_line(command: Command, templates: Path, tmp_path: Path) -> None:
+    """Transfer function, correction and imperfections are those of the library, and the tomogram is the same."""
+    more = ["--ctf", "defocus=3.0,spread=1.0,voltage=200", "--ctf-correction", "phase-flip", "--keep-spectrum"]
+    more += ["--misalignment", "shift=5,rotation=0.2", "--damage", "per_tilt=3,order=ascending"]
+    more += ["--detector", "at_nyquist=0.4,noise_share=0.5", "--iterations", 2, "--memory-budget", "1e6"]
+    command("simulate", tmp_path / "set", *generated(templates), *more)
+    folder = tmp_path / "set" / "tomogram_0000"
+    record, specimen_ = SimulationRecord.read(folder), GrandModel.from_shrec(folder)
+    simulator = FakETSimulator(
+        tilt_angles=record.settings["tilt_angles"],
+        modality="noisy",
+        noise=NoiseModel.from_json(record.settings["noise"]),
+        ctf=ContrastTransfer(defocus=3.0, spread=1.0, voltage=200.0),
+        ctf_correction="phase-flip",
+        keep_spectrum=True,
+        iterations=2,
+        memory_budget=1_000_000,
+        imperfections=Imperfections(
+            misalignment=Misalignment(shift=5.0, rotation=0.2),
+            damage=ExposureDamage(per_tilt=3.0, order="ascending"),
+            detector=Detector(at_nyquist=0.4, noise_share=0.5),
+        ),
+    )
+    assert simulator.settings() == record.settings
+    assert torch.equal(simulator.simulate(specimen_, record).tomogram, read_mrc(folder / "reconstruction.mrc")[0])
+    # The record's own options make it again.
+    command("simulate", tmp_path / "again", "--config", folder / "record.json")
+    assert content(tmp_path / "again") == content(tmp_path / "set")
+
+
+def test_a_toml_file(command: Command, refused: Command, templates: Path, tmp_path: Path) -> None:
+    """The same settings in TOML make the same set as the command line; paths count from the file."""
+    shutil.copytree(templates, tmp_path / "maps")
+    (tmp_path / "set.toml").write_text(
+        """
+templates = ["maps"]
+counts = { small = [2, 2], long = 1 }
+shape = [24, 32, 40]
+tilt_angles = "-50:50:25"
+snr = 0.5
+seed = 4
+fiducials = { count = 1, radius = [20, 30] }
+slab = { thickness = [200, 220], tilt = 3 }
+[particles.small]
+cluster_size = 2
+[membranes.sheet]
+count = 1
+thickness = [35, 40]
+[ctf]
+defocus = 4
+"""
+    )
+    command("simulate", tmp_path / "set", "--config", tmp_path / "set.toml")
+    flags = ["--templates", templates, "--counts", "small=2,2,long=1", "--shape", "24,32,40", "--seed", 4, "--snr", 0.5]
+    flags += ["--fiducials", "count=1,radius=20,30", "--slab", "thickness=200,220,tilt=3", "--ctf", "defocus=4"]
+    flags += ["--particles", "small.cluster_size=2", "--membranes", "sheet.count=1,sheet.thickness=35,40"]
+    command("simulate", tmp_path / "flags", *flags, "--tilt-angles=-50:50:25")
+    assert content(tmp_path / "flags") == content(tmp_path / "set")
+    (tmp_path / "set.toml").write_text("fiducials = 1\nctf = { defocus = 4, spred = 1 }")
+    message = refused("simulate", tmp_path / "other", "--config", tmp_path / "set.toml")
+    assert "set.toml: expected settings of `ctf` to be defocus, spread," in message
+    assert message.endswith("got spred")
+
+
+def test_species_of_one_kind_may_be_repeated(command: Command, tmp_path: Path) -> None:
+    """An option that is given twice adds a species."""
+    small, large = "sphere.count=1,sphere.radius=80,80,sphere.name=small", "sphere.radius=120,120,sphere.name=large"
+    options = ["--membranes", small, "--membranes", large, "--shape", "48,64,64", "--tilt-angles=-40:40:40"]
+    command("simulate", tmp_path / "set", *options)
+    found = GrandModel.from_shrec(tmp_path / "set" / "tomogram_0000")
+    assert list(found.class_names.values()) == ["small", "large"]
+    volumes = np.bincount(found.labels.flatten().numpy(), minlength=3)
+    assert volumes[2] > 1.5 * volumes[1] > 0
+
+
+def test_a_set_of_version_0_1_goes_on(
+    command: Command, refused: Command, templates: Path, models: Path, tmp_path: Path
+) -> None:
+    """A set whose settings were written without the library's defaults, and without later settings, goes on."""
+    known = (
+        *("dark", "counts", "concentrations", "occupancy", "particles", "resolution", "membrane_bound", "membranes"),
+        *("filaments", "fiducials", "slab", "slab_tilt", "gap", "shape", "voxel_size", "style_layers", "snr"),
+        *("formats", "noiseless", "density", "seed"),
+    )
+    written = {"dark": False, "membrane_bound": [], "formats": ["shrec"], "noiseless": False, "density": True}
+    for name, options in {
+        "generated": generated(templates),
+        "files": ["--specimens", models, "--tilt-angles=-50:50:25"],
+    }.items():
+        command("simulate", tmp_path / name, *options, "--count", 1)
+        file = tmp_path / name / "simulation.json"
+        kept = json.loads(file.read_text())
+        given = kept["options"]
+        for setting in set(kept["settings"]) & set(COMPARED):
+            old = given.get(setting, written.get(setting))
+            kept["settings"][setting] = old
+            if setting not in known:
+                del kept["settings"][setting]
+        file.write_text(json.dumps(kept))
+        assert command("simulate", tmp_path / name, *options, "--count", 2).startswith("1 tomogram written")
+        other = refused("simulate", tmp_path / name, *options, "--snr", 0.25)
+        assert "snr (0.25 instead of " in other

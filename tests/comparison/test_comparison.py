@@ -20,15 +20,18 @@ from faket_aug import (
     ExposureDamage,
     FakETSimulator,
     FileFormatError,
+    GrandModel,
     Imperfections,
     NoiseModel,
+    PatchAugmentation,
     TiltSeries,
     project,
 )
 from faket_aug.cli import app
 from faket_aug.comparison.critic import Criticism, critic_markdown, shares
-from faket_aug.comparison.experiment import ArmResult, Experiment, read_result
+from faket_aug.comparison.experiment import Experiment
 from faket_aug.comparison.measured import measured_tomogram
+from faket_aug.comparison.result import ArmResult, read_result
 from faket_aug.comparison.settings import Arm, Comparison
 from faket_aug.comparison.summary import (
     as_csv,
@@ -112,7 +115,7 @@ def _small(folders: Path, **settings: Any) -> Comparison:
 def test_reads_settings(folders: Path) -> None:
     """Paths are the file's own; every arm has its table."""
     made = _small(folders)
-    assert made.train == [str(folders / "model_0"), str(folders / "model_1")]
+    assert made.train == (str(folders / "model_0"), str(folders / "model_1"))
     assert made.weights == str(folders / "vgg.pth")
     assert list(made.arms) == ["BENCHMARK", "FAKET", "FAKET + fine-tuning"]
     assert made.arms["FAKET + fine-tuning"] == Arm(source="measured", start="FAKET", tomograms=1, steps=2)
@@ -164,11 +167,11 @@ def test_bad_settings(folders: Path, change: dict[str, Any], message: str) -> No
     ("text", "message"),
     [
         ("train = [", "bad.toml: "),
-        ("nonsense = 1", "bad.toml: expected settings among train, .* at the top, got nonsense"),
-        ('[arms.A]\nmodalty = "noisy"', "expected settings among source, .* at arms.A, got modalty"),
+        ("nonsense = 1", "bad.toml: expected settings to be train, .*, got nonsense"),
+        ('[arms.A]\nmodalty = "noisy"', "expected settings of `arms.A` to be source, .*, got modalty"),
         ('[arms.A]\nmodality = "nosy"', "'noisy', 'content', 'faket', got 'nosy'"),
-        ("", "bad.toml: .*missing .* 'validation'"),
-        ('train = "model_0"', "`train` to be a list of folders, got 'model_0'"),
+        ("", "bad.toml: expected settings with train, validation, test, got none"),
+        ("train = 3", "expected `train` to be paths, got 3"),
         (
             'train = ["a", "b"]\nvalidation = "c"\ntest = ["x/../a"]',
             "different specimens for training, validation and test, got .*/a'\\] twice",
@@ -384,16 +387,19 @@ def test_settings_of_the_simulator(folders: Path) -> None:
     arm = Comparison.from_toml(path).arms["CTF"]
     assert arm.simulator_settings() == {"ctf": ContrastTransfer(defocus=3.3, spread=0.5)}
     path.write_text(SMALL + "\n[arms.CTF.simulator]\nctf = { height = 3.3 }\n")
-    with pytest.raises(FileFormatError, match=r"ctf.toml: expected the parameters of a contrast transfer function"):
+    with pytest.raises(
+        FileFormatError,
+        match=r"ctf.toml: `arms.CTF`: expected settings of `simulator.ctf` to be defocus, .*, got height",
+    ):
         Comparison.from_toml(path)
     path.write_text(SMALL + "\n[arms.CTF.simulator.imperfections.damage]\nper_tilt = 3.0\n")
     given = Comparison.from_toml(path).arms["CTF"].simulator_settings()
     assert given == {"imperfections": Imperfections(damage=ExposureDamage(per_tilt=3.0))}
     path.write_text(SMALL + "\n[arms.CTF.simulator]\nnoise = 3.3\n")
-    with pytest.raises(FileFormatError, match=r"expected settings of `FakETSimulator` in `simulator`, got noise"):
+    with pytest.raises(FileFormatError, match=r"expected settings of simulator to be ctf, .*, got noise"):
         Comparison.from_toml(path)
     path.write_text(SMALL + "\n[arms.CTF.simulator]\ndefocus = 3.3\n")
-    with pytest.raises(FileFormatError, match=r"expected settings of `FakETSimulator` in `simulator`, got defocus"):
+    with pytest.raises(FileFormatError, match=r"expected settings of simulator to be ctf, .*, got defocus"):
         Comparison.from_toml(path)
 
 
@@ -415,7 +421,7 @@ specimens = "generated"
 [generated]
 templates = ["maps"]
 shape = [16, 48, 48]
-count = 3
+counts = 3
 normalize = false
 factor = 2.5
 """
@@ -427,13 +433,19 @@ factor = 2.5
     assert {item["tomogram"] for item in items} == set(range(len(experiment.comparison.train)))
     made = experiment.comparison.generated
     assert made is not None
-    specimen_ = made.generator(10.0, experiment.class_names).generate(seed=0)
+    assert made == {"templates": (str(maps),), "shape": (16, 48, 48), "counts": 3, "normalize": False, "factor": 2.5}
+
+    def generated(**changed: Any) -> GrandModel:
+        own = replace(experiment.comparison, generated=made | changed)
+        return own.generator(10.0, experiment.class_names).generate(seed=0)
+
+    specimen_ = generated()
     assert specimen_.class_names == experiment.class_names
-    plain = replace(made, factor=1.0).generator(10.0, experiment.class_names).generate(seed=0)
+    plain = generated(factor=1.0)
     assert torch.allclose(specimen_.density, 2.5 * plain.density, rtol=1e-3, atol=1e-3)
     assert torch.equal(specimen_.labels, plain.labels)
     assert 1.5 < float(plain.density.max()) < 3.0, "maps keep their units"
-    larger = replace(made, threshold=0.5).generator(10.0, experiment.class_names).generate(seed=0)
+    larger = generated(threshold=0.5)
     assert int((larger.labels > 0).sum()) > 1.2 * int((specimen_.labels > 0).sum())
     (folders / "endless.toml").write_text(text.split("[generated]")[0])
     with pytest.raises(FileFormatError, match="arm ENDLESS: expected `generated`, which says what its specimens hold"):
@@ -558,3 +570,77 @@ def test_style_may_be_given(folders: Path, tmp_path: Path) -> None:
     made = _small(folders, style=(str(folders / "model_2"),))
     (series,) = Experiment(made, tmp_path).style
     assert torch.equal(series.tilts, TiltSeries.read(folders / "model_2").tilts)
+
+
+def test_more_settings_of_the_library(folders: Path, tmp_path: Path) -> None:
+    """Tables hand on what has no setting of its own; what is unknown or ill-typed is refused with the file's name."""
+    path = folders / "more.toml"
+    tables = """
+[training]
+patience = 3
+checkpoint_every = 1
+[patches]
+target = "sphere"
+radii = { small = 20, large = 30, rare = 30 }
+augmentation = { flips = "yx" }
+[encoder]
+pooling = "average"
+[bank]
+quantiles = [0.01, 0.99]
+[segmentation]
+blend = "linear"
+[picks]
+heal = 0.2
+"""
+    arms = SMALL.index("[arms.BENCHMARK]")
+    path.write_text(SMALL[:arms] + tables + SMALL[arms:])
+    made = Comparison.from_toml(path)
+    assert made.more("training") == {"patience": 3, "checkpoint_every": 1}
+    assert made.more("patches")["augmentation"] == PatchAugmentation(flips="yx")
+    experiment = Experiment(made, tmp_path)
+    data = experiment.dataset(made.arms["BENCHMARK"], 0)
+    assert (data.sampler.target, data.radii) == ("sphere", {"small": 20.0, "large": 30.0, "rare": 30.0})
+    simulator = experiment.simulator(made.arms["FAKET"])
+    assert simulator.features is not None
+    assert simulator.features.pooling == "average"
+    assert simulator.range_quantiles == (0.01, 0.99)
+    plain = Experiment(Comparison.from_toml(folders / "small.toml"), tmp_path).made_with("FAKET")
+    assert set(experiment.made_with("FAKET")) - set(plain) == {"segmentation", "picks"}, "results of before are read"
+    for table, message in (
+        ("[training]\npatience = 'long'", "more.toml: expected `training.patience` to be a whole number, got 'long'"),
+        ("[picks]\nhealing = 1", "more.toml: expected settings of picks to be heal, ignore, got healing"),
+        ("[generated]\ncounts = 1\nshape = [1, 2]", "expected `generated.shape` to be three whole numbers z,y,x, got"),
+    ):
+        path.write_text(SMALL[:arms] + table + "\n" + SMALL[arms:])
+        with pytest.raises(FileFormatError, match=message):
+            Comparison.from_toml(path)
+
+
+def test_a_comparison_of_version_0_1_goes_on(folders: Path) -> None:
+    """Settings that were kept before some were known, and a recipe in old words, are the same; others are named."""
+    recipe = '[generated]\ntemplates = ["maps"]\nshape = [16, 48, 48]\n{}\nfactor = 2.5\nnormalize = false\n'
+    path = folders / "kept.toml"
+    path.write_text(SMALL + recipe.format("counts = 3"))
+    made = Comparison.from_toml(path)
+    kept = json.loads(json.dumps(made.to_dict()))
+    for name in ("training", "patches", "encoder", "bank", "segmentation", "picks"):
+        del kept[name]
+    kept["generated"] = {
+        **{"templates": [str(folders / "maps")], "shape": [16, 48, 48], "count": 3, "normalize": False},
+        **{"factor": 2.5, "threshold": None, "fiducials": {}},
+    }
+    assert made.differences(kept) == []
+    assert made.differences(kept | {"steps": 5}) == ["steps"]
+    assert made.differences(kept | {"generated": kept["generated"] | {"count": 4}}) == ["generated"]
+    path.write_text(SMALL + recipe.format("count = 3"))
+    with pytest.warns(FutureWarning, match="`count` is called counts now"):
+        assert Comparison.from_toml(path).generated == made.generated
+
+
+def test_all_sections_can_be_asked_for(folders: Path) -> None:
+    """TOML has no word for nothing; "none" is it."""
+    path = folders / "sections.toml"
+    path.write_text('z_range = "none"\n' + SMALL)
+    assert Comparison.from_toml(path).z_range is None
+    path.write_text("z_range = [3, 12]\n" + SMALL)
+    assert Comparison.from_toml(path).z_range == (3, 12)
