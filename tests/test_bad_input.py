@@ -49,7 +49,7 @@ from faket_aug import (
     project,
     reconstruct,
 )
-from faket_aug.data import dataset as dataset_module
+from faket_aug.data import stream as stream_module
 from faket_aug.formats.mrc import write_mrc
 
 pytestmark = pytest.mark.filterwarnings(MORE_WORKERS_THAN_CORES)
@@ -519,6 +519,6 @@ def test_simulation_errors_in_workers_keep_their_class(tmp_path: Path) -> None:
 
 def test_more_workers_than_streams(monkeypatch: pytest.MonkeyPatch) -> None:
     """A number of workers beyond all reason is refused before the first item, with the largest."""
-    monkeypatch.setattr(dataset_module, "get_worker_info", lambda: SimpleNamespace(id=0, num_workers=5000))
+    monkeypatch.setattr(stream_module, "get_worker_info", lambda: SimpleNamespace(id=0, num_workers=5000))
     with pytest.raises(ValueError, match="expected at most 1024 workers, got 5000"):
         iter(dataset())

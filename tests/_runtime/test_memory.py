@@ -50,14 +50,14 @@ def test_kept_memory_is_used_again() -> None:
 def test_workers_keep_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     """Each worker keeps its memory; the main process only when it is told to."""
     calls = []
-    monkeypatch.setattr("faket_aug.data.dataset.keep_memory", lambda: calls.append("kept"))
+    monkeypatch.setattr("faket_aug.data.stream.keep_memory", lambda: calls.append("kept"))
     list(dataset())
     assert calls == []
 
     def fail() -> None:
         raise RuntimeError("kept")
 
-    monkeypatch.setattr("faket_aug.data.dataset.keep_memory", fail)
+    monkeypatch.setattr("faket_aug.data.stream.keep_memory", fail)
     with pytest.raises(RuntimeError, match="kept"):
         list(loader(dataset(), workers=1))
 

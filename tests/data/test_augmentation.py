@@ -84,7 +84,7 @@ def test_settings_do_not_move_other_draws() -> None:
         ({"half_turns": "1"}, "expected `half_turns` to hold axes of 'zyx', got '1'"),
         ({"scale": (0.0, 1.0)}, "expected `scale` to be a pair 0 < low <= high"),
         ({"scale": (1.2, 0.8)}, "expected `scale` to be a pair 0 < low <= high"),
-        ({"rotation_deg": (0.0, 5.0, 0.0)}, "it would turn the missing wedge; set `keep_missing_wedge` to False"),
+        ({"rotation_deg": (0.0, 5.0, 0.0)}, "it would rotate the missing wedge; set `keep_missing_wedge` to False"),
         ({"rotation_deg": (0.0, 0.0, 5.0)}, "expected no rotation with `keep_missing_wedge`"),
     ],
 )

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import sklearn.metrics  # noqa: F401  what it does to Python's generator when imported is its own affair
 import torch
 
 from faket_aug import FileFormatError
