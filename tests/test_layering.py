@@ -43,6 +43,9 @@ LONG_MODULES = {
     "comparison.experiment": "an arm from its data to its score, stage by stage",
     "data.dataset": "the dataset and its stream",
     "formats.copick": "one format, read and written",
+    "formats.star": "one format, read and written",
+    "formats.structures": "two formats, what they leave out, and their download",
+    "formats.tilt_metadata": "one class, and how two of its kind are matched",
     "generation.templates": "one class, made from maps and from atomic structures, of one file or of many",
     "microscope.noise": "the kinds of noise, and the docstrings of their three fits",
 }
