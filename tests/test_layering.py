@@ -42,9 +42,9 @@ ON_THE_GROUND = {
 LONG_MODULES = {
     "simulation.simulator": "all settings of a simulator, and the trip of a specimen",
     "formats.copick": "one format, read and written",
-    "formats.star": "one format, read and written, in its four versions",
-    "formats.structures": "atoms of two formats, with what they leave out",
-    "formats.tilt_metadata": "one record, and how records of several files are joined",
+    "formats.star": "one format, read and written",
+    "formats.structures": "two formats, what they leave out, and their download",
+    "formats.tilt_metadata": "one class, and how two of its kind are matched",
     "generation.templates": "one class, made from maps and from atomic structures, of one file or of many",
     "microscope.noise": "the kinds of noise, and the docstrings of their three fits",
 }

@@ -73,7 +73,8 @@ def read_config(path: Path) -> dict[str, Any]:
         label = entry.get("label")
         if label is not None and (isinstance(label, bool) or (number := as_whole(label)) is None or number < 1):
             raise FileFormatError(
-                f"{expected} with whole numbers of 1 or more as `label`, got {shortened(label)!r} for {entry['name']}"
+                f"{expected} with whole numbers of 1 or more as `label`, got {shortened(repr(label))} for "
+                f"{shortened(entry['name'])}"
             )
     return dict(config)
 

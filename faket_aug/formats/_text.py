@@ -6,6 +6,7 @@ import codecs
 import math
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import takewhile
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -191,8 +192,11 @@ def read_xml(path: str | Path, what: str) -> ElementTree.Element:
 def _declared(content: bytes) -> str | None:
     """Decode by the encoding that an XML declares, where it is known and fits."""
     found = _DECLARED_ENCODING.match(content)
+    if found is None or found[1].lower().startswith((b"utf", b"ucs", b"iso-10646")):
+        # Of Unicode the bytes themselves tell which it is.
+        return None
     try:
-        return None if found is None else content.decode(found[1].decode("ascii"))
+        return content.decode(found[1].decode("ascii"))
     except (LookupError, UnicodeError):
         return None
 
@@ -230,7 +234,7 @@ def star_tables(path: str | Path) -> dict[str, StarTable]:
             # A blank line ends the rows of a loop.
             looped = None if rows else looped
             continue
-        if len(words) == 1 and words[0].lower().startswith("data_") and not (rows and looped and "/" in words[0]):
+        if len(words) == 1 and words[0].lower().startswith("data_") and not (looped and "/" in words[0]):
             table, looped, rows = _new_block(tables, words[0][5:], where), None, 0
         elif table is None:
             raise FileFormatError(
@@ -273,7 +277,7 @@ def _new_block(tables: dict[str, StarTable], name: str, where: str) -> StarTable
 
 
 def _new_column(table: StarTable, words: list[str], where: str, *, in_loop: bool) -> None:
-    name, rest = words[0][1:], [word for word in words[1:] if not word.startswith("#")]
+    name, rest = words[0][1:], list(takewhile(lambda word: not word.startswith("#"), words[1:]))
     if name in table:
         raise FileFormatError(f"{where}: expected each column once, got _{name} again")
     if in_loop and not rest:

@@ -224,7 +224,9 @@ def _open(path: Path, header: _Header, rows: slice | None) -> tuple[npt.NDArray[
 def _opened(path: Path, header: _Header, *, permissive: bool = False) -> Any:
     """Open a file with mrcfile; of a compressed one no more is unpacked than its header says."""
     if not _is_compressed(path):
-        return mrcfile.open(path, mode="r", permissive=True) if permissive else mrcfile.mmap(path, mode="r")
+        # Sizes of a damaged header overflow where mrcfile multiplies them, which its own checks then notice.
+        with np.errstate(all="ignore"):
+            return mrcfile.open(path, mode="r", permissive=True) if permissive else mrcfile.mmap(path, mode="r")
     with _stream(path) as stream:
         content = stream.read(_HEADER_BYTES + header.extended + header.data_bytes)
         # Reading on checks the sum at the end.

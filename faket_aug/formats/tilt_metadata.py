@@ -283,13 +283,16 @@ class TiltMetadata:
         if by_section is not None and _agree(mine, theirs[by_section]):
             return by_section
         by_angle = _rows_by_angle(mine, theirs)
-        if by_angle is not None:
+        if by_angle is not None and np.abs(mine - theirs[by_angle]).max() <= ANGLE_TOLERANCE:
             return by_angle
+        # Before an offset is looked for, which could be that of an uneven series and its mirror image.
         if by_section is not None and _agree(mine, -theirs[by_section]):
             raise FileFormatError(
                 f"{other.source}: expected the tilt angles of {self.source}, got those of the opposite sign; leave one "
                 "out"
             )
+        if by_angle is not None:
+            return by_angle
         if len(self) > len(other):
             raise FileFormatError(
                 f"{other.source}: expected as many tilts as {self.source}, {len(self)}, got {len(other)}"

@@ -37,6 +37,8 @@ PROTEIN_POTENTIAL = 4.1
 #: Å; a map as coarse as this is an envelope: its volume at half of the plateau tells the mass. Sharpened by 100 Å² and
 #: high-passed at 60 Å, models of 14 to 258 kDa are told to 0.7 to 1.0 of theirs.
 ENVELOPE_RESOLUTION = 15.0
+#: A mask whose envelope is larger by this factor covers atoms and not the particle.
+_PATCHY = 1.3
 #: So few voxels above half of the maximum are no density that was ever imaged, whose finest detail covers some seven.
 _FEWEST_VOXELS = 2
 #: Å between parts of a structure: a small part (of the atoms) farther from the rest is astray.
@@ -149,9 +151,9 @@ class ParticleTemplate:
             kDa.
         normalize
             Scale to volts, so that templates of maps and of atomic structures can be mixed: the integral becomes
-            4.1 V Å³ per Da, as that of atomic models. Without `molecular_weight` the mass is taken from the volume at
-            the default threshold of the map, low-passed to 15 Å where it is finer (a sharpened map is high at its atoms
-            only). That is good to about 30 %, also of sharpened maps. `False` keeps the map's units.
+            4.1 V Å³ per Da, as that of atomic models. Without `molecular_weight` the mass is estimated from the volume
+            at the default threshold, to about 30 %; where that covers single atoms only, as in sharpened maps, from the
+            volume of the map low-passed to 15 Å. `False` keeps the map's units.
         invert
             Whether the particle is dark in the map. `None` decides by the skewness about the background.
         recenter
@@ -411,7 +413,8 @@ def _check_hot_voxels(path: str | Path, density: Tensor) -> None:
     """Raise a `FileFormatError` where a voxel or two stand out of all others, as no density does."""
     high = density > float(density.max()) / 2
     count = int(high.sum())
-    if count <= _FEWEST_VOXELS:
+    # Of a dark particle that is taken to be bright another error tells.
+    if count <= _FEWEST_VOXELS and float(density.max()) > -float(density.min()):
         raise FileFormatError(
             f"{path}: expected a density that is smooth, got {count} voxel{'s' * (count > 1)} above half of the "
             f"maximum {float(density.max()):g}, the first at {high.nonzero()[0].tolist()} (z, y, x); remove hot voxels"
@@ -419,13 +422,17 @@ def _check_hot_voxels(path: str | Path, density: Tensor) -> None:
 
 
 def _estimated_mass(density: Tensor, level: float, voxel_size: float, fine: bool) -> float:
-    """Estimate the mass in Da from the volume of the envelope."""
-    if fine:
-        density = resample_density(
-            density, voxel_size=voxel_size, new_voxel_size=voxel_size, resolution=ENVELOPE_RESOLUTION
-        )
-        level = plateau_threshold(density)
-    return float((density > level).sum()) * voxel_size**3 / PROTEIN_VOLUME
+    """Estimate the mass in Da from the volume of the mask, or of the envelope where the mask is a part of it only."""
+
+    def mass(density: Tensor, level: float) -> float:
+        return float((density > level).sum()) * voxel_size**3 / PROTEIN_VOLUME
+
+    of_mask = mass(density, level)
+    if not fine:
+        return of_mask
+    smooth = resample_density(density, voxel_size=voxel_size, new_voxel_size=voxel_size, resolution=ENVELOPE_RESOLUTION)
+    of_envelope = mass(smooth, plateau_threshold(smooth))
+    return of_envelope if of_envelope > _PATCHY * of_mask else of_mask
 
 
 def _check_extent(path: str | Path, positions: FloatArray, voxel_size: float) -> None:

@@ -90,7 +90,7 @@ def _metadata(
         angles = TiltMetadata(sections=np.arange(len(values)), tilt_angles=values, source=source)
         found = angles if found is None else found.with_sign_of(angles).with_angles(angles, by_hand=not is_file)
     if found is None:
-        raise ValueError("expected `metadata` to name a file at least, got an empty list")
+        raise ValueError("expected `metadata` to name at least one file, got an empty list")
     if found.assumed_sign and NOT_NEGATED in found.source:
         warnings.warn(
             f"{found.source}; if they are of the opposite sign, set `metadata` to `read_warp_xml` or `read_tomostar` "
