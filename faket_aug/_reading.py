@@ -124,7 +124,8 @@ def read_table(
 
 def rename(old: str, new: str, called: str) -> str:
     """Warn of a setting's old name, and return the new one."""
-    warnings.warn(f"{called} is called {new.replace('_', '-') if called[0] == '-' else new} now", FutureWarning, 2)
+    now = f"--{new.replace('_', '-')}" if called.startswith("--") else f"`{new}`"
+    warnings.warn(f"{called} is called {now} now", FutureWarning, stacklevel=2)
     return new
 
 

@@ -227,7 +227,7 @@ def test_paths_count_from_a_folder() -> None:
 def test_tables_are_strict_and_know_old_names() -> None:
     settings = settings_of(Lens)
     part = Annotated[dict[str, Any], Part(settings, {"depth": "focus"})]
-    with pytest.warns(FutureWarning, match="`depth` is called focus now"):
+    with pytest.warns(FutureWarning, match="`depth` is called `focus` now"):
         assert read_value(part, {"depth": 3, "width": None}, "`x`") == {"focus": 3.0}
     with pytest.raises(ValueError, match="expected settings to be focus, .*, got fokus"):
         read_table(settings, {"fokus": 1}, "")

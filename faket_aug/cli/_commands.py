@@ -14,7 +14,9 @@ from faket_aug._settings import Setting
 C = TypeVar("C", bound=Callable[..., Any])
 
 
-def taking(settings: Iterable[Setting], *, repeated: Collection[str] = (), heading: str = "") -> Callable[[C], C]:
+def taking(
+    settings: Iterable[Setting], *, repeated: Collection[str] = (), heading: str = "", hidden: Iterable[str] = ()
+) -> Callable[[C], C]:
     """Let a command take settings as options: they come, by name, in its `**given`, and those not given as None.
 
     All but flags are text, which `read_setting` reads: what does not fit is told in the package's own words.
@@ -27,8 +29,12 @@ def taking(settings: Iterable[Setting], *, repeated: Collection[str] = (), headi
         Names of those that may be given several times, beside lists of paths.
     heading
         For all of them, in place of the settings' groups.
+    hidden
+        Old names of settings, which still work.
     """
     options = [_option(setting, repeated, heading) for setting in settings]
+    old = Annotated[str | None, typer.Option(hidden=True)]
+    options += [inspect.Parameter(n, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=old) for n in hidden]
 
     def add(command: C) -> C:
         signature = inspect.signature(command, eval_str=True)

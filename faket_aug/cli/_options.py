@@ -10,7 +10,7 @@ from typing import Annotated, Any, Self
 import numpy as np
 
 from faket_aug._checks import FileFormatError, check_count
-from faket_aug._reading import load_table, names_files, read_setting, read_table
+from faket_aug._reading import load_table, names_files, read_setting, read_table, rename
 from faket_aug._settings import IsPath, Reads, Setting, as_json, parameter_help, setting_of, settings_of
 from faket_aug.data.dataset import FakETDataset
 from faket_aug.formats.particle_lists import PARTICLE_FORMATS
@@ -319,8 +319,14 @@ def flat(content: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def given_options(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the settings among a command's values that were given; what may be repeated, and was not, is empty."""
-    return {name: one for name, one in values.items() if name in SETTINGS and one not in (None, [], ())}
+    """Return the settings among a command's values that were given, by their new names.
+
+    What may be repeated, and was not given, is empty.
+    """
+    given = {name: one for name, one in values.items() if one not in (None, [], ())}
+    for old in set(RENAMED) & set(given):
+        given[rename(old, RENAMED[old], f"--{old}")] = given.pop(old)
+    return {name: one for name, one in given.items() if name in SETTINGS}
 
 
 def _whole(name: str, value: Any) -> Any:

@@ -9,6 +9,7 @@ import typer
 
 from faket_aug.cli._commands import taking
 from faket_aug.cli._options import SETTINGS, SEVERAL, Options, given_options
+from faket_aug.simulation.plain_settings import RENAMED
 
 if TYPE_CHECKING:
     from faket_aug.cli._simulation import Done
@@ -18,7 +19,7 @@ _SET = "The set"
 _OTHERS = [setting for name, setting in SETTINGS.items() if name != "seed"]
 
 
-@taking(_OTHERS, repeated=SEVERAL)
+@taking(_OTHERS, repeated=SEVERAL, hidden=RENAMED)
 @taking([SETTINGS["seed"]], heading=_SET)
 def simulate(
     folder: Annotated[Path, typer.Argument(help="Folder of the set, made where it is missing.")],

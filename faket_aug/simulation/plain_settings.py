@@ -6,32 +6,28 @@ from dataclasses import replace
 
 from faket_aug._settings import Setting, parameter_help, settings_of
 from faket_aug.microscope.ctf import CORRECTIONS
-from faket_aug.simulation.simulator import FakETSimulator
-from faket_aug.simulation.simulator_settings import MODALITIES
-from faket_aug.style.bank import StyleBank
-from faket_aug.style.transfer import stylize
+from faket_aug.simulation.simulator import MODALITIES, FakETSimulator
+from faket_aug.style.style_transfer import StyleTransfer
 from faket_aug.tomography.filters import FILTERS
 from faket_aug.tomography.projection import BACKENDS, EXTENDS, project
 from faket_aug.tomography.reconstruction import reconstruct
-from faket_aug.tomography.resample import BINNINGS
+from faket_aug.tomography.resample import RESAMPLINGS
 
 #: Old names of settings, and the new ones.
-RENAMED: dict[str, str] = {}
+RENAMED = {"binning": "resampling"}
 #: What is made of files, or depends on them.
 OF_FILES = ("tilt_angles", "noise", "style", "features")
 #: Settings of the style transfer but its step.
 TRANSFER = ("style_weights", "content_layers", "content_weight", "iterations", "average_decay")
 _CHOICES = {
-    **{"modality": MODALITIES, "ctf_correction": CORRECTIONS, "filter": FILTERS, "binning": BINNINGS},
+    **{"modality": MODALITIES, "ctf_correction": CORRECTIONS, "filter": FILTERS, "resampling": RESAMPLINGS},
     **{"extend": EXTENDS, "backend": BACKENDS},
 }
 
 
 def simulator_settings() -> dict[str, Setting]:
     """List the settings of `FakETSimulator`, with the help of the functions that carry them out."""
-    described = (reconstruct, project, stylize)
+    described = (reconstruct, project, StyleTransfer)
     found = settings_of(FakETSimulator, without=OF_FILES, described_by=described, choices=_CHOICES)
-    # The same words mean other things there.
-    for name, source in (("device", FakETSimulator), ("quantiles", StyleBank.build)):
-        found[name] = replace(found[name], help=parameter_help(source)[name])
-    return found
+    # The same word means another thing there.
+    return found | {"device": replace(found["device"], help=parameter_help(FakETSimulator)["device"])}

@@ -30,7 +30,7 @@ from faket_aug.data.dataset import FakETDataset
 from faket_aug.demo.settings import RoundTrip
 from faket_aug.generation.recipe import RECIPE, _Templates
 from faket_aug.picking.clustering import pick
-from faket_aug.picking.inference import segment
+from faket_aug.picking.inference import TILE_SIZE, segment
 from faket_aug.picking.network import DeepFinderNet
 from faket_aug.picking.scoring import evaluate_shrec
 from faket_aug.picking.settings import TrainingSettings
@@ -200,7 +200,8 @@ def test_the_files_settings_are_described() -> None:
     assert [line for line in output.splitlines() if line.startswith("[")] == [
         f"[{table}]" for table in described() if table
     ]
-    assert "tile_size (a whole number): Voxels of a tile" in output
+    help_ = settings_of(segment)["tile_size"].help.replace("`", "").rstrip(".")
+    assert f"tile_size (a whole number): {help_}; default: {TILE_SIZE}." in output
     assert "[arms.NAME.simulator]" in output
     assert set(TABLES) < set(described())
 

@@ -751,7 +751,31 @@ def test_a_set_of_version_0_1_goes_on(
             kept["settings"][setting] = old
             if setting not in known:
                 del kept["settings"][setting]
+        kept["settings"]["binning"] = kept["settings"].pop("resampling")
         file.write_text(json.dumps(kept))
         assert command("simulate", tmp_path / name, *options, "--count", 2).startswith("1 tomogram written")
         other = refused("simulate", tmp_path / name, *options, "--snr", 0.25)
         assert "snr (0.25 instead of " in other
+
+
+def test_old_names_go_on(
+    command: Command,
+    templates: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """The option and the key of version 0.1 still work, and a line says what they are called now."""
+    command("simulate", tmp_path / "set", *generated(templates), "--resampling", "fourier")
+    code, _, errors = outcome(
+        ["simulate", tmp_path / "option", *generated(templates), "--binning", "fourier"], monkeypatch, capsys
+    )
+    assert (code, "faket-aug: warning: --binning is called --resampling now" in errors) == (0, True)
+    kept = json.loads((tmp_path / "set" / "simulation.json").read_text())
+    kept["options"]["binning"] = kept["options"].pop("resampling")
+    (tmp_path / "old.json").write_text(json.dumps(kept))
+    code, _, errors = outcome(["simulate", tmp_path / "file", "--config", tmp_path / "old.json"], monkeypatch, capsys)
+    assert (code, "faket-aug: warning: `binning` is called `resampling` now" in errors) == (0, True)
+    for name in ("option", "file"):
+        assert SimulationRecord.read(tmp_path / name / "tomogram_0000").settings["resampling"] == "fourier"
+        assert content(tmp_path / name) == content(tmp_path / "set")

@@ -633,7 +633,7 @@ def test_a_comparison_of_version_0_1_goes_on(folders: Path) -> None:
     assert made.differences(kept | {"steps": 5}) == ["steps"]
     assert made.differences(kept | {"generated": kept["generated"] | {"count": 4}}) == ["generated"]
     path.write_text(SMALL + recipe.format("count = 3"))
-    with pytest.warns(FutureWarning, match="`count` is called counts now"):
+    with pytest.warns(FutureWarning, match="`count` is called `counts` now"):
         assert Comparison.from_toml(path).generated == made.generated
 
 
