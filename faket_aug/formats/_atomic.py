@@ -7,6 +7,7 @@ import os
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import count
 from pathlib import Path
 
 
@@ -63,16 +64,52 @@ def locked(path: str | Path) -> Iterator[None]:
         # Whoever had the lock before has removed its file: try again with a new one.
 
 
-def move_folder(made: Path, final: Path, *, aside: Path) -> None:
-    """Flush a folder that is whole and move it to its place; one that is there is moved aside first."""
-    for file in made.rglob("*"):
+def flush_folder(folder: Path) -> None:
+    """Flush all files of a folder to the disk."""
+    for file in folder.rglob("*"):
         if file.is_file():
             with file.open("rb+") as stream:
                 os.fsync(stream.fileno())
-    final.parent.mkdir(exist_ok=True)
+
+
+def move_into_place(made: Path, final: Path, *, aside: Path) -> None:
+    """Move a file or folder that is complete, and flushed, to its place; what is there is moved aside first."""
+    final.parent.mkdir(parents=True, exist_ok=True)
     if final.exists():
+        aside.parent.mkdir(parents=True, exist_ok=True)
         final.replace(aside)
     made.replace(final)
+
+
+#: What to do where something exists that would be overwritten: refuse, move it aside, or replace it.
+EXISTING = ("refuse", "aside", "replace")
+
+
+def make_way(path: str | Path, existing: str) -> None:
+    """Deal with what is at a path that is to be written.
+
+    Parameters
+    ----------
+    path
+        A file, or a folder that is written as one thing.
+    existing
+        One of `EXISTING`. `"aside"` renames what is there to the same name with `.1`, `.2`, ... at its end.
+
+    Raises
+    ------
+    FileExistsError
+        For `"refuse"`, if there is anything.
+    """
+    path = Path(path)
+    if existing == "replace" or not (path.exists() or path.is_symlink()):
+        return
+    if existing == "refuse":
+        raise FileExistsError(
+            f"expected a new name, found {path}, which this call did not write; choose another name, or set "
+            '`existing="aside"`'
+        )
+    number = next(n for n in count(1) if not path.with_name(f"{path.name}.{n}").exists())
+    path.rename(path.with_name(f"{path.name}.{number}"))
 
 
 def make_writable_folder(folder: Path) -> None:

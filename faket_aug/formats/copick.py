@@ -27,8 +27,8 @@ import torch
 from torch import Tensor
 
 from faket_aug._arrays import FloatArray
-from faket_aug._checks import FileFormatError, check_ndim, check_positive
-from faket_aug.formats._atomic import locked, move_folder, write_text
+from faket_aug._checks import FileFormatError, check_choice, check_ndim, check_positive
+from faket_aug.formats._atomic import EXISTING, flush_folder, locked, make_way, move_into_place, write_text
 from faket_aug.formats._copick_files import (
     CONFIG_FILE,
     RUNS,
@@ -58,11 +58,13 @@ def write_copick(
     labels: Tensor | None = None,
     tomograms: Mapping[str, Tensor] | None = None,
     segmented: Collection[str] = (),
+    existing: str = "refuse",
 ) -> list[Path]:
-    """Write one run of a local copick project, and the project's configuration where it is new or grows.
+    """Write into one run of a local copick project, and the project's configuration where it is new or grows.
 
-    The run is made beside its place and moved there when it is whole; one of the same name is replaced. Several runs,
-    also from several processes, may share the project, as long as they share the class numbers.
+    What is written is made beside its place and moved there when it is complete. All else in the run, picks of other
+    users and sessions, segmentations and tomograms, stays as it is. Several runs, also from several processes, may
+    share the project, as long as they share the class numbers.
 
     Parameters
     ----------
@@ -85,12 +87,17 @@ def write_copick(
         Names of classes that are no particles (membranes): copick shows them as segmentations, and their rows, if they
         have any, are no picks.
 
+    existing
+        What happens to picks or volumes of the same name, user and session: `"refuse"`, `"aside"` or `"replace"` them.
+
     Returns
     -------
     The files, the configuration first.
 
     Raises
     ------
+    FileExistsError
+        If something would be overwritten, unless `existing` says otherwise.
     ImportError
         If copick is not installed.
     ValueError
@@ -99,7 +106,10 @@ def write_copick(
     """
     _copick()
     check_positive("voxel_size", voxel_size)
+    check_choice("existing", existing, EXISTING)
     check_words([run], "names of runs")
+    if Path(run).name != run or run in (".", ".."):
+        raise ValueError(f"expected the plain name of a run, got {run!r}; leave out folders")
     check_writable(particles)
     numbers_of(particles.names, class_numbers)
     volumes = dict(tomograms or {})
@@ -123,16 +133,48 @@ def write_copick(
             made.new_segmentation(voxel_size, SEGMENTATION, SESSION_ID, is_multilabel=True, user_id=USER_ID).from_numpy(
                 labels.detach().cpu().numpy()
             )
-        move_folder(part / RUNS / run, folder / RUNS / run, aside=part / "old")
+        written = _move_units(part / RUNS / run, folder / RUNS / run, existing, aside=part / "old")
     finally:
         shutil.rmtree(part, ignore_errors=True)
     path = folder / CONFIG_FILE
     # Other processes may have added classes since: nobody's are lost.
     with locked(path):
-        text = json.dumps(_config(folder, objects), indent=2) + "\n"
-        if not path.is_file() or path.read_text() != text:
-            write_text(path, text)
-    return [path, *sorted(file for file in (folder / RUNS / run).rglob("*") if file.is_file())]
+        config = _config(folder, objects)
+        # A configuration that lacks nothing stays as it is, to the letter.
+        if not path.is_file() or len(config["pickable_objects"]) > _count_objects(path):
+            write_text(path, json.dumps(config, indent=2) + "\n")
+    return [path, *sorted(written)]
+
+
+def _count_objects(path: Path) -> int:
+    return len(json.loads(path.read_text(encoding="utf-8-sig"))["pickable_objects"])
+
+
+def _move_units(made: Path, run: Path, existing: str, *, aside: Path) -> list[Path]:
+    """Move what was written for a run to its place, each file of picks and each volume as one thing.
+
+    All else in the run stays as it is.
+
+    Returns
+    -------
+    The files that were written.
+    """
+    volumes = sorted(one for one in made.rglob("*.zarr") if one.is_dir())
+    files = sorted(one for one in made.rglob("*") if one.is_file() and not any(v in one.parents for v in volumes))
+    units = [(unit, run / unit.relative_to(made)) for unit in (*files, *volumes)]
+    # copick marks a run by a hidden file, the same in each.
+    units = [(unit, final) for unit, final in units if not (final.name.startswith(".") and final.exists())]
+    flush_folder(made)
+    if existing == "refuse":
+        for _, final in units:
+            make_way(final, existing)
+    written: list[Path] = []
+    for unit, final in units:
+        if existing == "aside":
+            make_way(final, existing)
+        move_into_place(unit, final, aside=aside / unit.relative_to(made))
+        written += [final] if final.is_file() else [file for file in final.rglob("*") if file.is_file()]
+    return written
 
 
 def _copick() -> Any:

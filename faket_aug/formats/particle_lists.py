@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from faket_aug._checks import check_choice
+from faket_aug.formats._atomic import EXISTING, make_way
 from faket_aug.formats.particles import ParticleList
 
 #: SHREC's text, RELION's STAR (versions 3, 4 and 5), DeepFinder's object list, a copick project.
@@ -21,10 +22,9 @@ def write_particles(
     voxel_size: float,
     shape: Sequence[int],
     tomogram: str,
+    existing: str = "replace",
 ) -> None:
     """Write the particles of one tomogram for another program.
-
-    An existing file is replaced when the new one is complete.
 
     Parameters
     ----------
@@ -42,6 +42,9 @@ def write_particles(
         `(z, y, x)` of the tomogram.
     tomogram
         Its name, where the format has one.
+    existing
+        `"refuse"`, `"aside"` or `"replace"` what would be overwritten, see `make_way`. In a copick project that is only
+        what has the same name, user and session; all else stays as it is.
 
     Raises
     ------
@@ -51,6 +54,9 @@ def write_particles(
         For `"copick"`, if the package copick is not installed.
     """
     check_choice("format", format, PARTICLE_FORMATS)
+    check_choice("existing", existing, EXISTING)
+    if format != "copick":
+        make_way(path, existing)
     # Each writer's libraries are imported only when it is used.
     if format == "shrec":
         from faket_aug.formats.shrec import write_particle_locations
@@ -63,7 +69,14 @@ def write_particles(
     elif format == "copick":
         from faket_aug.formats.copick import write_copick
 
-        write_copick(path, run=tomogram, particles=particles, class_numbers=class_numbers, voxel_size=voxel_size)
+        write_copick(
+            path,
+            run=tomogram,
+            particles=particles,
+            class_numbers=class_numbers,
+            voxel_size=voxel_size,
+            existing=existing,
+        )
     else:
         from faket_aug.formats.star import write_particles_star
 

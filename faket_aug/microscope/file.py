@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from faket_aug._checks import FileFormatError, check_choice
-from faket_aug.formats._atomic import write_text
+from faket_aug.formats._json import read_text, unseal, write_json
 from faket_aug.geometry import as_tilt_angles
 from faket_aug.microscope.noise import NoiseModel
 from faket_aug.tomography.projection import EXTENDS
@@ -68,17 +67,15 @@ def read_microscope(path: str | Path) -> MicroscopeFile:
     FileNotFoundError, FileFormatError
         If the file does not exist, or has another content.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"expected a fitted microscope or noise model, found none at {path}")
+    path, what = Path(path), "a fitted microscope or noise model"
+    text = read_text(path, what=what)
     try:
-        text = path.read_text(encoding="utf-8")
-        noise, data = NoiseModel.from_json(text), json.loads(text)
-        if not isinstance(data, dict):
-            raise ValueError(f"expected a fitted noise model, got {data!r}")
+        noise, data = NoiseModel.from_json(text), unseal(text, source=str(path), what=what)
         style = data.get("style", {})
         if not isinstance(style, dict) or not set(style) <= set(STYLE_SETTINGS):
             raise ValueError(f"expected `style` with settings of {', '.join(STYLE_SETTINGS)}, got {style!r}")
+        if not all(isinstance(value, bool | float | int) for value in style.values()):
+            raise ValueError(f"expected numbers for the settings of `style`, got {style!r}")
         angles = tuple(as_tilt_angles(data["tilt_angles"]).tolist()) if "tilt_angles" in data else ()
         extend = data.get("extend")
         if extend is not None:
@@ -90,8 +87,8 @@ def read_microscope(path: str | Path) -> MicroscopeFile:
 
 def write_microscope(path: str | Path, microscope: MicroscopeFile) -> None:
     """Write the file of a microscope. An earlier file stays until the new one is complete."""
-    data = json.loads(microscope.noise.to_json())
+    data = unseal(microscope.noise.to_json(), source=str(path), what="a noise model")
     data |= {"tilt_angles": list(microscope.tilt_angles)} if microscope.tilt_angles else {}
     data |= {"style": dict(microscope.style)} if microscope.style else {}
     data |= {"extend": microscope.extend} if microscope.extend else {}
-    write_text(Path(path), json.dumps(data | {"about": dict(microscope.about)}, indent=1))
+    write_json(path, data | {"about": dict(microscope.about)})

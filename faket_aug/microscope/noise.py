@@ -19,6 +19,7 @@ from faket_aug._arrays import FloatArray
 from faket_aug._checks import check_same_shape
 from faket_aug._deprecations import by_keyword
 from faket_aug._runtime.parts import by_parts
+from faket_aug.formats._json import seal, unseal
 from faket_aug.geometry import Angles, as_tilt_angles
 from faket_aug.microscope.ctf import ContrastTransfer
 from faket_aug.microscope.noise_curves import (
@@ -95,6 +96,10 @@ class NoiseModel(ABC):
         -------
         `(tilt, y, x)` in the unit of the measured tilts.
         """
+
+    def identity(self) -> str:
+        """Return text that tells models apart: with the same text they make the same tilts. Records hold it."""
+        return self.to_json()
 
     @abstractmethod
     def to_json(self) -> str:
@@ -266,11 +271,11 @@ class NoiseModel(ABC):
         ValueError
             If the text is not a noise model. The message says what is missing or unknown.
         """
-        data = json.loads(text)
-        if data == GIVEN:
+        if text.strip() == json.dumps(GIVEN):
             return GivenNoise()
+        data = unseal(text, source="noise model", what="a noise model")
         wanted, more = {"format", "order", "series"}, {"response", "tilt_angles", "style", "extend", "about"}
-        if not isinstance(data, dict) or data.get("format") != _FORMAT or set(data) - more != wanted:
+        if data.get("format") != _FORMAT or set(data) - more != wanted:
             raise ValueError(f"expected a noise model of format {_FORMAT}, got {text[:80]!r}")
         series = tuple(series_from_json(data["series"]))
         if "response" not in data:
@@ -317,8 +322,15 @@ class FittedNoise(NoiseModel):
 
     def to_json(self) -> str:
         """Write the model as JSON text."""
+        return seal(self._content(), indent=None)
+
+    def identity(self) -> str:
+        """Return the text of version 0.1.0, which had no checksum: records hold it."""
+        return json.dumps(self._content())
+
+    def _content(self) -> dict[str, Any]:
         data = {"format": _FORMAT, "order": self.order, "series": [asdict(s) for s in self.series]}
-        return json.dumps(data | ({} if self.response is None else {"response": self.response.to_dict()}))
+        return data | ({} if self.response is None else {"response": self.response.to_dict()})
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -18,6 +18,7 @@ from faket_aug.microscope.unpaired import SeriesGain
 from faket_aug.statistics import clip_images, mean_std, refuse_constant, standardize
 
 Floats = tuple[float, ...]
+_ROUNDING = 1e-6
 CURVES = ("correlation", "deviation", "mean", "std")
 
 
@@ -49,6 +50,14 @@ class SeriesNoise:
             if len(values) != len(self.tilt_angles) or not np.isfinite(values).all():
                 raise ValueError(
                     f"expected {len(self.tilt_angles)} finite numbers for `{name}`, one for each tilt, got {values}"
+                )
+        for name, most in (("correlation", 1.0), ("deviation", 1.0), ("std", np.inf)):
+            values = np.asarray(getattr(self, name))
+            # Rounding may lead a little beyond.
+            if values.min() < -_ROUNDING or values.max() > most + _ROUNDING:
+                raise ValueError(
+                    f"expected `{name}` from 0 to {most:g}, got {values.min():g} to {values.max():g}; fit the noise "
+                    "again"
                 )
 
 

@@ -19,8 +19,9 @@ def write_picks(
     voxel_size: float,
     shape: Sequence[int],
     tomogram: str,
+    existing: str = "refuse",
 ) -> None:
-    """Write picks for another program. A file that exists is replaced once the new one is complete.
+    """Write picks for another program. Nothing else is changed, also within a copick project.
 
     Parameters
     ----------
@@ -38,11 +39,16 @@ def write_picks(
         Shape of the tomogram, `(z, y, x)`.
     tomogram
         Name of the tomogram, for formats that hold it.
+    existing
+        What happens to a file that would be overwritten: `"refuse"` (an error), `"aside"` (it is renamed, with `.1` at
+        its end) or `"replace"`.
 
     Raises
     ------
     ValueError
         If the format is unknown, or a class has no name.
+    FileExistsError
+        If there is such a file already, unless `existing` says otherwise.
     ImportError
         For `"copick"`, if copick is not installed.
     """
@@ -56,4 +62,5 @@ def write_picks(
         voxel_size=voxel_size,
         shape=shape,
         tomogram=tomogram,
+        existing=existing,
     )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import json
 import os
 import shutil
 import time
@@ -20,6 +19,7 @@ from torch import Tensor
 
 from faket_aug._checks import FileFormatError, check_choice
 from faket_aug.formats._atomic import make_writable_folder, write_text
+from faket_aug.formats._json import read_json, write_json
 from faket_aug.formats.angles import write_tlt
 from faket_aug.formats.mrc import write_mrc
 from faket_aug.formats.particle_lists import PARTICLE_FORMATS, write_particles
@@ -87,6 +87,8 @@ class TomogramFolder:
     path: Path
     _written: list[str] = field(default_factory=list)
     _before: Sequence[str] = ()
+    #: Whether a tomogram was written into the folder before.
+    _again: bool = False
 
     def volume(self, name: str, data: Tensor, *, voxel_size: float) -> None:
         """Write an MRC file: `(z, y, x)` or `(tilt, y, x)`, voxel size in Å."""
@@ -112,7 +114,7 @@ class TomogramFolder:
         """Write the particles in each of `formats`."""
         for name in formats:
             if name == "copick":
-                self._written.extend(_write_copick(self.path, saved))
+                self._written.extend(_write_copick(self.path, saved, again=self._again))
                 continue
             write_particles(
                 self.path / LIST_FILES[name],
@@ -136,7 +138,7 @@ class TomogramFolder:
         }
         for name in set(self._before) - set(self._written):
             _remove(self.path / name, up_to=self.path)
-        write_text(self.path / RECORD_FILE, json.dumps(content, indent=1) + "\n")
+        write_json(self.path / RECORD_FILE, content)
         (self.path / UNFINISHED_FILE).unlink(missing_ok=True)
 
 
@@ -166,12 +168,13 @@ def rewritten_folder(folder: str | Path) -> Iterator[TomogramFolder]:
     path = Path(folder)
     try:
         make_writable_folder(path)
+        again = (path / UNFINISHED_FILE).is_file() or (path / RECORD_FILE).is_file()
         before = _written_before(path)
         # After a stop, the next writer has to know which files are old.
         write_text(path / UNFINISHED_FILE, "\n".join([_UNFINISHED, *before, ""]))
         (path / RECORD_FILE).unlink(missing_ok=True)
         remove_parts(path)
-        yield TomogramFolder(path=path, _before=before)
+        yield TomogramFolder(path=path, _before=before, _again=again)
     except OSError as error:
         raise _explained(error, path) from error
 
@@ -181,17 +184,32 @@ def _written_before(folder: Path) -> list[str]:
     left = folder / UNFINISHED_FILE
     before = left.read_text(encoding="utf-8", errors="replace").splitlines()[1:] if left.is_file() else []
     if (folder / RECORD_FILE).is_file():
-        before += read_record_file(folder / RECORD_FILE)["files"]
+        files = read_record_file(folder / RECORD_FILE)["files"]
+        changed = [
+            name for name, size in files.items() if _is_inside(folder, name) and _is_changed(folder / name, size)
+        ]
+        if changed:
+            raise FileExistsError(errno.EEXIST, f"{changed[0]} was changed since it was written there")
+        before += files
     if before:
-        # A name that leads out of the folder was not written by this module.
-        inside = (name for name in before if ".." not in Path(name).parts and not Path(name).is_absolute())
-        return list(dict.fromkeys(inside))
+        return [name for name in dict.fromkeys(before) if _is_inside(folder, name)]
     found = sorted(path.name for path in folder.iterdir() if not path.name.startswith("."))
     if found and UNFINISHED_FILE not in found:
         raise FileExistsError(
             errno.EEXIST, f"it holds other files, {', '.join(found[:3])}{', ...' if len(found) > 3 else ''}"
         )
     return []
+
+
+def _is_changed(file: Path, size: int) -> bool:
+    return file.is_file() and file.stat().st_size != size
+
+
+def _is_inside(folder: Path, name: str) -> bool:
+    """Tell whether a name leads to something within a folder: not through `..`, and not through a link."""
+    if ".." in Path(name).parts or Path(name).is_absolute():
+        return False
+    return (folder / name).parent.resolve() == folder.resolve() / Path(name).parent
 
 
 def _explained(error: OSError, folder: Path) -> OSError:
@@ -243,14 +261,10 @@ def read_record_file(path: str | Path) -> dict[str, Any]:
     FileNotFoundError, FileFormatError
         If there is no record, or the file is something else.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"expected the record of a saved tomogram, found none at {path}")
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise FileFormatError(f"{path}: expected JSON, got {error}") from error
-    if not isinstance(content, dict) or set(content) != _RECORD_KEYS or content["format"] != _FORMAT:
+    content = read_json(path, what="the record of a saved tomogram")
+    files = content.get("files")
+    sizes = isinstance(files, dict) and all(isinstance(size, int) for size in files.values())
+    if set(content) != _RECORD_KEYS or content["format"] != _FORMAT or not sizes:
         raise FileFormatError(
             f"{path}: expected the record of a saved tomogram with {', '.join(sorted(_RECORD_KEYS))} and format "
             f"{_FORMAT}"
@@ -293,7 +307,7 @@ def check_names(class_names: Mapping[int, str], formats: Sequence[str], *, tomog
         check_copick_names(class_names.values())
 
 
-def _write_copick(folder: Path, saved: SavedTomogram) -> list[str]:
+def _write_copick(folder: Path, saved: SavedTomogram, *, again: bool) -> list[str]:
     from faket_aug.formats.copick import write_copick
 
     labelled, project, names = saved.labelled, saved.copick_project, saved.labelled.all_class_names
@@ -313,6 +327,8 @@ def _write_copick(folder: Path, saved: SavedTomogram) -> list[str]:
             {names[number] for number in in_labels if number > 0} - set(listed.names)
             | {names[number] for number in labelled.not_particles if number in names}
         ),
+        # Only what this folder's tomogram left there before is replaced.
+        existing="replace" if again else "refuse",
     )
     # Where the configuration is shared with other tomograms, it grows with them.
     own = project.parent == folder

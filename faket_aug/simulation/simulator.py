@@ -495,7 +495,7 @@ memory_budget
         return {
             "tilt_angles": list(self.tilt_angles),
             "modality": self.modality,
-            "noise": GIVEN if self._is_given else noise.to_json() if noise is not None else None,
+            "noise": GIVEN if self._is_given else noise.identity() if noise is not None else None,
             "ctf": self.ctf.to_dict() if self.ctf else None,
             "ctf_correction": self.ctf_correction,
             "imperfections": self.imperfections.to_dict() or None,

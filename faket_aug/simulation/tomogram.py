@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
@@ -12,6 +11,7 @@ from torch import Tensor
 
 from faket_aug._arrays import FloatArray
 from faket_aug._checks import FileFormatError, check_same_shape
+from faket_aug.formats._json import seal, unseal
 from faket_aug.microscope.misalignment import TiltErrors
 from faket_aug.simulation.saving import (
     NOISELESS_FILE,
@@ -69,16 +69,29 @@ class SimulationRecord:
 
     def to_json(self) -> str:
         """Write the record as JSON text."""
-        return json.dumps(asdict(self))
+        return seal(asdict(self), indent=None)
 
     @classmethod
     def from_json(cls, text: str) -> Self:
         """Read a record from the text of `to_json`, strictly."""
-        data = json.loads(text)
+        return cls._of(unseal(text, source="record", what="a simulation record"))
+
+    @classmethod
+    def _of(cls, data: Mapping[str, Any]) -> Self:
         wanted = {entry.name for entry in fields(cls)}
-        if not isinstance(data, dict) or set(data) != wanted:
-            raise ValueError(f"expected a simulation record with {sorted(wanted)}, got {text[:80]!r}")
-        return cls(**data)
+        if set(data) != wanted:
+            raise ValueError(f"expected a simulation record with {sorted(wanted)}, got {sorted(data)}")
+        kinds: dict[str, Any] = {"specimen": str, "settings": Mapping, "versions": Mapping, "defocus": list | tuple}
+        kinds |= {"misalignment": list | tuple} | dict.fromkeys(
+            ("seed", "epoch", "tomogram", "noise_seed", "style_series"), int
+        )
+        for name, kind in kinds.items():
+            if not isinstance(data[name], kind):
+                raise ValueError(f"expected a simulation record, got {data[name]!r:.80} for `{name}`")
+        try:
+            return cls(**data)
+        except TypeError as error:
+            raise ValueError(f"expected a simulation record, got other numbers: {error}") from error
 
     @classmethod
     def read(cls, path: str | Path) -> Self:
@@ -97,7 +110,7 @@ class SimulationRecord:
         path = Path(path)
         file = path / RECORD_FILE if path.is_dir() else path
         try:
-            return cls.from_json(json.dumps(read_record_file(file)["record"]))
+            return cls._of(read_record_file(file)["record"])
         except FileFormatError:
             raise
         except ValueError as error:

@@ -108,12 +108,15 @@ def test_copick_sees_it(tmp_path: Path, particles: ParticleList, labels: torch.T
 def test_several_runs(tmp_path: Path, particles: ParticleList, labels: torch.Tensor) -> None:
     """Runs share a project; one that is written again is replaced; nothing else lies there."""
     for run in ("a", "b", "a"):
-        _write(tmp_path, particles, run, labels=labels)
+        _write(tmp_path, particles, run, labels=labels, existing="replace")
     few = ParticleList(("1bxn",), np.ones((1, 3)), np.eye(3)[None])
-    _write(tmp_path, few, "b")
+    _write(tmp_path, few, "b", existing="replace")
     assert read_copick_runs(tmp_path) == ["a", "b"]
     assert read_copick_picks(tmp_path, run="a", voxel_size=1.0).names == particles.names
-    assert read_copick_picks(tmp_path, run="b", voxel_size=1.0).names == ("1bxn",)
+    # Picks of other classes stay as they are.
+    found = read_copick_picks(tmp_path, run="b", voxel_size=1.0).names
+    assert found.count("1bxn") == 1
+    assert set(found) == set(particles.names)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["ExperimentRuns", "copick_config.json"]
 
 
@@ -174,7 +177,7 @@ def test_failure_midway_leaves_the_old_run(
 
     monkeypatch.setattr(_atomic.os, "fsync", full)
     with pytest.raises(OSError, match="No space left"):
-        _write(tmp_path, particles, labels=labels * 0)
+        _write(tmp_path, particles, labels=labels * 0, existing="replace")
     monkeypatch.undo()
     assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
 
@@ -315,3 +318,80 @@ except ImportError as error:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=True)
     assert 'install it: pip install "faket_aug[copick]"' in done.stdout
     assert not (tmp_path / "x").exists()
+
+
+# --- other people's data ----------------------------------------------------------------------------------------------
+
+
+def _content(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def _someones_project(folder: Path) -> dict[str, bytes]:
+    """A project with a tomogram, a segmentation, and picks of another user, and its files."""
+    copick = pytest.importorskip("copick")
+    from copick.models import CopickLocation, CopickPoint
+
+    colour = [255, 0, 0, 255]
+    config = {
+        "name": "mine",
+        "version": "1.0",
+        "config_type": "filesystem",
+        "user_id": "someone",
+        "session_id": "1",
+        "pickable_objects": [
+            {"name": "ribosome", "is_particle": True, "label": 1, "color": colour, "radius": 120.0},
+        ],
+        "overlay_root": f"local://{folder}",
+        "overlay_fs_args": {"auto_mkdir": True},
+    }
+    folder.mkdir()
+    (folder / "copick_config.json").write_text(json.dumps(config))
+    run = copick.from_file(str(folder / "copick_config.json")).new_run("TS_1")
+    run.new_voxel_spacing(10.0).new_tomogram("wbp").from_numpy(np.zeros((8, 16, 16), np.float32), levels=1)
+    labels = run.new_segmentation(10.0, "painted", "1", is_multilabel=True, user_id="someone")
+    labels.from_numpy(np.zeros((8, 16, 16), np.uint8))
+    picks = run.new_picks("ribosome", session_id="1", user_id="someone")
+    picks.points = [CopickPoint(location=CopickLocation(x=10, y=20, z=30))]
+    picks.store()
+    return _content(folder)
+
+
+def _picked(folder: Path, **settings: Any) -> None:
+    particles = ParticleList(("ribosome",), np.array([[1.0, 2.0, 3.0]]), np.full((1, 3, 3), np.nan))
+    write_copick(folder, run="TS_1", particles=particles, class_numbers={"ribosome": 1}, voxel_size=10.0, **settings)
+
+
+def test_everything_else_in_a_run_stays(tmp_path: Path) -> None:
+    """Picks are added to somebody's run: each other file is the same, byte for byte."""
+    before = _someones_project(tmp_path / "project")
+    _picked(tmp_path / "project")
+    after = _content(tmp_path / "project")
+    assert {name: after.get(name) for name in before} == before
+    assert set(after) - set(before) == {"ExperimentRuns/TS_1/Picks/faket-aug_0_ribosome.json"}
+
+
+def test_what_exists_is_not_overwritten(tmp_path: Path) -> None:
+    """Picks of the same name, user and session are refused, moved aside, or replaced, as asked."""
+    before = _someones_project(tmp_path / "project")
+    _picked(tmp_path / "project")
+    first = _content(tmp_path / "project")
+    with pytest.raises(FileExistsError, match=r"faket-aug_0_ribosome\.json, which this call did not write; choose"):
+        _picked(tmp_path / "project")
+    assert _content(tmp_path / "project") == first
+    _picked(tmp_path / "project", existing="aside")
+    aside = _content(tmp_path / "project")
+    name = "ExperimentRuns/TS_1/Picks/faket-aug_0_ribosome.json"
+    assert aside[f"{name}.1"] == first[name]
+    _picked(tmp_path / "project", existing="replace")
+    assert set(_content(tmp_path / "project")) == {*before, name, f"{name}.1"}
+
+
+@pytest.mark.parametrize("run", ["..", ".", "a/b", "../x", "/tmp/x"])
+def test_runs_have_plain_names(tmp_path: Path, run: str) -> None:
+    """A name that leads out of the project is refused before anything is written."""
+    pytest.importorskip("copick")
+    particles = ParticleList(("a",), np.zeros((1, 3)), np.full((1, 3, 3), np.nan))
+    with pytest.raises(ValueError, match="expected the plain name of a run"):
+        write_copick(tmp_path / "p", run=run, particles=particles, class_numbers={"a": 1}, voxel_size=10.0)
+    assert not (tmp_path / "p").exists()

@@ -282,7 +282,7 @@ def test_json_round_trip() -> None:
 
 
 def _changed(**changes: object) -> str:
-    data = json.loads(_model().to_json())
+    data = json.loads(_model().identity())
     data.update(changes)
     return json.dumps({key: value for key, value in data.items() if value is not None})
 
@@ -460,3 +460,26 @@ def test_a_file_of_version_0_1_0_is_read() -> None:
     assert model.curves([0.0]).mean.tolist() == pytest.approx([11.0])
     assert model.curves([0.0]).std.tolist() == pytest.approx([3.0])
     assert json.loads(model.to_json())["series"] == json.loads(text)["series"]
+
+
+def test_flipped_bits_of_a_model_are_noticed() -> None:
+    """A damaged text is an error, or gives the same model; a text of 0.1.0, without a checksum, is read."""
+    model = _model()
+    content = model.to_json().encode()
+    chance = np.random.default_rng(0)
+    for _ in range(300):
+        data = bytearray(content)
+        data[int(chance.integers(len(data)))] ^= 1 << int(chance.integers(8))
+        try:
+            found = NoiseModel.from_json(data.decode(errors="replace"))
+        except ValueError:
+            continue
+        assert found == model
+    assert NoiseModel.from_json(model.identity()) == model
+
+
+@pytest.mark.parametrize(("name", "value"), [("correlation", 5.0), ("deviation", -0.5), ("std", -1.0)])
+def test_impossible_numbers(name: str, value: float) -> None:
+    """A correlation of 5 or a negative standard deviation is refused."""
+    with pytest.raises(ValueError, match=f"expected `{name}` from 0 to"):
+        NoiseModel.from_json(_changed_series(**{name: [value] * 7}))

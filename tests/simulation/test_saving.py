@@ -274,8 +274,9 @@ def test_a_folder_that_cannot_be_written(made: SimulatedTomogram, tmp_path: Path
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("{", "record.json: expected JSON"),
-        ("[]", "record.json: expected the record of a saved tomogram with files, format, origin, record and format 1"),
+        ("{", "record.json: expected the record of a saved tomogram \\(JSON\\), got other text"),
+        ("[]", "record.json: expected the record of a saved tomogram"),
+        ("{}", "record.json: expected the record of a saved tomogram with files, format, origin, record and format 1"),
         (
             '{"format": 1, "record": {"seed": 1}, "origin": {}, "files": {}}',
             "record.json: expected a simulation record with",
@@ -309,7 +310,7 @@ def test_a_full_disk(made: SimulatedTomogram, tmp_path: Path, monkeypatch: pytes
         return writer
 
     with monkeypatch.context() as patched:
-        for name in ("write_mrc", "write_tlt", "write_text"):
+        for name in ("write_mrc", "write_tlt", "write_json"):
             patched.setattr(saving, name, failing(getattr(saving, name)))
         with pytest.raises(OSError, match="got: No space left on device; make room and do the same again") as caught:
             made.save(tmp_path / "model")
@@ -534,3 +535,50 @@ def test_a_copick_project_of_its_own(all_oriented: GrandModel, tmp_path: Path) -
     made.save(tmp_path / "one")
     assert is_whole(tmp_path / "one")
     assert names(tmp_path / "one") == FILES
+
+
+# --- what is not ours -------------------------------------------------------------------------------------------------
+
+
+def test_a_link_out_of_the_folder_is_not_followed(tmp_path: Path) -> None:
+    """A record that lists a file behind a link does not make saving delete it."""
+    precious, folder = tmp_path / "precious", tmp_path / "made" / "t"
+    precious.mkdir()
+    (precious / "thesis.txt").write_text("years of work")
+    made = simulator()(specimen(), seed=0)
+    made.save(folder)
+    (folder / "link").symlink_to(precious)
+    record = json.loads((folder / "record.json").read_text())
+    record["files"]["link/thesis.txt"] = 13
+    record["checksum"] = None
+    (folder / "record.json").write_text(json.dumps(record))
+    made.save(folder)
+    assert (precious / "thesis.txt").read_text() == "years of work"
+
+
+def test_files_that_were_changed_are_not_replaced(tmp_path: Path) -> None:
+    """What somebody has worked on since is theirs."""
+    made = simulator()(specimen(), seed=0)
+    made.save(tmp_path / "t")
+    table = tmp_path / "t" / "particle_locations.txt"
+    table.write_text(table.read_text() + "small 1 2 3 0 0 0\n")
+    with pytest.raises(FileExistsError, match="particle_locations.txt was changed since it was written there; choose"):
+        made.save(tmp_path / "t")
+    assert table.read_text().endswith("small 1 2 3 0 0 0\n")
+
+
+def test_flipped_bits_of_a_record_are_noticed(tmp_path: Path) -> None:
+    """A damaged record is an error that names the file, or reads the same."""
+    made = simulator()(specimen(), seed=0)
+    made.save(tmp_path / "t")
+    path = tmp_path / "t" / "record.json"
+    whole, content = SimulationRecord.read(path), path.read_bytes()
+    chance = np.random.default_rng(0)
+    for _ in range(300):
+        data = bytearray(content)
+        data[int(chance.integers(len(data)))] ^= 1 << int(chance.integers(8))
+        path.write_bytes(data)
+        try:
+            assert SimulationRecord.read(path) == whole
+        except FileFormatError as error:
+            assert "record.json" in str(error)  # noqa: PT017 - either is right

@@ -283,7 +283,7 @@ def test_every_setting_is_recorded() -> None:
 @pytest.mark.parametrize("text", ["{}", "[]", '{"seed": 1}', "1"])
 def test_record_is_read_strictly(text: str) -> None:
     """A text that is no record is refused."""
-    with pytest.raises(ValueError, match="expected a simulation record with"):
+    with pytest.raises(ValueError, match="expected a simulation record"):
         SimulationRecord.from_json(text)
 
 
@@ -291,7 +291,7 @@ def test_record_with_an_unknown_key() -> None:
     """A record with a key too many, of a later version perhaps, is refused."""
     data = json.loads(simulator().draw(specimen(0), seed=0).to_json())
     with pytest.raises(ValueError, match="expected a simulation record with"):
-        SimulationRecord.from_json(json.dumps(data | {"colour": 1}))
+        SimulationRecord.from_json(json.dumps(data | {"colour": 1, "checksum": None}))
 
 
 def test_simulator_can_be_sent_to_a_worker(tmp_path: Path) -> None:
@@ -768,7 +768,7 @@ def test_noise_of_ones_own() -> None:
     found = made(specimen(0), seed=1)
     assert abs(float((found.tiltseries - clean(specimen(0), seed=1).tiltseries).std()) - 2) < 0.1
     assert found.record.settings["noise"] == '{"noise": "doubled"}'
-    with pytest.raises(ValueError, match="expected noise with a BASELINE variant, got Doubled"):
-        replace(made, modality="baseline").simulate(specimen(0), replace(found.record))
+    with pytest.raises(SimulationError, match="expected noise with a BASELINE variant, got Doubled"):
+        replace(made, modality="baseline")(specimen(0), seed=1)
     with pytest.raises(ValueError, match="expected `noise` to be a `NoiseModel`, got 3.0"):
         FakETSimulator(tilt_angles=ANGLES, modality="noisy", noise=3.0)
