@@ -360,10 +360,14 @@ def test_critic_scores_the_tomogram_that_it_is_given(folders: Path, tmp_path: Pa
     measured = measured_tomogram(folder, filter="hann").tomogram
     given, own = experiment.score(network, folder, {}, measured), experiment.score(network, folder, {})
     assert (given.picks, given.found, given.macro_f1) == (own.picks, own.found, own.macro_f1)
-    seen = []
-    network.register_forward_hook(lambda _, inputs, __: seen.append(float(inputs[0].abs().max())))
-    experiment.score(network, folder, {}, torch.zeros_like(measured))
-    assert max(seen) == 0.0
+    seen: list[torch.Tensor] = []
+    network.register_forward_hook(lambda _, inputs, __: seen.append(inputs[0].clone()))
+    experiment.score(network, folder, {}, measured)
+    experiment.score(network, folder, {}, -measured)
+    # The network has seen the negative.
+    first, second = seen[0], seen[len(seen) // 2]
+    assert float(first.std()) > 0.5
+    assert torch.allclose(first, -second, atol=1e-3)
 
 
 def test_shares_of_the_target() -> None:

@@ -193,7 +193,12 @@ def test_ranks_agree(found: Callable[[str], list[Any]], folder: Path) -> None:
     assert _same(first["state"], second["state"])
     assert first["losses"] == second["losses"]
     assert first["validations"] == second["validations"] == [(2, -1.0), (4, -2.0), (6, -3.0), (7, -4.0)]
-    assert sorted(path.name for path in (folder / "straight").iterdir()) == ["best.pt", "checkpoint.pt", "log.csv"]
+    assert sorted(path.name for path in (folder / "straight").iterdir()) == [
+        "best.pt",
+        "checkpoint.previous.pt",
+        "checkpoint.pt",
+        "log.csv",
+    ]
     assert read_log(folder / "straight" / "log.csv")[7]["loss"] == pytest.approx(first["losses"][6], rel=1e-8)
     best = torch.load(folder / "straight" / "best.pt", weights_only=True)
     assert _same(best["model"], first["state"])
