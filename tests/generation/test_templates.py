@@ -451,3 +451,68 @@ def test_folders_that_hold_no_templates(tmp_path: Path) -> None:
     (tmp_path / "a.mrc").unlink()
     with pytest.raises(FileFormatError, match=r"a\.pdb: expected atoms, found none"):
         read_templates(tmp_path, voxel_size=10.0)
+
+
+# --- what cannot be a particle ----------------------------------------------------------------------------------------
+
+
+def test_hot_voxel_is_no_particle(tmp_path: Path) -> None:
+    """A voxel or two that stand out of all others are named, at whatever voxel size the template is wanted."""
+    density = particle() / 100
+    density[3, 4, 5] = 1000.0
+    path = write_map(tmp_path / "a.mrc", density)
+    for voxel_size in (None, 12.0):
+        with pytest.raises(
+            FileFormatError, match=r"a.mrc: expected a density that is smooth, .*1 voxel .* \[3, 4, 5\]"
+        ):
+            ParticleTemplate.from_map(path, voxel_size=voxel_size)
+
+
+def _sharpened(density: torch.Tensor, voxel_size: float, b_factor: float, high_pass: float) -> torch.Tensor:
+    """As programs of refinement do: exp(B k² / 4), and nothing below 1 / high_pass."""
+    k = [torch.fft.fftfreq(n, voxel_size) for n in density.shape]
+    k2 = k[0][:, None, None] ** 2 + k[1][:, None] ** 2 + k[2] ** 2
+    weight = torch.exp(b_factor * k2 / 4) * (1 - torch.exp(-k2 * high_pass**2))
+    return torch.fft.ifftn(torch.fft.fftn(density) * weight).real.float()
+
+
+@pytest.mark.parametrize(("b_factor", "high_pass"), [(0.0, 1000.0), (100.0, 1000.0), (100.0, 60.0)])
+def test_mass_of_sharpened_maps(reference: Path, tmp_path: Path, b_factor: float, high_pass: float) -> None:
+    """A map that is high at its atoms only has the mass of its envelope, to 30 %."""
+    path = reference / "data" / "pdb" / "1s3x.pdb"
+    mass = float(read_structure(path).masses.sum())
+    fine = ParticleTemplate.from_structure(path, voxel_size=2.0, resolution=4.0).density
+    density = _sharpened(torch.nn.functional.pad(fine, (12,) * 6), 2.0, b_factor, high_pass)
+    template = ParticleTemplate.from_map(write_map(tmp_path / "a.mrc", density, voxel_size=2.0))
+    assert volts(template) / PROTEIN_POTENTIAL == pytest.approx(mass, rel=0.3)
+
+
+ATOM = "ATOM  {serial:5d}  CB  ALA A{serial:4d}    {x:8.3f}{y:8.3f}{z:8.3f}  1.00 20.00           C\n"
+
+
+def _cloud(path: Path, places: list[tuple[float, float, float]]) -> Path:
+    rows = [ATOM.format(serial=i % 9999 + 1, x=x, y=y, z=z) for i, (x, y, z) in enumerate(places)]
+    path.write_text("".join(rows) + "END\n")
+    return path
+
+
+@pytest.mark.filterwarnings("ignore:.*expected all heavy atoms")
+def test_stray_atoms(tmp_path: Path) -> None:
+    """One atom at 9999 Å is named before memory is asked for; two molecules apart are no error."""
+    near = [(4.0 * (i % 10), 4.0 * (i // 10 % 10), 4.0 * (i // 100)) for i in range(300)]
+    for place in ((9999.0, 9999.0, 9999.0), (120.0, 0.0, 0.0)):
+        path = _cloud(tmp_path / "a.pdb", [*near, place])
+        with pytest.raises(FileFormatError, match=rf"a.pdb: expected atoms near each other, .*astray, .*{place[0]}"):
+            ParticleTemplate.from_structure(path, voxel_size=10.0)
+    apart = [(x + 150, y, z) for x, y, z in near]
+    template = ParticleTemplate.from_structure(_cloud(tmp_path / "b.pdb", near + apart), voxel_size=10.0)
+    assert template.radius > 90
+
+
+@pytest.mark.filterwarnings("ignore:.*expected all heavy atoms")
+def test_structures_that_fill_no_box(tmp_path: Path) -> None:
+    """Parts that are far from each other are refused with the extent, where the box would be empty."""
+    one = [(4.0 * (i % 5), 4.0 * (i // 5 % 5), 4.0 * (i // 25)) for i in range(75)]
+    far = [(x + 6000, y + 6000, z + 6000) for x, y, z in one]
+    with pytest.raises(FileFormatError, match="expected a structure that fills its box, got .* 6016 x 6016 x 6008 Å"):
+        ParticleTemplate.from_structure(_cloud(tmp_path / "a.pdb", one + far), voxel_size=5.0)
