@@ -360,10 +360,13 @@ def test_critic_scores_the_tomogram_that_it_is_given(folders: Path, tmp_path: Pa
     measured = measured_tomogram(folder, filter="hann").tomogram
     given, own = experiment.score(network, folder, {}, measured), experiment.score(network, folder, {})
     assert (given.picks, given.found, given.macro_f1) == (own.picks, own.found, own.macro_f1)
-    seen = []
-    network.register_forward_hook(lambda _, inputs, __: seen.append(float(inputs[0].abs().max())))
-    experiment.score(network, folder, {}, torch.zeros_like(measured))
-    assert max(seen) == 0.0
+    seen: list[torch.Tensor] = []
+    network.register_forward_hook(lambda _, inputs, __: seen.append(inputs[0].clone()))
+    experiment.score(network, folder, {}, measured)
+    tiles = len(seen)
+    # Tiles of the mirrored tomogram are the mirrored tiles, in the other order.
+    experiment.score(network, folder, {}, measured.flip(2))
+    assert not any(torch.equal(one, other) for one, other in zip(seen[:tiles], seen[tiles:], strict=True))
 
 
 def test_shares_of_the_target() -> None:
