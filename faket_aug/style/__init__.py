@@ -1,4 +1,4 @@
-"""Style transfer: the encoder, the loss and its step, and the bank of what is needed of the style."""
+"""Style transfer: the encoder, the loss and its step, and the style bank."""
 
 from faket_aug.style.bank import StyleBank, StyleSeries
 from faket_aug.style.transfer import (
