@@ -139,7 +139,10 @@ def read_labels(
         stored, _ = copick.read_copick_segmentation(path, run=name, voxel_size=voxel_size, **whose)
     else:
         stored, _ = read_mrc(path)
-    return as_labels(stored, Path(path), class_names)
+    found = as_labels(stored, Path(path), class_names)
+    if not bool(found.any()):
+        warnings.warn(f"{path}: expected labels, got 0 in every voxel; all of it is background", stacklevel=3)
+    return found
 
 
 def read_picks(

@@ -94,25 +94,33 @@ class TiltSeries:
         metadata
             A file of metadata: Warp's `.xml` or `.tomostar`, AreTomo's `.aln` or `_CTF.txt`, IMOD's `.tlt` or `.xf`
             (other IMOD files of the same name are read with it) or `.defocus`, RELION's `.star`, SerialEM's `.mdoc`.
-            Or several of them, where each adds what the ones before it lack; or metadata that were read before. By
-            default the files beside the stack with its name, in this order, and SHREC's `alignment_simulated.txt`
-            (whose sign is reversed).
+            Or several of them, where each adds what the ones before it lack; or metadata that were read before. Tilts
+            of two files belong together by section where their angles agree, and by angle where they do not. By default
+            the files beside the stack with its name, in this order, and SHREC's `alignment_simulated.txt` (whose sign
+            is reversed).
         pixel_size
             Å; by default the header's. Where the header has none, the metadata's, if they describe images of this size.
 
         Notes
         -----
         The tilts are read as they are in the stack; `aligned` shifts and rotates them. Sections that the metadata leave
-        out (dark frames) are left out of the series, too. For an `.ali`, which is aligned already, only the angles are
-        read.
+        out (dark frames) are left out of the series, too. An `.ali` (or `_ali.mrc`) is aligned already: an alignment
+        that is known is left out. Where an `.mdoc` says that the stack was binned, shifts in an `.xf` count unbinned
+        pixels.
+
+        Warns
+        -----
+        UserWarning
+            If a file beside the stack cannot be used, an alignment is left out, or only the order of Warp's angles
+            tells their sign.
 
         Raises
         ------
         FileNotFoundError
             If the stack or its angles are missing.
         FileFormatError
-            If a file is damaged, or the metadata describe more or fewer tilts than there are; the message names both
-            files.
+            If a file is damaged, or the metadata describe other tilts, more or fewer than there are; the message names
+            both files.
         """
         stack = _find_stack(Path(path))
         tilts, header_size = read_mrc(stack, stack=True)
