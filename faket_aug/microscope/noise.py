@@ -98,7 +98,7 @@ class NoiseModel(ABC):
         """
 
     def identity(self) -> str:
-        """Return text that tells models apart: with the same text they make the same tilts. Records hold it."""
+        """Return the text by which records know the model; by default that of `to_json`."""
         return self.to_json()
 
     @abstractmethod
@@ -181,8 +181,8 @@ class NoiseModel(ABC):
         """Make white noise for measured tilts, with an assumed signal-to-noise ratio.
 
         The means and standard deviations are those of the measured tilts, whose specimens need not be known. This is
-        not part of the published method. In a slab of ice, the
-        path of the electrons grows as `1 / cos θ`, and so does the background. So the ratio falls as `snr · cos θ`.
+        not part of the published method. In a slab of ice, the path of the electrons grows as `1 / cos θ`, and so does
+        the background. So the ratio falls as `snr · cos θ`.
 
         Parameters
         ----------
@@ -325,7 +325,7 @@ class FittedNoise(NoiseModel):
         return seal(self._content(), indent=None)
 
     def identity(self) -> str:
-        """Return the text of version 0.1.0, which had no checksum: records hold it."""
+        """Return the text of version 0.1.0, without a checksum, so that records of that version fit."""
         return json.dumps(self._content())
 
     def _content(self) -> dict[str, Any]:
