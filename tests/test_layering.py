@@ -213,7 +213,13 @@ def test_import_is_silent(imported: dict[str, object]) -> None:
     assert imported["untouched"] is True
 
 
-@pytest.mark.parametrize("name", ["torchvision", "matplotlib", "kornia", "faket_aug.picking", "faket_aug.cli"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("torchvision", "matplotlib", "kornia", "sklearn", "copick", "skimage", "gemmi", "torch_ctf"),
+        *("faket_aug.picking", "faket_aug.cli"),
+    ],
+)
 def test_import_leaves_out(imported: dict[str, object], name: str) -> None:
     """`import faket_aug` does not import what is slow, optional, or another purpose's."""
     modules = imported["modules"]
