@@ -82,6 +82,10 @@ class MixedSource:
         schedule = [[epoch, share] for epoch, share in sorted(self.schedule.items())]
         return {"real_share": schedule, "source_seeds": [self.real.seed, self.fake.seed]}
 
+    def changed(self) -> str:
+        """Return what was set anew of either source since this worker got its copy."""
+        return self.fake.changed() or self.real.changed()
+
     def real_share(self, epoch: int) -> float:
         """Return the share of real tomograms in an epoch."""
         epochs, shares = zip(*sorted(self.schedule.items()), strict=True)
@@ -174,6 +178,13 @@ class MixedPatches(PatchDataset):
                 raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
             warnings.warn(f"`MixedPatches.{name}` is deprecated; use `fake.{name}`", DeprecationWarning, stacklevel=2)
             return getattr(self.fake, name)
+
+        def __setattr__(self, name: str, value: Any) -> None:
+            # An attribute of the mixture alone would change no tomogram.
+            if name not in _OF_FAKE:
+                return super().__setattr__(name, value)
+            warnings.warn(f"`MixedPatches.{name}` is deprecated; set `fake.{name}`", DeprecationWarning, stacklevel=2)
+            return setattr(self.fake, name, value)
 
 
 def _as_schedule(share: Share) -> dict[int, float]:

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from torch.utils.data import DataLoader
+from torch.utils.data import ChainDataset, ConcatDataset, DataLoader
 
 from faket_aug._checks import check_choice
 from faket_aug.data.dataset import PatchDataset
@@ -110,6 +110,7 @@ def fit(
     If a rank's epoch is shorter than the others', the rank takes part without batches until all have ended.
     """
     check_choice("log", log, LOGS)
+    _check_order(loader)
     folder = Path(output)
     make_writable_folder(folder)
     place = next(network.parameters()).device if device is None else torch.device(device)
@@ -187,8 +188,11 @@ class _Run:
         """Batches epoch after epoch, from where the run stands, and how many ranks have one."""
         resumed = bool(self.history.losses)
         while not self.ended:
-            if hasattr(self.loader.dataset, "set_epoch"):
-                self.loader.dataset.set_epoch(self.epoch)
+            for dataset in _datasets(self.loader.dataset):
+                if hasattr(dataset, "set_epoch"):
+                    dataset.set_epoch(self.epoch)
+                if isinstance(dataset, PatchDataset):
+                    dataset.allow_uneven_ranks()
             empty = True
             for batch, active in self.ranks.in_step(self._pass()):
                 empty = False
@@ -362,6 +366,25 @@ class _Run:
             self.loader.dataset.load_state_dict(state)  # type: ignore[attr-defined]
         else:
             self.skip = state
+
+
+def _datasets(dataset: Any) -> list[Any]:
+    """Return a dataset, or those of a `ChainDataset` or `ConcatDataset`, which cannot be told the epoch itself."""
+    if not isinstance(dataset, ChainDataset | ConcatDataset):
+        return [dataset]
+    parts = list(dataset.datasets)
+    dataset.datasets = parts  # an iterator could be read only once
+    return [one for part in parts for one in _datasets(part)]
+
+
+def _check_order(loader: DataLoader[Any]) -> None:
+    """Refuse a loader over this package's dataset that cannot be resumed, because its batches come in any order."""
+    ours = any(isinstance(dataset, PatchDataset) for dataset in _datasets(loader.dataset))
+    if ours and loader.num_workers > 1 and not getattr(loader, "in_order", True):
+        raise ValueError(
+            "expected a loader that takes the workers' batches in turn, got one with `in_order=False`: a training with "
+            "it could not be resumed; set `in_order=True`"
+        )
 
 
 def _as_json(settings: Mapping[str, Any]) -> dict[str, Any]:
