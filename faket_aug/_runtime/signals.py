@@ -56,6 +56,16 @@ def signals_end_soon() -> Iterator[None]:
         theirs.close()
 
 
+def _forget_in_child() -> None:
+    # A worker that gets a signal must not end the program.
+    if threading.current_thread() is threading.main_thread():
+        signal.set_wakeup_fd(-1)
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget_in_child)
+
+
 def _end_late(signals: socket.socket) -> None:
     with signals:
         while number := signals.recv(1):
