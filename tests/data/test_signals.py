@@ -89,7 +89,7 @@ def _alive(process: int) -> bool:
     ],
 )
 def test_a_signal_ends_the_program(tmp_path: Path, kind: str, workers: int, number: signal.Signals) -> None:
-    """The program and its workers end within two seconds; temporary files are gone, the training can be resumed."""
+    """The program and its workers end at once; temporary files are gone, the training can be resumed."""
     for name in ("tmp", "out"):
         (tmp_path / name).mkdir()
     script = tmp_path / "program.py"
@@ -117,10 +117,10 @@ def test_a_signal_ends_the_program(tmp_path: Path, kind: str, workers: int, numb
     process.send_signal(number)
     _, errors = process.communicate(timeout=30)
     while any(_alive(other) for other in others):
-        assert time.monotonic() - begun < 10, "processes are left"
+        assert time.monotonic() - begun < 8, "processes are left"
         time.sleep(0.02)
-    # Two seconds, and some for a machine that does other things.
-    assert time.monotonic() - begun < 3, errors
+    # It is one second where nothing else runs, most of it Python's own end; a tomogram would take a minute.
+    assert time.monotonic() - begun < 8, errors
     if number is signal.SIGINT:
         assert process.returncode in (1, -signal.SIGINT)
     else:
