@@ -32,7 +32,6 @@ LANGUAGES = ("python", "bash", "toml", "text")
 SMALLER = {
     "range(70)": "range(1)",
     "batch_size=32)": "batch_size=4)",
-    "batch_size=25)": "batch_size=2)",
     "steps=7000": "steps=2",
     "shape=(180, 512, 512)": f"shape=({SIZE}, {SIZE}, {SIZE})",
     "patch_size=56, target": "patch_size=16, target",
