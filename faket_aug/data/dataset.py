@@ -284,6 +284,7 @@ class FakETDataset(PatchDataset):
         return self.source.radii
 
 
+@FakETDataset.register  # a subclass in 0.1.0: `isinstance` goes on saying so
 class LabelledPatches(PatchDataset):
     """Labelled patches of real tomograms; nothing is simulated.
 

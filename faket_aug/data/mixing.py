@@ -11,14 +11,14 @@ import numpy.typing as npt
 
 from faket_aug._checks import check_count, check_fraction
 from faket_aug._random import numpy_generator
-from faket_aug.data.dataset import PatchDataset
+from faket_aug.data.dataset import FakETDataset, PatchDataset
 from faket_aug.data.patches import Size
 from faket_aug.data.sampling import TomogramPatches
 from faket_aug.data.source import Maker, Source
 
 #: The share of real tomograms: one number, or numbers at some epochs with straight lines between them.
 Share = float | Mapping[int, float]
-_OF_FAKE = ("sampler", "simulator", "specimens")
+_OF_FAKE = ("radii", "sampler", "simulator", "specimens")
 
 
 class MixedSource:
@@ -102,6 +102,7 @@ class MixedSource:
         return drawn
 
 
+@FakETDataset.register  # a subclass in 0.1.0: `isinstance` goes on saying so
 class MixedPatches(PatchDataset):
     """Patches of real and of simulated tomograms in one stream. Their share may change with the epoch.
 
@@ -155,7 +156,17 @@ class MixedPatches(PatchDataset):
             item_device=item_device,
         )
         super().__init__(source, live_tomograms=live_tomograms, rank=rank, world_size=world_size)
-        self.real, self.fake = real, fake
+        self._real, self._fake = real, fake
+
+    @property
+    def real(self) -> PatchDataset:
+        """The dataset of real tomograms."""
+        return self._real
+
+    @property
+    def fake(self) -> PatchDataset:
+        """The dataset of simulated tomograms."""
+        return self._fake
 
     @property
     def schedule(self) -> Mapping[int, float]:
