@@ -12,6 +12,7 @@ import threading
 import time
 import weakref
 from collections.abc import Callable, Iterable
+from pathlib import Path
 from queue import SimpleQueue
 from typing import Any, Generic, TypeVar
 
@@ -20,6 +21,8 @@ V = TypeVar("V")
 _THREAD_NAME = "faket_aug"
 #: For how many seconds a thread that was told to stop is waited for. Ctrl-C ends a program within two seconds.
 _PATIENCE = 1.0
+#: Linux: a folder for each thread of this process.
+_TASKS = Path("/proc/self/task")
 
 
 class Stopped(SystemExit):
@@ -97,7 +100,10 @@ class MakeAhead(Generic[K, V]):
             self._thread.join(_PATIENCE / 3)
             # Where nobody hears it, as in a destructor, the exception is lost.
             self.stop()
-        return not self._thread.is_alive()
+        if self._thread.is_alive():
+            return False
+        _wait_for_the_end(self._thread)
+        return True
 
     def _work(self) -> None:
         try:
@@ -124,6 +130,18 @@ class MakeAhead(Generic[K, V]):
         finally:
             with self._lock:
                 self._making = False
+
+
+def _wait_for_the_end(thread: threading.Thread) -> None:
+    """Wait until the operating system has ended a thread that Python has joined already.
+
+    After Python's part of a thread has ended, the thread gives back the buffers of MKL, and holds a lock of MKL
+    meanwhile. A worker that is forked at this moment has a copy of the lock that no thread releases: its first Fourier
+    transform never ends.
+    """
+    latest = time.monotonic() + _PATIENCE
+    while (_TASKS / str(thread.native_id)).exists() and time.monotonic() < latest:
+        time.sleep(1e-4)
 
 
 def _raise_in(thread: threading.Thread, kind: type[BaseException]) -> None:

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import ctypes
+import sys
 import threading
 import time
+from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -92,3 +96,28 @@ def test_who_waits_is_told() -> None:
         ahead.take()
     gate.set()
     ahead.close()
+
+
+@pytest.fixture
+def slow_end() -> Iterator[tuple[ctypes.CDLL, ctypes.c_uint]]:
+    """A key of thread-local memory whose destructor sleeps: it runs after Python's part of a thread has ended."""
+    library, key = ctypes.CDLL(None), ctypes.c_uint()
+    assert library.pthread_key_create(ctypes.byref(key), ctypes.cast(library.usleep, ctypes.c_void_p)) == 0
+    yield library, key
+    library.pthread_key_delete(key)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the system's list of threads is Linux's")
+def test_the_thread_has_ended_for_the_system_too(slow_end: tuple[ctypes.CDLL, ctypes.c_uint]) -> None:
+    """After `close` the operating system knows no such thread: what it held while it ended is free before a fork."""
+    library, key = slow_end
+
+    def make(microseconds: int) -> int:
+        assert library.pthread_setspecific(key, ctypes.c_void_p(microseconds)) == 0
+        return threading.get_native_id()
+
+    ahead = MakeAhead(make, [200_000])
+    thread = ahead.take()
+    assert Path(f"/proc/self/task/{thread}").exists()
+    ahead.close()
+    assert not Path(f"/proc/self/task/{thread}").exists()
