@@ -17,6 +17,7 @@ The defaults are DeepFinder's, meant for a GPU (--device cuda). Two CPU cores ma
 from __future__ import annotations
 
 import argparse
+import signal
 import sys
 from pathlib import Path
 from typing import Any
@@ -200,6 +201,8 @@ def draw_preview(
 def main() -> None:
     """Train, then draw."""
     args = arguments()
+    # As batch systems end a run: files and workers are then tidied up, as after Ctrl-C.
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     fa.keep_memory()
     try:
         with distributed_job(args.device) as rank:

@@ -2,14 +2,31 @@
 
 from __future__ import annotations
 
+import atexit
+import ctypes
+import multiprocessing
+import os
+import signal
+import sys
 import threading
+import time
+import weakref
 from collections.abc import Callable, Iterable
-from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Generic, TypeVar
+from pathlib import Path
+from queue import SimpleQueue
+from typing import Any, Generic, TypeVar
 
 K = TypeVar("K")
 V = TypeVar("V")
 _THREAD_NAME = "faket_aug"
+#: For how many seconds a thread that was told to stop is waited for. Ctrl-C ends a program within two seconds.
+_PATIENCE = 1.0
+#: Linux: a folder for each thread of this process.
+_TASKS = Path("/proc/self/task")
+
+
+class Stopped(SystemExit):
+    """Nobody wants the value any more. `threading` is silent about a thread that ends so."""
 
 
 class MakeAhead(Generic[K, V]):
@@ -25,28 +42,151 @@ class MakeAhead(Generic[K, V]):
 
     def __init__(self, make: Callable[[K], V], keys: Iterable[K]) -> None:
         self._make = make
-        self._keys = iter(keys)
-        # The executor joins its thread when the interpreter ends, even if nobody closes this object.
-        self._executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix=_THREAD_NAME)
-        self._ahead: Future[V] | None = None
-        self._start_next()
+        self._keys = list(keys)
+        #: Values with their errors, and permissions to make one more.
+        self._made: SimpleQueue[tuple[V | None, BaseException | None]] = SimpleQueue()
+        self._wanted: SimpleQueue[bool] = SimpleQueue()
+        self._lock = threading.Lock()
+        self._making = False
+        self._stop_before: float | None = None
+        # A thread that is no daemon would be waited for when the program ends, for as long as a simulation takes.
+        self._thread = threading.Thread(target=self._work, name=f"{_THREAD_NAME}_ahead", daemon=True)
+        if self._keys:
+            _running.add(self)
+            self._thread.start()
 
     def take(self) -> V:
-        """Return the next value, and begin to make the one after it. Wait for the value if it is not ready."""
-        assert self._ahead is not None, "as many values as keys are taken"
-        value = self._ahead.result()
-        self._start_next()
-        return value
+        """Return the next value, and begin to make the one after it. Wait for the value if it is not ready.
+
+        Raises
+        ------
+        Stopped
+            If `stop` was called meanwhile.
+        """
+        value, error = self._made.get()
+        if error is not None:
+            try:
+                raise error
+            finally:
+                # Otherwise the error and this frame would keep each other, and all that they hold.
+                del error
+        self._wanted.put(True)
+        return value  # type: ignore[return-value]
+
+    def stop(self) -> None:
+        """Stop the work at the next line of Python that it comes to, and whoever waits for its value."""
+        if self._stop_before is None:
+            self._stop_before = time.monotonic() + _PATIENCE
+            self._wanted.put(False)
+            self._made.put((None, Stopped()))
+        with self._lock:
+            if self._making and self._thread is not threading.current_thread():
+                _raise_in(self._thread, Stopped)
 
     def close(self) -> None:
-        """Drop the values that were not taken, and wait for the thread."""
-        # A forgotten pass may be garbage-collected in the thread itself, which cannot wait for itself.
-        inside = threading.current_thread().name.startswith(_THREAD_NAME)
-        self._executor.shutdown(wait=not inside, cancel_futures=True)
-        self._ahead = None
+        """Drop the values that were not taken, and stop the thread; wait for it for a second at most.
 
-    def _start_next(self) -> None:
-        self._ahead = None
-        for key in self._keys:
-            self._ahead = self._executor.submit(self._make, key)
-            return
+        It ends at the latest with the operation that it is in, whose result is dropped.
+        """
+        self.stop()
+        # A forgotten pass may be garbage-collected in the thread itself, which cannot wait for itself.
+        if self._thread is not threading.current_thread():
+            self.wait()
+
+    def wait(self) -> bool:
+        """Wait until the thread has ended, for no longer than a second since `stop`; tell whether it has."""
+        assert self._stop_before is not None, "it was told to stop"
+        while self._thread.is_alive() and time.monotonic() < self._stop_before:
+            self._thread.join(_PATIENCE / 3)
+            # Where nobody hears it, as in a destructor, the exception is lost.
+            self.stop()
+        if self._thread.is_alive():
+            return False
+        _wait_for_the_end(self._thread)
+        return True
+
+    def _work(self) -> None:
+        try:
+            for key in self._keys:
+                self._made.put(self._one(key))
+                if not self._wanted.get():
+                    return
+        except Stopped:
+            pass
+        finally:
+            _running.discard(self)
+
+    def _one(self, key: K) -> tuple[V | None, BaseException | None]:
+        with self._lock:
+            if self._stop_before is not None:
+                raise Stopped
+            self._making = True
+        try:
+            return self._make(key), None
+        except Stopped:
+            raise
+        except BaseException as error:  # whatever it is, who takes the value is told
+            return None, error
+        finally:
+            with self._lock:
+                self._making = False
+
+
+def _wait_for_the_end(thread: threading.Thread) -> None:
+    """Wait until the operating system has ended a thread that Python has joined already.
+
+    After Python's part of a thread has ended, the thread gives back the buffers of MKL, and holds a lock of MKL
+    meanwhile. A worker that is forked at this moment has a copy of the lock that no thread releases: its first Fourier
+    transform never ends.
+    """
+    latest = time.monotonic() + _PATIENCE
+    while (_TASKS / str(thread.native_id)).exists() and time.monotonic() < latest:
+        time.sleep(1e-4)
+
+
+def _raise_in(thread: threading.Thread, kind: type[BaseException]) -> None:
+    """Raise an exception in another thread, as soon as it runs Python again."""
+    ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread.ident or 0), ctypes.py_object(kind))
+
+
+_running: weakref.WeakSet[MakeAhead[Any, Any]] = weakref.WeakSet()
+
+
+def stop_all() -> bool:
+    """Stop whatever is made in the background of this process; tell whether all of it has ended within a second."""
+    running = list(_running)
+    for one in running:
+        one.stop()
+    ended = [one.wait() for one in running]
+    return all(ended)
+
+
+def _end_of_the_program() -> None:
+    """Stop all work; where an operation takes too long, end this process without waiting for it.
+
+    A thread must not meet an interpreter that has ended: below Python 3.14 C++ code then aborts the process.
+    """
+    if stop_all():
+        return
+    if multiprocessing.parent_process() is not None:
+        _leave(0)
+    elif issubclass(getattr(sys, "last_type", None) or Exception, KeyboardInterrupt):
+        _leave(-signal.SIGINT)
+    for one in list(_running):
+        one._thread.join()
+
+
+def _leave(status: int) -> None:
+    """End this process at once, but for what was registered for its end; a negative status is a signal."""
+    atexit.unregister(_end_of_the_program)
+    atexit._run_exitfuncs()
+    for stream in (sys.stdout, sys.stderr):
+        if stream is not None:
+            stream.flush()
+    if status < 0:
+        signal.signal(-status, signal.SIG_DFL)
+        os.kill(os.getpid(), -status)
+    os._exit(abs(status))
+
+
+atexit.register(_end_of_the_program)

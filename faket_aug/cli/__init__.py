@@ -10,6 +10,7 @@ import typer
 
 from faket_aug._checks import SimulationError
 from faket_aug._runtime.memory import keep_memory
+from faket_aug._runtime.signals import signals_end_soon
 from faket_aug.cli.compare import compare
 from faket_aug.cli.demo import demo
 from faket_aug.cli.fit import fit
@@ -47,10 +48,14 @@ def _options(
 
 
 def main() -> None:
-    """Run the command line; errors that a user can cause become one line, and exit code 1."""
+    """Run the command line; errors that a user can cause become one line, and exit code 1.
+
+    Ctrl-C and SIGTERM end it within two seconds.
+    """
     keep_memory()
     try:
-        app()
+        with signals_end_soon():
+            app()
     except USER_ERRORS as error:
         typer.echo(f"faket-aug: error: {' '.join(str(error).split()) or type(error).__name__}", err=True)
         sys.exit(1)

@@ -93,6 +93,10 @@ class PatchDataset(IterableDataset[dict[str, Any]]):
         """
         self._stream.set_epoch(epoch)
 
+    def allow_uneven_ranks(self) -> None:
+        """Say that who reads copes with ranks whose epochs differ in length: no warning comes. `picking.fit` does."""
+        self._stream.uneven_ranks = True
+
     def state_dict(
         self,
         *,
@@ -125,7 +129,8 @@ class PatchDataset(IterableDataset[dict[str, Any]]):
         RuntimeError
             If a loader with workers is running and `batches` is not given.
         ValueError
-            If the loader's settings are missing or impossible.
+            If the loader's settings are missing or impossible. If the loader has `in_order=False` and several workers:
+            the number of batches then does not tell how far each of them is.
         """
         if batches is None:
             return self._stream.state()
@@ -265,6 +270,7 @@ class FakETDataset(PatchDataset):
 
     @simulator.setter
     def simulator(self, simulator: FakETSimulator) -> None:
+        # Persistent workers keep their copy; they refuse to begin another pass with it.
         self.source.simulator = simulator
 
     @property
@@ -278,6 +284,7 @@ class FakETDataset(PatchDataset):
         return self.source.radii
 
 
+@FakETDataset.register  # a subclass in 0.1.0: `isinstance` goes on saying so
 class LabelledPatches(PatchDataset):
     """Labelled patches of real tomograms; nothing is simulated.
 

@@ -11,14 +11,14 @@ import numpy.typing as npt
 
 from faket_aug._checks import check_count, check_fraction
 from faket_aug._random import numpy_generator
-from faket_aug.data.dataset import PatchDataset
+from faket_aug.data.dataset import FakETDataset, PatchDataset
 from faket_aug.data.patches import Size
 from faket_aug.data.sampling import TomogramPatches
 from faket_aug.data.source import Maker, Source
 
 #: The share of real tomograms: one number, or numbers at some epochs with straight lines between them.
 Share = float | Mapping[int, float]
-_OF_FAKE = ("sampler", "simulator", "specimens")
+_OF_FAKE = ("radii", "sampler", "simulator", "specimens")
 
 
 class MixedSource:
@@ -82,6 +82,10 @@ class MixedSource:
         schedule = [[epoch, share] for epoch, share in sorted(self.schedule.items())]
         return {"real_share": schedule, "source_seeds": [self.real.seed, self.fake.seed]}
 
+    def changed(self) -> str:
+        """Return what was set anew of either source since this worker got its copy."""
+        return self.fake.changed() or self.real.changed()
+
     def real_share(self, epoch: int) -> float:
         """Return the share of real tomograms in an epoch."""
         epochs, shares = zip(*sorted(self.schedule.items()), strict=True)
@@ -98,6 +102,7 @@ class MixedSource:
         return drawn
 
 
+@FakETDataset.register  # a subclass in 0.1.0: `isinstance` goes on saying so
 class MixedPatches(PatchDataset):
     """Patches of real and of simulated tomograms in one stream. Their share may change with the epoch.
 
@@ -151,7 +156,17 @@ class MixedPatches(PatchDataset):
             item_device=item_device,
         )
         super().__init__(source, live_tomograms=live_tomograms, rank=rank, world_size=world_size)
-        self.real, self.fake = real, fake
+        self._real, self._fake = real, fake
+
+    @property
+    def real(self) -> PatchDataset:
+        """The dataset of real tomograms."""
+        return self._real
+
+    @property
+    def fake(self) -> PatchDataset:
+        """The dataset of simulated tomograms."""
+        return self._fake
 
     @property
     def schedule(self) -> Mapping[int, float]:
@@ -174,6 +189,13 @@ class MixedPatches(PatchDataset):
                 raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
             warnings.warn(f"`MixedPatches.{name}` is deprecated; use `fake.{name}`", DeprecationWarning, stacklevel=2)
             return getattr(self.fake, name)
+
+        def __setattr__(self, name: str, value: Any) -> None:
+            # An attribute of the mixture alone would change no tomogram.
+            if name not in _OF_FAKE:
+                return super().__setattr__(name, value)
+            warnings.warn(f"`MixedPatches.{name}` is deprecated; set `fake.{name}`", DeprecationWarning, stacklevel=2)
+            return setattr(self.fake, name, value)
 
 
 def _as_schedule(share: Share) -> dict[int, float]:

@@ -17,7 +17,7 @@ from faket_aug._random import numpy_generator
 
 #: The most workers, and so streams, that one dataset can have.
 MAX_STREAMS = 1024
-_EPOCH, _EXPLICIT, _GENERATION, _STREAMS, _FIRST, _HEADER = range(6)
+_EPOCH, _EXPLICIT, _GENERATION, _STREAMS, _FIRST, _OUT_OF_ORDER, _HEADER = range(7)
 
 
 @dataclass(kw_only=True)
@@ -78,7 +78,8 @@ class SharedProgress:
     The first pass of a worker is the one that was set when its process began. The worker got a copy of it, by fork or
     by pickle; what is set later is for the next pass. Persistent workers read later passes from shared memory. Each
     slot of this memory has one writer: the main process writes what it sets, and each worker writes what it has used.
-    So no lock is needed. The memory has no name, so nothing is left behind.
+    Only how the loader reads is written by all, who write the same. So no lock is needed. The memory has no name, so
+    nothing is left behind.
     """
 
     def __init__(self) -> None:
@@ -139,6 +140,15 @@ class SharedProgress:
         )
 
     @property
+    def out_of_order(self) -> bool:
+        """Whether the last loader with workers took their batches as they came, not in turn."""
+        return bool(self._cell[_OUT_OF_ORDER])
+
+    @out_of_order.setter
+    def out_of_order(self, out_of_order: bool) -> None:
+        self._cell[_OUT_OF_ORDER] = out_of_order
+
+    @property
     def current_resume(self) -> Resume | None:
         """The resume point, until a stream begins a second pass after it."""
         return self._next.resume if int(self._passes.max()) <= 1 else None
@@ -173,6 +183,43 @@ class SharedProgress:
     def _used(self) -> Tensor:
         """The generation, plus one, of the last pass that each worker began."""
         return self._cell[_HEADER + 2 * MAX_STREAMS :]
+
+
+class Changes:
+    """How often something was changed in the main process, as its workers can see: each has a copy of its own."""
+
+    def __init__(self) -> None:
+        self._process, self._own = os.getpid(), 0
+        self._cell: Tensor = torch.zeros(1, dtype=torch.int64)
+        self._cell.share_memory_()  # type: ignore[no-untyped-call]
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Changes:
+        # A copy is changed by itself.
+        return Changes()
+
+    def __getstate__(self) -> dict[str, Any]:
+        self._leave_other_ranks()
+        return self.__dict__
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._cell.share_memory_()  # type: ignore[no-untyped-call]
+
+    def add(self) -> None:
+        """Count a change of this process's copy."""
+        self._leave_other_ranks()
+        self._cell += 1
+        self._own = int(self._cell)
+
+    @property
+    def missed(self) -> bool:
+        """Whether something was changed since this worker got its copy."""
+        return int(self._cell) != self._own
+
+    def _leave_other_ranks(self) -> None:
+        if self._process != os.getpid():
+            self._process, self._cell = os.getpid(), self._cell.clone()
+            self._cell.share_memory_()  # type: ignore[no-untyped-call]
 
 
 def stream_order(tomograms: range, *, patches: int, live: int, seed: int, epoch: int) -> npt.NDArray[np.int64]:

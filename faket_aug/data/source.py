@@ -10,6 +10,7 @@ from faket_aug._random import numpy_generator
 from faket_aug._runtime.threads import intra_op_threads
 from faket_aug.data.labelled import LabelledTomogram
 from faket_aug.data.patches import Size, check_fits
+from faket_aug.data.progress import Changes
 from faket_aug.data.sampling import LiveTomogram, PatchSampler, TomogramPatches, check_radii
 from faket_aug.generation.generator import GrandModelGenerator
 from faket_aug.simulation.simulator import FakETSimulator
@@ -72,6 +73,9 @@ class Source(Protocol):
     def fingerprint(self) -> dict[str, Any]:
         """Return what a saved state must agree with beyond the properties above, as JSON types."""
 
+    def changed(self) -> str:
+        """Return what the main process has set anew since this worker got its copy; usually nothing."""
+
 
 class SampledSource:
     """What simulated and real tomograms share: one sampler draws the patches of all of them."""
@@ -106,6 +110,10 @@ class SampledSource:
     def fingerprint(self) -> dict[str, Any]:
         """Return nothing: the numbers that every source has say enough."""
         return {}
+
+    def changed(self) -> str:
+        """Return nothing: nothing can be set anew."""
+        return ""
 
     def _radii_in_voxels(self, specimen: Specimen | LabelledTomogram) -> dict[int, float]:
         numbers = {name: number for number, name in specimen.class_names.items()}
@@ -165,8 +173,32 @@ class SimulatedSource(SampledSource):
         elif tomograms_per_epoch is None:
             raise ValueError("expected `tomograms_per_epoch` with a generator, which has no end of its own, got None")
         super().__init__(tomograms_per_epoch=tomograms_per_epoch, **settings)
-        self.specimens = specimens
-        self.simulator = simulator
+        self._changes = {"simulator": Changes(), "specimens": Changes()}
+        self._specimens, self._simulator = specimens, simulator
+
+    @property
+    def specimens(self) -> Sequence[Specimen] | GrandModelGenerator:
+        """The specimens, or what generates them."""
+        return self._specimens
+
+    @specimens.setter
+    def specimens(self, specimens: Sequence[Specimen] | GrandModelGenerator) -> None:
+        self._specimens = specimens
+        self._changes["specimens"].add()
+
+    @property
+    def simulator(self) -> FakETSimulator:
+        """The simulator that makes the tomograms."""
+        return self._simulator
+
+    @simulator.setter
+    def simulator(self, simulator: FakETSimulator) -> None:
+        self._simulator = simulator
+        self._changes["simulator"].add()
+
+    def changed(self) -> str:
+        """Return which of `simulator` and `specimens` were set anew since this worker got its copy."""
+        return " and ".join(f"`{name}`" for name, changes in self._changes.items() if changes.missed)
 
     def makers(self) -> list[tuple[str, Maker]]:
         """List the simulator and, if there is one, the generator."""

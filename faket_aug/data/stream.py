@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import warnings
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -11,10 +12,11 @@ import torch
 from torch.utils.data import get_worker_info
 
 from faket_aug._checks import check_count
-from faket_aug._runtime.background import MakeAhead
+from faket_aug._runtime.background import MakeAhead, Stopped
 from faket_aug._runtime.distributed import current_gpu, known_ranks
 from faket_aug._runtime.memory import keep_memory
 from faket_aug._runtime.threads import SideStream, in_forked_process, usable_device
+from faket_aug._runtime.workers import watch_the_reader
 from faket_aug.data.progress import (
     MAX_STREAMS,
     Resume,
@@ -23,6 +25,7 @@ from faket_aug.data.progress import (
     positions_after,
     stream_order,
 )
+from faket_aug.data.readers import check_readers, in_a_chain, reads_in_order, warn_of_uneven_ranks
 from faket_aug.data.sampling import Patch, TomogramPatches
 from faket_aug.data.source import Source
 
@@ -63,12 +66,18 @@ class PatchStream:
         self._own_passes = 0
         self._cuda_index: int | None = None
         self._side_stream = SideStream()
+        #: Whether whoever reads copes with ranks whose epochs differ in length.
+        self.uneven_ranks = False
+        #: The process that began a pass last.
+        self._process: int | None = None
 
     def __getstate__(self) -> dict[str, Any]:
         # A spawned worker is told what it cannot know: ranks, and which GPU is this rank's.
         gpu = current_gpu()
+        check_readers(ranks=self._rank_and_world()[1], workers=0)
+        self._note_order()
         told = {"_ranks": self._ranks or known_ranks(), "_cuda_index": self._cuda_index if gpu is None else gpu}
-        return {**self.__dict__, **told, "_position": None}
+        return {**self.__dict__, **told, "_position": None, "_process": None}
 
     def __len__(self) -> int:
         """Items of an epoch on this rank, over all of its workers."""
@@ -99,12 +108,27 @@ class PatchStream:
         worker, workers = (0, 1) if info is None else (info.id, info.num_workers)
         if info is not None:
             keep_memory()
+            watch_the_reader()
         if workers > MAX_STREAMS:
             raise ValueError(f"expected at most {MAX_STREAMS} workers, got {workers}")
+        world = self._rank_and_world()[1]
+        check_readers(ranks=world, workers=workers)
+        if known_ranks() is not None and world > 1 and worker == 0 and not self.uneven_ranks:
+            warn_of_uneven_ranks(tomograms=self.source.tomograms_per_epoch, ranks=world)
+            self.uneven_ranks = True
+        if info is not None:
+            self._note_order()
         self._check_makers()
         position = self._begin_pass(worker, workers)
         self._position, self._own_passes = position, self._progress.passes_begun
-        return self._items(position)
+        changed = self.source.changed() if info is not None and self._process == os.getpid() else ""
+        self._process = os.getpid()
+        return self._items(position, changed)
+
+    def _note_order(self) -> None:
+        in_order = reads_in_order()
+        if in_order is not None:
+            self._progress.out_of_order = not in_order
 
     def _check_makers(self) -> None:
         usable_device(self.source.item_device)
@@ -129,8 +153,10 @@ class PatchStream:
             resume, place = begun.resume, worker
         else:
             if again and not begun.explicit:
+                of_all = " of each dataset of the `ChainDataset`, which has none," if in_a_chain() else ""
                 warnings.warn(
-                    f"epoch {begun.epoch} is read again: the same items come again; call `set_epoch` before each epoch",
+                    f"epoch {begun.epoch} is read again: the same items come again; call `set_epoch`{of_all} before "
+                    "each epoch",
                     stacklevel=4,
                 )
             return StreamPosition(epoch=begun.epoch, stream=worker, streams=workers, delivered=0)
@@ -153,7 +179,13 @@ class PatchStream:
     def _length(self, stream: int, streams: int) -> int:
         return len(self._tomograms(stream, streams)) * self.source.patches_per_tomogram
 
-    def _items(self, position: StreamPosition) -> Iterator[dict[str, Any]]:
+    def _items(self, position: StreamPosition, changed: str) -> Iterator[dict[str, Any]]:
+        if changed:
+            # Before a persistent worker reads, its errors do not reach the main process.
+            raise ValueError(
+                f"expected the dataset that this worker began with, got {changed} set anew: a persistent worker keeps "
+                "its copy; make a new DataLoader after each change, or set `persistent_workers=False`"
+            )
         order = stream_order(
             self._tomograms(position.stream, position.streams),
             patches=self.source.patches_per_tomogram,
@@ -175,6 +207,9 @@ class PatchStream:
                     del live[tomogram]
                 position.delivered += 1
                 yield item
+        except Stopped:
+            # This worker's loader was closed: nobody reads on.
+            return
         finally:
             ahead.close()
 
@@ -228,6 +263,11 @@ class PatchStream:
         check_count("batch_size", batch_size)
         check_count("num_workers", num_workers, zero=True)
         workers = max(num_workers, 1)
+        if workers > 1 and self._progress.out_of_order:
+            raise ValueError(
+                "expected a loader that takes the workers' batches in turn, got one with `in_order=False`: the number "
+                "of batches does not tell how far each worker is; set `in_order=True`, or `num_workers=1`"
+            )
         resume = self._progress.current_resume
         first, start = (0, (0,) * workers) if resume is None else (resume.first, resume.delivered)
         if len(start) != workers:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import warnings
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -22,16 +24,59 @@ CHECKPOINT = "checkpoint.pt"
 BEST = "best.pt"
 #: The checkpoint before the last one, for the case that the last one is damaged.
 PREVIOUS = "checkpoint.previous.pt"
+_FULL = "free some space and start the training again: it goes on from its last whole checkpoint"
+_ELSEWHERE = "set `output` to a folder that you may write in"
+_ADVICE = {
+    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT, errno.EFBIG), _FULL),
+    **dict.fromkeys((errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST), _ELSEWHERE),
+}
 #: Of DeepFinderNet: the voxel size that it is trained on.
 _VOXEL_SIZE = "_voxel_size"
 #: What `torch.compile` puts before the names of a network's weights.
 _COMPILED = "_orig_mod."
 
 
+#: Names of what a run that was killed left half written.
+_PARTS = (f".{CHECKPOINT}.*.part", f".{PREVIOUS}.*.part", f".{BEST}.*.part", ".log.csv.*.part")
+
+
+def remove_parts(folder: Path) -> None:
+    """Remove what a killed run left half written. One training at a time writes in a folder."""
+    for pattern in _PARTS:
+        for path in folder.glob(pattern):
+            path.unlink(missing_ok=True)
+
+
+@contextmanager
+def explaining_the_disk(folder: Path) -> Iterator[None]:
+    """Say what to do where the files of a training cannot be written.
+
+    Raises
+    ------
+    OSError
+        Of the kind that the system reports: no permission, no space, no such folder.
+    """
+    try:
+        yield
+    except OSError as error:
+        advice = _ADVICE.get(error.errno or 0)
+        if advice is None or str(error).startswith("expected "):
+            raise
+        told = type(error)(f"expected to write in {folder}, got {error.strerror!r}; {advice}")
+        told.errno = error.errno
+        raise told from error
+
+
 def write_state(path: Path, state: Mapping[str, Any]) -> None:
     """Write a state so that it is either whole or not there."""
     with atomic_path(path) as temporary:
-        torch.save({"format": _FORMATS[-1], **state}, temporary)
+        try:
+            torch.save({"format": _FORMATS[-1], **state}, temporary)
+        except RuntimeError as error:
+            # PyTorch's writer reports that a disk is full in its own way.
+            if "PytorchStreamWriter" not in str(error) and "unexpected pos" not in str(error):
+                raise
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path)) from error
 
 
 def write_checkpoint(folder: Path, state: Mapping[str, Any]) -> None:

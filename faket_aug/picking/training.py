@@ -21,15 +21,18 @@ from faket_aug.picking.checkpoints import (
     BEST,
     CHECKPOINT,
     PREVIOUS,
+    explaining_the_disk,
     load_plain_weights,
     plain_weights,
     read_checkpoint,
     remove_checkpoints,
+    remove_parts,
     set_preparation,
     write_checkpoint,
     write_state,
 )
 from faket_aug.picking.history import TrainingHistory
+from faket_aug.picking.loaders import check_order, datasets_of, ending_workers
 from faket_aug.picking.logs import LOGS, TrainingLog, progress_bar
 from faket_aug.picking.losses import tversky_loss
 from faket_aug.picking.precision import autocast
@@ -99,6 +102,9 @@ def fit(
     ValueError
         If the checkpoint is damaged, or was made with other settings (the message names them) or by another number of
         ranks. If a loss is not finite. If this is one of several processes and they have not joined a job.
+        If the loader has `in_order=False` and several workers over a dataset of this package.
+    OSError
+        If `output` cannot be written, or the disk is full; the message says how to go on.
     RankError
         If another rank failed while it made its batches, or rank 0 could not read the checkpoint.
 
@@ -107,11 +113,15 @@ def fit(
     A resumed training is exact, bit for bit on a CPU, with a `StatefulDataLoader` and with the datasets of this
     package, also on several ranks. Any other loader is read again from the start of its epoch up to where it stood:
     exact if it gives the same batches again. Random numbers that the network draws itself (dropout) are not kept.
+    Ctrl-C ends a training within about two seconds, and so does SIGTERM, unless it is handled elsewhere: the loader's
+    workers are ended, and the last checkpoint is whole.
     If a rank's epoch is shorter than the others', the rank takes part without batches until all have ended.
     """
     check_choice("log", log, LOGS)
+    check_order(loader)
     folder = Path(output)
-    make_writable_folder(folder)
+    with explaining_the_disk(folder):
+        make_writable_folder(folder)
     place = next(network.parameters()).device if device is None else torch.device(device)
     network.to(place).train()
     own = _as_json({**asdict(settings), **(depends_on or {})})
@@ -119,6 +129,8 @@ def fit(
     run.begin(resume)
     writes, done = run.ranks.rank == 0, len(run.history.losses)
     with (
+        ending_workers(run),
+        explaining_the_disk(folder),
         TrainingLog(folder, kind=log if writes else "none", steps=done) as writer,
         progress_bar(settings.steps, done=done, shown=progress and writes) as show,
     ):
@@ -166,6 +178,7 @@ class _Run:
         self.taken = self.skip = 0
         #: Whether this rank has read its pass to the end.
         self.read_out = False
+        self.reader: Iterator[Batch] | None = None
         self.forward: Callable[[Tensor], Tensor] = torch.compile(network) if settings.compile else network
 
     @property
@@ -176,6 +189,8 @@ class _Run:
         """Load the checkpoint, by default where there is one; rank 0 reads it for all."""
         wanted = (self.folder / CHECKPOINT).exists() or (self.folder / PREVIOUS).exists() if resume is None else resume
         state = self.ranks.tell(lambda: read_checkpoint(self.folder) if wanted else None)
+        if self.ranks.rank == 0:
+            remove_parts(self.folder)
         if state is not None:
             self.load(state)
         elif self.ranks.rank == 0:
@@ -187,8 +202,11 @@ class _Run:
         """Batches epoch after epoch, from where the run stands, and how many ranks have one."""
         resumed = bool(self.history.losses)
         while not self.ended:
-            if hasattr(self.loader.dataset, "set_epoch"):
-                self.loader.dataset.set_epoch(self.epoch)
+            for dataset in datasets_of(self.loader.dataset):
+                if hasattr(dataset, "set_epoch"):
+                    dataset.set_epoch(self.epoch)
+                if isinstance(dataset, PatchDataset):
+                    dataset.allow_uneven_ranks()
             empty = True
             for batch, active in self.ranks.in_step(self._pass()):
                 empty = False
@@ -204,11 +222,12 @@ class _Run:
         self.taken = 0
         if self.read_out:
             return
-        for number, batch in enumerate(self.loader):
+        self.reader = iter(self.loader)
+        for number, batch in enumerate(self.reader):
             if number >= self.skip:
                 self.taken = number + 1
                 yield batch
-        self.read_out = True
+        self.read_out, self.reader = True, None
 
     def step(self, batch: Batch | None, active: int, place: torch.device) -> float:
         """Take a step, on the gradients of all ranks; without a batch, on those of the others."""

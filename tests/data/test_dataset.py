@@ -432,11 +432,12 @@ def test_len_is_what_comes(world: int, tomograms: int) -> None:
 
 def test_rank_from_torchrun(monkeypatch: pytest.MonkeyPatch) -> None:
     """Without a process group the rank is what torchrun puts into the environment."""
-    expected = dataset(rank=1, world_size=2)
+    expected = dataset(rank=1, world_size=2, tomograms_per_epoch=4)
     monkeypatch.setenv("RANK", "1")
     monkeypatch.setenv("WORLD_SIZE", "2")
-    assert_same_items(list(dataset()), list(expected))
-    assert len(dataset()) == len(expected)
+    assert_same_items(list(dataset(tomograms_per_epoch=4)), list(expected))
+    assert len(dataset()) == 5
+    assert len(dataset(tomograms_per_epoch=4)) == len(expected) == 10
 
 
 def test_default_is_one_tomogram_a_specimen() -> None:

@@ -293,6 +293,7 @@ def test_ranks_that_were_given_one_dataset() -> None:
     context = multiprocessing.get_context("fork")
     barrier, queue = context.Barrier(2), context.SimpleQueue()
     data = dataset(simulator("noisy"), count=2, tomograms_per_epoch=5)
+    data.allow_uneven_ranks()
     ranks = [context.Process(target=_given_rank, args=(rank, data, barrier, queue)) for rank in range(2)]
     for process in ranks:
         process.start()

@@ -140,6 +140,7 @@ def test_attributes(make: Any) -> None:
     data = make()
     assert isinstance(data, IterableDataset)
     assert isinstance(data, PatchDataset)
+    assert isinstance(data, FakETDataset)  # as in 0.1.0
     assert isinstance(data._stream, PatchStream)
     tomograms = 4 if make is _mixed else 3
     numbers = (data.tomograms_per_epoch, data.patches_per_tomogram, data.live_tomograms, len(data))
@@ -183,7 +184,7 @@ def test_error_of_a_tomogram_names_it() -> None:
 def test_old_attributes_warn() -> None:
     """Attributes of 0.1.0 that meant another dataset's still work, and name what replaces them."""
     mixed, labelled = _mixed(), _labelled()
-    for name in ("sampler", "simulator", "specimens"):
+    for name in ("radii", "sampler", "simulator", "specimens"):
         with pytest.warns(DeprecationWarning, match=f"use `fake.{name}`"):
             assert getattr(mixed, name) is getattr(mixed.fake, name)
     with pytest.warns(DeprecationWarning, match="use `tomograms`"):
@@ -209,6 +210,23 @@ def test_a_changed_simulator_is_used() -> None:
     data.fake.simulator = watched
     list(data)
     assert len(watched.made) == sum(not data.is_real(0, tomogram) for tomogram in range(4))
+
+
+def test_parts_of_a_mixture_cannot_be_replaced() -> None:
+    """A mixture refuses another dataset in the place of one of its own, rather than to go on with the old one."""
+    data = _mixed()
+    for name in ("real", "fake"):
+        with pytest.raises(AttributeError, match="no setter"):
+            setattr(data, name, _labelled())
+
+
+def test_warning_of_an_epoch_read_again_names_the_line_that_reads() -> None:
+    """The warning is about the loop over the dataset, not about a line of the package."""
+    data = _simulated()
+    list(data)
+    with pytest.warns(UserWarning, match="epoch 0 is read again") as caught:
+        iter(data)
+    assert [warning.filename for warning in caught] == [__file__]
 
 
 # --- a source of one's own --------------------------------------------------------------------------------------------

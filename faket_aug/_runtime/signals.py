@@ -1,0 +1,75 @@
+"""Ending a program in order when it is told to: by Ctrl-C, or by SIGTERM, as batch systems do before a time limit."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+#: How long the end may take after a signal, in seconds, before the process is ended all the same.
+_PATIENCE = 1.6
+
+
+def _end(number: int, _: FrameType | None) -> None:
+    raise SystemExit(128 + number)
+
+
+@contextmanager
+def sigterm_ends_in_order() -> Iterator[None]:
+    """Let SIGTERM raise `SystemExit(143)` in the body: files are then removed, and workers ended, as after an error.
+
+    This does nothing outside the main thread, or where somebody else handles the signal.
+    """
+    mine = threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+    if not mine:
+        yield
+        return
+    signal.signal(signal.SIGTERM, _end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+@contextmanager
+def signals_end_soon() -> Iterator[None]:
+    """Let Ctrl-C and SIGTERM end this program within two seconds, also from an operation that takes longer.
+
+    Python tells the main thread of a signal only between two operations, and a convolution can take seconds. For the
+    main thread of a program of our own.
+    """
+    ours, theirs = socket.socketpair()
+    theirs.setblocking(False)
+    before = signal.set_wakeup_fd(theirs.fileno(), warn_on_full_buffer=False)
+    threading.Thread(target=_end_late, args=(ours,), name="faket_aug_signals", daemon=True).start()
+    try:
+        with sigterm_ends_in_order():
+            yield
+    finally:
+        signal.set_wakeup_fd(before)
+        theirs.close()
+
+
+def _forget_in_child() -> None:
+    # A worker that gets a signal must not end the program.
+    if threading.current_thread() is threading.main_thread():
+        signal.set_wakeup_fd(-1)
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget_in_child)
+
+
+def _end_late(signals: socket.socket) -> None:
+    with signals:
+        while number := signals.recv(1):
+            if number[0] in (signal.SIGINT, signal.SIGTERM):
+                time.sleep(_PATIENCE)
+                sys.stderr.flush()
+                os._exit(128 + number[0])

@@ -1,0 +1,55 @@
+"""What a training asks of its loader: batches in turn, the epoch told to every dataset, workers that end with it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, Protocol
+
+from torch.utils.data import ChainDataset, ConcatDataset, DataLoader
+
+from faket_aug._runtime.signals import sigterm_ends_in_order
+from faket_aug.data.dataset import PatchDataset
+
+
+class Reads(Protocol):
+    """Whatever reads a loader."""
+
+    loader: DataLoader[Any]
+    #: The loader's iterator, while there is one.
+    reader: Any
+
+
+def datasets_of(dataset: Any) -> list[Any]:
+    """Return a dataset, or those of a `ChainDataset` or `ConcatDataset`, which cannot be told the epoch itself."""
+    if not isinstance(dataset, ChainDataset | ConcatDataset):
+        return [dataset]
+    parts = list(dataset.datasets)
+    dataset.datasets = parts  # an iterator could be read only once
+    return [one for part in parts for one in datasets_of(part)]
+
+
+def check_order(loader: DataLoader[Any]) -> None:
+    """Refuse a loader over this package's dataset that cannot be resumed, because its batches come in any order."""
+    ours = any(isinstance(dataset, PatchDataset) for dataset in datasets_of(loader.dataset))
+    if ours and loader.num_workers > 1 and not getattr(loader, "in_order", True):
+        raise ValueError(
+            "expected a loader that takes the workers' batches in turn, got one with `in_order=False`: a training with "
+            "it could not be resumed; set `in_order=True`"
+        )
+
+
+@contextmanager
+def ending_workers(run: Reads) -> Iterator[None]:
+    """After Ctrl-C, or SIGTERM, which ends the body with `SystemExit`, end the workers of the loader."""
+    with sigterm_ends_in_order():
+        try:
+            yield
+        except (KeyboardInterrupt, SystemExit):
+            # The traceback keeps the loader's iterator: by itself it would end its workers too late.
+            shut_down = getattr(run.reader, "_shutdown_workers", None)
+            if shut_down is not None:
+                shut_down()
+            if getattr(run.loader, "_iterator", None) is not None:
+                run.loader._iterator = None
+            raise

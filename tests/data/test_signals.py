@@ -1,0 +1,132 @@
+"""Ctrl-C and SIGTERM end a program within two seconds, whatever is being simulated, and leave nothing."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+pytestmark = pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="needs Linux's /proc")
+TESTS = Path(__file__).resolve().parents[1]
+
+#: Each tomogram after the first takes a minute.
+PROGRAM = """
+import sys, time, warnings
+import torch
+from _helpers import loader, generator
+from faket_aug import LabelledPatches, LabelledTomogram, ParticleTable
+from faket_aug.picking import TrainingSettings, fit
+
+warnings.simplefilter("ignore")
+
+class Slow:
+    begun = False
+
+    def __len__(self):
+        return 4
+
+    def __getitem__(self, number):
+        if Slow.begun:
+            time.sleep(0.05)
+            for _ in range(1200):
+                time.sleep(0.05)
+        Slow.begun = True
+        return LabelledTomogram(
+            tomogram=torch.randn(8, 16, 16, generator=generator(number)),
+            labels=torch.zeros(8, 16, 16, dtype=torch.uint8), particles=ParticleTable.empty(), voxel_size=10.0,
+        )
+
+if __name__ == "__main__":
+    kind, workers, folder = sys.argv[1], int(sys.argv[2]), sys.argv[3]
+    data = LabelledPatches(Slow(), patch_size=8, patches_per_tomogram=4, live_tomograms=1)
+    reader = loader(data, workers=workers, batch_size=2)
+    say = lambda *_: print("reading", flush=True)
+    if kind == "loop":
+        for _ in reader:
+            say()
+    else:
+        settings = TrainingSettings(steps=100, checkpoint_every=1)
+        fit(torch.nn.Conv3d(1, 2, 1), reader, folder, settings=settings, on_step=say)
+"""
+
+
+def _processes(parent: int) -> set[int]:
+    """All descendants of a process."""
+    found: set[int] = set()
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                above = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
+            except OSError:
+                continue
+            if above == parent:
+                found |= {int(entry.name)} | _processes(int(entry.name))
+    return found
+
+
+def _alive(process: int) -> bool:
+    try:
+        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+@pytest.mark.parametrize(
+    ("kind", "workers", "number"),
+    [
+        ("loop", 0, signal.SIGINT),
+        ("loop", 2, signal.SIGINT),
+        ("loop", 2, signal.SIGTERM),
+        ("fit", 0, signal.SIGTERM),
+        ("fit", 2, signal.SIGTERM),
+        ("fit", 2, signal.SIGINT),
+    ],
+)
+def test_a_signal_ends_the_program(tmp_path: Path, kind: str, workers: int, number: signal.Signals) -> None:
+    """The program and its workers end at once; temporary files are gone, the training can be resumed."""
+    for name in ("tmp", "out"):
+        (tmp_path / name).mkdir()
+    script = tmp_path / "program.py"
+    script.write_text(PROGRAM)
+    environment = os.environ | {
+        "TMPDIR": str(tmp_path / "tmp"),
+        # torch's optimisers import its compiler, which makes a folder of its own.
+        "TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "compiler"),
+        "PYTHONPATH": os.pathsep.join([str(TESTS), *sys.path]),
+    }
+    process = subprocess.Popen(
+        [sys.executable, str(script), kind, str(workers), str(tmp_path / "out")],
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == "reading\n"
+    time.sleep(0.5)
+    others = _processes(process.pid)
+    assert len(others) >= workers
+    begun = time.monotonic()
+    process.send_signal(number)
+    _, errors = process.communicate(timeout=30)
+    while any(_alive(other) for other in others):
+        assert time.monotonic() - begun < 8, "processes are left"
+        time.sleep(0.02)
+    # It is one second where nothing else runs, most of it Python's own end; a tomogram would take a minute.
+    assert time.monotonic() - begun < 8, errors
+    if number is signal.SIGINT:
+        assert process.returncode in (1, -signal.SIGINT)
+    else:
+        assert process.returncode == (143 if kind == "fit" else -signal.SIGTERM)
+    # multiprocessing makes folders of sockets in each worker, see test_lifetime.
+    left = [path.name for path in (tmp_path / "tmp").iterdir() if not re.fullmatch(r"pymp-.*|[a-z0-9_]{8}", path.name)]
+    assert left == []
+    assert not list((tmp_path / "out").glob(".*"))
+    assert (tmp_path / "out" / "checkpoint.pt").exists() == (kind == "fit")
