@@ -143,7 +143,8 @@ def test_writes_checkpoint_and_preview_only(run: Run, data: Path, tmp_path: Path
     output = tmp_path / "deep" / "run"
     done = run(output, "--steps", "4", "--paired", str(data / "measured"), "--checkpoint-every", "2")
     _finished(done)
-    assert _files(tmp_path) == ["deep/run/checkpoint.pt", "deep/run/preview.png"]
+    names = ("checkpoint.previous.pt", "checkpoint.pt", "preview.png")
+    assert _files(tmp_path) == [f"deep/run/{name}" for name in names]
     assert _files(data) == before
     checkpoint = _checkpoint(output)
     assert len(checkpoint["losses"]) == 4

@@ -76,7 +76,9 @@ def test_trains_and_goes_on(data: Path, tmp_path: Path, noisy: bool) -> None:
     assert whole["losses"] == parts["losses"]
     assert all(torch.equal(parts["model"][name], value) for name, value in whole["model"].items())
     assert (whole["settings"]["noise"] == "given") == noisy
-    assert sorted(path.name for path in (tmp_path / "whole").iterdir()) == ["checkpoint.pt", "log.csv", "preview.png"]
+    # Whether there is a checkpoint before the last one depends on the number of steps.
+    names = {path.name for path in (tmp_path / "whole").iterdir()} - {"checkpoint.previous.pt"}
+    assert sorted(names) == ["checkpoint.pt", "log.csv", "preview.png"]
 
 
 @pytest.mark.touches_global_rng
