@@ -117,6 +117,16 @@ def check_conventions(names: dict[str, Any]) -> None:
     assert names["plain"].metadata.exposure is None
 
 
+def check_contributing(names: dict[str, Any]) -> None:
+    Path("mine.txt").write_text("-3 6\n0 0\n3 9\n")
+    read = names["read_mine"]("mine.txt")
+    assert read.tilt_angles.tolist() == [-3.0, 0.0, 3.0]
+    assert read.exposure.tolist() == [6.0, 0.0, 9.0]
+    Path("mine.txt").write_text("-3\n")
+    with pytest.raises(faket_aug.FileFormatError, match=r"mine\.txt"):
+        names["read_mine"]("mine.txt")
+
+
 CHECKS: dict[str, Callable[[dict[str, Any]], None]] = {
     "README.md": check_round_trip,
     "docs/getting-started.md": check_first_page,
@@ -124,6 +134,7 @@ CHECKS: dict[str, Callable[[dict[str, Any]], None]] = {
     "docs/specimens.md": check_specimens,
     "docs/training.md": check_training,
     "docs/conventions.md": check_conventions,
+    "docs/contributing.md": check_contributing,
 }
 
 
