@@ -255,7 +255,9 @@ def check_sbatch(words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
 def check(words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     """Check one command."""
     match words:
-        case ["python3", "-m", "venv", ".venv"] | [".venv/bin/python", "-m", "pytest"]:
+        case (
+            ["python3", "-m", "venv", ".venv"] | ["source", ".venv/bin/activate"] | [".venv/bin/python", "-m", "pytest"]
+        ):
             pass
         case ["pip", "install", *rest] | [".venv/bin/python", "-m", "pip", "install", "-q", *rest]:
             check_install(rest)
