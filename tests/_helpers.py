@@ -16,6 +16,7 @@ from faket_aug import (
     FakETDataset,
     FakETSimulator,
     GrandModel,
+    LabelledTomogram,
     NoiseModel,
     ParticleTable,
     SimulatedTomogram,
@@ -279,3 +280,18 @@ def mdoc(angles: list[float], sections: list[int] | None = None) -> str:
         f"\n[ZValue = {number}]\nTiltAngle = {angle}\nStagePosition = 1 2\nMagnification = 64000\n"
         for number, angle in zip(numbers, angles, strict=True)
     )
+
+
+def labelled_tomograms(count: int = 2) -> list[LabelledTomogram]:
+    """Labelled tomograms of noise, as somebody else measured them."""
+    return [
+        LabelledTomogram(
+            tomogram=1000 + 100 * seed + torch.randn(SHAPE, generator=generator(seed)),
+            labels=thing.labels,
+            particles=thing.particles,
+            voxel_size=thing.voxel_size,
+            class_names=thing.class_names,
+            name=f"real {seed}",
+        )
+        for seed, thing in enumerate(specimens(count))
+    ]

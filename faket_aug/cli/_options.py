@@ -19,9 +19,9 @@ from faket_aug.generation.recipe import RECIPE, as_tables
 from faket_aug.geometry import as_tilt_angles
 from faket_aug.microscope.imperfections import Imperfections
 from faket_aug.microscope.noise import NoiseModel
-from faket_aug.simulation.plain_settings import RENAMED, TRANSFER, simulator_settings
+from faket_aug.simulation.plain_settings import TRANSFER, simulator_settings
 from faket_aug.simulation.saving import check_formats
-from faket_aug.simulation.simulator import FakETSimulator
+from faket_aug.simulation.simulator import RENAMED, FakETSimulator
 from faket_aug.simulation.tomogram import SimulatedTomogram
 from faket_aug.specimens.readers import read_specimens
 from faket_aug.style.bank import StyleBank

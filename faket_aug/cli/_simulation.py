@@ -24,9 +24,8 @@ from faket_aug.formats.angles import read_tilt_angles
 from faket_aug.microscope.file import MicroscopeFile, read_microscope
 from faket_aug.microscope.imperfections import Imperfections
 from faket_aug.microscope.noise import NoiseModel
-from faket_aug.simulation.plain_settings import RENAMED
 from faket_aug.simulation.saving import check_names, is_whole, remove_parts
-from faket_aug.simulation.simulator import FakETSimulator
+from faket_aug.simulation.simulator import RENAMED, FakETSimulator
 from faket_aug.style.bank import StyleBank
 from faket_aug.style.vgg19 import VGG19Features
 from faket_aug.tilts.series import TiltSeries

@@ -9,7 +9,7 @@ import typer
 
 from faket_aug.cli._commands import taking
 from faket_aug.cli._options import SETTINGS, SEVERAL, Options, given_options
-from faket_aug.simulation.plain_settings import RENAMED
+from faket_aug.simulation.simulator import RENAMED
 
 if TYPE_CHECKING:
     from faket_aug.cli._simulation import Done

@@ -30,6 +30,7 @@ from faket_aug.picking.history import TrainingHistory
 from faket_aug.picking.inference import segment
 from faket_aug.picking.losses import tversky_loss
 from faket_aug.picking.network import DeepFinderNet
+from faket_aug.picking.precision import autocast
 from faket_aug.picking.scoring import ShrecScore, choose_min_sizes, evaluate_shrec
 from faket_aug.picking.settings import TrainingSettings
 from faket_aug.picking.training import fit
@@ -282,9 +283,8 @@ class Experiment:
         """The loss on patches of the validation tomogram, always the same ones."""
         total = 0.0
         place = torch.device(self.comparison.device)
-        low = self.comparison.precision == "bfloat16"
         for batch in self._validation_batches:
-            with torch.autocast(place.type, dtype=torch.bfloat16, enabled=low):
+            with autocast(place, self.comparison.precision):
                 logits = network(batch["image"].to(place))
             labels = batch["label"].to(place)
             loss = tversky_loss(logits.float(), labels)

@@ -19,8 +19,8 @@ from faket_aug.picking.network import DeepFinderNet
 from faket_aug.picking.precision import PRECISIONS
 from faket_aug.picking.scoring import evaluate_shrec
 from faket_aug.picking.settings import TrainingSettings
-from faket_aug.simulation.plain_settings import RENAMED, simulator_settings
-from faket_aug.simulation.simulator import MODALITIES, FakETSimulator
+from faket_aug.simulation.plain_settings import simulator_settings
+from faket_aug.simulation.simulator import MODALITIES, RENAMED, FakETSimulator
 from faket_aug.specimens.grandmodel import GrandModel
 from faket_aug.style.bank import StyleBank
 from faket_aug.style.vgg19 import VGG19Features

@@ -13,8 +13,6 @@ from faket_aug.tomography.projection import BACKENDS, EXTENDS, project
 from faket_aug.tomography.reconstruction import reconstruct
 from faket_aug.tomography.resample import RESAMPLINGS
 
-#: Old names of settings, and the new ones.
-RENAMED = {"binning": "resampling"}
 #: What is made of files, or depends on them.
 OF_FILES = ("tilt_angles", "noise", "style", "features")
 #: Settings of the style transfer but its step.

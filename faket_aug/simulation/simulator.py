@@ -54,13 +54,13 @@ NOISE_SCALES = {"noiseless": 0.0, "content": CONTENT_NOISE}
 VOXEL_TOLERANCE = 0.02
 #: Packages, besides torch, whose version may change the last bits of a result.
 _PACKAGES = ("faket_aug", "numpy", "scipy")
-#: New names of settings in the records of 0.1.0.
-_RENAMED = {"binning": "resampling"}
+#: New names of settings in the records, files and calls of 0.1.0.
+RENAMED = {"binning": "resampling"}
 #: Settings of the style transfer: the simulator has each of them, too.
 _STYLE_SETTINGS = tuple(entry.name for entry in fields(StyleTransfer) if entry.init and entry.name != "bank")
 
 
-@renamed_settings(binning="resampling")
+@renamed_settings(**RENAMED)
 @dataclass(frozen=True, kw_only=True, eq=False)
 class FakETSimulator:
     """Simulate tilt-series of specimens, and reconstruct them.
@@ -293,7 +293,7 @@ memory_budget
             If anything fails. The message names the specimen and the cause.
         """
         settings = self.settings()
-        recorded = {_RENAMED.get(key, key): value for key, value in record.settings.items()}
+        recorded = {RENAMED.get(key, key): value for key, value in record.settings.items()}
         differing = [key for key in settings if recorded.get(key) != settings[key]]
         if differing:
             raise ValueError(f"expected a record with this simulator's settings, got others for {', '.join(differing)}")

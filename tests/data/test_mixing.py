@@ -13,29 +13,23 @@ from faket_aug import FileFormatError, SimulationError
 from faket_aug.data.dataset import LabelledPatches
 from faket_aug.data.labelled import LabelledTomogram
 from faket_aug.data.mixing import MixedPatches
-from tests._helpers import SHAPE, assert_same_items, dataset, generator, indices, loader, specimens, table, unbatched
+from tests._helpers import (
+    assert_same_items,
+    dataset,
+    indices,
+    labelled_tomograms,
+    loader,
+    table,
+    unbatched,
+)
 
 PATCHES: dict[str, Any] = {"patch_size": 8, "patches_per_tomogram": 5, "shift": 2}
 MANY = pytest.mark.filterwarnings("ignore:This DataLoader will create .* worker processes:UserWarning")
 
 
-def _tomograms(count: int = 2) -> list[LabelledTomogram]:
-    return [
-        LabelledTomogram(
-            tomogram=1000 + 100 * seed + torch.randn(SHAPE, generator=generator(seed)),
-            labels=thing.labels,
-            particles=thing.particles,
-            voxel_size=thing.voxel_size,
-            class_names=thing.class_names,
-            name=f"real {seed}",
-        )
-        for seed, thing in enumerate(specimens(count))
-    ]
-
-
 def _mixed(**settings: Any) -> MixedPatches:
     given: dict[str, Any] = {"tomograms_per_epoch": 8, "live_tomograms": 2}
-    real = LabelledPatches(_tomograms(), normalize=False, **PATCHES)
+    real = LabelledPatches(labelled_tomograms(), normalize=False, **PATCHES)
     return MixedPatches(real, dataset(normalize=False), **(given | settings))
 
 
@@ -46,7 +40,7 @@ def _is_real(item: dict[str, Any]) -> bool:
 
 def test_labelled_patches_are_cut_from_the_tomogram() -> None:
     """An item's image and label are the tomogram's own voxels about its position."""
-    made = _tomograms()
+    made = labelled_tomograms()
     data = LabelledPatches(made, normalize=False, half_turn=False, **PATCHES)
     items = list(data)
     assert len(items) == len(data) == 10
@@ -127,7 +121,7 @@ def test_state_knows_the_mixture() -> None:
 
 
 def test_bad_input() -> None:
-    good = _tomograms(1)[0]
+    good = labelled_tomograms(1)[0]
     with pytest.raises(FileFormatError, match="real 0: expected labels of the tomogram's shape"):
         LabelledTomogram(**vars(good) | {"labels": good.labels[1:]})
     outside = table([1, 2], [(3, 4, 5), (3, 4, 500)])

@@ -14,7 +14,7 @@ from _helpers import (
     assert_same_items,
     dataset,
     error_of,
-    generator,
+    labelled_tomograms,
     loader,
     simulator,
     specimens,
@@ -30,26 +30,12 @@ from faket_aug.data.stream import PatchStream
 PATCHES: dict[str, Any] = {"patch_size": 8, "patches_per_tomogram": 5, "shift": 2}
 
 
-def _tomograms(count: int = 2) -> list[LabelledTomogram]:
-    return [
-        LabelledTomogram(
-            tomogram=1000 + 100 * seed + torch.randn(SHAPE, generator=generator(seed)),
-            labels=thing.labels,
-            particles=thing.particles,
-            voxel_size=thing.voxel_size,
-            class_names=thing.class_names,
-            name=f"real {seed}",
-        )
-        for seed, thing in enumerate(specimens(count))
-    ]
-
-
 def _simulated(**settings: Any) -> FakETDataset:
     return dataset(tomograms_per_epoch=3, seed=4, **settings)
 
 
 def _labelled(**settings: Any) -> LabelledPatches:
-    return LabelledPatches(_tomograms(), tomograms_per_epoch=3, seed=6, **PATCHES, **settings)
+    return LabelledPatches(labelled_tomograms(), tomograms_per_epoch=3, seed=6, **PATCHES, **settings)
 
 
 def _mixed(**settings: Any) -> MixedPatches:
@@ -152,7 +138,7 @@ def test_attributes(make: Any) -> None:
 
 def test_labelled_patches_take_the_settings_of_a_simulated_dataset() -> None:
     """The settings and their defaults are those of a `FakETDataset`; unknown ones are refused by name."""
-    made = _tomograms(1)
+    made = labelled_tomograms(1)
     given, plain = LabelledPatches(made, **PATCHES), LabelledPatches(made)
     assert given.tomograms is made
     assert given.sampler.patch_size == (8, 8, 8)
@@ -176,7 +162,7 @@ def test_error_of_a_tomogram_names_it() -> None:
         def __getitem__(self, index: Any) -> Any:
             raise OSError("the disk is gone")
 
-    error = error_of(lambda: list(LabelledPatches(Damaged(_tomograms(1)), **PATCHES)))
+    error = error_of(lambda: list(LabelledPatches(Damaged(labelled_tomograms(1)), **PATCHES)))
     assert isinstance(error, SimulationError)
     assert str(error) == "tomogram 0: OSError: the disk is gone"
 
