@@ -166,14 +166,23 @@ def _end_of_the_program() -> None:
 
     A thread must not meet an interpreter that has ended: below Python 3.14 C++ code then aborts the process.
     """
-    if stop_all():
-        return
-    if multiprocessing.parent_process() is not None:
+    ended = stop_all()
+    if multiprocessing.parent_process() is not None and not (ended and _all_is_sent()):
         _leave(0)
-    elif issubclass(getattr(sys, "last_type", None) or Exception, KeyboardInterrupt):
+    if ended:
+        return
+    if issubclass(getattr(sys, "last_type", None) or Exception, KeyboardInterrupt):
         _leave(-signal.SIGINT)
     for one in list(_running):
         one._thread.join()
+
+
+def _all_is_sent() -> bool:
+    """Tell whether no queue of this process is sending a value.
+
+    A worker of a loader that is closed early does not wait for it: the thread copies tensors in C++ code.
+    """
+    return not any(one.name.startswith("QueueFeederThread") for one in threading.enumerate())
 
 
 def _leave(status: int) -> None:

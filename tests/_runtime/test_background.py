@@ -8,8 +8,10 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 
 from faket_aug._runtime.background import MakeAhead, Stopped
 
@@ -121,3 +123,26 @@ def test_the_thread_has_ended_for_the_system_too(slow_end: tuple[ctypes.CDLL, ct
     assert Path(f"/proc/self/task/{thread}").exists()
     ahead.close()
     assert not Path(f"/proc/self/task/{thread}").exists()
+
+
+def _send_and_end(queue: Any) -> None:
+    """As a worker of a loader that is closed early: a value is on its way when the process ends."""
+    # Threads that are still at work are looked after by this module.
+    assert "faket_aug._runtime.background" in sys.modules
+    queue.cancel_join_thread()
+    queue.put(torch.zeros(100_000_000))
+    deadline = time.monotonic() + 10
+    while not any(one.name.startswith("QueueFeeder") for one in threading.enumerate()) and time.monotonic() < deadline:
+        time.sleep(1e-3)
+    time.sleep(0.05)
+
+
+@pytest.mark.slow
+def test_a_spawned_worker_that_is_sending_is_not_aborted() -> None:
+    """The thread of a queue that still copies a tensor does not abort the process when the interpreter ends."""
+    context = torch.multiprocessing.get_context("spawn")
+    queue = context.Queue()
+    process = context.Process(target=_send_and_end, args=(queue,))
+    process.start()
+    process.join(60)
+    assert process.exitcode == 0
