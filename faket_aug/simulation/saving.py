@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from faket_aug._checks import FileFormatError, check_choice
-from faket_aug.formats._atomic import make_writable_folder, write_text
+from faket_aug.formats._atomic import DISK_FULL, make_writable_folder, write_text
 from faket_aug.formats._json import read_json, write_json
 from faket_aug.formats.angles import write_tlt
 from faket_aug.formats.mrc import write_mrc
@@ -213,7 +213,7 @@ def _is_inside(folder: Path, name: str) -> bool:
 
 
 def _explained(error: OSError, folder: Path) -> OSError:
-    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+    if error.errno in DISK_FULL:
         advice = "make room and do the same again: complete files stay, and no half-written file was left"
     else:
         advice = "choose another folder"
