@@ -173,7 +173,9 @@ def load_weights(network: nn.Module, path: str | Path) -> None:
     )
     if own and trained and own != trained:
         warnings.warn(
-            f"{path}: the weights were trained on voxels of {trained:g} Å, the network is for {own:g} Å", stacklevel=2
+            f"{path}: expected weights trained on the network's voxels of {own:g} Å, got {trained:g} Å: particles have "
+            f"another size in them; make the network with `voxel_size={trained:g}`, or train on voxels of {own:g} Å",
+            stacklevel=2,
         )
     if own:
         state[_VOXEL_SIZE] = plain_weights(network.state_dict())[_VOXEL_SIZE]

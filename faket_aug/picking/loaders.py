@@ -14,7 +14,7 @@ from faket_aug._runtime.signals import ends_by_signal, sigterm_ends_in_order
 from faket_aug.data.dataset import PatchDataset
 
 #: For how many seconds workers may end by themselves.
-_PATIENCE = 1.1
+_PATIENCE = 0.8
 
 
 class Reads(Protocol):

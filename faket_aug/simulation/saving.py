@@ -266,8 +266,9 @@ def read_record_file(path: str | Path) -> dict[str, Any]:
     sizes = isinstance(files, dict) and all(isinstance(size, int) for size in files.values())
     if set(content) != _RECORD_KEYS or content["format"] != _FORMAT or not sizes:
         raise FileFormatError(
-            f"{path}: expected the record of a saved tomogram with {', '.join(sorted(_RECORD_KEYS))} and format "
-            f"{_FORMAT}"
+            f"{path}: expected the record of a saved tomogram (format {_FORMAT} with "
+            f"{', '.join(sorted(_RECORD_KEYS))}), "
+            f"got format {content.get('format')!r} with {', '.join(sorted(content)) or 'nothing'}; simulate it again"
         )
     return content
 

@@ -87,8 +87,11 @@ class Started:
         found = [f"process {number}" for number in self.processes()]
         found += [f"temporary {path.name}" for path in self.temporary.iterdir()]
         found += [f"part {path.relative_to(output)}" for path in output.rglob("*.part")]
-        shared = shared_memory() - self.shared_before
-        return found + [f"shared memory {name}" for name in shared - _used_shared_memory()]
+        shared = shared_memory() - self.shared_before - _used_shared_memory()
+        if shared:
+            # Another program that has just ended may be about to remove its own.
+            time.sleep(2.0)
+        return found + [f"shared memory {name}" for name in shared & shared_memory()]
 
 
 def shared_memory() -> set[str]:

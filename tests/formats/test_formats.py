@@ -652,7 +652,10 @@ def test_no_particles(tmp_path: Path) -> None:
         ("1BXN 1 2", "line 2: expected `name x y z Z1 X Z2`, got '1BXN 1 2'"),
         ("1BXN 1 2 3 4", "line 2: expected `name x y z Z1 X Z2`"),
         ("1BXN 1 2 three 0 0 0", "line 2: expected `name x y z Z1 X Z2`"),
-        ("1BXN 1 2 nan 0 0 0", "expected finite positions, got NaN or infinite ones"),
+        (
+            "1BXN 1 2 nan 0 0 0",
+            "expected numbers as position, got [1.0, 2.0, nan] for particle 2 of 2; remove it or correct",
+        ),
     ],
 )
 def test_bad_particle_locations(tmp_path: Path, line: str, message: str) -> None:
