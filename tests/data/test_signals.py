@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import re
 import signal
@@ -14,6 +15,7 @@ import pytest
 from _helpers import blobs
 
 from faket_aug.formats.mrc import write_mrc
+from faket_aug.picking.loaders import _shut_down
 from faket_aug.simulation.saving import is_whole
 
 pytestmark = pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="needs Linux's /proc")
@@ -212,3 +214,21 @@ def test_a_command_ends_from_a_long_operation(tmp_path: Path) -> None:
     assert time.monotonic() - begun < 8
     assert process.returncode == 143
     assert errors == "faket-aug: stopped by SIGTERM; run the same command again to finish\n"
+
+
+def test_workers_that_hear_nothing_are_ended() -> None:
+    """PyTorch waits five seconds for a worker that is still importing, and then ends it; a training does not wait."""
+    worker = multiprocessing.get_context("spawn").Process(target=time.sleep, args=(100,))
+
+    class Reader:
+        _workers = [worker]  # noqa: RUF012 - as PyTorch's iterator
+
+        def _shutdown_workers(self) -> None:
+            worker.join(50)
+            raise RuntimeError("DataLoader worker is killed by signal")
+
+    worker.start()
+    begun = time.monotonic()
+    _shut_down(Reader())
+    assert time.monotonic() - begun < 20
+    assert worker.exitcode == -signal.SIGTERM
