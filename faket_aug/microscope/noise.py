@@ -129,7 +129,10 @@ class NoiseModel(ABC):
         ValueError
             If the model does not have this variant.
         """
-        raise ValueError(f"expected noise with a BASELINE variant, got {type(self).__name__}; set another `modality`")
+        raise ValueError(
+            f'expected a `NoiseModel` for the modality "baseline", got {type(self).__name__}, which has no noise that '
+            'is the same for every tilt; set `modality` to "noisy" or "faket"'
+        )
 
     def at_defocus(self, defocus: float) -> NoiseModel:
         """Return the model with another defocus, µm; the model itself if it has no response."""

@@ -66,9 +66,12 @@ class Pairs:
                 f"{name}: expected neighbouring tilts within {FARTHEST:g}°, which share a part of their spectra, got "
                 f"steps of {np.diff(angles).min():g}° and more"
             )
-        if any(not np.array_equal(clean.tilt_angles, angles) for clean in cleans):
+        other = next((one.tilt_angles for one in cleans if not np.array_equal(one.tilt_angles, angles)), None)
+        if other is not None:
             raise ValueError(
-                f"{name}: expected clean tilts at the angles of the measured ones; see `spectra.matching_spectra`"
+                f"{name}: expected clean tilts at the {len(angles)} angles of the measured ones, {angles[0]:g}° to "
+                f"{angles[-1]:g}°, got {len(other)} from {other[0]:g}° to {other[-1]:g}°; project the specimens at the "
+                "measured angles (`geometry.joint_angles`)"
             )
         middle = (angles[1:] + angles[:-1]) / 2
         power = np.sqrt(target.power[1:] * target.power[:-1])

@@ -125,7 +125,11 @@ def sorted_spectra(images: Tensor, tilt_angles: Angles, name: str) -> SeriesSpec
     angles = angles[order]
     kept = np.concatenate([[True], np.diff(angles) > 0])
     if not kept.all():
-        warnings.warn(f"{name}: of tilts at the same angle, {angles[~kept][0]:g}°, the first is used", stacklevel=4)
+        warnings.warn(
+            f"{name}: expected one tilt an angle, got several at {angles[~kept][0]:g}°; the first of them is used. "
+            "Leave out the others if they are worse, or correct the tilt angles",
+            stacklevel=4,
+        )
     return series_spectra(images[torch.from_numpy(order[kept])], angles[kept], name=name)
 
 

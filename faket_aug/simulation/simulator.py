@@ -185,8 +185,10 @@ memory_budget
             )
         for name in ("ctf", "imperfections"):
             if getattr(self, name) and (self._is_given or self.response is not None):
+                source = '`noise="given"`' if self._is_given else "noise that was fitted with a response"
                 raise ValueError(
-                    f"expected no `{name}` with noise that has passed the microscope already, got one; leave it out"
+                    f"expected no `{name}` with {source}, which holds the microscope's effects already, got one; leave "
+                    f"out `{name}`, or set `noise` to white noise (`NoiseModel.assume`)"
                 )
         if self.ctf is not None:
             self.ctf.drawn(len(self.tilt_angles), np.random.default_rng(0))
