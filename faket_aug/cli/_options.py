@@ -10,9 +10,11 @@ from typing import Annotated, Any, Self
 import numpy as np
 
 from faket_aug._checks import FileFormatError, check_count
-from faket_aug._reading import load_table, names_files, read_setting, read_table, rename
+from faket_aug._reading import names_files, read_setting, read_table, rename
 from faket_aug._settings import IsPath, Reads, Setting, as_json, parameter_help, setting_of, settings_of
 from faket_aug.data.dataset import FakETDataset
+from faket_aug.formats._json import verified
+from faket_aug.formats._settings_file import load_table
 from faket_aug.formats.particle_lists import PARTICLE_FORMATS
 from faket_aug.generation.generator import GrandModelGenerator
 from faket_aug.generation.recipe import RECIPE, as_tables
@@ -297,10 +299,20 @@ def _from_text(name: str, value: Any) -> Any:
 
 
 def _from_file(path: Path) -> dict[str, Any]:
-    content = load_table(path, "a JSON or TOML file of settings")
-    # What a set was made with, or one of its tomograms.
-    origin = content.get("origin", content)
-    content = origin.get("options", content) if isinstance(origin, dict) else content
+    what = "a JSON or TOML file of settings"
+    content = load_table(path, what)
+    kept = {"format", "settings", "options"} if "options" in content else {"format", "record", "origin", "files"}
+    if "options" in content or "origin" in content:
+        # What a set was made with, or one of its tomograms.
+        content = verified(content, source=str(path), what=what)
+        if not set(content) <= kept:
+            other = ", ".join(sorted(set(content) - kept))
+            raise FileFormatError(f"{path}: expected {', '.join(sorted(kept))} beside each other, got also {other}")
+        origin = content.get("origin", content)
+        options = origin.get("options") if isinstance(origin, dict) else None
+        if not isinstance(options, dict):
+            raise FileFormatError(f"{path}: expected `options`, settings by name, got {str(options)[:80]!r}")
+        content = options
     try:
         return read_table(SETTINGS, flat(content), "", lambda entry: str(path.parent / entry), renamed=RENAMED)
     except ValueError as error:
