@@ -15,6 +15,7 @@ from faket_aug._settings import IsPath, Reads, Setting, as_json, parameter_help,
 from faket_aug.data.dataset import FakETDataset
 from faket_aug.formats._json import verified
 from faket_aug.formats._settings_file import load_table
+from faket_aug.formats._text import MAX_TILT
 from faket_aug.formats.particle_lists import PARTICLE_FORMATS
 from faket_aug.generation.generator import GrandModelGenerator
 from faket_aug.generation.recipe import RECIPE, as_tables
@@ -32,6 +33,8 @@ from faket_aug.style.vgg19 import PRECISIONS, VGG19Features
 
 #: Degrees, where neither angles nor a style are given: first, last and step.
 TILT_ANGLES = "-60:60:3"
+#: More than any series has.
+_MOST_TILTS = 10_000
 #: Headings of the help.
 FILES, GENERATED, TILTS, STYLE, MICROSCOPE, WRITTEN = (
     *("Specimens from files", "Generated specimens", "Tilts and reconstruction", "Style transfer"),
@@ -42,14 +45,22 @@ FILES, GENERATED, TILTS, STYLE, MICROSCOPE, WRITTEN = (
 def parse_angles(value: Any) -> Any:
     """Read `first:last:step` or a list into angles, degrees; a path stays as it is."""
     if not isinstance(value, str):
-        return tuple(as_tilt_angles([float(one) for one in value]).tolist())
+        return _possible([float(one) for one in value])
     if value.count(":") != 2:
         return value
     first, last, step = (float(part) for part in value.split(":"))
-    if step <= 0 or last < first:
+    if not (step > 0 and 0 <= last - first <= _MOST_TILTS * step):
         raise ValueError
     # Half a step beyond, so that rounding does not lose the last.
-    return tuple(as_tilt_angles(np.arange(first, last + step / 2, step)).tolist())
+    return _possible(np.arange(first, last + step / 2, step))
+
+
+def _possible(angles: Any) -> tuple[float, ...]:
+    """Refuse angles that no stage has."""
+    found = as_tilt_angles(angles)
+    if np.abs(found).max() > MAX_TILT:
+        raise ValueError
+    return tuple(found.tolist())
 
 
 _Angles = Annotated[Any, Reads("first:last:step in degrees, a file of angles, or a list", parse_angles)]
@@ -286,7 +297,13 @@ class Options:
             For a wrong value on the command line.
         """
         values = {} if config is None else _from_file(config)
-        return cls(values | {name: _from_text(name, value) for name, value in given.items()})
+        values |= {name: _from_text(name, value) for name, value in given.items()}
+        try:
+            return cls(values)
+        except ValueError as error:
+            if config is None:
+                raise
+            raise FileFormatError(f"{config}{', with the command line' if given else ''}: {error}") from error
 
 
 def _from_text(name: str, value: Any) -> Any:

@@ -10,15 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from faket_aug._checks import FileFormatError
-from faket_aug.formats._atomic import make_writable_folder
+from faket_aug.formats._atomic import ABANDONED, make_writable_folder, remove_parts
 from faket_aug.formats._json import read_json, write_json
-from faket_aug.simulation.saving import is_whole, remove_parts
+from faket_aug.simulation.saving import is_whole
 
 SETTINGS_FILE = "simulation.json"
 PREVIEW_FILE = "preview.png"
 _FORMAT = 1
-#: Seconds after which nobody is writing a small file any more; other shards may be at work beside this one.
-ABANDONED = 300.0
 
 
 @dataclass(frozen=True, kw_only=True)
