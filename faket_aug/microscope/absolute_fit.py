@@ -21,8 +21,10 @@ from faket_aug.microscope.spectra import RING_WIDTH, RINGS, SeriesSpectra
 #: What an envelope falls by as a rule, and by how much that differs: pixels (linear), pixels² (square). With an
 #: absolute scale, a steep envelope with much other matter looks like a flat one with less.
 _USUAL = {"linear": (0.3, 0.3), "square": (3.0, 3.0)}
-#: The amplitude contrast is known to this.
-_CONTRAST_ERROR = 0.005
+#: Standard error of the amplitude contrast, and its range. Programs that fit rings take 0.07 to 0.1 by convention. At
+#: 300 kV, what protein scatters inelastically more than ice does makes 0.04; large particles show the difference.
+_CONTRAST_ERROR = 0.01
+_CONTRASTS = (0.04, 0.1)
 #: How often the matter that particles displace is computed anew.
 _ROUNDS = 4
 #: The crowd fills at most this fraction of the volume.
@@ -111,6 +113,12 @@ class AbsoluteFit(PowerFit):
         free[len(COMMON) :: 2] = False
         free[len(COMMON) + 1 :: 2] = ~self.known
         return free
+
+    def _limits(self) -> tuple[list[float], list[float], list[float]]:
+        low, high, scale = super()._limits()
+        place = COMMON.index("amplitude_contrast")
+        low[place], high[place] = min(_CONTRASTS[0], self._contrast), max(_CONTRASTS[1], self._contrast)
+        return low, high, scale
 
     def _amounts(self, parameters: FloatArray, left_out: int | None = None) -> FloatArray:
         """The factor on the specimens' power, and the variance of each medium, V²."""
