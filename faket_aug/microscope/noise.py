@@ -129,6 +129,7 @@ class NoiseModel(ABC):
         tilt_angles: Angles | Sequence[Angles],
         order: int = ORDER,
         quantiles: tuple[float, float] = FULL_RANGE,
+        measured: Tensor | Sequence[Tensor | None] | None = None,
     ) -> WhiteNoise:
         """Fit white noise to pairs of clean and measured tilts of the same specimens.
 
@@ -148,6 +149,9 @@ class NoiseModel(ABC):
         quantiles
             Each measured tilt is first clipped to its values at these quantiles; `(0, 1)` leaves it as it is. Set
             `(0.001, 0.999)` against hot pixels and gold beads.
+        measured
+            `(tilt, y, x)`, bool: which pixels of the target count, as `TiltSeries.measured`; or a list, one (or None)
+            for each series. By default all count.
 
         Raises
         ------
@@ -163,8 +167,8 @@ class NoiseModel(ABC):
                 f"{len(cleans)}, {len(targets)} and {len(angles)}"
             )
         fits = [
-            fit_series(c, t, a, quantiles, f"series {i}")  # type: ignore[arg-type]
-            for i, (c, t, a) in enumerate(zip(cleans, targets, angles, strict=True))
+            fit_series(c, t, a, quantiles, f"series {i}", m)  # type: ignore[arg-type]
+            for i, (c, t, a, m) in enumerate(zip(cleans, targets, angles, _masks(measured, targets), strict=True))
         ]
         return WhiteNoise(series=tuple(fits), order=order)
 
@@ -177,6 +181,7 @@ class NoiseModel(ABC):
         snr: float = 0.1,
         order: int = ORDER,
         quantiles: tuple[float, float] = FULL_RANGE,
+        measured: Tensor | None = None,
     ) -> WhiteNoise:
         """Make white noise for measured tilts, with an assumed signal-to-noise ratio.
 
@@ -194,13 +199,15 @@ class NoiseModel(ABC):
             Signal power divided by noise power, at 0°.
         order, quantiles
             As for `fit`.
+        measured
+            `(tilt, y, x)`, bool: which pixels count, as `TiltSeries.measured`; by default all.
 
         Raises
         ------
         ValueError
             If `snr` is not positive, angles and tilts differ in number, or a tilt is constant.
         """
-        series = assumed_series(target, tilt_angles, snr=snr, quantiles=quantiles)
+        series = assumed_series(target, tilt_angles, snr=snr, quantiles=quantiles, measured=measured)
         return WhiteNoise(series=(series,), order=order)
 
     @classmethod
@@ -215,6 +222,7 @@ class NoiseModel(ABC):
         pixel_size: float,
         ctf: ContrastTransfer | Sequence[ContrastTransfer] | None = None,
         order: int = ORDER,
+        measured: Tensor | Sequence[Tensor | None] | None = None,
     ) -> ResponseNoise:
         """Fit transfer function, noise spectrum and means to measured tilts of unknown specimens.
 
@@ -239,6 +247,8 @@ class NoiseModel(ABC):
             The microscope, or one for each target, see `unpaired.fit_response`.
         order
             Order of the polynomials over the tilt angle.
+        measured
+            Which pixels of the targets count, as for `fit`.
 
         Raises
         ------
@@ -253,13 +263,14 @@ class NoiseModel(ABC):
         if len(targets) != len(angles) or len(cleans) != len(others):
             counts = f"{len(angles)} for {len(targets)} measured and {len(others)} for {len(cleans)} clean ones"
             raise ValueError(f"expected as many sets of angles as series, got {counts}")
-        measured = [
-            sorted_spectra(t, a, f"series {i}: target") for i, (t, a) in enumerate(zip(targets, angles, strict=True))
+        spectra = [
+            sorted_spectra(t, a, f"series {i}: target", measured=m)
+            for i, (t, a, m) in enumerate(zip(targets, angles, _masks(measured, targets), strict=True))
         ]
-        check_order(order, [one.tilt_angles for one in measured if len(one.tilt_angles) > 1])
-        known = matching_spectra(cleans, others, measured)
-        response, gains = fit_response(measured, known, pixel_size=pixel_size, ctf=ctf, order=order)
-        series = tuple(series_of_gain(s, gain) for s, gain in zip(measured, gains, strict=True))
+        check_order(order, [one.tilt_angles for one in spectra if len(one.tilt_angles) > 1])
+        known = matching_spectra(cleans, others, spectra)
+        response, gains = fit_response(spectra, known, pixel_size=pixel_size, ctf=ctf, order=order)
+        series = tuple(series_of_gain(s, gain) for s, gain in zip(spectra, gains, strict=True))
         return ResponseNoise(series=series, order=order, response=response)
 
     @classmethod
@@ -437,3 +448,13 @@ def _column(values: FloatArray, like: Tensor) -> Tensor:
 
 def _as_list(value: Tensor | Sequence[Tensor]) -> list[Tensor]:
     return [value] if isinstance(value, Tensor) else list(value)
+
+
+def _masks(measured: Tensor | Sequence[Tensor | None] | None, targets: Sequence[Tensor]) -> list[Tensor | None]:
+    given = [None] * len(targets) if measured is None else measured
+    masks: list[Tensor | None] = [given] if isinstance(given, Tensor) else list(given)
+    if len(masks) != len(targets):
+        raise ValueError(
+            f"expected one mask, or None, in `measured` for each of {len(targets)} measured series, got {len(masks)}"
+        )
+    return masks
