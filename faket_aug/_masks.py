@@ -63,6 +63,22 @@ def without_holes(image: Tensor, measured: Tensor) -> tuple[Tensor, Tensor]:
     return torch.where(filled, near / share.clamp_min(1e-6) + middle, image), measured | filled
 
 
+def filled(images: Tensor, measured: Tensor) -> tuple[Tensor, Tensor]:
+    """Fill what was not measured of images `(n, y, x)`: small holes as `without_holes`, the rest with the image's mean.
+
+    Returns
+    -------
+    The images, and the masks with small holes measured.
+    """
+    found, masks = [], []
+    for image, known in zip(images, measured, strict=True):
+        whole, solid = without_holes(image, known)
+        middle = image[known].mean() if bool(known.any()) else image.new_zeros(())
+        found.append(torch.where(solid, whole, middle))
+        masks.append(solid)
+    return torch.stack(found), torch.stack(masks)
+
+
 def fading(measured: Tensor, width: float) -> Tensor:
     """Make a window `(y, x)` that fades out towards what was not measured, over `width` pixels; float32."""
     if bool(measured.all()):

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn.functional import adaptive_avg_pool2d
 
 from faket_aug._checks import check_fraction, check_ndim, check_positive, check_same_shape
-from faket_aug._masks import as_mask, eroded, without_holes
+from faket_aug._masks import as_mask, eroded, filled
 from faket_aug.statistics import FULL_RANGE, scale_to_unit, value_range
 
 STYLE_LAYERS = (1, 6, 11, 20, 29)
@@ -183,24 +183,13 @@ def style_grams(
     check_ndim("tilts", tilts, "tilt y x")
     mask = as_mask(measured, tilts)
     if mask is not None:
-        tilts, mask = _filled(tilts, mask)
+        tilts, mask = filled(tilts, mask)
     parts: dict[int, list[Tensor]] = {layer: [] for layer in layers}
     for chunk in chunks_of_tilts(tilts.shape[0], tilts[0].numel(), memory_budget):
         for layer, found in features(gray_to_rgb(tilts[chunk]), layers).items():
             size = (int(found.shape[-2]), int(found.shape[-1]))
             parts[layer].append(gram_matrix(found, None if mask is None else _features_kept(mask[chunk], size)))
     return {layer: torch.cat(grams) for layer, grams in parts.items()}
-
-
-def _filled(tilts: Tensor, measured: Tensor) -> tuple[Tensor, Tensor]:
-    """Fill what was not measured; the mask that is returned has the large regions alone."""
-    filled = []
-    for tilt, known in zip(tilts, measured, strict=True):
-        image, solid = without_holes(tilt, known)
-        middle = tilt[known].mean() if bool(known.any()) else tilt.new_zeros(())
-        filled.append((torch.where(solid, image, middle), solid))
-    images, masks = zip(*filled, strict=True)
-    return torch.stack(images), torch.stack(masks)
 
 
 @torch.no_grad()

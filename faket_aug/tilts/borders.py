@@ -5,8 +5,9 @@ corners that are left after another program's alignment. Chance makes such regio
 values. So a border begins with a run along the edge that is longer than runs of this value, or of others, can be by
 chance. It also has at least `LEAST` pixels. Its neighbours within `MARGIN` pixels are taken as interpolated from it.
 
-Zeros within an image were not measured if every other value of their tilt lies on the same side of 0, and further from
-it than their standard deviation. So zeros among few counts, and among values around 0, are measured.
+Zeros within an image were not measured if they are few (`FEW`), and every other value of their tilt lies on the same
+side of 0, and further from it than their standard deviation. So zeros among low counts, and among values around 0, are
+measured.
 
 A tilt of which less than `LEAST_LEFT` would remain is left as it is: clean projections, whose background is 0.
 """
@@ -33,6 +34,8 @@ MARGIN = 2
 LEAST_LEFT = 0.3
 #: If more pixels than this have a border's value by chance, only what holds a square of `SOLID` pixels belongs to it.
 COMMON, SOLID = 0.01, 5
+#: Of what is left beside borders, zeros are at most this fraction: more of them are counts.
+FEW = 0.05
 
 Image = npt.NDArray[Any]
 Mask = npt.NDArray[np.bool_]
@@ -57,7 +60,8 @@ def measured_pixels(tilts: Tensor) -> Tensor | None:
 
 
 def _missing(image: Image) -> Mask | None:
-    border, zeros = _border(image), _zeros(image)
+    border = _border(image)
+    zeros = _zeros(image, border)
     if border is None or zeros is None:
         return border if zeros is None else zeros
     return border | zeros
@@ -119,14 +123,13 @@ def _by_chance(image: Image, same: Mask) -> tuple[float, float]:
     return common, max(float(min(RUN, *image.shape)), math.log(CHANCE / image.size) / math.log(likely))
 
 
-def _zeros(image: Image) -> Mask | None:
+def _zeros(image: Image, border: Mask | None) -> Mask | None:
     """Zeros among values that are all far from 0, on the same side."""
     zero: Mask = image == 0
     if not zero.any():
         return None
-    low, high = float(image.min()), float(image.max())
-    if low < 0 < high or zero.all():
+    others, inner = image[~zero], zero if border is None else zero[~border]
+    if not others.size or not inner.any() or inner.mean() > FEW or float(others.min()) < 0 < float(others.max()):
         return None
-    others = image[~zero]
     nearest = float(np.abs(others).min())
     return zero if nearest > float(others.std(dtype=np.float64)) else None
