@@ -116,7 +116,7 @@ class TiltSeries:
         -----
         The tilts are read as they are in the stack; `aligned` shifts and rotates them. Sections that the metadata leave
         out (dark frames) are left out of the series, too. Borders that a program has filled, and zeros among values far
-        from 0, are marked in `measured`; see `faket_aug.tilts.borders` for what counts as such. An `.ali` (or
+        from 0, are not `measured`; see `faket_aug.tilts.borders` for what counts as such. An `.ali` (or
         `_ali.mrc`) is aligned already: an alignment that is known is left out. Where an `.mdoc` says that the stack was
         binned, shifts in an `.xf` count unbinned pixels.
 

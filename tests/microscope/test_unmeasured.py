@@ -18,7 +18,7 @@ from faket_aug.formats.tilt_metadata import TiltMetadata
 from faket_aug.geometry import turns
 from faket_aug.microscope.spectra import RINGS, series_spectra
 from faket_aug.statistics import mean_std, standardize, value_range
-from faket_aug.style.transfer import style_grams
+from faket_aug.style.transfer import _features_kept, gram_matrix, gray_to_rgb, style_grams
 from faket_aug.tomography.resample import transform_images
 from tests._helpers import narrow_vgg
 from tests.microscope.test_defocus import _image
@@ -144,10 +144,12 @@ def _errors(found: TiltSeries, expected: TiltSeries) -> dict[str, float]:
     errors["bank: std"] = float((banks[0].std / banks[1].std - 1).abs().max())
     # Of the same scale: a range is that of the rarest pixels, and differs by chance.
     units = [(0.5 + standardize(one.tilts, one.measured) / 8).clamp(0, 1) for one in (found, expected)]
-    # At the same features of the tilts without a border: those at the image's own edges see zeros, and are as many.
-    own_grams, other_grams = (style_grams(unit, _features(), layers=LAYERS, measured=found.measured) for unit in units)
-    for layer in LAYERS:
-        a, b = own_grams[layer].mean(0), other_grams[layer].mean(0)
+    # Of the same features of the whole tilts: those at an image's own edges see zeros there, and are to be as many.
+    grams = style_grams(units[0], _features(), layers=LAYERS, measured=found.measured)
+    known = found.tilts.new_ones(found.tilts.shape) > 0 if found.measured is None else found.measured
+    for layer, features in _features()(gray_to_rgb(units[1]), LAYERS).items():
+        kept = _features_kept(known, (int(features.shape[-2]), int(features.shape[-1])))
+        a, b = grams[layer].mean(0), gram_matrix(features, kept).mean(0)
         errors[f"Gram {layer}"] = float((a - b).norm() / b.norm())
     return errors
 
