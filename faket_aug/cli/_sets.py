@@ -11,6 +11,7 @@ from typing import Any
 
 from faket_aug._checks import FileFormatError
 from faket_aug.formats._atomic import make_writable_folder, write_text
+from faket_aug.formats._text import shortened
 from faket_aug.simulation.saving import is_whole, remove_parts
 
 SETTINGS_FILE = "simulation.json"
@@ -140,7 +141,10 @@ def read_settings(path: Path) -> dict[str, Any]:
     except ValueError as error:
         raise FileFormatError(f"{path}: expected JSON, got {error}") from error
     if not isinstance(content, dict) or content.get("format") != _FORMAT or not isinstance(content["settings"], dict):
-        raise FileFormatError(f"{path}: expected the settings of a set of tomograms in format {_FORMAT}")
+        raise FileFormatError(
+            f"{path}: expected the settings of a set of tomograms (format {_FORMAT}), got "
+            f"{shortened(json.dumps(content))}; choose another folder, or remove the file if the folder holds no set"
+        )
     settings: dict[str, Any] = content["settings"]
     return settings
 

@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
+import secrets
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import count
 from pathlib import Path
+
+#: What the system says where a disk is full, and where a path may not be written.
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+NOT_ALLOWED = (errno.EACCES, errno.EPERM, errno.EROFS)
 
 
 @contextmanager
@@ -21,18 +27,19 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
         The file to be written. Its folder must exist.
     """
     final = Path(path)
-    descriptor, name = tempfile.mkstemp(dir=final.parent, prefix=f".{final.name}.", suffix=".part")
-    os.close(descriptor)
-    temporary = Path(name)
+    # The name is known before the file is there: a signal at any moment leaves no file behind.
+    temporary = final.with_name(f".{final.name}.{secrets.token_hex(6)}.part")
     try:
+        temporary.touch(exist_ok=False)
         yield temporary
-        # mkstemp makes files private; a written result follows the user's umask like any other file.
-        umask = os.umask(0)
-        os.umask(umask)
-        temporary.chmod(0o666 & ~umask)
         with temporary.open("rb+") as stream:
             os.fsync(stream.fileno())
         temporary.replace(final)
+    except OSError as error:
+        # A full disk does not say which file it was.
+        if error.errno is not None and error.filename is None:
+            error.filename = str(final)
+        raise
     finally:
         temporary.unlink(missing_ok=True)
 

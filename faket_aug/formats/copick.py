@@ -16,8 +16,8 @@ from __future__ import annotations
 import colorsys
 import json
 import random
+import secrets
 import shutil
-import tempfile
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
@@ -122,8 +122,9 @@ def write_copick(
     folder.mkdir(parents=True, exist_ok=True)
     objects = _objects(class_numbers, segmented)
     config = _config(folder, objects)
-    part = Path(tempfile.mkdtemp(dir=folder, prefix=f".{run}.", suffix=".part"))
+    part = folder / f".{run}.{secrets.token_hex(6)}.part"
     try:
+        part.mkdir()
         made = _copick().from_string(json.dumps(config | {"overlay_root": f"local://{part.resolve()}"})).new_run(run)
         _write_picks(made, particles, voxel_size, set(particles.names) - set(segmented))
         for name, volume in volumes.items():

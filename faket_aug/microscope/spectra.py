@@ -67,7 +67,12 @@ class SeriesSpectra:
 
 
 def series_spectra(
-    images: Tensor, tilt_angles: FloatArray, *, name: str = "series", measured: Tensor | None = None
+    images: Tensor,
+    tilt_angles: FloatArray,
+    *,
+    name: str = "series",
+    limits: FloatArray | None = None,
+    measured: Tensor | None = None,
 ) -> SeriesSpectra:
     """Compute the radial spectra of a tilt-series.
 
@@ -79,6 +84,9 @@ def series_spectra(
         `(tilt,)`, degrees, increasing.
     name
         Name of the series in messages.
+    limits
+        `(tilt,)`: pixels are clipped at this distance from the slow changes of their tilt. By default at `OUTLIERS`
+        standard deviations.
     measured
         `(tilt, y, x)`, bool: the pixels that count; by default all. Images fade out towards the others.
 
@@ -95,7 +103,9 @@ def series_spectra(
     power, shared, means, covered, both = [], [], [], [], []
     before: _Faded | None = None
     for index, image in enumerate(images):
-        faded = _Faded.of(image, None if mask is None else mask[index])
+        faded = _Faded.of(
+            image, None if mask is None else mask[index], None if limits is None else float(limits[index])
+        )
         power.append(rings.mean(faded.spectrum.abs() ** 2))
         covered.append(faded.covered(faded))
         if before is not None:
@@ -133,14 +143,21 @@ def sorted_spectra(images: Tensor, tilt_angles: Angles, name: str, *, measured: 
     angles = angles[order]
     kept = np.concatenate([[True], np.diff(angles) > 0])
     if not kept.all():
-        warnings.warn(f"{name}: of tilts at the same angle, {angles[~kept][0]:g}°, the first is used", stacklevel=4)
+        warnings.warn(
+            f"{name}: expected one tilt an angle, got several at {angles[~kept][0]:g}°; the first of them is used. "
+            "Leave out the others if they are worse, or correct the tilt angles",
+            stacklevel=4,
+        )
     chosen = torch.from_numpy(order[kept])
     mask = as_mask(measured, images)
     return series_spectra(images[chosen], angles[kept], name=name, measured=None if mask is None else mask[chosen])
 
 
 def matching_spectra(
-    cleans: Sequence[Tensor], clean_angles: Sequence[Angles], measured: Sequence[SeriesSpectra]
+    cleans: Sequence[Tensor],
+    clean_angles: Sequence[Angles],
+    measured: Sequence[SeriesSpectra],
+    limits: Sequence[FloatArray | None] | None = None,
 ) -> list[list[SeriesSpectra]]:
     """Compute the spectra of clean tilts at the angles of each measured series.
 
@@ -153,6 +170,8 @@ def matching_spectra(
         Stacks of clean tilts `(tilt, y, x)` in any order, with their angles `(tilt,)` in degrees.
     measured
         Spectra of the measured series.
+    limits
+        For each measured series, see `series_spectra`.
 
     Returns
     -------
@@ -163,18 +182,18 @@ def matching_spectra(
     ValueError
         If a stack has no clean tilt near the angle of a measured one, or a clean tilt is constant.
     """
-    known: dict[tuple[int, bytes, bytes], SeriesSpectra] = {}
+    known: dict[tuple[int, bytes, bytes, bytes], SeriesSpectra] = {}
     result = []
     for index, series in enumerate(measured):
-        row = []
+        row, limit = [], None if limits is None else limits[index]
         for number, (images, own) in enumerate(zip(cleans, clean_angles, strict=True)):
             check_ndim(f"clean {number}", images, "tilt y x")
             angles = as_tilt_angles(own, count=images.shape[0])
             chosen = _nearest(series.tilt_angles, angles, f"series {index}, clean {number}")
-            key = (number, chosen.tobytes(), series.tilt_angles.tobytes())
+            key = (number, chosen.tobytes(), series.tilt_angles.tobytes(), b"" if limit is None else limit.tobytes())
             if key not in known:
                 tilts = images[torch.from_numpy(chosen)]
-                known[key] = series_spectra(tilts, series.tilt_angles, name=f"clean {number}")
+                known[key] = series_spectra(tilts, series.tilt_angles, name=f"clean {number}", limits=limit)
             row.append(known[key])
         result.append(row)
     return result
@@ -246,7 +265,7 @@ class _Faded:
     window: Tensor | None = None  # its own, if another
 
     @classmethod
-    def of(cls, image: Tensor, measured: Tensor | None) -> _Faded:
+    def of(cls, image: Tensor, measured: Tensor | None, limit: float | None = None) -> _Faded:
         values = image.to(torch.float32)
         known = None if measured is None or bool(measured.all()) else measured
         solid = known
@@ -256,9 +275,9 @@ class _Faded:
         for _ in range(3):
             # The standard deviation gets smaller each time, until the outliers no longer count.
             slow = _slow_changes(values, solid)
-            spread = _only(values - slow, known).std() * OUTLIERS
+            spread = _only(values - slow, known).std() * OUTLIERS if limit is None else limit
             values = torch.minimum(torch.maximum(values, slow - spread), slow + spread)
-        whole = _fade(image.shape[0], image.device)[:, None] * _fade(image.shape[1], image.device)
+        whole = fade(image.shape[0], image.device)[:, None] * fade(image.shape[1], image.device)
         mean = float(_only(values, known).mean(dtype=torch.float64))
         if solid is None:
             spectrum = torch.fft.rfft2((values - slow) * whole) / (whole**2).sum().sqrt()
@@ -319,7 +338,8 @@ def _legendre(length: int, device: torch.device) -> Tensor:
     return basis
 
 
-def _fade(length: int, device: torch.device) -> Tensor:
+def fade(length: int, device: torch.device) -> Tensor:
+    """Return the window by which an image of this side fades out before its Fourier transform, `(length,)`."""
     place = (torch.arange(length, device=device) + 0.5) / length
     edge = torch.minimum(place, 1 - place) / FADE
     return torch.sin(edge.clamp(max=1.0) * (torch.pi / 2)) ** 2

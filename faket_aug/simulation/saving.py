@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from faket_aug._checks import FileFormatError, check_choice
-from faket_aug.formats._atomic import make_writable_folder, write_text
+from faket_aug.formats._atomic import DISK_FULL, make_writable_folder, write_text
 from faket_aug.formats._json import read_json, write_json
 from faket_aug.formats.angles import write_tlt
 from faket_aug.formats.mrc import write_mrc
@@ -213,7 +213,7 @@ def _is_inside(folder: Path, name: str) -> bool:
 
 
 def _explained(error: OSError, folder: Path) -> OSError:
-    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+    if error.errno in DISK_FULL:
         advice = "make room and do the same again: complete files stay, and no half-written file was left"
     else:
         advice = "choose another folder"
@@ -266,8 +266,9 @@ def read_record_file(path: str | Path) -> dict[str, Any]:
     sizes = isinstance(files, dict) and all(isinstance(size, int) for size in files.values())
     if set(content) != _RECORD_KEYS or content["format"] != _FORMAT or not sizes:
         raise FileFormatError(
-            f"{path}: expected the record of a saved tomogram with {', '.join(sorted(_RECORD_KEYS))} and format "
-            f"{_FORMAT}"
+            f"{path}: expected the record of a saved tomogram (format {_FORMAT} with "
+            f"{', '.join(sorted(_RECORD_KEYS))}), "
+            f"got format {content.get('format')!r} with {', '.join(sorted(content)) or 'nothing'}; simulate it again"
         )
     return content
 

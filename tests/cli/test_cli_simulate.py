@@ -645,7 +645,7 @@ def test_folders_that_cannot_be_used(refused: Command, tmp_path: Path) -> None:
     (tmp_path / "set").mkdir()
     (tmp_path / "set" / "simulation.json").write_text("{}")
     message = refused("simulate", tmp_path / "set", *options)
-    assert "simulation.json: expected the settings of a set of tomograms in format 1" in message
+    assert "simulation.json: expected the settings of a set of tomograms (format 1), got " in message
     (tmp_path / "set" / "simulation.json").write_text("{")
     assert "simulation.json: expected JSON" in refused("simulate", tmp_path / "set", *options)
 

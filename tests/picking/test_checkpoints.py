@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -128,3 +130,47 @@ def test_names_of_a_compiled_network(tmp_path: Path) -> None:
     before = net.state_dict()["head.bias"].clone()
     load_weights(net, tmp_path / CHECKPOINT)
     assert torch.equal(net.state_dict()["head.bias"], before + 1)
+
+
+# --- disks ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("what", ["csv", "none"])
+def test_a_full_disk(tmp_path: Path, what: str) -> None:
+    """One sentence says what to do; the last whole checkpoint stays, and the training goes on from it exactly."""
+    resource = pytest.importorskip("resource")
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    whole, folder = trained(tmp_path / "whole", 6, log=what), tmp_path / "stopped"
+
+    def fill(step: int, _: float) -> None:
+        if step == 4:
+            # What the system says of a file that grows beyond this is as of a full disk.
+            resource.setrlimit(resource.RLIMIT_FSIZE, (50, limits[1]))
+
+    try:
+        with pytest.raises(OSError, match=r"^expected to write in .*stopped, got '.*'; free some space and") as caught:
+            trained(folder, 6, log=what, on_step=fill)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert "start the training again: it goes on from its last whole checkpoint" in str(caught.value)
+    assert len(read_checkpoint(folder)["losses"]) == 3
+    assert not list(folder.glob(".*"))
+    again = trained(folder, 6, log=what)
+    assert all(torch.equal(value, again.state_dict()[name]) for name, value in whole.state_dict().items())
+    if what == "csv":
+        assert (folder / "log.csv").read_text() == (tmp_path / "whole" / "log.csv").read_text()
+
+
+def test_a_read_only_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is told before the first step."""
+
+    def read_only(*_: Any, **__: Any) -> None:
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    monkeypatch.setattr("faket_aug.formats._atomic.tempfile.TemporaryFile", read_only)
+    steps: list[int] = []
+    message = r"^expected to write in .*, got 'Read-only file system'; set `output` to a folder that you may write in$"
+    with pytest.raises(OSError, match=message):
+        trained(tmp_path, 2, on_step=lambda step, _: steps.append(step))
+    assert steps == []
+    assert list(tmp_path.iterdir()) == []
