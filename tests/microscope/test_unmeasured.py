@@ -157,7 +157,7 @@ def _errors(found: TiltSeries, expected: TiltSeries) -> dict[str, float]:
 def _response_errors(found: TiltSeries, expected: TiltSeries) -> dict[str, float]:
     models = [
         NoiseModel.fit_unpaired(
-            target=one.tilts, clean=_other(), tilt_angles=ANGLES, pixel_size=10.0, measured=one.measured
+            target=one.tilts, clean=_other(), tilt_angles=ANGLES, pixel_size=10.0, measured=one.measured, scale="power"
         )
         for one in (found, expected)
     ]

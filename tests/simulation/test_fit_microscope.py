@@ -192,7 +192,7 @@ def test_what_was_not_measured_does_not_count(series: TiltSeries) -> None:
     known[:, :10] = False
     specimens = [procedural_specimen(shape=SHAPE, seed=4)]
     bordered = replace(series, tilts=torch.where(known, series.tilts, 5000.0), measured=known)
-    fitted, plain = (fit_microscope(one, specimens, defocus=3.5) for one in (bordered, series))
+    fitted, plain = (fit_microscope(one, specimens, defocus=3.5, scale="power") for one in (bordered, series))
     assert fitted.simulated.measured is None
     assert fitted.power_difference < plain.power_difference + 0.1
     own, other = (one.noise.response for one in (fitted, plain))
