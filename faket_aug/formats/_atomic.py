@@ -6,7 +6,9 @@ import contextlib
 import errno
 import os
 import secrets
+import shutil
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import count
@@ -86,6 +88,32 @@ def move_into_place(made: Path, final: Path, *, aside: Path) -> None:
         aside.parent.mkdir(parents=True, exist_ok=True)
         final.replace(aside)
     made.replace(final)
+
+
+#: Seconds after which nobody is writing a small file any more; other processes may be at work in the same folder.
+ABANDONED = 300.0
+
+
+def remove_parts(folder: Path, *, pattern: str = ".*.part", older_than: float = 0.0) -> None:
+    """Remove temporary files that a killed run left in a folder (not in its subfolders).
+
+    Parameters
+    ----------
+    folder
+        The folder.
+    pattern
+        Pattern of the temporary names.
+    older_than
+        Seconds. Younger files are kept: another run may be writing them.
+    """
+    for left in folder.glob(pattern):
+        try:
+            if time.time() - left.lstat().st_mtime < older_than:
+                continue
+            shutil.rmtree(left) if left.is_dir() and not left.is_symlink() else left.unlink()
+        except FileNotFoundError:
+            # Another run has just renamed or removed it.
+            continue
 
 
 #: What to do where something exists that would be overwritten: refuse, move it aside, or replace it.

@@ -32,7 +32,7 @@ _ADVICE = {
 }
 #: Of DeepFinderNet: the voxel size that it is trained on.
 _VOXEL_SIZE = "_voxel_size"
-#: What `torch.compile` puts before the names of a network's weights.
+#: What `torch.compile` puts before the names of weights, of a whole network or of a part of it.
 _COMPILED = "_orig_mod."
 
 
@@ -191,7 +191,7 @@ def set_preparation(network: nn.Module, preparation: Preparation | None) -> None
 
 def plain_weights(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Return weights by the names of the network itself, also those of one that `torch.compile` had compiled."""
-    return {name.removeprefix(_COMPILED): value for name, value in state.items()}
+    return {_plain(name): value for name, value in state.items()}
 
 
 def load_plain_weights(network: nn.Module, weights: Mapping[str, Tensor], path: Path) -> None:
@@ -204,7 +204,11 @@ def load_plain_weights(network: nn.Module, weights: Mapping[str, Tensor], path: 
     """
     own, state = network.state_dict(), plain_weights(weights)
     _check_weights(type(network).__name__, plain_weights(own), state, path)
-    network.load_state_dict({name: state[name.removeprefix(_COMPILED)] for name in own})
+    network.load_state_dict({name: state[_plain(name)] for name in own})
+
+
+def _plain(name: str) -> str:
+    return name.replace(_COMPILED, "")
 
 
 def _check_weights(kind: str, own: Mapping[str, Tensor], state: Mapping[str, Tensor], path: Path) -> None:

@@ -14,7 +14,15 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from faket_aug.picking import DeepFinderNet, Preparation, TrainingSettings, fit, load_weights
-from faket_aug.picking.checkpoints import BEST, CHECKPOINT, PREVIOUS, read_checkpoint, read_state, write_checkpoint
+from faket_aug.picking.checkpoints import (
+    BEST,
+    CHECKPOINT,
+    PREVIOUS,
+    read_checkpoint,
+    read_state,
+    write_checkpoint,
+    write_state,
+)
 from tests._helpers import dataset, generator
 
 
@@ -174,3 +182,24 @@ def test_a_read_only_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
         trained(tmp_path, 2, on_step=lambda step, _: steps.append(step))
     assert steps == []
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(("part", "name"), [("", "_orig_mod.head.bias"), ("head", "head._orig_mod.bias")])
+def test_compiled_and_plain_networks_share_weights(tmp_path: Path, part: str, name: str) -> None:
+    """A compiled network, or one of which a part is compiled, takes a plain one's weights, and gives them back."""
+    plain, compiled = network(), network()
+    if part:
+        setattr(compiled, part, torch.compile(getattr(compiled, part)))
+    made = compiled if part else torch.compile(compiled)
+    assert name in made.state_dict()
+    with torch.no_grad():
+        made.state_dict()[name].add_(1.0)
+    write_state(tmp_path / "compiled.pt", {"model": made.state_dict()})
+    wanted = made.state_dict()[name].clone()
+    load_weights(plain, tmp_path / "compiled.pt")
+    assert torch.equal(plain.state_dict()["head.bias"], wanted)
+    with torch.no_grad():
+        plain.state_dict()["head.bias"].add_(1.0)
+    write_state(tmp_path / "plain.pt", {"model": plain.state_dict()})
+    load_weights(made, tmp_path / "plain.pt")
+    assert torch.equal(made.state_dict()[name], wanted + 1)

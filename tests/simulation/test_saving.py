@@ -284,6 +284,10 @@ def test_a_folder_that_cannot_be_written(made: SimulatedTomogram, tmp_path: Path
             '{"format": 1, "record": {"seed": 1}, "origin": {}, "files": {}}',
             "record.json: expected a simulation record with",
         ),
+        (
+            '{"format": 1, "record": 3, "origin": {}, "files": {}}',
+            "record.json: expected a simulation record with .* got 3",
+        ),
     ],
 )
 def test_damaged_records(made: SimulatedTomogram, tmp_path: Path, content: str, message: str) -> None:
