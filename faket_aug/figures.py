@@ -34,7 +34,9 @@ LABEL_OPACITY = 0.65
 _DPI = 150
 
 
-def tilt_panel(axes: Axes, image: Tensor, *, title: str, pixel_size: float = 0.0) -> None:
+def tilt_panel(
+    axes: Axes, image: Tensor, *, title: str, pixel_size: float = 0.0, measured: Tensor | None = None
+) -> None:
     """Show a tilt, or a section, in grey with a scale bar.
 
     Parameters
@@ -47,8 +49,11 @@ def tilt_panel(axes: Axes, image: Tensor, *, title: str, pixel_size: float = 0.0
         Above the image.
     pixel_size
         Å; no scale bar for 0.
+    measured
+        `(y, x)`, bool: the pixels that count for the grey values; by default all.
     """
-    low, high = value_range(image.detach().cpu().float(), DISPLAY_QUANTILES)
+    known = None if measured is None else measured.cpu()
+    low, high = value_range(image.detach().cpu().float(), DISPLAY_QUANTILES, known)
     axes.imshow(_array(image), cmap="gray", vmin=low, vmax=max(high, low + 1e-12), interpolation="nearest")
     axes.set_title(title, fontsize=10)
     axes.set_axis_off()
@@ -193,7 +198,8 @@ def simulated_beside_real(simulated: TiltSeries, real: TiltSeries, *, tilt_angle
     for row, (name, series) in zip(grid, (("simulated", simulated), ("real", real)), strict=True):
         for axes, index in zip(row, nearest_tilts(angles, series.tilt_angles), strict=True):
             title = f"{name}, {series.tilt_angles[index]:.0f}°"
-            tilt_panel(axes, series.tilts[int(index)], title=title, pixel_size=series.pixel_size)
+            known = None if series.measured is None else series.measured[int(index)]
+            tilt_panel(axes, series.tilts[int(index)], title=title, pixel_size=series.pixel_size, measured=known)
     return figure
 
 

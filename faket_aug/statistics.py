@@ -1,4 +1,8 @@
-"""Means, standard deviations and ranges of tilts; none of them makes a NaN of finite values."""
+"""Means, standard deviations and ranges of tilts; none of them makes a NaN of finite values.
+
+`measured` is a mask: the other pixels do not count. An image without any measured pixel has a mean and a standard
+deviation of 0, so that it counts as constant.
+"""
 
 from __future__ import annotations
 
@@ -8,40 +12,57 @@ import torch
 from torch import Tensor
 
 from faket_aug._checks import check_quantiles
+from faket_aug._masks import as_mask
 from faket_aug._runtime.parts import by_parts, slices_of
 
 #: Quantiles that are minimum and maximum.
 FULL_RANGE = (0.0, 1.0)
 
 
-def mean_std(images: Tensor) -> tuple[Tensor, Tensor]:
+def mean_std(images: Tensor, measured: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """Compute the mean and the (population) standard deviation of each image.
 
     Parameters
     ----------
     images
         `(..., y, x)`.
+    measured
+        `(..., y, x)`, bool: the pixels that count; by default all.
 
     Returns
     -------
     Mean and standard deviation, each `(...)`, in float64.
     """
     flat = images.reshape(-1, *images.shape[-2:])
+    mask = as_mask(measured, images)
+    if mask is not None:
+        each = [_of_pixels(one[own]) for one, own in zip(flat, mask.reshape(flat.shape), strict=True)]
+        means, stds = (torch.stack(values).view(images.shape[:-2]) for values in zip(*each, strict=True))
+        return means, stds
     parts = [torch.std_mean(flat[part].double(), dim=(-2, -1), correction=0) for part in slices_of(flat)]
     std, mean = (torch.cat(values).view(images.shape[:-2]) for values in zip(*parts, strict=True))
     return mean, std
 
 
-def standardize(images: Tensor) -> Tensor:
+def _of_pixels(values: Tensor) -> tuple[Tensor, Tensor]:
+    if not len(values):
+        return values.new_zeros((), dtype=torch.float64), values.new_zeros((), dtype=torch.float64)
+    std, mean = torch.std_mean(values.double(), correction=0)
+    return mean, std
+
+
+def standardize(images: Tensor, measured: Tensor | None = None) -> Tensor:
     """Bring each image to mean 0 and standard deviation 1; a constant image becomes 0.
 
     Parameters
     ----------
     images
         `(..., y, x)`, floating point.
+    measured
+        `(..., y, x)`, bool: the pixels that count; by default all. The others are scaled in the same way.
     """
-    mean, std = mean_std(images)
-    return match_mean_std(images, torch.zeros_like(mean), (std > _flat(mean)).to(std.dtype))
+    mean, std = mean_std(images, measured)
+    return _matched(images, (mean, std), torch.zeros_like(mean), (std > _flat(mean)).to(std.dtype))
 
 
 def match_mean_std(images: Tensor, mean: Tensor, std: Tensor) -> Tensor:
@@ -54,7 +75,11 @@ def match_mean_std(images: Tensor, mean: Tensor, std: Tensor) -> Tensor:
     mean, std
         `(...)`, in the unit of the result.
     """
-    own_mean, own_std = mean_std(images)
+    return _matched(images, mean_std(images), mean, std)
+
+
+def _matched(images: Tensor, own: tuple[Tensor, Tensor], mean: Tensor, std: Tensor) -> Tensor:
+    own_mean, own_std = own
     scale = torch.where(own_std > _flat(own_mean), std.to(own_std) / own_std.clamp_min(1e-300), 0.0)
     offset = mean.to(own_mean) - own_mean * scale
     flat, dtype = images.reshape(-1, *images.shape[-2:]), images.dtype
@@ -81,21 +106,21 @@ def _as_column(values: Tensor) -> Tensor:
     return values.reshape(-1, 1, 1)
 
 
-def constant_images(images: Tensor) -> list[int]:
-    """List the indices of the images `(n, y, x)` that are constant."""
-    mean, std = mean_std(images)
+def constant_images(images: Tensor, measured: Tensor | None = None) -> list[int]:
+    """List the indices of the images `(n, y, x)` that are constant, where they were `measured`."""
+    mean, std = mean_std(images, measured)
     return [int(i) for i in (std <= _flat(mean)).nonzero().flatten()]
 
 
-def refuse_constant(images: Tensor, tilt_angles: Iterable[float], name: str) -> None:
-    """Refuse a series `(tilt, y, x)` with a constant tilt.
+def refuse_constant(images: Tensor, tilt_angles: Iterable[float], name: str, measured: Tensor | None = None) -> None:
+    """Refuse a series `(tilt, y, x)` with a tilt that is constant where it was `measured`.
 
     Raises
     ------
     ValueError
         If a tilt is constant; the message gives its index and angle.
     """
-    constant, angles = constant_images(images), list(tilt_angles)
+    constant, angles = constant_images(images, measured), list(tilt_angles)
     if constant:
         at = ", ".join(f"{angles[i]:g}°" for i in constant)
         raise ValueError(
@@ -109,7 +134,9 @@ def _flat(mean: Tensor) -> Tensor:
     return mean.abs() * 1e-7
 
 
-def value_range(stack: Tensor, quantiles: tuple[float, float] = FULL_RANGE) -> tuple[float, float]:
+def value_range(
+    stack: Tensor, quantiles: tuple[float, float] = FULL_RANGE, measured: Tensor | None = None
+) -> tuple[float, float]:
     """Find the values of a whole stack at two quantiles; `(0, 1)` gives minimum and maximum.
 
     Parameters
@@ -118,8 +145,15 @@ def value_range(stack: Tensor, quantiles: tuple[float, float] = FULL_RANGE) -> t
         Any shape.
     quantiles
         Lower and upper quantile in [0, 1]. The nearest value is taken, without interpolation.
+    measured
+        bool, of the stack's shape: the pixels that count; by default all.
     """
     check_quantiles("quantiles", quantiles)
+    mask = as_mask(measured, stack)
+    if mask is not None:
+        stack = stack[mask]
+        if not stack.numel():
+            return 0.0, 0.0
     if quantiles == (0.0, 1.0):
         low, high = torch.aminmax(stack)
         return float(low), float(high)
@@ -128,12 +162,12 @@ def value_range(stack: Tensor, quantiles: tuple[float, float] = FULL_RANGE) -> t
     return float(flat.kthvalue(ranks[0]).values), float(flat.kthvalue(ranks[1]).values)
 
 
-def to_unit_range(stack: Tensor, quantiles: tuple[float, float] = FULL_RANGE) -> Tensor:
+def to_unit_range(stack: Tensor, quantiles: tuple[float, float] = FULL_RANGE, measured: Tensor | None = None) -> Tensor:
     """Scale a whole stack so that its values at two quantiles become 0 and 1; values outside are clamped.
 
-    A constant stack becomes 0.
+    Only `measured` pixels count for the quantiles. A constant stack becomes 0.
     """
-    return scale_to_unit(stack, value_range(stack, quantiles))
+    return scale_to_unit(stack, value_range(stack, quantiles, measured))
 
 
 def scale_to_unit(images: Tensor, limits: tuple[float, float]) -> Tensor:
@@ -147,9 +181,13 @@ def scale_to_unit(images: Tensor, limits: tuple[float, float]) -> Tensor:
     return ((images - low) / (high - low)).clamp_(0.0, 1.0)
 
 
-def clip_images(images: Tensor, quantiles: tuple[float, float]) -> Tensor:
-    """Clip each image of `(n, y, x)` to its own values at two quantiles; `(0, 1)` changes nothing."""
+def clip_images(images: Tensor, quantiles: tuple[float, float], measured: Tensor | None = None) -> Tensor:
+    """Clip each image of `(n, y, x)` to its own `measured` values at two quantiles; `(0, 1)` changes nothing."""
     check_quantiles("quantiles", quantiles)
     if quantiles == (0.0, 1.0):
         return images
-    return torch.stack([image.clamp(*value_range(image, quantiles)) for image in images])
+    mask = as_mask(measured, images)
+    own = [None] * len(images) if mask is None else list(mask)
+    return torch.stack(
+        [image.clamp(*value_range(image, quantiles, one)) for image, one in zip(images, own, strict=True)]
+    )

@@ -16,7 +16,10 @@ PACKAGE = Path(faket_aug.__file__).parent
 
 #: The floors of the house, from the ground up: a module imports only from rooms below its own, and from its own room.
 FLOORS: tuple[tuple[str, ...], ...] = (
-    ("_runtime", "_arrays", "_checks", "_deprecations", "_random", "_settings", "_reading", "geometry", "statistics"),
+    (
+        *("_runtime", "_arrays", "_checks", "_deprecations", "_masks", "_random", "_settings", "_reading"),
+        *("geometry", "statistics"),
+    ),
     ("formats", "tomography"),
     ("microscope",),
     ("tilts",),
@@ -35,7 +38,7 @@ ON_THE_GROUND = {
     "_random": {"_checks"},
     "_reading": {"_checks", "_settings"},
     "geometry": {"_arrays"},
-    "statistics": {"_checks", "_runtime"},
+    "statistics": {"_checks", "_masks", "_runtime"},
 }
 
 #: Modules of more than 400 lines, each with why it is one module.

@@ -137,7 +137,9 @@ def draw_fit(fitted: FittedMicroscope) -> Figure:
         for row, (series, name) in enumerate(((measured, "measured"), (made, "simulated"))):
             place = int(nearest_tilts([angle], series.tilt_angles)[0])
             title = f"{name}, {round(float(series.tilt_angles[place]))}°"
-            tilt_panel(axes[row, column], _middle(series.tilts[place]), title=title, pixel_size=series.pixel_size)
+            known = None if series.measured is None else _middle(series.measured[place])
+            image = _middle(series.tilts[place])
+            tilt_panel(axes[row, column], image, title=title, pixel_size=series.pixel_size, measured=known)
     curves: npt.NDArray[Any] = bottom.subplots(1, 4)
     spectra, histogram, gains, noise = curves
     _draw_spectra(spectra, measured, made)
@@ -173,13 +175,18 @@ def _draw_spectra(axes: Axes, measured: TiltSeries, made: TiltSeries) -> None:
     axes.legend(fontsize=8, frameon=False)
 
 
+def _measured_values(series: TiltSeries) -> Tensor:
+    """The measured pixels of the middle tilt."""
+    place = len(series.tilts) // 2
+    return series.tilts[place].flatten() if series.measured is None else series.tilts[place][series.measured[place]]
+
+
 def _draw_histogram(axes: Axes, measured: TiltSeries, made: TiltSeries) -> None:
-    middle = measured.tilts[len(measured.tilts) // 2].double()
+    middle = _measured_values(measured).double()
     low, high = (float(middle.quantile(q)) for q in (0.0005, 0.9995))
     edges = np.linspace(low, high, 80).tolist()
     for series, name in ((measured, "measured"), (made, "simulated")):
-        values = series.tilts[len(series.tilts) // 2].flatten().numpy()
-        axes.hist(values, bins=edges, density=True, histtype="step", label=name)
+        axes.hist(_measured_values(series).numpy(), bins=edges, density=True, histtype="step", label=name)
     axes.set_title("values at the middle tilt", fontsize=10)
     axes.set_yticks([])
     axes.legend(fontsize=8, frameon=False)

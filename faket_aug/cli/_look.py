@@ -207,7 +207,9 @@ def _draw_series(series: TiltSeries, name: str) -> Figure:
     figure.suptitle(f"{name}: tilt-series, {len(series.tilt_angles)} tilts of {size} pixels", fontsize=11)
     chosen = (0, _middle(series), len(series.tilt_angles) - 1)
     for axes, tilt in zip(figure.subplots(1, 3), chosen, strict=True):
-        tilt_panel(axes, series.tilts[tilt], title=_degrees(series.tilt_angles[tilt]), pixel_size=series.pixel_size)
+        known = None if series.measured is None else series.measured[tilt]
+        title = _degrees(series.tilt_angles[tilt])
+        tilt_panel(axes, series.tilts[tilt], title=title, pixel_size=series.pixel_size, measured=known)
     return figure
 
 

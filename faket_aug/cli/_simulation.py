@@ -107,6 +107,8 @@ class Parts:
 def _digest(series: TiltSeries) -> str:
     digest = hashlib.sha256(np.ascontiguousarray(series.tilt_angles).tobytes())
     digest.update(series.tilts.contiguous().numpy().tobytes())
+    if series.measured is not None:
+        digest.update(np.packbits(series.measured.numpy()).tobytes())
     return digest.hexdigest()
 
 
@@ -153,11 +155,11 @@ def _noise(options: Options, style: tuple[TiltSeries, ...], angles: Any, fitted:
     settings = options.of("NoiseModel.assume")
     if not style:
         settings.pop("quantiles", None)
-    measured = [(series.tilts, series.tilt_angles) for series in style]
+    measured: list[Any] = [(series.tilts, series.tilt_angles, series.measured) for series in style]
     if not measured:
         # Two pixels are enough to say that mean and standard deviation are 0 and 1.
-        measured = [(torch.tensor([[-1.0, 1.0]]).expand(len(angles), 1, 2), np.asarray(angles))]
-    models = [NoiseModel.assume(*pair, **settings) for pair in measured]
+        measured = [(torch.tensor([[-1.0, 1.0]]).expand(len(angles), 1, 2), np.asarray(angles), None)]
+    models = [NoiseModel.assume(tilts, own, measured=mask, **settings) for tilts, own, mask in measured]
     return replace(models[0], series=tuple(series for model in models for series in model.series))
 
 

@@ -84,6 +84,7 @@ class Experiment:
             clean=clean,
             target=[one.tilts for one in measured],
             tilt_angles=[one.tilt_angles for one in measured],
+            measured=[one.measured for one in measured],
         )
 
     @cached_property

@@ -149,7 +149,9 @@ def _measure(settings: RoundTrip, stages: Stages) -> tuple[list[TiltSeries], tup
 
 def _fit_noise(specimen: GrandModel, measured: TiltSeries) -> NoiseModel:
     clean = -project(specimen.density, measured.tilt_angles, extend=EXTEND)
-    return NoiseModel.fit(clean=clean, target=measured.tilts, tilt_angles=measured.tilt_angles)
+    return NoiseModel.fit(
+        clean=clean, target=measured.tilts, tilt_angles=measured.tilt_angles, measured=measured.measured
+    )
 
 
 def _simulator(

@@ -15,6 +15,7 @@ from scipy.optimize import OptimizeResult, least_squares
 from torch import Tensor
 
 from faket_aug._checks import check_count, check_finite
+from faket_aug._masks import as_mask
 from faket_aug.microscope.ctf import ContrastTransfer
 from faket_aug.microscope.ring_power import RESOLUTION_RANGE, RingPower
 from faket_aug.statistics import constant_images
@@ -96,6 +97,7 @@ def fit_defocus(
     ctf: ContrastTransfer | None = None,
     tile: int = TILE,
     resolution_range: tuple[float, float] = RESOLUTION_RANGE,
+    measured: Tensor | None = None,
 ) -> DefocusEstimate:
     """Fit the defocus of a micrograph, or of several images with one defocus, to the Thon rings of its power spectrum.
 
@@ -117,6 +119,8 @@ def fit_defocus(
     resolution_range
         Å, lowest and highest resolution of the rings that are compared. Pixels larger than 5 Å change the first, and
         pixels larger than 1.8 Å the second.
+    measured
+        bool, of the images' shape: the pixels that count, as `TiltSeries.measured`; by default all.
 
     Raises
     ------
@@ -131,8 +135,9 @@ def fit_defocus(
     """
     check_count("tile", tile)
     ctf = _microscope(ctf)
-    images = _checked(images, pixel_size)
-    rings = RingPower.of(images, pixel_size, min(tile, *images.shape[-2:]) // 2 * 2, resolution_range)
+    mask = as_mask(measured, images)
+    images, mask = _checked(images, pixel_size, mask)
+    rings = RingPower.of(images, pixel_size, min(tile, *images.shape[-2:]) // 2 * 2, resolution_range, mask)
     search, fit = _Fit(rings.mean(), ctf), _Fit(rings, ctf)
     found, others = fit.best(search.starts())
     _check(fit, search.trials(), found, others)
@@ -157,7 +162,7 @@ def fit_defocus(
     )
 
 
-def _checked(images: Tensor, pixel_size: float) -> Tensor:
+def _checked(images: Tensor, pixel_size: float, measured: Tensor | None) -> tuple[Tensor, Tensor | None]:
     if not pixel_size > 0:
         raise ValueError(f"expected `pixel_size` in Å, which the fit of the defocus needs, got {pixel_size!r}; set it")
     if images.ndim not in (2, 3) or 0 in images.shape:
@@ -165,11 +170,12 @@ def _checked(images: Tensor, pixel_size: float) -> Tensor:
     if min(images.shape[-2:]) < LEAST_SIDE:
         raise ValueError(f"expected `images` of {LEAST_SIDE} pixels or more a side, got {tuple(images.shape)}")
     images = images.reshape(-1, *images.shape[-2:])
+    measured = None if measured is None else measured.reshape(images.shape)
     check_finite(images, "images")
-    constant = constant_images(images)
+    constant = constant_images(images, measured)
     if constant:
         raise ValueError(f"expected `images` that vary, got constant ones: {constant}; leave them out")
-    return images
+    return images, measured
 
 
 def _microscope(ctf: ContrastTransfer | None) -> ContrastTransfer:

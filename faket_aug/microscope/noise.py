@@ -148,6 +148,7 @@ class NoiseModel(ABC):
         tilt_angles: Angles | Sequence[Angles],
         order: int = ORDER,
         quantiles: tuple[float, float] = FULL_RANGE,
+        measured: Tensor | Sequence[Tensor | None] | None = None,
     ) -> WhiteNoise:
         """Fit white noise to pairs of clean and measured tilts of the same specimens.
 
@@ -167,6 +168,9 @@ class NoiseModel(ABC):
         quantiles
             Each measured tilt is first clipped to its values at these quantiles; `(0, 1)` leaves it as it is. Set
             `(0.001, 0.999)` against hot pixels and gold beads.
+        measured
+            `(tilt, y, x)`, bool: which pixels of the target count, as `TiltSeries.measured`; or a list, one (or None)
+            for each series. By default all count.
 
         Raises
         ------
@@ -182,8 +186,8 @@ class NoiseModel(ABC):
                 f"{len(cleans)}, {len(targets)} and {len(angles)}"
             )
         fits = [
-            fit_series(c, t, a, quantiles, f"series {i}")  # type: ignore[arg-type]
-            for i, (c, t, a) in enumerate(zip(cleans, targets, angles, strict=True))
+            fit_series(c, t, a, quantiles, f"series {i}", m)  # type: ignore[arg-type]
+            for i, (c, t, a, m) in enumerate(zip(cleans, targets, angles, _masks(measured, targets), strict=True))
         ]
         return WhiteNoise(series=tuple(fits), order=order)
 
@@ -196,6 +200,7 @@ class NoiseModel(ABC):
         snr: float = 0.1,
         order: int = ORDER,
         quantiles: tuple[float, float] = FULL_RANGE,
+        measured: Tensor | None = None,
     ) -> WhiteNoise:
         """Make white noise for measured tilts, with an assumed signal-to-noise ratio.
 
@@ -213,13 +218,15 @@ class NoiseModel(ABC):
             Signal power divided by noise power, at 0°.
         order, quantiles
             As for `fit`.
+        measured
+            `(tilt, y, x)`, bool: which pixels count, as `TiltSeries.measured`; by default all.
 
         Raises
         ------
         ValueError
             If `snr` is not positive, angles and tilts differ in number, or a tilt is constant.
         """
-        series = assumed_series(target, tilt_angles, snr=snr, quantiles=quantiles)
+        series = assumed_series(target, tilt_angles, snr=snr, quantiles=quantiles, measured=measured)
         return WhiteNoise(series=(series,), order=order)
 
     @classmethod
@@ -238,6 +245,7 @@ class NoiseModel(ABC):
         exposure: Exposure | Sequence[Exposure] = None,
         depth: float | None = None,
         solid: float = 0.0,
+        measured: Tensor | Sequence[Tensor | None] | None = None,
     ) -> ResponseNoise:
         """Fit transfer function, noise spectrum and means to measured tilts of unknown specimens.
 
@@ -273,6 +281,8 @@ class NoiseModel(ABC):
             variance of the crowd, other matter that the specimens do not explain, is in inverse proportion to it.
         solid
             Potential of matter without gaps above ice, V, which lets particles displace the crowd; 0 if not known.
+        measured
+            Which pixels of the targets count, as for `fit`.
 
         Warns
         -----
@@ -292,17 +302,18 @@ class NoiseModel(ABC):
         if len(targets) != len(angles) or len(cleans) != len(others):
             counts = f"{len(angles)} for {len(targets)} measured and {len(others)} for {len(cleans)} clean ones"
             raise ValueError(f"expected as many sets of angles as series, got {counts}")
-        measured = [
-            sorted_spectra(t, a, f"series {i}: target") for i, (t, a) in enumerate(zip(targets, angles, strict=True))
+        spectra = [
+            sorted_spectra(t, a, f"series {i}: target", measured=m)
+            for i, (t, a, m) in enumerate(zip(targets, angles, _masks(measured, targets), strict=True))
         ]
-        check_order(order, [one.tilt_angles for one in measured if len(one.tilt_angles) > 1])
+        check_order(order, [one.tilt_angles for one in spectra if len(one.tilt_angles) > 1])
         if scale is not None:
             check_choice("scale", scale, SCALE_SOURCES)
         first = ctf if isinstance(ctf, ContrastTransfer) else ctf[0] if ctf else ContrastTransfer.within()
         exposures: Any = [exposure] * len(targets) if isinstance(target, Tensor) or np.isscalar(exposure) else exposure
         exposures = [None] * len(targets) if exposure is None else exposures
         scales = absolute_scales(
-            measured,
+            spectra,
             pixel_size=pixel_size,
             voltage=first.voltage,
             exposure=[_sorted_exposure(e, a) for e, a in zip(exposures, angles, strict=True)],
@@ -312,10 +323,10 @@ class NoiseModel(ABC):
             warnings.warn(_POWER, stacklevel=3)
         absolute = all(one.source != "power" for one in scales)
         # Clean tilts without noise are clipped where the measured ones are: not at their own standard deviation.
-        limits = [clipping_limit(s, t) for s, t in zip(scales, measured, strict=True)] if absolute else None
+        limits = [clipping_limit(s, t) for s, t in zip(scales, spectra, strict=True)] if absolute else None
         fit = fit_response(
-            measured,
-            matching_spectra(cleans, others, measured, limits),
+            spectra,
+            matching_spectra(cleans, others, spectra, limits),
             pixel_size=pixel_size,
             ctf=ctf,
             order=order,
@@ -323,7 +334,7 @@ class NoiseModel(ABC):
             matter=Matter(depth=depth or cleans[0].shape[-1] / 4, solid=solid),
             widths=[int(one.shape[-1]) for one in targets],
         )
-        series = tuple(series_of_gain(s, gain) for s, gain in zip(measured, fit.gains, strict=True))
+        series = tuple(series_of_gain(s, gain) for s, gain in zip(spectra, fit.gains, strict=True))
         return ResponseNoise(
             series=series,
             order=order,
@@ -534,3 +545,13 @@ def _sorted_exposure(exposure: Exposure, tilt_angles: Angles) -> FloatArray | fl
 
 def _as_list(value: Tensor | Sequence[Tensor]) -> list[Tensor]:
     return [value] if isinstance(value, Tensor) else list(value)
+
+
+def _masks(measured: Tensor | Sequence[Tensor | None] | None, targets: Sequence[Tensor]) -> list[Tensor | None]:
+    given = [None] * len(targets) if measured is None else measured
+    masks: list[Tensor | None] = [given] if isinstance(given, Tensor) else list(given)
+    if len(masks) != len(targets):
+        raise ValueError(
+            f"expected one mask, or None, in `measured` for each of {len(targets)} measured series, got {len(masks)}"
+        )
+    return masks

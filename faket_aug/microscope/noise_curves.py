@@ -12,6 +12,7 @@ from torch import Tensor
 
 from faket_aug._arrays import FloatArray
 from faket_aug._checks import check_ndim, check_positive, check_same_shape
+from faket_aug._masks import as_mask
 from faket_aug.formats._text import MAX_TILT
 from faket_aug.geometry import Angles, as_tilt_angles
 from faket_aug.microscope.spectra import SeriesSpectra
@@ -104,18 +105,27 @@ def check_order(order: int, tilt_angles: Sequence[Floats | FloatArray]) -> None:
 
 
 def fit_series(
-    clean: Tensor, target: Tensor, tilt_angles: Angles, quantiles: tuple[float, float], name: str
+    clean: Tensor,
+    target: Tensor,
+    tilt_angles: Angles,
+    quantiles: tuple[float, float],
+    name: str,
+    measured: Tensor | None = None,
 ) -> SeriesNoise:
-    """Fit the noise to clean and measured tilts of one series: `r = mean(c t)`, `σ = sqrt(1 − r²)`."""
+    """Fit the noise to clean and measured tilts of one series: `r = mean(c t)`, `σ = sqrt(1 − r²)`.
+
+    Only the pixels of the target that were `measured` (`(tilt, y, x)`, bool) count.
+    """
     check_ndim("clean", clean, "tilt y x")
     check_same_shape("target", target.shape, "clean", clean.shape)
     angles = as_tilt_angles(tilt_angles, count=clean.shape[0])
-    mean, std = _target_statistics(target, angles, quantiles, f"{name}: target")
-    refuse_constant(clean, angles, f"{name}: clean")
-    measured = clip_images(target, quantiles).to(torch.float64)
-    product = standardize(clean.to(torch.float64)) * standardize(measured)
+    mask = as_mask(measured, target, f"{name}: measured")
+    mean, std = _target_statistics(target, angles, quantiles, f"{name}: target", mask)
+    refuse_constant(clean, angles, f"{name}: clean", mask)
+    clipped = clip_images(target, quantiles, mask).to(torch.float64)
+    product = standardize(clean.to(torch.float64), mask) * standardize(clipped, mask)
     # Differs from FakET: in closed form, not by bisection.
-    found = product.mean(dim=(-2, -1))
+    found = product.mean(dim=(-2, -1)) if mask is None else mean_std(product, mask)[0]
     if bool((found <= 0).all()):
         raise ValueError(
             f"{name}: expected clean tilts that correlate with the measured ones, got none that does; negate the "
@@ -131,13 +141,20 @@ def fit_series(
     )
 
 
-def assumed_series(target: Tensor, tilt_angles: Angles, *, snr: float, quantiles: tuple[float, float]) -> SeriesNoise:
+def assumed_series(
+    target: Tensor,
+    tilt_angles: Angles,
+    *,
+    snr: float,
+    quantiles: tuple[float, float],
+    measured: Tensor | None = None,
+) -> SeriesNoise:
     """Take means and standard deviations from measured tilts, and assume a signal-to-noise ratio, `snr · cos θ`."""
     check_ndim("target", target, "tilt y x")
     check_positive("snr", snr)
     angles = as_tilt_angles(tilt_angles, count=target.shape[0])
     ratio = snr * np.cos(np.deg2rad(angles)).clip(0.01)
-    mean, std = _target_statistics(target, angles, quantiles, "target")
+    mean, std = _target_statistics(target, angles, quantiles, "target", as_mask(measured, target))
     return SeriesNoise(
         tilt_angles=_floats(angles),
         correlation=_floats(np.sqrt(ratio / (1 + ratio))),
@@ -178,11 +195,11 @@ def series_from_json(entries: Any) -> list[SeriesNoise]:
 
 
 def _target_statistics(
-    target: Tensor, angles: FloatArray, quantiles: tuple[float, float], name: str
+    target: Tensor, angles: FloatArray, quantiles: tuple[float, float], name: str, measured: Tensor | None
 ) -> tuple[FloatArray, FloatArray]:
-    clipped = clip_images(target, quantiles)
-    refuse_constant(clipped, angles, name)
-    mean, std = mean_std(clipped)
+    clipped = clip_images(target, quantiles, measured)
+    refuse_constant(clipped, angles, name, measured)
+    mean, std = mean_std(clipped, measured)
     return mean.cpu().numpy(), std.cpu().numpy()
 
 

@@ -15,7 +15,8 @@ import torch
 from scipy.interpolate import BSpline
 from torch import Tensor
 
-from faket_aug.microscope.spectra import OUTLIERS
+from faket_aug._masks import fading, without_holes
+from faket_aug.microscope.spectra import FADE, OUTLIERS
 
 FloatArray = npt.NDArray[np.float64]
 #: Å. Rings between these resolutions are compared: specimens differ at coarser ones; ice has a ring at 3.7 Å.
@@ -28,6 +29,8 @@ LEAST_RINGS = 12
 SECTORS = 36
 #: Ratio of the frequencies of two knots of the smooth background. Thon rings are closer than that.
 KNOTS = 1.6
+#: Tiles of which less than this fraction was measured are left out.
+LEAST_COVERED = 0.1
 #: Rings next to the centre of a spectrum, and lines next to its axes, that the peak of the window covers.
 _PEAK = 2
 
@@ -58,8 +61,17 @@ class RingPower:
     pixel_size: float
 
     @classmethod
-    def of(cls, images: Tensor, pixel_size: float, length: int, resolution_range: tuple[float, float]) -> Self:
+    def of(
+        cls,
+        images: Tensor,
+        pixel_size: float,
+        length: int,
+        resolution_range: tuple[float, float],
+        measured: Tensor | None = None,
+    ) -> Self:
         """Average the power of overlapping square tiles, `length` pixels a side, of images `(image, y, x)`.
+
+        Only the pixels that were `measured` (a mask of the images' shape) count.
 
         Raises
         ------
@@ -84,7 +96,7 @@ class RingPower:
         sector = np.floor((np.arctan2(y, x) / np.pi + 0.5) * SECTORS).astype(np.int64)
         shape = (SECTORS, count)
         cell = (sector * shape[1] + ring)[use]
-        power = _power(images, length)[use]
+        power = _power(images, length, measured)[use]
         return cls(
             # The phase goes with the square of the frequency, so does its mean over a ring.
             q=np.sqrt(np.bincount(ring[use], radius[use] ** 2) / np.bincount(ring[use])) / side,
@@ -137,24 +149,55 @@ class RingPower:
         return basis
 
 
-def _power(images: Tensor, length: int) -> FloatArray:
+def _power(images: Tensor, length: int, measured: Tensor | None) -> FloatArray:
     """The mean power of the tiles of all images, `(y, x // 2 + 1)`."""
     window = torch.hann_window(length, device=images.device)
     window = window[:, None] * window
     total = torch.zeros(length, length // 2 + 1, dtype=torch.float64, device=images.device)
-    count = 0
-    for image in images:
+    count = 0.0
+    for index, image in enumerate(images):
+        known = None if measured is None or bool(measured[index].all()) else measured[index]
+        if known is not None:
+            power, share = _power_where(image, known, window)
+            total += power
+            count += share
+            continue
         for tile in _tiles(_clipped(image), length):
             total += torch.fft.rfft2((tile - tile.mean()) * window).abs() ** 2
             count += 1
-    power: FloatArray = (total / count).cpu().numpy()
-    return power
+    if count <= 0:
+        raise ValueError(
+            f"expected tiles of {length} pixels with measured pixels, got none; set `tile` to a smaller one, or check "
+            "`measured`"
+        )
+    result: FloatArray = (total / count).cpu().numpy()
+    return result
 
 
-def _clipped(image: Tensor) -> Tensor:
+def _power_where(image: Tensor, known: Tensor, window: Tensor) -> tuple[Tensor, float]:
+    """Sum the power of an image's tiles over measured pixels; and how many whole tiles these are."""
+    length = len(window)
+    values, solid = without_holes(image, known)
+    values = _clipped(values, known)
+    soft = fading(solid, FADE * min(length, *image.shape))
+    total, count = torch.zeros(length, length // 2 + 1, dtype=torch.float64, device=image.device), 0.0
+    whole = float((window**2).sum())
+    for tile, weight in zip(_tiles(values, length), _tiles(soft, length), strict=True):
+        own = window * weight
+        share = float((own**2).sum()) / whole
+        if share > LEAST_COVERED:
+            middle = (tile * own).sum() / own.sum()
+            # Divided and weighted by the share: the sum stays as it is.
+            total += torch.fft.rfft2((tile - middle) * own).abs() ** 2
+            count += share
+    return total, count
+
+
+def _clipped(image: Tensor, measured: Tensor | None = None) -> Tensor:
     values = image.to(torch.float64)
-    values = values - values.mean()
-    limit = float(values.std()) * OUTLIERS
+    own = values if measured is None else values[measured]
+    values = values - own.mean()
+    limit = float((own - own.mean()).std()) * OUTLIERS
     return values.clamp(-limit, limit).to(torch.float32)
 
 

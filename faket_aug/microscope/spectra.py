@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ import torch
 from torch import Tensor
 
 from faket_aug._checks import check_ndim, check_same_shape
+from faket_aug._masks import as_mask, fading, without_holes
 from faket_aug.geometry import Angles, as_tilt_angles, nearest_tilts
 from faket_aug.statistics import refuse_constant
 
@@ -25,6 +27,8 @@ RINGS: FloatArray = np.arange(92, dtype=np.float64) * RING_WIDTH
 FADE = 0.125
 #: Pixels are clipped at this many standard deviations from the mean of their tilt: gold, hot pixels.
 OUTLIERS = 5.0
+#: Two tilts are compared where both were measured; less than this fraction of a whole image counts as this much.
+LEAST_SHARED = 1e-3
 #: Neighbouring tilts share their signal below this frequency perpendicular to the tilt axis, cycles per pixel, ...
 LINE = 0.06
 #: ... for tilt steps up to this, degrees. For larger steps the limit is smaller in proportion.
@@ -48,9 +52,10 @@ class SeriesSpectra:
         `(tilt - 1, ring)`: real part of the product of the spectra of neighbouring tilts, near the Fourier line of the
         tilt axis. It is signal power without noise, and may be negative by chance.
     counts, shared_counts
-        `(ring,)`: how many independent numbers are averaged in `power` and in `shared`.
+        `(ring,)`: how many independent numbers are averaged in `power` and in `shared`; fewer in proportion where a
+        part of the pixels was not measured.
     mean
-        `(tilt,)`, mean of the pixels, with outliers clipped.
+        `(tilt,)`, mean of the measured pixels, with outliers clipped.
     """
 
     tilt_angles: FloatArray
@@ -62,7 +67,12 @@ class SeriesSpectra:
 
 
 def series_spectra(
-    images: Tensor, tilt_angles: FloatArray, *, name: str = "series", limits: FloatArray | None = None
+    images: Tensor,
+    tilt_angles: FloatArray,
+    *,
+    name: str = "series",
+    limits: FloatArray | None = None,
+    measured: Tensor | None = None,
 ) -> SeriesSpectra:
     """Compute the radial spectra of a tilt-series.
 
@@ -77,6 +87,8 @@ def series_spectra(
     limits
         `(tilt,)`: pixels are clipped at this distance from the slow changes of their tilt. By default at `OUTLIERS`
         standard deviations.
+    measured
+        `(tilt, y, x)`, bool: the pixels that count; by default all. Images fade out towards the others.
 
     Raises
     ------
@@ -84,29 +96,35 @@ def series_spectra(
         If a tilt is constant; the message names it.
     """
     check_ndim("images", images, "tilt y x")
-    refuse_constant(images, tilt_angles, name)
+    mask = as_mask(measured, images)
+    refuse_constant(images, tilt_angles, name, mask)
     step = float(np.median(np.diff(tilt_angles))) if len(tilt_angles) > 1 else LINE_STEP
     rings = _Rings((images.shape[-2], images.shape[-1]), LINE * min(1.0, LINE_STEP / step), images.device)
-    power, shared, means = [], [], []
-    before: Tensor | None = None
-    for place, image in enumerate(images):
-        transform, mean = _transform(image, None if limits is None else float(limits[place]))
-        power.append(rings.mean(transform.abs() ** 2))
+    power, shared, means, covered, both = [], [], [], [], []
+    before: _Faded | None = None
+    for index, image in enumerate(images):
+        faded = _Faded.of(
+            image, None if mask is None else mask[index], None if limits is None else float(limits[index])
+        )
+        power.append(rings.mean(faded.spectrum.abs() ** 2))
+        covered.append(faded.covered(faded))
         if before is not None:
-            shared.append(rings.mean_near_axis((before.conj() * transform).real))
-        before = transform
-        means.append(mean)
+            product = rings.mean_near_axis((before.spectrum.conj() * faded.spectrum).real)
+            shared.append(product / before.overlap(faded))
+            both.append(before.covered(faded))
+        before = faded
+        means.append(faded.mean)
     return SeriesSpectra(
         tilt_angles=tilt_angles,
         power=np.stack(power),
         shared=np.stack(shared) if shared else np.empty((0, len(RINGS))),
-        counts=rings.counts,
-        shared_counts=rings.counts_near_axis,
+        counts=rings.counts * float(np.mean(covered)),
+        shared_counts=rings.counts_near_axis * (float(np.mean(both)) if both else 1.0),
         mean=np.array(means),
     )
 
 
-def sorted_spectra(images: Tensor, tilt_angles: Angles, name: str) -> SeriesSpectra:
+def sorted_spectra(images: Tensor, tilt_angles: Angles, name: str, *, measured: Tensor | None = None) -> SeriesSpectra:
     """Compute the spectra of tilts in any order. The result is sorted by angle.
 
     Raises
@@ -130,7 +148,9 @@ def sorted_spectra(images: Tensor, tilt_angles: Angles, name: str) -> SeriesSpec
             "Leave out the others if they are worse, or correct the tilt angles",
             stacklevel=4,
         )
-    return series_spectra(images[torch.from_numpy(order[kept])], angles[kept], name=name)
+    chosen = torch.from_numpy(order[kept])
+    mask = as_mask(measured, images)
+    return series_spectra(images[chosen], angles[kept], name=name, measured=None if mask is None else mask[chosen])
 
 
 def matching_spectra(
@@ -227,30 +247,87 @@ def _radius(shape: tuple[int, int], device: torch.device) -> Tensor:
     return torch.hypot(k_y, torch.fft.rfftfreq(shape[1], device=device))
 
 
-def faded_spectrum(image: Tensor) -> Tensor:
-    """Fourier transform an image `(y, x)` after its background and outliers are removed; `(y, x // 2 + 1)`."""
-    return _transform(image)[0]
+def faded_spectrum(image: Tensor, measured: Tensor | None = None) -> Tensor:
+    """Fourier transform an image `(y, x)` after its background and outliers are removed; `(y, x // 2 + 1)`.
+
+    Where it was not `measured` (`(y, x)`, bool), it is 0.
+    """
+    return _Faded.of(image, None if measured is None else as_mask(measured, image)).spectrum
 
 
-def _transform(image: Tensor, limit: float | None = None) -> tuple[Tensor, float]:
-    """The spectrum of an image without background and outliers, faded out at its edges; and its mean."""
-    values = image.to(torch.float32)
-    slow = torch.zeros_like(values)
-    for _ in range(3):
-        # The standard deviation gets smaller each time, until the outliers no longer count.
-        slow = _slow_changes(values)
-        spread = (values - slow).std() * OUTLIERS if limit is None else limit
-        values = torch.minimum(torch.maximum(values, slow - spread), slow + spread)
-    window = fade(image.shape[0], image.device)[:, None] * fade(image.shape[1], image.device)
-    spectrum = torch.fft.rfft2((values - slow) * window) / (window**2).sum().sqrt()
-    return spectrum, float(values.mean(dtype=torch.float64))
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Faded:
+    """The spectrum of an image without background and outliers, faded out at its edges; its mean; its window."""
+
+    spectrum: Tensor
+    mean: float
+    whole: Tensor  # the window of an image of which all was measured
+    window: Tensor | None = None  # its own, if another
+
+    @classmethod
+    def of(cls, image: Tensor, measured: Tensor | None, limit: float | None = None) -> _Faded:
+        values = image.to(torch.float32)
+        known = None if measured is None or bool(measured.all()) else measured
+        solid = known
+        if known is not None:
+            values, solid = without_holes(values, known)
+        slow = torch.zeros_like(values)
+        for _ in range(3):
+            # The standard deviation gets smaller each time, until the outliers no longer count.
+            slow = _slow_changes(values, solid)
+            spread = _only(values - slow, known).std() * OUTLIERS if limit is None else limit
+            values = torch.minimum(torch.maximum(values, slow - spread), slow + spread)
+        whole = fade(image.shape[0], image.device)[:, None] * fade(image.shape[1], image.device)
+        mean = float(_only(values, known).mean(dtype=torch.float64))
+        if solid is None:
+            spectrum = torch.fft.rfft2((values - slow) * whole) / (whole**2).sum().sqrt()
+            return cls(spectrum=spectrum, mean=mean, whole=whole)
+        window = whole * fading(solid, FADE * min(image.shape))
+        size = (window**2).sum().sqrt().clamp_min(1e-12)
+        return cls(spectrum=torch.fft.rfft2((values - slow) * window) / size, mean=mean, whole=whole, window=window)
+
+    def covered(self, other: _Faded) -> float:
+        """The fraction of the image that both windows cover."""
+        if self.window is None and other.window is None:
+            return 1.0
+        return float((self._own * other._own).sum() / (self.whole**2).sum())
+
+    def overlap(self, other: _Faded) -> float:
+        """The product of both windows, relative to what their spectra were divided by."""
+        if self.window is None and other.window is None:
+            return 1.0
+        both = max(self.covered(other), LEAST_SHARED)
+        return both / math.sqrt(max(self.covered(self) * other.covered(other), LEAST_SHARED**2))
+
+    @property
+    def _own(self) -> Tensor:
+        return self.whole if self.window is None else self.window
 
 
-def _slow_changes(values: Tensor) -> Tensor:
+def _only(values: Tensor, measured: Tensor | None) -> Tensor:
+    return values if measured is None else values[measured]
+
+
+def _slow_changes(values: Tensor, measured: Tensor | None = None) -> Tensor:
     """Fit a polynomial of order 2 in x and in y: ice that is thicker on one side, an uneven beam."""
     y, x = (_legendre(length, values.device) for length in values.shape)
+    if measured is not None:
+        return _slow_where(values, measured, y, x)
     # Orthonormal along each side, so that the coefficients are products.
     slow: Tensor = y @ (y.T @ values.to(torch.float64) @ x) @ x.T
+    return slow.to(values)
+
+
+def _slow_where(values: Tensor, measured: Tensor, y: Tensor, x: Tensor) -> Tensor:
+    """Fit the same polynomial to measured pixels only: least squares with nine coefficients."""
+    weight = measured.to(torch.float64)
+    level = _only(values, measured).mean(dtype=torch.float64)  # so that a fit of few pixels stays near it
+    pairs_y, pairs_x = ((one[:, :, None] * one[:, None, :]).flatten(1) for one in (y, x))
+    # (i, k, j, l), sums of y_i y_k x_j x_l, become a matrix of (i, j) by (k, l).
+    normal = (pairs_y.T @ weight @ pairs_x).view(3, 3, 3, 3).permute(0, 2, 1, 3).reshape(9, 9)
+    right = (y.T @ (weight * (values - level)) @ x).reshape(9)
+    coefficients = torch.linalg.pinv(normal, rcond=1e-6, hermitian=True) @ right
+    slow: Tensor = y @ coefficients.view(3, 3) @ x.T + level
     return slow.to(values)
 
 

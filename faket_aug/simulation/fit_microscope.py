@@ -153,7 +153,7 @@ class FittedMicroscope:
         own = self._crowded_clean[torch.from_numpy(nearest_tilts(first.tilt_angles, self.clean_angles))]
         noise = torch.randn(own.shape, generator=torch_generator(torch_seed(self.seed, "noise")))
         tilts = self.noise.sample(own, noise, first.tilt_angles)
-        return replace(first, tilts=tilts, name="simulated", metadata=None)
+        return replace(first, tilts=tilts, name="simulated", metadata=None, measured=None)
 
     @cached_property
     def _crowded_clean(self) -> Tensor:
@@ -292,6 +292,7 @@ def fit_microscope(
         clean_angles=[angles] * len(clean),
         pixel_size=pixel_size,
         ctf=known,
+        measured=[one.measured for one in measured],
         scale=scale,
         exposure=[_exposures(one) for one in measured],
         depth=first.density.shape[0],
@@ -405,5 +406,6 @@ def _one_each(ctf: ContrastTransfer | Sequence[ContrastTransfer], count: int) ->
 
 def mean_power(series: TiltSeries) -> FloatArray:
     """Compute the radial power of a series, `(ring,)`, the mean over its tilts."""
-    power: FloatArray = series_spectra(series.tilts, series.tilt_angles, name=series.name).power.mean(axis=0)
+    spectra = series_spectra(series.tilts, series.tilt_angles, name=series.name, measured=series.measured)
+    power: FloatArray = spectra.power.mean(axis=0)
     return power

@@ -221,7 +221,13 @@ def split_series(series: Sequence[TiltSeries]) -> tuple[list[TiltSeries], list[T
         return list(series[::2]), list(series[1::2])
     one = series[0]
     style, held_out = (
-        replace(one, tilts=one.tilts[first::2], tilt_angles=one.tilt_angles[first::2], metadata=None)
+        replace(
+            one,
+            tilts=one.tilts[first::2],
+            tilt_angles=one.tilt_angles[first::2],
+            metadata=None,
+            measured=None if one.measured is None else one.measured[first::2],
+        )
         for first in (0, 1)
     )
     return [style], [held_out]
@@ -230,7 +236,8 @@ def split_series(series: Sequence[TiltSeries]) -> tuple[list[TiltSeries], list[T
 def _at(series: TiltSeries, angles: FloatArray) -> TiltSeries:
     """Take the tilts that are nearest to some angles, and give them these angles."""
     index = torch.from_numpy(nearest_tilts(angles, series.tilt_angles))
-    return replace(series, tilts=series.tilts[index], tilt_angles=angles, metadata=None)
+    measured = None if series.measured is None else series.measured[index]
+    return replace(series, tilts=series.tilts[index], tilt_angles=angles, metadata=None, measured=measured)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -244,13 +251,15 @@ class _Look:
     def of(cls, series: TiltSeries, simulator: FakETSimulator) -> _Look:
         transfer = simulator.style_transfer
         assert transfer is not None, "the modality needs it"
-        spectra = series_spectra(series.tilts, series.tilt_angles, name=series.name)
+        spectra = series_spectra(series.tilts, series.tilt_angles, name=series.name, measured=series.measured)
         # The mean over pixels, so that images of other sizes compare.
         total = (spectra.power * spectra.counts).sum(axis=1, keepdims=True) / spectra.counts.sum()
         # Each tilt is scaled to [0, 1] by its standard deviation, so that a bright bead does not change the texture.
-        unit = (0.5 + standardize(series.tilts) / (2 * _DEVIATIONS)).clamp(0.0, 1.0)
+        unit = (0.5 + standardize(series.tilts, series.measured) / (2 * _DEVIATIONS)).clamp(0.0, 1.0)
         layers = transfer.bank.style_layers
-        grams = style_grams(unit, transfer.features, layers=layers, memory_budget=simulator.memory_budget)
+        grams = style_grams(
+            unit, transfer.features, layers=layers, memory_budget=simulator.memory_budget, measured=series.measured
+        )
         return cls(power=(spectra.power / total)[:, _RANGE], grams=grams)
 
     def distances(self, other: _Look, style_weights: Sequence[float] | None) -> tuple[float, float]:
@@ -270,7 +279,10 @@ def _natural(looks: Sequence[_Look], series: Sequence[TiltSeries], simulator: Fa
     if not pairs:
         (one,) = series
         middle = one.tilts.shape[1] // 2
-        halves = [replace(one, tilts=part) for part in (one.tilts[:, :middle], one.tilts[:, middle:])]
+        halves = [
+            replace(one, tilts=one.tilts[:, part], measured=None if one.measured is None else one.measured[:, part])
+            for part in (slice(middle), slice(middle, None))
+        ]
         pairs = [(_Look.of(halves[0], simulator), _Look.of(halves[1], simulator))]
     spectrum, gram = np.mean([first.distances(second, simulator.style_weights) for first, second in pairs], axis=0)
     return float(max(spectrum, 1e-6)), float(max(gram, 1e-6))

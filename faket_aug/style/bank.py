@@ -21,7 +21,7 @@ from faket_aug._checks import CacheError, check_ndim, check_quantiles
 from faket_aug._runtime.threads import DEVICE
 from faket_aug.formats._atomic import ABANDONED, make_writable_folder, remove_parts, write_bytes
 from faket_aug.geometry import Angles, nearest_tilts
-from faket_aug.statistics import FULL_RANGE, clip_images, constant_images, mean_std, to_unit_range, value_range
+from faket_aug.statistics import FULL_RANGE, clip_images, constant_images, mean_std, scale_to_unit, value_range
 from faket_aug.style.transfer import MEMORY_BUDGET, STYLE_LAYERS, StyleTargets, style_grams
 from faket_aug.style.vgg19 import VGG19Features
 from faket_aug.tilts.series import TiltSeries
@@ -91,7 +91,8 @@ class StyleBank:
         Parameters
         ----------
         tilt_series
-            Unlabelled tilt-series, with any number of tilts, in any order, and of any size.
+            Unlabelled tilt-series, with any number of tilts, in any order, and of any size. Pixels that were not
+            `measured` do not count.
         features
             The encoder.
         style_layers
@@ -183,21 +184,22 @@ def _encode(
     device: torch.device,
 ) -> StyleSeries:
     check_ndim("tilts", stack.tilts, "tilt y x")
-    clipped = clip_images(stack.tilts, quantiles)
-    constant = constant_images(clipped)
-    low, high = value_range(stack.tilts, quantiles)
+    clipped = clip_images(stack.tilts, quantiles, stack.measured)
+    constant = constant_images(clipped, stack.measured)
+    low, high = value_range(stack.tilts, quantiles, stack.measured)
     if constant or high <= low:
         angles = [f"{stack.tilt_angles[i]:g}°" for i in constant]
         raise ValueError(
             f"{stack.name}: expected every style tilt to vary, got constant tilt(s) {constant} (at "
             f"{', '.join(angles)}); leave them out of the series"
         )
-    mean, std = mean_std(clipped)
+    mean, std = mean_std(clipped, stack.measured)
     features.check_size(stack.tilts.shape[-2], stack.tilts.shape[-1], layers)
-    unit = to_unit_range(stack.tilts, quantiles).to(device)
+    unit = scale_to_unit(stack.tilts, (low, high)).to(device)
+    measured = None if stack.measured is None else stack.measured.to(device)
     home = features.mean.device
     try:
-        grams = style_grams(unit, features.to(device), layers=layers, memory_budget=memory_budget)
+        grams = style_grams(unit, features.to(device), layers=layers, memory_budget=memory_budget, measured=measured)
     finally:
         features.to(home)
     return StyleSeries(
@@ -217,6 +219,8 @@ def _series_key(
     )
     digest.update(np.ascontiguousarray(stack.tilt_angles).tobytes())
     digest.update(stack.tilts.contiguous().numpy().tobytes())
+    if stack.measured is not None:
+        digest.update(np.packbits(stack.measured.numpy()).tobytes())
     return digest.hexdigest()
 
 

@@ -8,8 +8,10 @@ from typing import Protocol
 
 import torch
 from torch import Tensor
+from torch.nn.functional import adaptive_avg_pool2d
 
 from faket_aug._checks import check_fraction, check_ndim, check_positive, check_same_shape
+from faket_aug._masks import as_mask, eroded, filled
 from faket_aug.statistics import FULL_RANGE, scale_to_unit, value_range
 
 STYLE_LAYERS = (1, 6, 11, 20, 29)
@@ -21,6 +23,8 @@ ITERATIONS = 1
 AVERAGE_DECAY = 0.99
 #: Bytes that the activations of one chunk of tilts may take.
 MEMORY_BUDGET = 2**30
+#: A feature counts if more than `MOST` of its own pixels are further than `REACH` of them from what was not measured.
+REACH, MOST = 2, 0.5
 _BETAS = (0.9, 0.999)
 _EPS = 1e-8
 #: Elements of a layer that are processed together: on a CPU the intermediate results then stay in the cache.
@@ -87,18 +91,22 @@ def style_weights_for(layers: Sequence[int], weights: Sequence[float] | None) ->
     return tuple(weight / total for weight in chosen)
 
 
-def gram_matrix(features: Tensor) -> Tensor:
+def gram_matrix(features: Tensor, kept: Tensor | None = None) -> Tensor:
     """Compute Gram matrices `F Fᵀ / pixels`.
 
     Parameters
     ----------
     features
         `(n, channels, y, x)`, any floating dtype.
+    kept
+        `(n, y, x)`, bool: the pixels that count; by default all.
 
     Returns
     -------
     `(n, channels, channels)`, accumulated in float32 at least: bfloat16 would lose the small layers.
     """
+    if kept is not None:
+        return torch.cat([gram_matrix(_chosen(one, own)) for one, own in zip(features, kept, strict=True)])
     flat = _pixels_by_channels(features)
     pixels, dtype = max(1, _block(flat) // flat.shape[2]), _wide(flat.dtype)
     grams = []
@@ -110,6 +118,25 @@ def gram_matrix(features: Tensor) -> Tensor:
             gram = torch.addmm(gram, wide.mT, wide)
         grams.append(gram)
     return torch.stack(grams) / flat.shape[1]
+
+
+def _chosen(features: Tensor, kept: Tensor) -> Tensor:
+    """Take some pixels of the features `(channels, y, x)` of one image, `(1, channels, pixels, 1)`."""
+    flat = _pixels_by_channels(features[None])[0]
+    some = flat if bool(kept.all()) else flat[kept.flatten()]
+    return some.T[None, :, :, None]
+
+
+def _features_kept(measured: Tensor, size: tuple[int, int]) -> Tensor:
+    """Which features of a layer of this size, `(n, y, x)`, see measured pixels `(n, y, x)` almost alone."""
+    step = measured.shape[-1] // size[-1]
+    # A feature sees some pixels of the layer before on each side; those further away count little.
+    share = adaptive_avg_pool2d(eroded(measured, REACH * step).to(torch.float32), size)
+    kept = share > MOST
+    # Where all features see a border, those count that see it least.
+    least = adaptive_avg_pool2d(measured.to(torch.float32), size)
+    best = least >= least.amax(dim=(-2, -1), keepdim=True)
+    return torch.where(kept.any(-1).any(-1)[:, None, None], kept, best)
 
 
 def gray_to_rgb(tilts: Tensor) -> Tensor:
@@ -126,7 +153,12 @@ def chunks_of_tilts(count: int, pixels: int, memory_budget: int) -> list[slice]:
 
 @torch.no_grad()
 def style_grams(
-    tilts: Tensor, features: Encoder, *, layers: Sequence[int] = STYLE_LAYERS, memory_budget: int = MEMORY_BUDGET
+    tilts: Tensor,
+    features: Encoder,
+    *,
+    layers: Sequence[int] = STYLE_LAYERS,
+    memory_budget: int = MEMORY_BUDGET,
+    measured: Tensor | None = None,
 ) -> dict[int, Tensor]:
     """Compute the Gram matrices of style tilts.
 
@@ -140,16 +172,23 @@ def style_grams(
         The style layers.
     memory_budget
         Memory for the activations of one chunk of tilts, bytes.
+    measured
+        `(tilt, y, x)`, bool: the pixels that count; by default all. Features that see many others are left out. Small
+        holes are filled from their neighbours, and larger regions with the mean of their tilt.
 
     Returns
     -------
     Gram matrices, `(tilt, channels, channels)`, for each layer.
     """
     check_ndim("tilts", tilts, "tilt y x")
+    mask = as_mask(measured, tilts)
+    if mask is not None:
+        tilts, mask = filled(tilts, mask)
     parts: dict[int, list[Tensor]] = {layer: [] for layer in layers}
     for chunk in chunks_of_tilts(tilts.shape[0], tilts[0].numel(), memory_budget):
         for layer, found in features(gray_to_rgb(tilts[chunk]), layers).items():
-            parts[layer].append(gram_matrix(found))
+            size = (int(found.shape[-2]), int(found.shape[-1]))
+            parts[layer].append(gram_matrix(found, None if mask is None else _features_kept(mask[chunk], size)))
     return {layer: torch.cat(grams) for layer, grams in parts.items()}
 
 

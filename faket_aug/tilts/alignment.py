@@ -14,7 +14,7 @@ from faket_aug.formats.tilt_metadata import TiltMetadata
 from faket_aug.geometry import turns
 from faket_aug.microscope.spectra import faded_spectrum
 from faket_aug.tilts.series import TiltSeries
-from faket_aug.tomography.resample import transform_images
+from faket_aug.tomography.resample import covered_pixels, transform_images
 
 #: Frequencies that are compared, cycles per pixel: lower ones are thickness and beam, higher ones are noise.
 BAND = (0.01, 0.15)
@@ -28,8 +28,9 @@ def align_by_neighbours(
     """Find the shifts of tilts by cross-correlation of neighbours, from the lowest tilt outwards.
 
     Of two neighbours, the one at the higher tilt is stretched across the axis by the ratio of the cosines before they
-    are compared, as in IMOD's tiltxcorr. Errors add up from tilt to tilt, so the shifts are right to some pixels only.
-    That is enough for `NoiseModel.fit_unpaired`, but not for a good reconstruction.
+    are compared, as in IMOD's tiltxcorr. Only measured pixels count; corners that the rotation leaves empty do not.
+    Errors add up from tilt to tilt, so the shifts are right to some pixels only. That is enough for
+    `NoiseModel.fit_unpaired`, but not for a good reconstruction.
 
     Parameters
     ----------
@@ -61,6 +62,8 @@ def align_by_neighbours(
     turn = turns(np.full(count, axis_angle))
     # In the frame of the axis: x is across it, y along it.
     upright = transform_images(series.tilts, turn, np.zeros((count, 2)))
+    own = (int(series.tilts.shape[-2]), int(series.tilts.shape[-1]))
+    covered = covered_pixels(own, turn, np.zeros((count, 2)), measured=series.measured)
     cosines = np.cos(np.deg2rad(series.tilt_angles))
     first = int(np.abs(series.tilt_angles).argmin())
     shifts = np.zeros((count, 2))
@@ -68,7 +71,11 @@ def align_by_neighbours(
         for place in places:
             inner = place - 1 if place > first else place + 1
             stretch = max(cosines[inner], 0.01) / max(cosines[place], 0.01)
-            y, x = _displacement(upright[inner], _stretched(upright[place], stretch), band, farthest)
+            reference, image = (
+                _seen(upright[at], None if covered is None else covered[at], factor)
+                for at, factor in ((inner, 1.0), (place, stretch))
+            )
+            y, x = _displacement(reference, image, own, band, farthest)
             shifts[place] = shifts[inner, 0] + y, (shifts[inner, 1] + x) / stretch
     in_image = np.einsum("nij,nj->ni", turn, shifts[:, ::-1])[:, ::-1]
     found = TiltMetadata(
@@ -78,21 +85,29 @@ def align_by_neighbours(
         shifts=in_image,
         shift_unit="pixel",
         pixel_size=series.pixel_size,
-        image_size=(int(series.tilts.shape[-2]), int(series.tilts.shape[-1])),
+        image_size=own,
         source=f"neighbours of {series.name}",
     )
     return found if series.metadata is None else replace(found.filled_from(series.metadata), source=found.source)
 
 
-def _stretched(image: Tensor, factor: float) -> Tensor:
-    """Stretch an image by a factor across the axis."""
-    return transform_images(image[None], [[[1 / factor, 0.0], [0.0, 1.0]]], [[0.0, 0.0]])[0]
+def _seen(image: Tensor, measured: Tensor | None, stretch: float) -> Tensor:
+    """Return the spectrum of an image that is stretched by a factor across the axis; 1 leaves it as it is."""
+    if stretch == 1:
+        return faded_spectrum(image, measured)
+    wide = ([[[1 / stretch, 0.0], [0.0, 1.0]]], [[0.0, 0.0]])
+    if measured is not None:
+        covered = covered_pixels((image.shape[0], image.shape[1]), *wide, measured=measured[None])
+        measured = None if covered is None else covered[0]
+    return faded_spectrum(transform_images(image[None], *wide)[0], measured)
 
 
-def _displacement(reference: Tensor, image: Tensor, band: tuple[float, float], farthest: float) -> tuple[float, float]:
-    """Find the shift (y, x) of an image against the reference, in pixels, with fractions."""
-    height, width = reference.shape
-    product = faded_spectrum(reference).conj() * faded_spectrum(image)
+def _displacement(
+    reference: Tensor, image: Tensor, shape: tuple[int, int], band: tuple[float, float], farthest: float
+) -> tuple[float, float]:
+    """Find the shift (y, x) of an image against the reference by their spectra, in pixels, with fractions."""
+    height, width = shape
+    product = reference.conj() * image
     k_y = torch.fft.fftfreq(height, device=image.device)[:, None]
     radius = torch.hypot(k_y, torch.fft.rfftfreq(width, device=image.device))
     low, high = band

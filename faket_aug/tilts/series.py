@@ -13,15 +13,17 @@ from torch import Tensor
 
 from faket_aug._arrays import FloatArray
 from faket_aug._checks import FileFormatError, check_finite, check_ndim, check_positive
+from faket_aug._masks import as_mask
 from faket_aug.formats.angles import read_tilt_angles
 from faket_aug.formats.mrc import read_mrc
 from faket_aug.formats.tilt_metadata import TiltMetadata
 from faket_aug.geometry import Angles, as_tilt_angles
 from faket_aug.microscope.ctf import ContrastTransfer
 from faket_aug.statistics import clip_images
+from faket_aug.tilts.borders import measured_pixels
 from faket_aug.tilts.discovery import Metadata, _find_stack, _metadata, _sections
 from faket_aug.tomography.reprojection import reproject, reproject_halves
-from faket_aug.tomography.resample import transform_images
+from faket_aug.tomography.resample import covered_pixels, transform_images
 
 Volume = Tensor | str | Path
 
@@ -42,11 +44,16 @@ class TiltSeries:
         For messages and records.
     metadata
         Axis, shifts, exposure, defocus and more of each tilt, in the order of the given tilts.
+    measured
+        `(tilt, y, x)`, bool, in the order of the given tilts: which pixels were measured; None (also for a mask that is
+        true everywhere) if all were. Nothing that is measured of the tilts counts the others: neither means, standard
+        deviations and ranges nor spectra, Gram matrices and fits. Reconstructions take the tilts as they are.
 
     Raises
     ------
     ValueError
-        If there are more or fewer angles, or metadata, than tilts.
+        If there are more or fewer angles, or metadata, than tilts; or if `measured` is not boolean, or of another shape
+        than the tilts.
     """
 
     tilts: Tensor
@@ -54,6 +61,7 @@ class TiltSeries:
     pixel_size: float = 0.0
     name: str = "tilt-series"
     metadata: TiltMetadata | None = None
+    measured: Tensor | None = None
 
     def __post_init__(self) -> None:
         check_ndim("tilts", self.tilts, "tilt y x")
@@ -62,9 +70,12 @@ class TiltSeries:
         angles = as_tilt_angles(self.tilt_angles, count=self.tilts.shape[0])
         if self.metadata is not None and len(self.metadata) != len(angles):
             raise ValueError(f"expected `metadata` of {len(angles)} tilts, got {len(self.metadata)}")
+        object.__setattr__(self, "measured", as_mask(self.measured, self.tilts, f"{self.name}: measured"))
         order = np.argsort(angles, kind="stable")
         if (order != np.arange(len(order))).any():
             object.__setattr__(self, "tilts", self.tilts[torch.from_numpy(order)])
+            if self.measured is not None:
+                object.__setattr__(self, "measured", self.measured[torch.from_numpy(order)])
         object.__setattr__(self, "tilt_angles", angles[order])
         object.__setattr__(self, "tilts", self.tilts.to(torch.float32))
         if self.metadata is not None:
@@ -104,9 +115,10 @@ class TiltSeries:
         Notes
         -----
         The tilts are read as they are in the stack; `aligned` shifts and rotates them. Sections that the metadata leave
-        out (dark frames) are left out of the series, too. An `.ali` (or `_ali.mrc`) is aligned already: an alignment
-        that is known is left out. Where an `.mdoc` says that the stack was binned, shifts in an `.xf` count unbinned
-        pixels.
+        out (dark frames) are left out of the series, too. Borders that a program has filled, and zeros among values far
+        from 0, are not `measured`; see `faket_aug.tilts.borders` for what counts as such. An `.ali` (or
+        `_ali.mrc`) is aligned already: an alignment that is known is left out. Where an `.mdoc` says that the stack was
+        binned, shifts in an `.xf` count unbinned pixels.
 
         Warns
         -----
@@ -134,7 +146,14 @@ class TiltSeries:
             same = found.image_size == tuple(tilts.shape[-2:])
             pixel_size = header_size or (found.pixel_size if same else 0.0)
         tilts = tilts.to(torch.float32)
-        return cls(tilts=tilts, tilt_angles=angles, pixel_size=pixel_size, name=str(stack), metadata=found)
+        return cls(
+            tilts=tilts,
+            tilt_angles=angles,
+            pixel_size=pixel_size,
+            name=str(stack),
+            metadata=found,
+            measured=measured_pixels(tilts),
+        )
 
     @classmethod
     def from_tomogram(
@@ -185,7 +204,8 @@ class TiltSeries:
     def aligned(self, *, shape: tuple[int, int] | None = None, fill: str = "mean") -> Self:
         """Return the series shifted and rotated so that its axis of rotation is y, through pixel `n // 2` of x.
 
-        The angles do not change. The metadata of the result describe an aligned series: aligning it again returns it.
+        The angles do not change. Pixels from outside the image are not `measured`. The metadata of the result describe
+        an aligned series: aligning it again returns it.
 
         Parameters
         ----------
@@ -213,7 +233,9 @@ class TiltSeries:
         if shape == own and np.array_equal(matrices, np.broadcast_to(np.eye(2), matrices.shape)) and not shifts.any():
             return self
         tilts = transform_images(self.tilts, matrices, shifts, shape=shape, fill=fill)
-        return replace(self, tilts=tilts, metadata=metadata.after_alignment(shape, pixel_size=self.pixel_size))
+        measured = covered_pixels(own, matrices, shifts, shape=shape, measured=self.measured)
+        after = metadata.after_alignment(shape, pixel_size=self.pixel_size)
+        return replace(self, tilts=tilts, metadata=after, measured=measured)
 
     def ctf_corrected(self, *, method: str = "phase-flip", ctf: ContrastTransfer | None = None) -> Self:
         """Return the series corrected for the contrast transfer function, as before a reconstruction.
@@ -238,7 +260,7 @@ class TiltSeries:
 
     def clipped(self, quantiles: tuple[float, float]) -> Self:
         """Return the series with each tilt clipped to its own values at two quantiles (against hot pixels)."""
-        return replace(self, tilts=clip_images(self.tilts, quantiles))
+        return replace(self, tilts=clip_images(self.tilts, quantiles, self.measured))
 
 
 def _volume(source: Volume, voxel_size: float | None) -> tuple[Tensor, float, str]:

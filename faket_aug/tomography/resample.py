@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import lru_cache
 
 import numpy as np
@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from faket_aug._checks import check_choice, check_ndim, check_positive
+from faket_aug._masks import eroded
 from faket_aug.geometry import axis_index
 from faket_aug.tomography.plane_map import result_dtype, working_dtype
 
@@ -23,6 +24,10 @@ GRIDS = ("axis", "corners")
 FILLS = ("mean", "edge")
 #: Positions of an image that are interpolated at a time (about 200 bytes each).
 _PLACES = 2**20
+#: A cubic spline carries what a pixel holds this far, pixels; beyond, less than a thousandth is left of it.
+_REACH = 5
+#: Positions may lie this far beyond the outermost pixels, by rounding.
+_ROUNDING = 1e-6
 
 
 def bin_images(images: Tensor, factor: int, *, method: str = RESAMPLING) -> Tensor:
@@ -198,14 +203,9 @@ def _transform(
 ) -> Tensor:
     """Interpolate one image, some rows of the result at a time: a position needs much more memory than its value."""
     weights, mean = _spline_coefficients(image), image.mean()
-    y, x = (torch.arange(n, device=image.device, dtype=torch.float64) - axis_index(n) for n in size)
-    (xx, xy), (yx, yy) = matrix.tolist()
     height, width = image.shape
-    parts, step = [], max(1, _PLACES // len(x))
-    for start in range(0, len(y), step):
-        rows = y[start : start + step]
-        v = yx * x[None, :] + yy * rows[:, None] + float(shift[0]) + axis_index(height)  # (y, x)
-        u = xx * x[None, :] + xy * rows[:, None] + float(shift[1]) + axis_index(width)
+    parts = []
+    for v, u in _positions((height, width), matrix, shift, size, image.device):
         read = _read_spline(weights, v.clamp(0, height - 1), u.clamp(0, width - 1))
         if fill == "mean":
             # A pixel reaches half a pixel beyond its centre.
@@ -213,6 +213,70 @@ def _transform(
             read = torch.where(covered, read, mean)
         parts.append(read)
     return torch.cat(parts)
+
+
+def _positions(
+    own: tuple[int, int],
+    matrix: npt.NDArray[np.float64],
+    shift: npt.NDArray[np.float64],
+    size: tuple[int, int],
+    device: torch.device,
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Where in an image of size `own` the pixels of the result lie, (v, u) for y and x, some rows at a time."""
+    y, x = (torch.arange(n, device=device, dtype=torch.float64) - axis_index(n) for n in size)
+    (xx, xy), (yx, yy) = matrix.tolist()
+    step = max(1, _PLACES // len(x))
+    for start in range(0, len(y), step):
+        rows = y[start : start + step]
+        v = yx * x[None, :] + yy * rows[:, None] + float(shift[0]) + axis_index(own[0])  # (y, x)
+        u = xx * x[None, :] + xy * rows[:, None] + float(shift[1]) + axis_index(own[1])
+        yield v, u
+
+
+def covered_pixels(
+    own: tuple[int, int],
+    matrices: npt.ArrayLike,
+    shifts: npt.ArrayLike,
+    *,
+    shape: Sequence[int] | None = None,
+    measured: Tensor | None = None,
+) -> Tensor | None:
+    """Tell which pixels of `transform_images` show what was measured.
+
+    A pixel does so if it lies within the outermost pixels of the image, and further from what was not measured than a
+    cubic spline reaches.
+
+    Parameters
+    ----------
+    own
+        `(y, x)`, size of the images.
+    matrices, shifts, shape
+        As for `transform_images`.
+    measured
+        `(image, y, x)`, bool: which pixels of the images were measured; by default all.
+
+    Returns
+    -------
+    `(image, y, x)`, bool, or None if all do.
+    """
+    matrix, shift = (np.asarray(values, dtype=np.float64) for values in (matrices, shifts))
+    height, width = own
+    size = (height, width) if shape is None else (int(shape[0]), int(shape[1]))
+    device = torch.device("cpu") if measured is None else measured.device
+    masks = []
+    for index in range(len(matrix)):
+        known = None if measured is None or bool(measured[index].all()) else eroded(measured[index], _REACH)
+        rows = []
+        for v, u in _positions((height, width), matrix[index], shift[index], size, device):
+            within = (v >= -_ROUNDING) & (v <= height - 1 + _ROUNDING)
+            within &= (u >= -_ROUNDING) & (u <= width - 1 + _ROUNDING)
+            if known is not None:
+                y, x = (place.round().long().clamp(0, side - 1) for place, side in ((v, height), (u, width)))
+                within &= known[y, x]
+            rows.append(within)
+        masks.append(torch.cat(rows))
+    covered = torch.stack(masks)
+    return None if bool(covered.all()) else covered
 
 
 def _spline_coefficients(image: Tensor) -> Tensor:

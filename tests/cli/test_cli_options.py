@@ -144,7 +144,7 @@ def test_everything_of_the_library_can_be_said() -> None:
         # Made of other options, or of files.
         "FakETSimulator": {*OF_FILES, "imperfections"} - {"tilt_angles"},
         "StyleBank.build": {"tilt_series", "features"},
-        "NoiseModel.assume": {"target", "tilt_angles"},
+        "NoiseModel.assume": {"target", "tilt_angles", "measured"},
         # The folder is the command's argument; the specimen follows from `density`, the project is the set's.
         "SimulatedTomogram.save": {"folder", "specimen", "noiseless", "copick_project", "origin"},
         "GrandModelGenerator": set(),

@@ -184,3 +184,20 @@ def test_series_are_aligned_about_the_axis(series: TiltSeries) -> None:
     fitted = fit_microscope(replace(series, tilts=moved), shape=SHAPE, defocus=3.5, count=1, tilt_axis=0.0)
     assert (fitted.about["aligned"], fitted.about["tilt_axis"]) == ([True], 0.0)
     assert fitted.series[0].metadata is not None
+
+
+def test_what_was_not_measured_does_not_count(series: TiltSeries) -> None:
+    """The fit leaves out what the series' mask leaves out, whatever lies there; so does the power of its report."""
+    known = torch.ones(series.tilts.shape, dtype=torch.bool)
+    known[:, :10] = False
+    specimens = [procedural_specimen(shape=SHAPE, seed=4)]
+    bordered = replace(series, tilts=torch.where(known, series.tilts, 5000.0), measured=known)
+    fitted, plain = (fit_microscope(one, specimens, defocus=3.5, scale="power") for one in (bordered, series))
+    assert fitted.simulated.measured is None
+    assert fitted.power_difference < plain.power_difference + 0.1
+    own, other = (one.noise.response for one in (fitted, plain))
+    assert own is not None
+    assert other is not None
+    inner = (RINGS > 0.05) & (RINGS < 0.45)
+    ratio = own.noise_power(ANGLES)[:, inner] / other.noise_power(ANGLES)[:, inner]
+    assert np.median(ratio) == pytest.approx(1, abs=0.03)

@@ -128,3 +128,21 @@ def test_tilts_keep_the_spectrum_they_had(styled: FakETSimulator) -> None:
     assert torch.allclose(raw[0].std(dim=(1, 2)), raw[1].std(dim=(1, 2)), rtol=1e-3)
     power = [series_spectra(one, angles).power[:, (RINGS > 0.03) & (RINGS < 0.5)] for one in (noisy, moved, kept)]
     assert np.abs(np.log(power[2] / power[0])).mean() < 0.2 * np.abs(np.log(power[1] / power[0])).mean()
+
+
+def test_what_was_not_measured_does_not_count(styled: FakETSimulator) -> None:
+    """A step is chosen by measured pixels alone, of one held-out series (its halves) and of several."""
+    known = torch.ones(len(ANGLES), 96, 96, dtype=torch.bool)
+    known[:, :20] = False
+    measured = [_measured(replace(styled, step_size=0.0), seed) for seed in (4, 5)]
+    for held_out in (measured[:1], measured):
+        choices = [
+            choose_step_size(
+                styled,
+                [specimen(6, shape=SIZE)],
+                [replace(one, tilts=torch.where(known, one.tilts, fill), measured=known) for one in held_out],
+                steps=(0.15,),
+            )
+            for fill in (0.0, 1e4)
+        ]
+        assert choices[0] == choices[1]
