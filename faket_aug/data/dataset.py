@@ -13,7 +13,7 @@ from faket_aug.data.augmentation import PatchAugmentation
 from faket_aug.data.labelled import LabelledTomogram
 from faket_aug.data.patches import as_size
 from faket_aug.data.sampling import PatchSampler
-from faket_aug.data.source import LabelledSource, SimulatedSource, Source
+from faket_aug.data.source import Agreeing, LabelledSource, SimulatedSource, Source
 from faket_aug.data.stream import PatchStream
 from faket_aug.generation.generator import GrandModelGenerator
 from faket_aug.simulation.simulator import FakETSimulator
@@ -31,6 +31,9 @@ class PatchDataset(IterableDataset[dict[str, Any]]):
     - `tomogram`: int, the tomogram that the patch is cut from;
     - `position`: int64, `(3,)`, the centre of the patch, (z, y, x) in voxels of the tomogram;
     - `particle_class`: int, the class of the particle that the patch is centred on; 0 for background.
+
+    Class numbers are those of the first specimen; other specimens' classes get them by their names. Without names equal
+    numbers mean the same class. Specimens whose voxel sizes differ by more than 2 % are refused.
 
     An item depends on `seed`, `epoch` and `index` only. Workers, ranks, order and resumption do not change it. Workers
     and ranks take whole tomograms.
@@ -54,6 +57,15 @@ class PatchDataset(IterableDataset[dict[str, Any]]):
     def __len__(self) -> int:
         """Return the number of items in an epoch on this rank, over all of its workers."""
         return len(self._stream)
+
+    @property
+    def class_names(self) -> dict[int, str]:
+        """Names of the class numbers of the items, without the background.
+
+        The first specimen sets the numbers, in a mixture the first simulated one. Classes that it lacks are among them
+        only if the specimens tell theirs without being read.
+        """
+        return self.source.agreement.class_names() if isinstance(self.source, Agreeing) else {}
 
     @property
     def seed(self) -> int:

@@ -11,18 +11,19 @@ import numpy.typing as npt
 
 from faket_aug._checks import check_count, check_fraction
 from faket_aug._random import numpy_generator
+from faket_aug.data.agreement import Agreement, Members
 from faket_aug.data.dataset import FakETDataset, PatchDataset
 from faket_aug.data.patches import Size
 from faket_aug.data.sampling import TomogramPatches
-from faket_aug.data.source import Maker, Source
+from faket_aug.data.source import Agreeing, Maker, Source
 
 #: The share of real tomograms: one number, or numbers at some epochs with straight lines between them.
 Share = float | Mapping[int, float]
 _OF_FAKE = ("radii", "sampler", "simulator", "specimens")
 
 
-class MixedSource:
-    """Tomograms of two sources, mixed.
+class MixedSource(Agreeing):
+    """Tomograms of two sources, mixed. The first simulated one sets class numbers and voxel size of both.
 
     Parameters
     ----------
@@ -71,11 +72,18 @@ class MixedSource:
         """List what computes for either source."""
         return [*self.fake.makers(), *self.real.makers()]
 
-    def make(self, epoch: int, tomogram: int) -> TomogramPatches:
+    def members(self) -> list[Members]:
+        """List the members of both sources, those of `fake` first."""
+        return [member for one in (self.fake, self.real) if isinstance(one, Agreeing) for member in one.members()]
+
+    def make(self, epoch: int, tomogram: int, agreement: Agreement | None = None) -> TomogramPatches:
         """Make a tomogram of the source that it is drawn from. Each source counts its own tomograms."""
         drawn = self.drawn(epoch)
         source = self.real if drawn[tomogram] else self.fake
-        return source.make(epoch, int((drawn[:tomogram] == drawn[tomogram]).sum()))
+        number = int((drawn[:tomogram] == drawn[tomogram]).sum())
+        # A source of one's own answers for its classes itself.
+        shared = {"agreement": agreement or self.agreement} if isinstance(source, Agreeing) else {}
+        return source.make(epoch, number, **shared)
 
     def fingerprint(self) -> dict[str, Any]:
         """Return the shares and the seeds of both sources."""
@@ -113,7 +121,8 @@ class MixedPatches(PatchDataset):
     ----------
     real, fake
         The two datasets, usually a `LabelledPatches` and a `FakETDataset`. They have the same `patch_size` and
-        `patches_per_tomogram`. Each keeps its own seed, sampling and target.
+        `patches_per_tomogram`. Each keeps its own seed, sampling and target. Classes of real tomograms get the numbers
+        of the simulated ones, by name; voxel sizes have to agree within 2 %.
     real_share
         Share of real tomograms, within [0, 1]. Or shares at some epochs, as `{0: 0.0, 10: 0.5}`: between these epochs
         the share changes along a straight line, before the first and after the last it stays.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Self
 
 import numpy as np
@@ -116,6 +116,25 @@ class Labelled:
         unnamed = [int(number) for number in numbers if number not in self.class_names]
         names = {int(n): name for n, name in self.class_names.items()} | {n: f"class_{n}" for n in unnamed}
         return {number: name for number, name in names.items() if number > 0}
+
+    def with_numbers(self, numbers: IntArray, class_names: Mapping[int, str]) -> Self:
+        """Return it with other class numbers, in the labels and in the particle table.
+
+        Parameters
+        ----------
+        numbers
+            `(256,)`, the new number of each.
+        class_names
+            Names of the new numbers.
+        """
+        table = torch.from_numpy(numbers).to(self.labels.device, torch.uint8)
+        return replace(
+            self,
+            labels=table[self.labels.long()],
+            particles=replace(self.particles, classes=numbers[self.particles.classes]),
+            class_names=dict(class_names),
+            not_particles=frozenset(numbers[[*self.not_particles]].tolist()),
+        )
 
     def listed(self, *, picked: bool = False) -> ParticleList:
         """List the particles by the names of their classes.
