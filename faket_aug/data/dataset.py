@@ -68,6 +68,12 @@ class PatchDataset(IterableDataset[dict[str, Any]]):
         return self.source.agreement.class_names() if isinstance(self.source, Agreeing) else {}
 
     @property
+    def voxel_size(self) -> float:
+        """Voxel size of the patches, Å; 0 if only a specimen that has to be read tells it."""
+        known = self.source.agreement.known() if isinstance(self.source, Agreeing) else None
+        return 0.0 if known is None else known.voxel_size
+
+    @property
     def seed(self) -> int:
         """The seed of all random numbers."""
         return self.source.seed

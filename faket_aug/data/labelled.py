@@ -58,8 +58,7 @@ class LabelledTomogram(Labelled):
                 f"{self.name}: expected labels of the tomogram's shape {tuple(self.tomogram.shape)}, got "
                 f"{tuple(self.labels.shape)}"
             )
-        if not np.isfinite(self.particles.positions).all():
-            raise FileFormatError(f"{self.name}: expected finite positions of particles, got NaN or infinite ones")
+        self._check_finite_positions()
         nearest = np.rint(self.particles.positions)
         outside = ((nearest < 0) | (nearest >= np.array(self.tomogram.shape))).any(axis=1)
         if outside.any():
@@ -69,6 +68,7 @@ class LabelledTomogram(Labelled):
                 f"{int(outside.sum())} outside, the first in row {row + 1} at "
                 f"{np.round(self.particles.positions[row], 1).tolist()}; look at voxel size, order and origin"
             )
+        self._check_contents()
 
     @classmethod
     def read(

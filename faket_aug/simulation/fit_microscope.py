@@ -344,7 +344,7 @@ def _projected(
             specimens[index] if isinstance(specimens, Sequence) else specimens.generate(seed=seed, tomogram=index)
         )
         advice = "set the specimens' voxel size"
-        check_same_size(specimen.name, specimen.voxel_size, "the pixels of the tilts", pixel_size, advice=advice)
+        check_same_size(specimen.name, specimen.voxel_size, "the tilts' pixels", pixel_size, advice=advice)
         clean.append(-project(specimen.density.to(torch.float32), angles, extend=extend))
         first = first or specimen
         progress(index + 1, total)
