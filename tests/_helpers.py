@@ -176,6 +176,12 @@ def dataset(made: FakETSimulator | None = None, *, count: int = 3, **settings: A
     return FakETDataset(things, made or simulator(), **(given | settings))
 
 
+def jittered(item: dict[str, Any], generator: torch.Generator) -> dict[str, Any]:
+    """A transform of one's own: a random gain and offset of the image, drawn from the item's generator."""
+    gain, offset = torch.randn(2, generator=generator)
+    return {**item, "image": item["image"] * gain + offset, "gain": gain}
+
+
 def loader(data: Any, *, workers: int = 0, start: str = "fork", cls: Any = DataLoader, **settings: Any) -> Any:
     """A DataLoader that draws the seed of its workers from a generator of its own, not from the global one."""
     if workers:

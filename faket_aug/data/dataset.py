@@ -12,7 +12,7 @@ from torch.utils.data import IterableDataset
 from faket_aug.data.augmentation import PatchAugmentation
 from faket_aug.data.labelled import LabelledTomogram
 from faket_aug.data.patches import as_size
-from faket_aug.data.sampling import PatchSampler
+from faket_aug.data.sampling import PatchSampler, Transform
 from faket_aug.data.source import Agreeing, LabelledSource, SimulatedSource, Source
 from faket_aug.data.stream import PatchStream
 from faket_aug.generation.generator import GrandModelGenerator
@@ -217,6 +217,10 @@ class FakETDataset(PatchDataset):
         environment that `torchrun` makes.
     item_device
         The device that the tensors of the items are put on.
+    transform
+        A function of your own, `transform(item, generator)`, which returns the item. It is called last. The
+        `torch.Generator` is seeded by the address of the item: draw all random numbers from it. To start workers by
+        `spawn`, it has to be a function of a module, or an object that pickles.
 
     Raises
     ------
@@ -249,6 +253,7 @@ class FakETDataset(PatchDataset):
         rank: int | None = None,
         world_size: int | None = None,
         item_device: str = "cpu",
+        transform: Transform | None = None,
     ) -> None:
         sampler = PatchSampler(
             patch_size=as_size(patch_size),
@@ -269,6 +274,7 @@ class FakETDataset(PatchDataset):
             radii=radii,
             seed=seed,
             item_device=item_device,
+            transform=transform,
         )
         super().__init__(source, live_tomograms=live_tomograms, rank=rank, world_size=world_size)
 
@@ -313,7 +319,7 @@ class LabelledPatches(PatchDataset):
     tomograms
         A sequence of `LabelledTomogram`s. It may read each one when it is needed.
     **settings
-        All settings of `FakETDataset`, from `patch_size` to `item_device`, with the same defaults.
+        All settings of `FakETDataset`, from `patch_size` to `transform`, with the same defaults.
 
     Raises
     ------

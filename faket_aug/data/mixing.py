@@ -14,7 +14,7 @@ from faket_aug._random import numpy_generator
 from faket_aug.data.agreement import Agreement, Members
 from faket_aug.data.dataset import FakETDataset, PatchDataset
 from faket_aug.data.patches import Size
-from faket_aug.data.sampling import TomogramPatches
+from faket_aug.data.sampling import TomogramPatches, Transform
 from faket_aug.data.source import Agreeing, Maker, Source
 
 #: The share of real tomograms: one number, or numbers at some epochs with straight lines between them.
@@ -37,6 +37,8 @@ class MixedSource(Agreeing):
         The seed of the mixing. Each source keeps its own.
     item_device
         The device that the patches are put on.
+    transform
+        What is done to each item, after the transform of its own source.
     """
 
     def __init__(
@@ -48,6 +50,7 @@ class MixedSource(Agreeing):
         tomograms_per_epoch: int,
         seed: int,
         item_device: str,
+        transform: Transform | None = None,
     ) -> None:
         for name in ("patch_size", "patches_per_tomogram"):
             own, other = (getattr(source, name) for source in (real, fake))
@@ -57,6 +60,7 @@ class MixedSource(Agreeing):
         check_count("seed", seed, zero=True)
         self.real, self.fake, self.schedule = real, fake, schedule
         self.tomograms_per_epoch, self.seed, self.item_device = int(tomograms_per_epoch), int(seed), item_device
+        self.transform = transform
 
     @property
     def patch_size(self) -> Size:
@@ -83,7 +87,8 @@ class MixedSource(Agreeing):
         number = int((drawn[:tomogram] == drawn[tomogram]).sum())
         # A source of one's own answers for its classes itself.
         shared = {"agreement": agreement or self.agreement} if isinstance(source, Agreeing) else {}
-        return source.make(epoch, number, **shared)
+        patches = source.make(epoch, number, **shared)
+        return patches.transformed_by(self.transform, seed=self.seed, epoch=epoch, tomogram=tomogram)
 
     def fingerprint(self) -> dict[str, Any]:
         """Return the shares and the seeds of both sources."""
@@ -132,6 +137,8 @@ class MixedPatches(PatchDataset):
         As for `FakETDataset`.
     seed
         The seed of the mixing.
+    transform
+        As for `FakETDataset`, for the items of both; the datasets' own transforms are applied before.
 
     Raises
     ------
@@ -153,6 +160,7 @@ class MixedPatches(PatchDataset):
         rank: int | None = None,
         world_size: int | None = None,
         item_device: str = "cpu",
+        transform: Transform | None = None,
     ) -> None:
         if tomograms_per_epoch is None:
             tomograms_per_epoch = real.tomograms_per_epoch + fake.tomograms_per_epoch
@@ -163,6 +171,7 @@ class MixedPatches(PatchDataset):
             tomograms_per_epoch=tomograms_per_epoch,
             seed=seed,
             item_device=item_device,
+            transform=transform,
         )
         super().__init__(source, live_tomograms=live_tomograms, rank=rank, world_size=world_size)
         self._real, self._fake = real, fake

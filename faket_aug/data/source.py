@@ -15,7 +15,7 @@ from faket_aug.data.agreement import Agreement, Members
 from faket_aug.data.labelled import LabelledTomogram
 from faket_aug.data.patches import Size, check_fits
 from faket_aug.data.progress import Changes
-from faket_aug.data.sampling import LiveTomogram, PatchSampler, TomogramPatches, check_radii
+from faket_aug.data.sampling import LiveTomogram, PatchSampler, TomogramPatches, Transform, check_radii
 from faket_aug.generation.generator import GrandModelGenerator
 from faket_aug.simulation.simulator import FakETSimulator
 from faket_aug.simulation.tomogram import SimulatedTomogram
@@ -116,6 +116,7 @@ class SampledSource(Agreeing):
         radii: Mapping[int | str, float] | None,
         seed: int,
         item_device: str,
+        transform: Transform | None = None,
     ) -> None:
         check_count("tomograms_per_epoch", tomograms_per_epoch)
         check_count("patches_per_tomogram", patches_per_tomogram)
@@ -128,6 +129,7 @@ class SampledSource(Agreeing):
         self.patches_per_tomogram = int(patches_per_tomogram)
         self.seed = int(seed)
         self.item_device = item_device
+        self.transform = transform
 
     @property
     def patch_size(self) -> Size:
@@ -179,7 +181,7 @@ class SampledSource(Agreeing):
         *,
         threads: int,
     ) -> TomogramPatches:
-        return TomogramPatches(
+        patches = TomogramPatches(
             live=LiveTomogram.of(made, radii=radii),
             sampler=self.sampler,
             seed=self.seed,
@@ -188,6 +190,7 @@ class SampledSource(Agreeing):
             device=self.item_device,
             threads=threads,
         )
+        return patches.transformed_by(self.transform, seed=self.seed, epoch=epoch, tomogram=tomogram)
 
 
 class SimulatedSource(SampledSource):

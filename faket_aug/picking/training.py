@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -15,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.data import DataLoader
 
-from faket_aug._checks import check_choice, same_size
+from faket_aug._checks import check_choice
 from faket_aug.data.dataset import PatchDataset
 from faket_aug.formats._atomic import make_writable_folder
 from faket_aug.picking.checkpoints import (
@@ -33,7 +32,7 @@ from faket_aug.picking.checkpoints import (
     write_state,
 )
 from faket_aug.picking.history import TrainingHistory
-from faket_aug.picking.loaders import check_order, datasets_of, ending_workers
+from faket_aug.picking.loaders import check_order, datasets_of, ending_workers, voxel_size_of
 from faket_aug.picking.logs import LOGS, TrainingLog, progress_bar
 from faket_aug.picking.losses import tversky_loss
 from faket_aug.picking.precision import autocast
@@ -253,24 +252,12 @@ class _Run:
         """Keep in mind how the patches are prepared, and how far their values reach; only the first look waits."""
         images: Tensor = batch["image"]
         if self.preparation is None:
-            self.preparation = Preparation.of(batch, voxel_size=self._voxel_size())
+            self.preparation = Preparation.of(batch, voxel_size=voxel_size_of(self.loader.dataset, self.network))
             set_preparation(self.network, self.preparation)
         low, high = torch.aminmax(images.detach())
         if self.extremes is not None:
             low, high = torch.minimum(low, self.extremes[0]), torch.maximum(high, self.extremes[1])
         self.extremes = low, high
-
-    def _voxel_size(self) -> float:
-        """The voxel size of the patches, Å; 0 if the loader's dataset does not say it."""
-        sizes = [one.voxel_size for one in datasets_of(self.loader.dataset) if isinstance(one, PatchDataset)]
-        trained, own = next(iter(sizes), 0.0), float(getattr(self.network, "voxel_size", 0.0))
-        if trained and own and not same_size(trained, own):
-            warnings.warn(
-                f"the network is for voxels of {own:g} Å, the dataset's have {trained:g} Å: particles have another "
-                "size; make the network with the dataset's voxel size",
-                stacklevel=2,
-            )
-        return trained
 
     def _prepared(self) -> Preparation | None:
         """How the patches were prepared, with the extremes so far."""
