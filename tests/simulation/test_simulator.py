@@ -642,7 +642,7 @@ def test_noise_with_a_response(tmp_path: Path) -> None:
         particles=thing.particles,
         class_names=thing.class_names,
     )
-    with pytest.raises(SimulationError, match="expected voxels of .* Å, the pixel size of the tilts"):
+    with pytest.raises(SimulationError, match="expected voxels of 20 Å, as of the tilts that the noise"):
         simulator("noisy", tmp_path, noise=other)(tilted, seed=0)
     corrected = simulator("noisy", tmp_path, noise=fitted, ctf_correction="phase-flip")(thing, seed=0)
     assert not torch.allclose(corrected.tomogram, made.tomogram, atol=1e-3)
