@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
+from faket_aug._checks import FileFormatError
 from faket_aug.picking import DeepFinderNet, TrainingSettings, fit, load_weights, segment, tversky_loss
 from faket_aug.picking.logs import read_log
 from tests._helpers import dataset, generator, loader
@@ -200,6 +201,23 @@ def test_the_datasets_voxel_size_is_kept(tmp_path: Path) -> None:
     unknown = _network(seed=1)
     load_weights(unknown, tmp_path / "plain" / "checkpoint.pt")
     segment(unknown, image, tile_size=8, overlap=0, voxel_size=13.5)
+
+
+@pytest.mark.parametrize(
+    "text", ["step\n1\n", "step,loss,validation\n1,x,\n", "step,loss,validation\n1,2\n", "", "1\0"]
+)
+def test_log_that_is_none(tmp_path: Path, text: str) -> None:
+    """Another file in the place of the log is told with its name; a missing one is empty."""
+    path = tmp_path / "log.csv"
+    assert read_log(path) == {}
+    path.write_text(text)
+    with pytest.raises(
+        FileFormatError, match=r"log.csv: expected the log of a training with the columns step,loss,val"
+    ):
+        read_log(path)
+    path.write_bytes(b"\xff")
+    with pytest.raises(FileFormatError, match=r"log.csv: expected the log of a training as text in UTF-8"):
+        read_log(path)
 
 
 def test_log(tmp_path: Path) -> None:
