@@ -179,7 +179,7 @@ def test_voxel_size_stays_the_networks_own(tmp_path: Path) -> None:
     with torch.random.fork_rng():
         coarse, fine = (DeepFinderNet(4, widths=(2, 2, 2), voxel_size=size) for size in (10.0, 13.5))
     fit(coarse, _loader(), tmp_path, settings=TrainingSettings(steps=1))
-    with pytest.warns(UserWarning, match="trained on voxels of 10 Å, the network is for 13.5 Å"):
+    with pytest.warns(UserWarning, match="trained on the network.s voxels of 13.5 Å, got 10 Å"):
         load_weights(fine, tmp_path / "checkpoint.pt")
     assert fine.voxel_size == 13.5
 
