@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from numbers import Integral
 from typing import Any
 
 import torch
 from torch import Tensor
+
+#: Voxel sizes and pixel sizes that differ by this share at most are the same: programs calibrate, and round.
+SIZE_TOLERANCE = 0.02
 
 
 class FileFormatError(ValueError):
@@ -61,8 +65,45 @@ def check_quantiles(name: str, quantiles: tuple[float, float]) -> None:
         raise ValueError(f"expected `{name}` to be a pair 0 <= low < high <= 1, got {quantiles!r}")
 
 
+def same_size(size: float, other: float) -> bool:
+    """Tell whether two voxel sizes or pixel sizes, both known, are the same within 2 %."""
+    return math.isclose(size, other, rel_tol=SIZE_TOLERANCE)
+
+
+def check_same_size(
+    what: str, size: float, other: str, other_size: float, *, unit: str = "voxels", advice: str = "bin them alike"
+) -> None:
+    """Raise a `ValueError` if two voxel sizes or pixel sizes differ by more than 2 %; 0, not known, is not compared.
+
+    Parameters
+    ----------
+    what, other
+        Whose sizes they are: names of specimens, series or files.
+    size, other_size
+        Å.
+    unit
+        `"voxels"` or `"pixels"`.
+    advice
+        What to do.
+    """
+    if size > 0 and other_size > 0 and not same_size(size, other_size):
+        raise ValueError(f"{what}: expected {unit} of {other_size:g} Å, as of {other}, got {size:g} Å; {advice}")
+
+
+def check_tensor(name: str, value: Any) -> None:
+    """Raise a `TypeError` that says how to make a tensor of `value`, unless it is one."""
+    if isinstance(value, Tensor):
+        return
+    make = "torch.from_numpy" if type(value).__module__ == "numpy" else "torch.tensor"
+    raise TypeError(f"expected `{name}` as a tensor, got {type(value).__name__}; give `{make}({name})`")
+
+
 def check_ndim(name: str, tensor: Tensor, axes: str) -> None:
-    """Raise a `ValueError` unless `tensor` has the axes named in `axes` (leading `...` allows any number)."""
+    """Raise a `ValueError` unless `tensor` has the axes named in `axes` (leading `...` allows any number).
+
+    What is no tensor is a `TypeError`.
+    """
+    check_tensor(name, tensor)
     names = axes.split()
     batched = names[0] == "..."
     wanted = len(names) - batched

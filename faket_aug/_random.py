@@ -21,6 +21,7 @@ STAGES = (
     "ctf",
     "alignment",
     "crowd",
+    "transform",
 )
 
 

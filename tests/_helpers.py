@@ -129,7 +129,11 @@ def narrow_vgg(folder: Path, seed: int = 0, **settings: Any) -> VGG19Features:
 
 
 def style_series(
-    seed: int = 0, *, shape: Sequence[int] = (6, 24, 32), angles: Sequence[float] | None = None
+    seed: int = 0,
+    *,
+    shape: Sequence[int] = (6, 24, 32),
+    angles: Sequence[float] | None = None,
+    pixel_size: float = VOXEL_SIZE,
 ) -> TiltSeries:
     """A measured tilt-series: smooth structure, noise, and a mean and deviation that change with the tilt."""
     tilt_angles = np.linspace(-55, 55, shape[0]) if angles is None else np.asarray(angles)
@@ -137,7 +141,10 @@ def style_series(
     smooth = torch.nn.functional.avg_pool2d(noise, 5, stride=1, padding=2) * 4
     scale = torch.from_numpy(2 + np.cos(np.deg2rad(tilt_angles))).float()[:, None, None]
     return TiltSeries(
-        tilts=(noise + smooth) * scale + 20 * scale, tilt_angles=tilt_angles, pixel_size=10.0, name=f"style {seed}"
+        tilts=(noise + smooth) * scale + 20 * scale,
+        tilt_angles=tilt_angles,
+        pixel_size=pixel_size,
+        name=f"style {seed}",
     )
 
 
@@ -148,14 +155,16 @@ def noise_model(seed: int = 0) -> NoiseModel:
 
 
 def simulator(modality: str = "noiseless", folder: Path | None = None, **settings: Any) -> FakETSimulator:
-    """A simulator of a modality; `"faket"` needs a folder for the encoder's file."""
+    """A simulator of a modality; `"faket"` needs a folder for the encoder's file, and the specimens' pixel size."""
+    pixel_size = settings.pop("pixel_size", VOXEL_SIZE)
     given: dict[str, Any] = {"tilt_angles": ANGLES, "modality": modality}
     if modality != "noiseless":
         given["noise"] = noise_model()
     if modality == "faket":
         assert folder is not None
         features = narrow_vgg(folder)
-        bank = StyleBank.build([style_series(0), style_series(1)], features, style_layers=STYLE_LAYERS)
+        styles = [style_series(seed, pixel_size=pixel_size) for seed in (0, 1)]
+        bank = StyleBank.build(styles, features, style_layers=STYLE_LAYERS)
         given |= {"features": features, "style": bank}
     return FakETSimulator(**(given | settings))
 
@@ -165,6 +174,12 @@ def dataset(made: FakETSimulator | None = None, *, count: int = 3, **settings: A
     given: dict[str, Any] = {"patch_size": 8, "patches_per_tomogram": 5, "shift": 2}
     things = settings.pop("specimens", None) or specimens(count)
     return FakETDataset(things, made or simulator(), **(given | settings))
+
+
+def jittered(item: dict[str, Any], generator: torch.Generator) -> dict[str, Any]:
+    """A transform of one's own: a random gain and offset of the image, drawn from the item's generator."""
+    gain, offset = torch.randn(2, generator=generator)
+    return {**item, "image": item["image"] * gain + offset, "gain": gain}
 
 
 def loader(data: Any, *, workers: int = 0, start: str = "fork", cls: Any = DataLoader, **settings: Any) -> Any:

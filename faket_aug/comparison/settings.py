@@ -139,7 +139,7 @@ TABLES: dict[str, dict[str, Setting]] = {
         FakETDataset,
         without=(
             *("specimens", "simulator", "patch_size", "patches_per_tomogram", "tomograms_per_epoch", "shift"),
-            *("class_balanced", "seed", "rank", "world_size", "item_device"),
+            *("class_balanced", "seed", "rank", "world_size", "item_device", "transform"),
         ),
     ),
     "encoder": settings_of(VGG19Features, without=("weights", "precision")),

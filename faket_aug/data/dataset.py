@@ -12,8 +12,8 @@ from torch.utils.data import IterableDataset
 from faket_aug.data.augmentation import PatchAugmentation
 from faket_aug.data.labelled import LabelledTomogram
 from faket_aug.data.patches import as_size
-from faket_aug.data.sampling import PatchSampler
-from faket_aug.data.source import LabelledSource, SimulatedSource, Source
+from faket_aug.data.sampling import PatchSampler, Transform
+from faket_aug.data.source import Agreeing, LabelledSource, SimulatedSource, Source
 from faket_aug.data.stream import PatchStream
 from faket_aug.generation.generator import GrandModelGenerator
 from faket_aug.simulation.simulator import FakETSimulator
@@ -31,6 +31,9 @@ class PatchDataset(IterableDataset[dict[str, Any]]):
     - `tomogram`: int, the tomogram that the patch is cut from;
     - `position`: int64, `(3,)`, the centre of the patch, (z, y, x) in voxels of the tomogram;
     - `particle_class`: int, the class of the particle that the patch is centred on; 0 for background.
+
+    Class numbers are those of the first specimen; other specimens' classes get them by their names. Without names equal
+    numbers mean the same class. Specimens whose voxel sizes differ by more than 2 % are refused.
 
     An item depends on `seed`, `epoch` and `index` only. Workers, ranks, order and resumption do not change it. Workers
     and ranks take whole tomograms.
@@ -54,6 +57,21 @@ class PatchDataset(IterableDataset[dict[str, Any]]):
     def __len__(self) -> int:
         """Return the number of items in an epoch on this rank, over all of its workers."""
         return len(self._stream)
+
+    @property
+    def class_names(self) -> dict[int, str]:
+        """Names of the class numbers of the items, without the background.
+
+        The first specimen sets the numbers, in a mixture the first simulated one. Classes that it lacks are among them
+        only if the specimens tell theirs without being read.
+        """
+        return self.source.agreement.class_names() if isinstance(self.source, Agreeing) else {}
+
+    @property
+    def voxel_size(self) -> float:
+        """Voxel size of the patches, Å; 0 if only a specimen that has to be read tells it."""
+        known = self.source.agreement.known() if isinstance(self.source, Agreeing) else None
+        return 0.0 if known is None else known.voxel_size
 
     @property
     def seed(self) -> int:
@@ -199,6 +217,10 @@ class FakETDataset(PatchDataset):
         environment that `torchrun` makes.
     item_device
         The device that the tensors of the items are put on.
+    transform
+        A function of your own, `transform(item, generator)`, which returns the item. It is called last. The
+        `torch.Generator` is seeded by the address of the item: draw all random numbers from it. To start workers by
+        `spawn`, it has to be a function of a module, or an object that pickles.
 
     Raises
     ------
@@ -231,6 +253,7 @@ class FakETDataset(PatchDataset):
         rank: int | None = None,
         world_size: int | None = None,
         item_device: str = "cpu",
+        transform: Transform | None = None,
     ) -> None:
         sampler = PatchSampler(
             patch_size=as_size(patch_size),
@@ -251,6 +274,7 @@ class FakETDataset(PatchDataset):
             radii=radii,
             seed=seed,
             item_device=item_device,
+            transform=transform,
         )
         super().__init__(source, live_tomograms=live_tomograms, rank=rank, world_size=world_size)
 
@@ -295,7 +319,7 @@ class LabelledPatches(PatchDataset):
     tomograms
         A sequence of `LabelledTomogram`s. It may read each one when it is needed.
     **settings
-        All settings of `FakETDataset`, from `patch_size` to `item_device`, with the same defaults.
+        All settings of `FakETDataset`, from `patch_size` to `transform`, with the same defaults.
 
     Raises
     ------

@@ -58,12 +58,7 @@ class LabelledTomogram(Labelled):
                 f"{self.name}: expected labels of the tomogram's shape {tuple(self.tomogram.shape)}, got "
                 f"{tuple(self.labels.shape)}"
             )
-        infinite = np.flatnonzero(~np.isfinite(self.particles.positions).all(axis=1))
-        if len(infinite):
-            raise FileFormatError(
-                f"{self.name}: expected numbers as position (z, y, x), got "
-                f"{self.particles.positions[infinite[0]].tolist()} in row {infinite[0] + 1} of the particles; remove it"
-            )
+        self._check_finite_positions()
         nearest = np.rint(self.particles.positions)
         outside = ((nearest < 0) | (nearest >= np.array(self.tomogram.shape))).any(axis=1)
         if outside.any():
@@ -73,6 +68,7 @@ class LabelledTomogram(Labelled):
                 f"{int(outside.sum())} outside, the first in row {row + 1} at "
                 f"{np.round(self.particles.positions[row], 1).tolist()}; look at voxel size, order and origin"
             )
+        self._check_contents()
 
     @classmethod
     def read(

@@ -11,18 +11,19 @@ import numpy.typing as npt
 
 from faket_aug._checks import check_count, check_fraction
 from faket_aug._random import numpy_generator
+from faket_aug.data.agreement import Agreement, Members
 from faket_aug.data.dataset import FakETDataset, PatchDataset
 from faket_aug.data.patches import Size
-from faket_aug.data.sampling import TomogramPatches
-from faket_aug.data.source import Maker, Source
+from faket_aug.data.sampling import TomogramPatches, Transform
+from faket_aug.data.source import Agreeing, Maker, Source
 
 #: The share of real tomograms: one number, or numbers at some epochs with straight lines between them.
 Share = float | Mapping[int, float]
 _OF_FAKE = ("radii", "sampler", "simulator", "specimens")
 
 
-class MixedSource:
-    """Tomograms of two sources, mixed.
+class MixedSource(Agreeing):
+    """Tomograms of two sources, mixed. The first simulated one sets class numbers and voxel size of both.
 
     Parameters
     ----------
@@ -36,6 +37,8 @@ class MixedSource:
         The seed of the mixing. Each source keeps its own.
     item_device
         The device that the patches are put on.
+    transform
+        What is done to each item, after the transform of its own source.
     """
 
     def __init__(
@@ -47,6 +50,7 @@ class MixedSource:
         tomograms_per_epoch: int,
         seed: int,
         item_device: str,
+        transform: Transform | None = None,
     ) -> None:
         for name in ("patch_size", "patches_per_tomogram"):
             own, other = (getattr(source, name) for source in (real, fake))
@@ -56,6 +60,7 @@ class MixedSource:
         check_count("seed", seed, zero=True)
         self.real, self.fake, self.schedule = real, fake, schedule
         self.tomograms_per_epoch, self.seed, self.item_device = int(tomograms_per_epoch), int(seed), item_device
+        self.transform = transform
 
     @property
     def patch_size(self) -> Size:
@@ -71,11 +76,19 @@ class MixedSource:
         """List what computes for either source."""
         return [*self.fake.makers(), *self.real.makers()]
 
-    def make(self, epoch: int, tomogram: int) -> TomogramPatches:
+    def members(self) -> list[Members]:
+        """List the members of both sources, those of `fake` first."""
+        return [member for one in (self.fake, self.real) if isinstance(one, Agreeing) for member in one.members()]
+
+    def make(self, epoch: int, tomogram: int, agreement: Agreement | None = None) -> TomogramPatches:
         """Make a tomogram of the source that it is drawn from. Each source counts its own tomograms."""
         drawn = self.drawn(epoch)
         source = self.real if drawn[tomogram] else self.fake
-        return source.make(epoch, int((drawn[:tomogram] == drawn[tomogram]).sum()))
+        number = int((drawn[:tomogram] == drawn[tomogram]).sum())
+        # A source of one's own answers for its classes itself.
+        shared = {"agreement": agreement or self.agreement} if isinstance(source, Agreeing) else {}
+        patches = source.make(epoch, number, **shared)
+        return patches.transformed_by(self.transform, seed=self.seed, epoch=epoch, tomogram=tomogram)
 
     def fingerprint(self) -> dict[str, Any]:
         """Return the shares and the seeds of both sources."""
@@ -113,7 +126,8 @@ class MixedPatches(PatchDataset):
     ----------
     real, fake
         The two datasets, usually a `LabelledPatches` and a `FakETDataset`. They have the same `patch_size` and
-        `patches_per_tomogram`. Each keeps its own seed, sampling and target.
+        `patches_per_tomogram`. Each keeps its own seed, sampling and target. Classes of real tomograms get the numbers
+        of the simulated ones, by name; voxel sizes have to agree within 2 %.
     real_share
         Share of real tomograms, within [0, 1]. Or shares at some epochs, as `{0: 0.0, 10: 0.5}`: between these epochs
         the share changes along a straight line, before the first and after the last it stays.
@@ -123,6 +137,8 @@ class MixedPatches(PatchDataset):
         As for `FakETDataset`.
     seed
         The seed of the mixing.
+    transform
+        As for `FakETDataset`, for the items of both; the datasets' own transforms are applied before.
 
     Raises
     ------
@@ -144,6 +160,7 @@ class MixedPatches(PatchDataset):
         rank: int | None = None,
         world_size: int | None = None,
         item_device: str = "cpu",
+        transform: Transform | None = None,
     ) -> None:
         if tomograms_per_epoch is None:
             tomograms_per_epoch = real.tomograms_per_epoch + fake.tomograms_per_epoch
@@ -154,6 +171,7 @@ class MixedPatches(PatchDataset):
             tomograms_per_epoch=tomograms_per_epoch,
             seed=seed,
             item_device=item_device,
+            transform=transform,
         )
         super().__init__(source, live_tomograms=live_tomograms, rank=rank, world_size=world_size)
         self._real, self._fake = real, fake

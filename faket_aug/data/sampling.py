@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Self
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from faket_aug._checks import check_choice, check_count, check_fraction
-from faket_aug._random import numpy_generator
+from faket_aug._random import numpy_generator, torch_generator, torch_seed
 from faket_aug._runtime.threads import concrete_device, intra_op_threads, use_on_current_stream
 from faket_aug.data.augmentation import PatchAugmentation
 from faket_aug.data.labelled import LabelledTomogram
@@ -22,6 +22,8 @@ from faket_aug.simulation.tomogram import SimulatedTomogram
 from faket_aug.specimens.particles import ParticleTable
 
 TARGETS = ("shape", "sphere")
+#: A user's own change of an item: a function of the item and of the generator of its random numbers.
+Transform = Callable[[dict[str, Any], torch.Generator], dict[str, Any]]
 
 
 def check_radii(radii: Mapping[int | str, float] | None, target: str) -> None:
@@ -166,6 +168,33 @@ class PatchSampler:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ItemTransform:
+    """A transform of items, with the address of its random numbers; the number of the patch completes it."""
+
+    transform: Transform
+    seed: int
+    epoch: int
+    tomogram: int
+    threads: int
+
+    def __call__(self, item: dict[str, Any], patch: int) -> dict[str, Any]:
+        """Transform the item of a patch.
+
+        Raises
+        ------
+        TypeError
+            If the transform returns no item.
+        """
+        address = {"epoch": self.epoch, "tomogram": self.tomogram, "patch": patch}
+        generator = torch_generator(torch_seed(self.seed, "transform", **address))
+        with torch.no_grad(), intra_op_threads(self.threads):
+            made = self.transform(item, generator)
+        if not isinstance(made, dict):
+            raise TypeError(f"expected `transform` to return an item, a dict, got {type(made).__name__}; return `item`")
+        return made
+
+
+@dataclass(frozen=True, kw_only=True)
 class TomogramPatches:
     """The patches of one tomogram, drawn by number.
 
@@ -181,6 +210,8 @@ class TomogramPatches:
         The device that the patches are put on.
     threads
         Intra-op threads that draw them. Their number changes the last bits.
+    transforms
+        What is done to the items, in this order.
     """
 
     live: LiveTomogram
@@ -190,6 +221,14 @@ class TomogramPatches:
     tomogram: int
     device: str
     threads: int
+    transforms: tuple[ItemTransform, ...] = ()
+
+    def transformed_by(self, transform: Transform | None, *, seed: int, epoch: int, tomogram: int) -> Self:
+        """Return the patches with one more transform of their items, by random numbers of this address."""
+        if transform is None:
+            return self
+        more = ItemTransform(transform=transform, seed=seed, epoch=epoch, tomogram=tomogram, threads=self.threads)
+        return replace(self, transforms=(*self.transforms, more))
 
     def draw(self, patch: int) -> Patch:
         """Draw the patch of this number."""

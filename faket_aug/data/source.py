@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import warnings
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, Protocol, TypeVar
 
 from faket_aug._checks import SimulationError, check_count
 from faket_aug._random import numpy_generator
 from faket_aug._runtime.threads import intra_op_threads
+from faket_aug.data.agreement import Agreement, Members
 from faket_aug.data.labelled import LabelledTomogram
 from faket_aug.data.patches import Size, check_fits
 from faket_aug.data.progress import Changes
-from faket_aug.data.sampling import LiveTomogram, PatchSampler, TomogramPatches, check_radii
+from faket_aug.data.sampling import LiveTomogram, PatchSampler, TomogramPatches, Transform, check_radii
 from faket_aug.generation.generator import GrandModelGenerator
 from faket_aug.simulation.simulator import FakETSimulator
 from faket_aug.simulation.tomogram import SimulatedTomogram
+from faket_aug.specimens.particles import Labelled
 from faket_aug.specimens.tilted import Specimen
 
 T = TypeVar("T")
@@ -77,7 +82,29 @@ class Source(Protocol):
         """Return what the main process has set anew since this worker got its copy; usually nothing."""
 
 
-class SampledSource:
+class Agreeing(ABC):
+    """A source whose tomograms agree in class numbers and voxel size, also with those that they are mixed with."""
+
+    _agreement: Agreement | None = None
+
+    @abstractmethod
+    def members(self) -> list[Members]:
+        """List where the tomograms come from. The first of the first sets the standard."""
+
+    @abstractmethod
+    def make(self, epoch: int, tomogram: int, agreement: Agreement | None = None) -> TomogramPatches:
+        """Make a tomogram of an epoch, as it is in a stream of its own or, with `agreement`, in a larger one."""
+
+    @property
+    def agreement(self) -> Agreement:
+        """What the tomograms have in common."""
+        members = self.members()
+        if self._agreement is None or not self._agreement.is_of(members):
+            self._agreement = Agreement(members)
+        return self._agreement
+
+
+class SampledSource(Agreeing):
     """What simulated and real tomograms share: one sampler draws the patches of all of them."""
 
     def __init__(
@@ -89,6 +116,7 @@ class SampledSource:
         radii: Mapping[int | str, float] | None,
         seed: int,
         item_device: str,
+        transform: Transform | None = None,
     ) -> None:
         check_count("tomograms_per_epoch", tomograms_per_epoch)
         check_count("patches_per_tomogram", patches_per_tomogram)
@@ -101,6 +129,7 @@ class SampledSource:
         self.patches_per_tomogram = int(patches_per_tomogram)
         self.seed = int(seed)
         self.item_device = item_device
+        self.transform = transform
 
     @property
     def patch_size(self) -> Size:
@@ -115,8 +144,10 @@ class SampledSource:
         """Return nothing: nothing can be set anew."""
         return ""
 
-    def _radii_in_voxels(self, specimen: Specimen | LabelledTomogram) -> dict[int, float]:
-        numbers = {name: number for number, name in specimen.class_names.items()}
+    def _radii_in_voxels(
+        self, specimen: Specimen | LabelledTomogram, class_names: Mapping[int, str]
+    ) -> dict[int, float]:
+        numbers = {name: number for number, name in class_names.items()}
         radii = {}
         for key, radius in (self.radii or {}).items():
             number = numbers.get(key) if isinstance(key, str) else key
@@ -124,6 +155,22 @@ class SampledSource:
                 raise ValueError(f"expected `radii` for classes among {', '.join(numbers)}, got {key!r}")
             radii[number] = radius / specimen.label_voxel_size
         return radii
+
+    def _check_particles(self, labelled: Specimen | LabelledTomogram) -> None:
+        """Refuse, or warn of, settings that ask for a particle table where labels show particles and there is none."""
+        asks = self.sampler.target == "sphere" or self.sampler.class_balanced
+        if not asks or len(labelled.particles) or not bool(labelled.labels.any()):
+            return
+        if self.sampler.target == "sphere":
+            raise ValueError(
+                'expected a particle table for `target="sphere"`, got labels without one: all would be background; '
+                'read `picks` or `particles`, or set `target="shape"`'
+            )
+        warnings.warn(
+            f"{labelled.name}: expected a particle table for `class_balanced`, got labels without one; its patches are "
+            "cut at random positions",
+            stacklevel=2,
+        )
 
     def _patches(
         self,
@@ -134,7 +181,7 @@ class SampledSource:
         *,
         threads: int,
     ) -> TomogramPatches:
-        return TomogramPatches(
+        patches = TomogramPatches(
             live=LiveTomogram.of(made, radii=radii),
             sampler=self.sampler,
             seed=self.seed,
@@ -143,6 +190,7 @@ class SampledSource:
             device=self.item_device,
             threads=threads,
         )
+        return patches.transformed_by(self.transform, seed=self.seed, epoch=epoch, tomogram=tomogram)
 
 
 class SimulatedSource(SampledSource):
@@ -205,20 +253,28 @@ class SimulatedSource(SampledSource):
         generators = [("generator", self.specimens)] if isinstance(self.specimens, GrandModelGenerator) else []
         return [("simulator", self.simulator), *generators]
 
-    def make(self, epoch: int, tomogram: int) -> TomogramPatches:
+    def members(self) -> list[Members]:
+        """List the specimens."""
+        return [self.specimens]
+
+    def make(self, epoch: int, tomogram: int, agreement: Agreement | None = None) -> TomogramPatches:
         """Simulate a tomogram."""
-        specimen = self._specimen(epoch, tomogram)
-        try:
+        agreement = agreement or self.agreement
+        specimen = self._specimen(epoch, tomogram, agreement)
+        with _naming(specimen):
             check_fits(self.patch_size, specimen.labels.shape)
-            radii = self._radii_in_voxels(specimen)
-        except ValueError as error:
-            raise SimulationError(f"{specimen.name}: {error}") from error
+            self._check_particles(specimen)
+            numbering = agreement.numbering(specimen)
+            radii = self._radii_in_voxels(specimen, specimen.class_names if numbering is None else numbering[1])
         made = self.simulator(specimen, seed=self.seed, epoch=epoch, tomogram=tomogram)
+        made = made if numbering is None else numbering.of(made)
         return self._patches(made, radii, epoch, tomogram, threads=self.simulator.threads)
 
-    def _specimen(self, epoch: int, tomogram: int) -> Specimen:
+    def _specimen(self, epoch: int, tomogram: int, agreement: Agreement) -> Specimen:
         if not isinstance(self.specimens, GrandModelGenerator):
-            return _one_of("specimen", self.specimens, self.seed, epoch, tomogram)
+            number, specimen = _one_of("specimen", self.specimens, self.seed, epoch, tomogram)
+            agreement.learn(self.specimens, number, specimen)
+            return specimen
         try:
             return self.specimens.generate(seed=self.seed, epoch=epoch, tomogram=tomogram)
         except Exception as error:
@@ -249,21 +305,29 @@ class LabelledSource(SampledSource):
         """List nothing."""
         return []
 
-    def make(self, epoch: int, tomogram: int) -> TomogramPatches:
+    def members(self) -> list[Members]:
+        """List the tomograms."""
+        return [self.tomograms]
+
+    def make(self, epoch: int, tomogram: int, agreement: Agreement | None = None) -> TomogramPatches:
         """Read a tomogram."""
+        agreement = agreement or self.agreement
         # A sequence may compute when it reads: with one thread, in the main process as in workers.
         with intra_op_threads(1):
-            made = _one_of("tomogram", self.tomograms, self.seed, epoch, tomogram)
-        try:
+            number, made = _one_of("tomogram", self.tomograms, self.seed, epoch, tomogram)
+        agreement.learn(self.tomograms, number, made)
+        with _naming(made):
             check_fits(self.patch_size, made.labels.shape)
+            self._check_particles(made)
             if self.sampler.target == "shape" and len(made.particles) and not bool(made.labels.any()):
                 raise ValueError(
                     'expected labels for `target="shape"`, got particles and no labels; set `target="sphere"` and '
                     "`radii`, or read `labels`"
                 )
-            return self._patches(made, self._radii_in_voxels(made), epoch, tomogram, threads=1)
-        except ValueError as error:
-            raise SimulationError(f"{made.name}: {error}") from error
+            numbering = agreement.numbering(made)
+            made = made if numbering is None else numbering.of(made)
+            radii = self._radii_in_voxels(made, made.class_names)
+            return self._patches(made, radii, epoch, tomogram, threads=1)
 
 
 def _count(what: str, things: Sequence[object], wanted: int | None) -> int:
@@ -272,11 +336,22 @@ def _count(what: str, things: Sequence[object], wanted: int | None) -> int:
     return len(things) if wanted is None else wanted
 
 
-def _one_of(what: str, things: Sequence[T], seed: int, epoch: int, tomogram: int) -> T:
-    """Return the one that a tomogram is made of. The order is drawn anew each time all of them were used."""
+@contextmanager
+def _naming(labelled: Labelled) -> Iterator[None]:
+    """Say of which specimen or tomogram an error is."""
+    try:
+        yield
+    except (OSError, ValueError) as error:
+        # Where it is compared with another, the error names both.
+        name = "" if str(error).startswith(labelled.name) else f"{labelled.name}: "
+        raise SimulationError(f"{name}{error}") from error
+
+
+def _one_of(what: str, things: Sequence[T], seed: int, epoch: int, tomogram: int) -> tuple[int, T]:
+    """Return the one that a tomogram is made of, and its number. The order is drawn anew each time all were used."""
     turn, place = divmod(tomogram, len(things))
     number = int(numpy_generator(seed, "specimen", epoch=epoch, tomogram=turn).permutation(len(things))[place])
     try:
-        return things[number]
+        return number, things[number]
     except Exception as error:
         raise SimulationError(f"{what} {number}: {type(error).__name__}: {error}") from error

@@ -202,6 +202,8 @@ class PatchStream:
                 if tomogram not in live:
                     live[tomogram] = ahead.take()
                 item = self._item(live[tomogram].draw(patch), tomogram, patch)
+                for transform in live[tomogram].transforms:
+                    item = transform(item, patch)
                 left[tomogram] -= 1
                 if left[tomogram] == 0:
                     del live[tomogram]

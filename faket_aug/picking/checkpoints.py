@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from faket_aug._checks import same_size
 from faket_aug.formats._atomic import DISK_FULL, NOT_ALLOWED, atomic_path
 from faket_aug.picking.preparation import Preparation
 
@@ -171,7 +172,8 @@ def load_weights(network: nn.Module, path: str | Path) -> None:
     trained, own = (
         float(one.get(_VOXEL_SIZE, torch.zeros(()))) for one in (state, plain_weights(network.state_dict()))
     )
-    if own and trained and own != trained:
+    trained = trained or float((saved.get("preparation") or {}).get("voxel_size", 0.0))
+    if own and trained and not same_size(own, trained):
         warnings.warn(
             f"{path}: expected weights trained on the network's voxels of {own:g} Å, got {trained:g} Å: particles have "
             f"another size in them; make the network with `voxel_size={trained:g}`, or train on voxels of {own:g} Å",

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from faket_aug._checks import check_choice, check_count, check_finite, check_ndim
+from faket_aug._checks import check_choice, check_count, check_finite, check_ndim, same_size
 from faket_aug.data.patches import as_size
 from faket_aug.picking.network import SIZE_MULTIPLE
 from faket_aug.picking.precision import PRECISIONS, autocast
@@ -23,8 +23,6 @@ TILE_SIZE = 96
 OVERLAP = 32
 #: Side of the patches that networks of unknown training are taken to have seen; as published.
 DEFAULT_WINDOW = 56
-#: Voxel sizes that differ by less, relatively, are the same to a network.
-_SAME_VOXEL_SIZE = 0.02
 
 
 class _Span(NamedTuple):
@@ -81,7 +79,8 @@ def segment(
         How the patches of the training were prepared. `fit` and `load_weights` leave it with the network; for other
         networks it is that of patches of 56³ voxels, each of mean 0 and standard deviation 1.
     voxel_size
-        Voxel size of the tomogram in Å. It is compared with the one that the network was trained on, if both are known.
+        Voxel size of the tomogram in Å. It is compared with the one that the network was trained on, if both are known:
+        `fit` learns it from the dataset and keeps it with the weights.
 
     Returns
     -------
@@ -141,8 +140,10 @@ def check_tiles(size: Sequence[int], overlap: int, shape: Sequence[int] = (2**31
 
 
 def _warn_of_voxel_size(network: nn.Module, voxel_size: float | None) -> None:
-    trained = float(getattr(network, "voxel_size", 0.0))
-    if voxel_size and trained and abs(voxel_size / trained - 1) > _SAME_VOXEL_SIZE:
+    prepared = getattr(network, "preparation", None)
+    of_patches = prepared.voxel_size if isinstance(prepared, Preparation) else 0.0
+    trained = float(getattr(network, "voxel_size", 0.0)) or of_patches
+    if voxel_size and trained and not same_size(voxel_size, trained):
         warnings.warn(
             f"the network was trained on voxels of {trained:g} Å, the tomogram has voxels of {voxel_size:g} Å: its "
             "particles have another size; bin or resample the tomogram",

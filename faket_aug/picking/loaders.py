@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import threading
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, Protocol
 
+from torch import nn
 from torch.utils.data import ChainDataset, ConcatDataset, DataLoader
 
+from faket_aug._checks import same_size
 from faket_aug._runtime.signals import ends_by_signal, sigterm_ends_in_order
 from faket_aug.data.dataset import PatchDataset
 
@@ -42,6 +45,25 @@ def check_order(loader: DataLoader[Any]) -> None:
             "expected a loader that takes the workers' batches in turn, got one with `in_order=False`: a training with "
             "it could not be resumed; set `in_order=True`"
         )
+
+
+def voxel_size_of(dataset: Any, network: nn.Module) -> float:
+    """Return the voxel size of a loader's patches, Å; 0 if the dataset does not say it.
+
+    Warns
+    -----
+    UserWarning
+        If the network was made for another voxel size.
+    """
+    sizes = [one.voxel_size for one in datasets_of(dataset) if isinstance(one, PatchDataset)]
+    size, own = next(iter(sizes), 0.0), float(getattr(network, "voxel_size", 0.0))
+    if size and own and not same_size(size, own):
+        warnings.warn(
+            f"the network is for voxels of {own:g} Å, the patches have voxels of {size:g} Å: their particles have "
+            "another size; make the network with `voxel_size` of the patches",
+            stacklevel=5,
+        )
+    return size
 
 
 @contextmanager

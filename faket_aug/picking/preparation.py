@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from faket_aug._checks import check_count
+from faket_aug._checks import check_count, check_positive
 from faket_aug.data.patches import as_size
 
 #: Windows are computed this part of their size apart; between them their numbers are interpolated.
@@ -51,34 +51,43 @@ class Preparation:
         Whether each patch was brought to mean 0 and standard deviation 1.
     extremes
         The lowest and the highest value that the network saw.
+    voxel_size
+        Å; 0 if it is not known.
     """
 
     patch_size: tuple[int, int, int]
     normalized: bool = True
     extremes: tuple[float, float] = EXTREMES
+    voxel_size: float = 0.0
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "patch_size", as_size(self.patch_size))
         for side in self.patch_size:
             check_count("patch_size", side)
+        check_positive("voxel_size", self.voxel_size, zero=True)
         low, high = (float(value) for value in self.extremes)
         if not low <= high:
             raise ValueError(f"expected `extremes` as (lowest, highest), got {self.extremes!r}")
         object.__setattr__(self, "extremes", (low, high))
 
     @classmethod
-    def of(cls, batch: Mapping[str, Any]) -> Self:
-        """Tell from a training's batch, whose `image` is `(n, 1, z, y, x)`."""
+    def of(cls, batch: Mapping[str, Any], *, voxel_size: float = 0.0) -> Self:
+        """Tell from a training's batch, whose `image` is `(n, 1, z, y, x)`; `voxel_size` in Å, 0 if not known."""
         images: Tensor = batch["image"].detach().double()
         std, mean = torch.std_mean(images.flatten(1), dim=1, correction=0)
         normal = ((mean.abs() < 0.01) & ((std - 1).abs() < 0.01)) | (std == 0)
         z, y, x = (int(n) for n in images.shape[-3:])
         extremes = (float(images.min()), float(images.max()))
-        return cls(patch_size=(z, y, x), normalized=bool(normal.all()), extremes=extremes)
+        return cls(patch_size=(z, y, x), normalized=bool(normal.all()), extremes=extremes, voxel_size=float(voxel_size))
 
     def to_dict(self) -> dict[str, Any]:
         """Return it as JSON types."""
-        return {"patch_size": list(self.patch_size), "normalized": self.normalized, "extremes": list(self.extremes)}
+        return {
+            "patch_size": list(self.patch_size),
+            "normalized": self.normalized,
+            "extremes": list(self.extremes),
+            "voxel_size": self.voxel_size,
+        }
 
 
 class LocalNormalization:

@@ -32,7 +32,7 @@ from faket_aug.picking.checkpoints import (
     write_state,
 )
 from faket_aug.picking.history import TrainingHistory
-from faket_aug.picking.loaders import check_order, datasets_of, ending_workers
+from faket_aug.picking.loaders import check_order, datasets_of, ending_workers, voxel_size_of
 from faket_aug.picking.logs import LOGS, TrainingLog, progress_bar
 from faket_aug.picking.losses import tversky_loss
 from faket_aug.picking.precision import autocast
@@ -252,7 +252,7 @@ class _Run:
         """Keep in mind how the patches are prepared, and how far their values reach; only the first look waits."""
         images: Tensor = batch["image"]
         if self.preparation is None:
-            self.preparation = Preparation.of(batch)
+            self.preparation = Preparation.of(batch, voxel_size=voxel_size_of(self.loader.dataset, self.network))
             set_preparation(self.network, self.preparation)
         low, high = torch.aminmax(images.detach())
         if self.extremes is not None:

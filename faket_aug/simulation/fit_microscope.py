@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from faket_aug._arrays import FloatArray
-from faket_aug._checks import check_count
+from faket_aug._checks import check_count, check_same_size
 from faket_aug._random import torch_generator, torch_seed
 from faket_aug.geometry import joint_angles, nearest_tilts
 from faket_aug.microscope.ctf import ContrastTransfer
@@ -26,7 +26,7 @@ from faket_aug.specimens.grandmodel import GrandModel
 from faket_aug.specimens.procedural import MAX_VOXEL_SIZE, procedural_specimen
 from faket_aug.style.vgg19 import VGG19Features
 from faket_aug.tilts.alignment import align_by_neighbours
-from faket_aug.tilts.optics import SIZE_TOLERANCE, common_pixel_size, known_optics
+from faket_aug.tilts.optics import common_pixel_size, known_optics
 from faket_aug.tilts.series import TiltSeries
 from faket_aug.tomography.projection import project
 
@@ -361,11 +361,8 @@ def _projected(
         specimen = (
             specimens[index] if isinstance(specimens, Sequence) else specimens.generate(seed=seed, tomogram=index)
         )
-        if abs(specimen.voxel_size / pixel_size - 1) > SIZE_TOLERANCE:
-            raise ValueError(
-                f"{specimen.name}: expected voxels of {pixel_size:g} Å, as the tilts' pixels, got "
-                f"{specimen.voxel_size:g} Å; set the specimens' voxel size"
-            )
+        advice = "set the specimens' voxel size"
+        check_same_size(specimen.name, specimen.voxel_size, "the tilts' pixels", pixel_size, advice=advice)
         clean.append(-project(specimen.density.to(torch.float32), angles, extend=extend))
         first = first or specimen
         progress(index + 1, total)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
@@ -14,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from faket_aug._checks import SimulationError, check_choice, check_count, check_positive
+from faket_aug._checks import SimulationError, check_choice, check_count, check_positive, check_same_size
 from faket_aug._deprecations import renamed_settings
 from faket_aug._random import numpy_generator, torch_generator, torch_seed
 from faket_aug._runtime.threads import DEVICE, THREADS, intra_op_threads, usable_device
@@ -51,8 +50,8 @@ NOISY_MODALITIES = MODALITIES[1:]
 GIVEN_MODALITIES = ("noisy", "faket")
 #: Factor on the noise, where it is not 1.
 NOISE_SCALES = {"noiseless": 0.0, "content": CONTENT_NOISE}
-#: Largest relative difference between the voxel size and the pixel size of a noise model.
-VOXEL_TOLERANCE = 0.02
+#: What else to do where the style has other pixels.
+_STYLE_PIXELS = "or set the `pixel_size` of the style's tilt-series if its file says it wrongly"
 #: Packages, besides torch, whose version may change the last bits of a result.
 _PACKAGES = ("faket_aug", "numpy", "scipy")
 #: New names of settings in the records, files and calls of 0.1.0.
@@ -410,12 +409,14 @@ memory_budget
     # What the stages need --------------------------------------------------------------------------------------------
 
     def _check_specimen(self, specimen: Specimen) -> None:
-        response = self.response
-        if response is not None and not math.isclose(specimen.voxel_size, response.pixel_size, rel_tol=VOXEL_TOLERANCE):
-            raise ValueError(
-                f"expected voxels of {response.pixel_size:g} Å, the pixel size of the tilts that the noise was fitted "
-                f"to, got {specimen.voxel_size:g} Å; bin the tilts or resample the specimens"
-            )
+        size, advice = specimen.voxel_size, "bin the tilts or resample the specimens"
+        if self.response is not None:
+            fitted = "the tilts that the noise was fitted to"
+            check_same_size("the specimen", size, fitted, self.response.pixel_size, advice=advice)
+        if self.modality == "faket" and self.style_transfer is not None:
+            for series in self.style_transfer.bank.series:
+                style = f"the style {series.name}"
+                check_same_size("the specimen", size, style, series.pixel_size, advice=f"{advice}, {_STYLE_PIXELS}")
         if isinstance(specimen, TiltedSpecimen):
             if specimen.noisy != self._is_given:
                 raise ValueError(

@@ -55,6 +55,7 @@ class GrandModel(Labelled):
                 f"{self.name}: expected labels of the density's shape {tuple(self.density.shape)}, or smaller by one "
                 f"whole factor, got {tuple(self.labels.shape)}"
             )
+        self._check_contents()
 
     @property
     def bin(self) -> int:

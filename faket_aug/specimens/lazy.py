@@ -6,22 +6,69 @@ import copy
 import warnings
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Generic, Self, TypeVar, overload
 
 import numpy as np
-import torch
 import torch.nn.functional as F
 
+from faket_aug.formats.mrc import read_mrc, read_mrc_shape
 from faket_aug.formats.particles import match_names
 from faket_aug.specimens.grandmodel import GrandModel
+from faket_aug.specimens.labelling import choose_voxel_size
+from faket_aug.specimens.particles import Labelled
 from faket_aug.specimens.shrec import _ShrecFiles
 
 #: Where a specimen comes from: a function of paths and settings, small enough to be sent to a worker.
 Source = Callable[[], GrandModel]
 
 Item = TypeVar("Item")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Description:
+    """What a specimen's small files tell of it, before its volumes are read.
+
+    Parameters
+    ----------
+    name
+        As of the specimen.
+    voxel_size
+        Å, of the labels; 0 if only the volumes tell it.
+    class_names
+        Names of the class numbers.
+    """
+
+    name: str
+    voxel_size: float
+    class_names: Mapping[int, str]
+
+    @classmethod
+    def of(cls, specimen: Labelled) -> Self:
+        """Describe a specimen that is there."""
+        names = specimen.class_names
+        return cls(name=specimen.name, voxel_size=specimen.label_voxel_size, class_names=names)
+
+
+@dataclass(frozen=True)
+class DescribedSource:
+    """A source that tells of a specimen without reading its volumes.
+
+    Parameters
+    ----------
+    read
+        Reads the specimen.
+    describe
+        Describes it, as it is read; None where only reading tells.
+    """
+
+    read: Source
+    describe: Callable[[], Description | None]
+
+    def __call__(self) -> GrandModel:
+        """Read the specimen."""
+        return self.read()
 
 
 class LazySpecimens(Sequence[GrandModel], Generic[Item]):
@@ -39,6 +86,13 @@ class LazySpecimens(Sequence[GrandModel], Generic[Item]):
     @abstractmethod
     def _read(self, item: Item) -> GrandModel:
         """Read one specimen."""
+
+    def describe(self, index: int) -> Description | None:
+        """Tell name, voxel size and class names of a specimen from small files alone; None if they do not tell them."""
+        return self._describe(self._items[index])
+
+    def _describe(self, item: Item) -> Description | None:
+        return None
 
     def __len__(self) -> int:
         return len(self._items)
@@ -97,6 +151,12 @@ class FileSpecimens(LazySpecimens[Source]):
         _warn_of_dark_particles(found)
         return found if self._class_names is None else renumbered(found, self._class_names)
 
+    def _describe(self, item: Source) -> Description | None:
+        told = item.describe() if isinstance(item, DescribedSource) else None
+        if told is None or self._class_names is None:
+            return told
+        return replace(told, class_names=self._class_names)
+
 
 class ShrecSpecimens(LazySpecimens[Path]):
     """Specimens in SHREC's layout, each read when it is asked for; none is kept in memory.
@@ -135,6 +195,25 @@ class ShrecSpecimens(LazySpecimens[Path]):
     def _read(self, item: Path) -> GrandModel:
         return GrandModel.from_shrec(item, **self._reading)
 
+    def _describe(self, item: Path) -> Description | None:
+        return describe_shrec(item, voxel_size=self._reading["voxel_size"])
+
+
+def describe_files(
+    density: Path, labels: Path, class_names: Mapping[int, str], *, name: str, voxel_size: float | None
+) -> Description:
+    """Describe a specimen by the headers of its volumes."""
+    shape, label_shape = read_mrc_shape(density), read_mrc_shape(labels)
+    _, header = read_mrc(density, rows=slice(0, 1))
+    size = choose_voxel_size(voxel_size, header, density)
+    return Description(name=name, voxel_size=size * (shape[-1] // label_shape[-1]), class_names=class_names)
+
+
+def describe_shrec(folder: str | Path, *, voxel_size: float | None = None) -> Description:
+    """Describe a specimen in SHREC's layout."""
+    files = _ShrecFiles.find(Path(folder))
+    return describe_files(files.density, files.labels, files.class_names, name=str(folder), voxel_size=voxel_size)
+
 
 def _warn_of_dark_particles(specimen: GrandModel) -> None:
     labelled = specimen.labels > 0
@@ -167,10 +246,4 @@ def renumbered(specimen: GrandModel, class_names: Mapping[int, str]) -> GrandMod
     table = np.zeros(256, dtype=np.int64)
     for number, name in specimen.class_names.items():
         table[number] = numbers[name]
-    return replace(
-        specimen,
-        labels=torch.from_numpy(table).to(torch.uint8)[specimen.labels.long()],
-        particles=replace(specimen.particles, classes=table[specimen.particles.classes]),
-        class_names=dict(class_names),
-        not_particles=frozenset(table[[*specimen.not_particles]].tolist()),
-    )
+    return specimen.with_numbers(table, class_names)

@@ -21,7 +21,14 @@ from faket_aug.specimens.labelling import (
     particle_table,
     read_particles,
 )
-from faket_aug.specimens.lazy import FileSpecimens, Source
+from faket_aug.specimens.lazy import (
+    DescribedSource,
+    Description,
+    FileSpecimens,
+    Source,
+    describe_files,
+    describe_shrec,
+)
 from faket_aug.specimens.particles import ParticleTable
 
 Paths = str | Path | Sequence[str | Path]
@@ -63,7 +70,13 @@ class PolnetSpecimens(FileSpecimens):
             tomograms += found
         lists = [read_motif_list(one.motifs, voxel_size=1.0, density=one.listed_as) for one in tomograms]
         super().__init__(
-            [partial(_read_polnet, one, voxel_size, template_sizes) for one in tomograms],
+            [
+                DescribedSource(
+                    partial(_read_polnet, one, voxel_size, template_sizes),
+                    partial(_describe_polnet, one, listed.class_names, voxel_size),
+                )
+                for one, listed in zip(tomograms, lists, strict=True)
+            ],
             class_names=common_classes([one.class_names for one in lists]),
         )
 
@@ -80,6 +93,11 @@ def _read_polnet(
     particles = ParticleTable(classes=motifs.numbers, positions=found.positions, orientations=found.orientations)
     made = GrandModel.from_files(files.density, files.labels, class_names=motifs.class_names, voxel_size=size)
     return replace(made, particles=particles)
+
+
+def _describe_polnet(files: PolnetTomogram, class_names: Mapping[int, str], voxel_size: float | None) -> Description:
+    name = str(files.density)
+    return describe_files(files.density, files.labels, class_names, name=name, voxel_size=voxel_size)
 
 
 class FolderSpecimens(FileSpecimens):
@@ -128,7 +146,8 @@ def _plain_sources(folder: Path, voxel_size: float | None) -> list[Source]:
                 _file(folder, f"{prefix}particles", PARTICLE_LISTS),
             )
             tomogram = prefix.rstrip("_-.") or folder.resolve().name
-            sources.append(partial(_read_plain, density, labels, instances, particles, table, tomogram, voxel_size))
+            read = partial(_read_plain, density, labels, instances, particles, table, tomogram, voxel_size)
+            sources.append(DescribedSource(read, partial(_describe_plain, density, labels, table, voxel_size)))
     return sources
 
 
@@ -149,6 +168,11 @@ def _read_plain(
     made = GrandModel.from_files(density, labels, instances=instances, class_names=names, voxel_size=voxel_size)
     # A list that lies with its specimen is the specimen's, whatever it calls the tomogram.
     return made if particles is None else replace(made, particles=read_particles(particles, made, tomogram=tomogram))
+
+
+def _describe_plain(density: Path, labels: Path, table: Path | None, voxel_size: float | None) -> Description:
+    names = {} if table is None else read_class_conversion_table(table)
+    return describe_files(density, labels, names, name=str(density), voxel_size=voxel_size)
 
 
 class CopickSpecimens(FileSpecimens):
@@ -197,10 +221,20 @@ class CopickSpecimens(FileSpecimens):
         if not chosen:
             raise FileFormatError(f"{config}: expected runs, got none; the project is empty")
         whose = {"user_id": user_id, "session_id": session_id}
-        super().__init__(
-            [partial(_read_copick, config, run, tomogram_type, segmentation, whose, voxel_size) for run in chosen],
-            dark=dark,
-        )
+        sources = [
+            DescribedSource(
+                partial(_read_copick, config, run, tomogram_type, segmentation, whose, voxel_size),
+                partial(_describe_copick, config, run, voxel_size),
+            )
+            for run in chosen
+        ]
+        super().__init__(sources, dark=dark)
+
+
+def _describe_copick(config: Path, run: str, voxel_size: float | None) -> Description:
+    # Without it, the segmentation that will be read tells the voxel size.
+    names = copick.read_copick_classes(config)
+    return Description(name=f"{config.parent}/{run}", voxel_size=voxel_size or 0.0, class_names=names)
 
 
 def _read_copick(
@@ -240,14 +274,18 @@ def _shrec_sources(folder: Path, voxel_size: float | None) -> list[Source]:
     there = (folder / "class_mask.mrc").is_file() and any(folder.glob("grandmodel*.mrc"))
     if not there and not any(folder.glob("hitbox_*.mrc")):
         return []
-    return [partial(GrandModel.from_shrec, folder, voxel_size=voxel_size)]
+    read = partial(GrandModel.from_shrec, folder, voxel_size=voxel_size)
+    return [DescribedSource(read, partial(describe_shrec, folder, voxel_size=voxel_size))]
 
 
 def _polnet_sources(folder: Path, voxel_size: float | None) -> list[Source]:
     if not folder.is_dir() or not find_polnet_tomograms(folder):
         return []
     found = PolnetSpecimens(folder, voxel_size=voxel_size)
-    return [partial(found.__getitem__, index) for index in range(len(found))]
+    return [
+        DescribedSource(partial(found.__getitem__, index), partial(found.describe, index))
+        for index in range(len(found))
+    ]
 
 
 def _copick_sources(folder: Path, voxel_size: float | None) -> Sequence[Source]:

@@ -67,6 +67,7 @@ class TiltedSpecimen(Labelled):
                 f"{self.name}: expected tilts as high and wide as the labels of {tuple(self.labels.shape)} (z, y, x), "
                 f"or larger by one whole factor, got {tuple(self.tilts.shape)} (tilt, y, x)"
             )
+        self._check_contents()
 
     @property
     def _bins(self) -> set[int]:

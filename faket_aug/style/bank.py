@@ -44,6 +44,8 @@ class StyleSeries:
         Gram matrices, `(tilt, channels, channels)`, float32, for each style layer.
     mean, std
         `(tilt,)`, float64, mean and standard deviation of each tilt, in the unit of the camera.
+    pixel_size
+        Å; 0 where it is not known.
     """
 
     name: str
@@ -51,6 +53,7 @@ class StyleSeries:
     grams: Mapping[int, Tensor]
     mean: Tensor
     std: Tensor
+    pixel_size: float = 0.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,7 +131,7 @@ class StyleBank:
         for stack in stacks:
             key = _series_key(stack, features, layers, quantiles)
             file = None if folder is None else folder / f"style-{key[:32]}.safetensors"
-            found = None if file is None else _read(file, key, stack.name)
+            found = None if file is None else _read(file, key, stack)
             if found is None:
                 if folder is not None:
                     _check_writable(folder)
@@ -208,6 +211,7 @@ def _encode(
         grams={layer: gram.cpu().contiguous() for layer, gram in grams.items()},
         mean=mean.cpu(),
         std=std.cpu(),
+        pixel_size=stack.pixel_size,
     )
 
 
@@ -248,7 +252,7 @@ def _write(file: Path, key: str, series: StyleSeries) -> None:
         ) from error
 
 
-def _read(file: Path, key: str, name: str) -> StyleSeries | None:
+def _read(file: Path, key: str, stack: TiltSeries) -> StyleSeries | None:
     """Read a series from the cache. Return None if there is no file, or (with a warning) if the file is damaged."""
     if not file.is_file():
         return None
@@ -264,8 +268,9 @@ def _read(file: Path, key: str, name: str) -> StyleSeries | None:
         return None
     layers = sorted(int(name.removeprefix("gram_")) for name in tensors if name.startswith("gram_"))
     return StyleSeries(
-        # The same tilts may be read by another name than when they were cached.
-        name=name,
+        # The same tilts may be read by another name, or with another pixel size, than when they were cached.
+        name=stack.name,
+        pixel_size=stack.pixel_size,
         tilt_angles=tensors["tilt_angles"].numpy(),
         grams={layer: tensors[f"gram_{layer}"] for layer in layers},
         mean=tensors["mean"],

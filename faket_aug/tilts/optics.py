@@ -7,11 +7,10 @@ from typing import Any
 
 import numpy as np
 
+from faket_aug._checks import check_same_size
 from faket_aug.microscope.ctf import ContrastTransfer
 from faket_aug.tilts.series import TiltSeries
 
-#: Voxel sizes and pixel sizes may differ by this share.
-SIZE_TOLERANCE = 0.02
 #: µm, how far the defocus may be from what the microscope was set to.
 NOMINAL_SPREAD = 1.5
 #: Settings of the contrast transfer function, and what metadata call them.
@@ -33,11 +32,7 @@ def common_pixel_size(series: Sequence[TiltSeries]) -> float:
     for one in series:
         if not one.pixel_size > 0:
             raise ValueError(f"{one.name}: expected a pixel size in its header, got 0; write it there")
-        if abs(one.pixel_size / series[0].pixel_size - 1) > SIZE_TOLERANCE:
-            raise ValueError(
-                f"{one.name}: expected pixels of {series[0].pixel_size:g} Å, as of {series[0].name}, got "
-                f"{one.pixel_size:g} Å; bin them alike"
-            )
+        check_same_size(one.name, one.pixel_size, series[0].name, series[0].pixel_size, unit="pixels")
     return series[0].pixel_size
 
 

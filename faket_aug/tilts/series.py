@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from faket_aug._arrays import FloatArray
-from faket_aug._checks import FileFormatError, check_finite, check_ndim, check_positive
+from faket_aug._checks import FileFormatError, check_finite, check_ndim, check_positive, check_same_size
 from faket_aug._masks import as_mask
 from faket_aug.formats.angles import read_tilt_angles
 from faket_aug.formats.mrc import read_mrc
@@ -190,10 +190,13 @@ class TiltSeries:
         Raises
         ------
         ValueError, FileFormatError
-            As from `reproject` and `reproject_halves`; or if the voxel size is not known.
+            As from `reproject` and `reproject_halves`; or if the voxel size is not known, or that of two halves differs
+            by more than 2 %.
         """
         given = [tomogram] if isinstance(tomogram, Tensor | str | Path) else tomogram
         parts = [_volume(part, voxel_size) for part in given]
+        for _, size, name in parts[1:]:
+            check_same_size(name, size, parts[0][2], parts[0][1], advice="give the two halves of one tomogram")
         angles = read_tilt_angles(tilt_angles) if isinstance(tilt_angles, str | Path) else as_tilt_angles(tilt_angles)
         if isinstance(tomogram, Tensor | str | Path):
             tilts = reproject(parts[0][0], angles, filter=filter)

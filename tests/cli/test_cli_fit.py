@@ -226,7 +226,7 @@ def test_unknown_and_other_pixel_sizes(run: Run, series: Path, tmp_path: Path) -
         12,
     )
     assert code == 1
-    assert "expected voxels of 10 Å, as the tilts' pixels, got 12 Å" in " ".join(errors.split())
+    assert "expected voxels of 10 Å, as of the tilts' pixels, got 12 Å" in " ".join(errors.split())
 
 
 def test_the_step_is_chosen(run: Run, series: Path, tmp_path: Path) -> None:

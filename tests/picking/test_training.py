@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from faket_aug._checks import FileFormatError
-from faket_aug.picking import DeepFinderNet, TrainingSettings, fit, load_weights, tversky_loss
+from faket_aug.picking import DeepFinderNet, TrainingSettings, fit, load_weights, segment, tversky_loss
 from faket_aug.picking.logs import read_log
 from tests._helpers import dataset, generator, loader
 
@@ -179,9 +179,28 @@ def test_voxel_size_stays_the_networks_own(tmp_path: Path) -> None:
     with torch.random.fork_rng():
         coarse, fine = (DeepFinderNet(4, widths=(2, 2, 2), voxel_size=size) for size in (10.0, 13.5))
     fit(coarse, _loader(), tmp_path, settings=TrainingSettings(steps=1))
-    with pytest.warns(UserWarning, match="trained on voxels of 10 Å, the network is for 13.5 Å"):
+    with pytest.warns(UserWarning, match="trained on the network.s voxels of 13.5 Å, got 10 Å"):
         load_weights(fine, tmp_path / "checkpoint.pt")
     assert fine.voxel_size == 13.5
+
+
+def test_the_datasets_voxel_size_is_kept(tmp_path: Path) -> None:
+    """A network that knows no voxel size is told that of its training, with the weights; one for another is warned."""
+    fit(_network(), _loader(), tmp_path, settings=TrainingSettings(steps=1))
+    loaded, image = _network(seed=1), torch.randn((8, 8, 8), generator=generator())
+    load_weights(loaded, tmp_path / "checkpoint.pt")
+    segment(loaded, image, tile_size=8, overlap=0, voxel_size=10.1)
+    with pytest.warns(UserWarning, match="trained on voxels of 10 Å, the tomogram has voxels of 13.5 Å"):
+        segment(loaded, image, tile_size=8, overlap=0, voxel_size=13.5)
+    with torch.random.fork_rng():
+        fine = DeepFinderNet(4, widths=(2, 2, 2), voxel_size=13.5)
+    with pytest.warns(UserWarning, match="the network is for voxels of 13.5 Å, the patches have voxels of 10 Å"):
+        fit(fine, _loader(), tmp_path / "other", settings=TrainingSettings(steps=1))
+    # What is no dataset of this package says no voxel size: nothing is compared.
+    fit(_network(), loader(_Listed(), batch_size=2), tmp_path / "plain", settings=TrainingSettings(steps=1))
+    unknown = _network(seed=1)
+    load_weights(unknown, tmp_path / "plain" / "checkpoint.pt")
+    segment(unknown, image, tile_size=8, overlap=0, voxel_size=13.5)
 
 
 @pytest.mark.parametrize(

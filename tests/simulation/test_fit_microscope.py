@@ -164,7 +164,7 @@ def test_what_the_files_say(series: TiltSeries) -> None:
     [
         ((0.0,), 10.0, "measured: expected a pixel size in its header, got 0"),
         ((10.0, 12.0), 10.0, "expected pixels of 10 Å, as of measured, got 12 Å; bin them alike"),
-        ((10.0,), 12.0, "expected voxels of 10 Å, as the tilts' pixels, got 12 Å"),
+        ((10.0,), 12.0, "expected voxels of 10 Å, as of the tilts' pixels, got 12 Å"),
         ((1.5,), None, "expected pixels of 4 to 20 Å for the built-in specimens, got 1.5 Å"),
         ((), 10.0, "expected at least one tilt-series of the microscope, got none"),
     ],

@@ -629,7 +629,9 @@ def test_noise_with_a_response(tmp_path: Path) -> None:
     assert 1.8 < float(std.mean()) < 20
     assert not torch.equal(simulator("noisy", tmp_path, noise=fitted)(thing, seed=1).tiltseries, made.tiltseries)
     other = NoiseModel(series=model.series, response=replace(response, pixel_size=2 * thing.voxel_size))
-    with pytest.raises(SimulationError, match="expected voxels of .* Å, the pixel size of the tilts"):
+    with pytest.raises(
+        SimulationError, match="expected voxels of 20 Å, as of the tilts that the noise was fitted to, got 10 Å"
+    ):
         simulator("noisy", tmp_path, noise=other)(thing, seed=0)
     tilts = -project(thing.density, ANGLES)
     tilted = TiltedSpecimen(
@@ -640,7 +642,7 @@ def test_noise_with_a_response(tmp_path: Path) -> None:
         particles=thing.particles,
         class_names=thing.class_names,
     )
-    with pytest.raises(SimulationError, match="expected voxels of .* Å, the pixel size of the tilts"):
+    with pytest.raises(SimulationError, match="expected voxels of 20 Å, as of the tilts that the noise"):
         simulator("noisy", tmp_path, noise=other)(tilted, seed=0)
     corrected = simulator("noisy", tmp_path, noise=fitted, ctf_correction="phase-flip")(thing, seed=0)
     assert not torch.allclose(corrected.tomogram, made.tomogram, atol=1e-3)

@@ -230,10 +230,12 @@ def test_bad_polnet(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"expected PolNet's output with Tomo001/tomo_001_den.mrc or tomos"):
         PolnetSpecimens(tmp_path)
     thing = specimen(0)
-    _polnet(tmp_path, replace(thing, labels=torch.where(thing.labels == 2, 7, thing.labels)))
+    with pytest.warns(UserWarning, match="got labels of class 7 without a name"):
+        wrong = replace(thing, labels=torch.where(thing.labels == 2, 7, thing.labels))
+    _polnet(tmp_path, wrong)
     with pytest.raises(FileFormatError, match=r"tomo_001_lbl.mrc: expected labels of the class table .*, got \[7\]"):
         PolnetSpecimens(tmp_path)[0]
-    moved = replace(thing.particles, positions=thing.particles.positions + np.array([0, 0, 40]))
+    moved = replace(thing.particles, positions=thing.particles.positions + np.array([0, 0, 30]))
     _polnet(tmp_path, replace(thing, particles=moved))
     with pytest.raises(FileFormatError, match=r"motif_list.csv, line 2: expected a place within the volume of \(320.0"):
         PolnetSpecimens(tmp_path)[0]

@@ -55,7 +55,7 @@ def test_clean_tilts_stand_for_projections(
     tmp_path: Path, modality: str, order: tuple[int, ...] | None, bin: int
 ) -> None:
     """Given the projections themselves, in any order, the result is the specimen's own, bit for bit."""
-    made, thing = simulator(modality, tmp_path), specimen(1, bin=bin)
+    made, thing = simulator(modality, tmp_path, pixel_size=10.0 / bin), specimen(1, bin=bin)
     tilted = _tilted(thing, order=order)
     assert (tilted.bin, tilted.label_voxel_size) == (bin, 10.0)
     expected, found = made(thing, seed=3), made(tilted, seed=3)
