@@ -1,0 +1,380 @@
+"""A check of a fitted microscope without labels: what it simulates beside what was measured."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from scipy.spatial import cKDTree
+from torch import Tensor
+
+from faket_aug._arrays import FloatArray
+from faket_aug._checks import check_count
+from faket_aug._runtime.threads import intra_op_threads
+from faket_aug.comparison.appearance import Appearance, appearance_of, mean_appearance
+from faket_aug.comparison.discriminator import PATCH, SEEDS, STEPS, LearningCurve, learning_curve
+from faket_aug.comparison.profile import Contrast, RadialProfile, contrast, jittered, mean_profile, shell_averages
+from faket_aug.generation.templates import ParticleTemplate
+from faket_aug.microscope.ctf import ContrastTransfer
+from faket_aug.microscope.file import MicroscopeFile
+from faket_aug.microscope.noise import ResponseNoise
+from faket_aug.picking.matching import LOW_PASS, ROTATIONS, match_template
+from faket_aug.simulation.fit_microscope import Specimens
+from faket_aug.simulation.simulator import FakETSimulator
+from faket_aug.simulation.tomogram import SimulatedTomogram
+from faket_aug.specimens.grandmodel import GrandModel
+from faket_aug.tilts.optics import SIZE_TOLERANCE
+from faket_aug.tilts.series import TiltSeries
+from faket_aug.tomography.reconstruction import reconstruct
+
+#: Simulated tomograms: one for training and one for the test of the classifier. Hits that are averaged.
+COUNT, HITS = 2, 100
+#: Voxels; how inaccurate places are that template matching finds, along each axis.
+JITTER = 1.5
+#: A hit is right if a true place of the simulated tomogram is this near, as a share of the particle's radius.
+_NEAR = 0.5
+#: The parts of the whole work, in steps of the progress: a tomogram, and matching one.
+_MADE, _MATCHED = 200, 1000
+
+
+@dataclass(frozen=True, kw_only=True)
+class ParticleCheck:
+    """How dark a particle is: measured, and simulated.
+
+    Parameters
+    ----------
+    name
+        Of the particle.
+    measured
+        At the best hits of template matching in the measured tomogram.
+    found
+        At the best hits of the same matching in the simulated tomograms.
+    true
+        At the true places in these, jittered.
+    precision
+        Share of the simulated hits that are the particle.
+    contrast
+        By which factor measured particles are darker than `found`.
+    contrast_to_true
+        The same, than `true`.
+    """
+
+    name: str
+    measured: RadialProfile
+    found: RadialProfile
+    true: RadialProfile
+    precision: float
+    contrast: Contrast
+    contrast_to_true: Contrast
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class MicroscopeCheck:
+    """What a check found.
+
+    Parameters
+    ----------
+    measured, simulated
+        How tilts and tomograms look.
+    classifier
+        How well a small classifier tells simulated patches from measured ones.
+    floor
+        The same for measured patches of two regions; None where the measured tomogram is too small for that.
+    particle
+        The profile of a particle, where one was given.
+    sections
+        A section of the measured and of a simulated tomogram, `(y, x)` each.
+    pixel_size
+        Å, of voxels.
+    """
+
+    measured: Appearance
+    simulated: Appearance
+    classifier: LearningCurve
+    floor: LearningCurve | None
+    particle: ParticleCheck | None
+    sections: tuple[Tensor, Tensor]
+    pixel_size: float
+
+
+def check_microscope(
+    simulator: FakETSimulator,
+    series: TiltSeries,
+    specimens: Specimens,
+    *,
+    count: int = COUNT,
+    particle: ParticleTemplate | None = None,
+    hits: int = HITS,
+    rotations: int = ROTATIONS,
+    low_pass: float = LOW_PASS,
+    jitter: float = JITTER,
+    steps: Sequence[int] = STEPS,
+    seeds: int = SEEDS,
+    patch: int = PATCH,
+    seed: int = 0,
+    progress: Callable[[int, int], None] | None = None,
+) -> MicroscopeCheck:
+    """Compare what a microscope's simulator makes with what was measured. No label is needed.
+
+    Parameters
+    ----------
+    simulator
+        As `FakETSimulator.from_file` makes it; it simulates at the tilt angles of the series. The measured tomogram is
+        reconstructed with its settings.
+    series
+        A measured tilt-series; it is aligned where its metadata say how.
+    specimens
+        Specimens of the same kind, with voxels of the tilts' pixels: a sequence, or a `GrandModelGenerator`.
+    count
+        How many tomograms are simulated, 2 or more: the classifier learns from one half of them, and is tested on the
+        other.
+    particle
+        A particle that the measured tomogram holds, and also the specimens, as a class of this name. It is found by
+        template matching, and its profile is compared.
+    hits
+        So many best hits are averaged in the measured tomogram; in the simulated ones as many, or as many as there are
+        particles.
+    rotations, low_pass
+        Of the template matching, see `picking.match_template`.
+    jitter
+        Voxels, standard deviation by which true places are moved along each axis.
+    steps
+        Steps of training after which the classifier is tested.
+    seeds
+        How many classifiers are trained.
+    patch
+        Voxels along each side of the classifier's patches.
+    seed
+        Of all chance.
+    progress
+        Is told how much of the work is done.
+
+    Returns
+    -------
+    The numbers; `check_report.report` says them in words, `check_report.as_table` as JSON types.
+
+    Raises
+    ------
+    ValueError
+        If pixel sizes differ, a tomogram is too small for the patches, or no specimen holds the particle.
+    """
+    check_count("count", count)
+    if count < 2:
+        raise ValueError("expected 2 simulated tomograms or more, one for training and one for the test, got `count` 1")
+    check_count("hits", hits)
+    measured = series.aligned() if series.metadata is not None and series.metadata.is_alignment else series
+    simulator = replace(simulator, tilt_angles=measured.tilt_angles)
+    pairs = 1 if measured.tilts.shape[-2] < 4 * patch else 2
+    matched = 0 if particle is None else (1 + count) * _MATCHED
+    work = _Work(progress, (1 + count) * _MADE + pairs * seeds * max(steps) + matched)
+    made: list[SimulatedTomogram] = []
+    looks = []
+    for index in range(count):
+        specimen = _specimen(specimens, index, seed)
+        _check_specimen(specimen, measured, particle)
+        one = simulator(specimen, seed=seed, tomogram=index)
+        tilts = replace(measured, tilts=one.tiltseries.cpu(), metadata=None, name=specimen.name)
+        looks.append(appearance_of(tilts, one.tomogram))
+        made.append(one)
+        work.add(_MADE)
+    with intra_op_threads(simulator.threads):
+        tomogram = _reconstructed(measured, simulator, made[0])
+        own = appearance_of(measured, tomogram)
+        work.add(_MADE)
+        volumes = [one.tomogram.cpu() for one in made]
+        half = tomogram.shape[1] // 2
+        train, test = (volumes[0::2], volumes[1::2])
+        settings: dict[str, Any] = {"steps": steps, "seeds": seeds, "patch": patch, "seed": seed, "progress": work.one}
+        curve = learning_curve(([tomogram[:, :half]], train), ([tomogram[:, half:]], test), **settings)
+        floor = None
+        if pairs > 1:
+            first, second, third, fourth = (part for part in torch.tensor_split(tomogram, 4, dim=1))
+            floor = learning_curve(([first], [second]), ([third], [fourth]), **settings)
+        profiles = None
+        if particle is not None:
+            known = _Matching(simulator, particle, measured, rotations, low_pass, work)
+            profiles = known.check(tomogram, made, hits=hits, jitter=jitter, seed=seed)
+    return MicroscopeCheck(
+        measured=own,
+        simulated=mean_appearance(looks),
+        classifier=curve,
+        floor=floor,
+        particle=profiles,
+        sections=(_section(tomogram), _section(volumes[0])),
+        pixel_size=made[0].voxel_size,
+    )
+
+
+def calibrated(microscope: MicroscopeFile, contrast: Contrast) -> MicroscopeFile:
+    """Return a microscope whose particles are darker by a factor. The noise stays.
+
+    Parameters
+    ----------
+    microscope
+        With a fitted response.
+    contrast
+        Of a `ParticleCheck`.
+
+    Raises
+    ------
+    ValueError
+        If the microscope has no response, or the factor is no positive number.
+    """
+    noise = microscope.noise
+    if not isinstance(noise, ResponseNoise):
+        raise ValueError("expected a microscope with a fitted response, got another noise model; use `faket-aug fit`")
+    if not (math.isfinite(contrast.factor) and contrast.factor > 0):
+        raise ValueError(
+            f"expected a positive factor of the contrast, got {contrast.factor:g}: measured and simulated profiles are "
+            "not alike; look at them, and at the hits"
+        )
+    envelope = noise.response.envelope
+    brighter = replace(envelope, log_scale=envelope.log_scale + math.log(contrast.factor))
+    about = dict(microscope.about) | {"contrast": contrast.factor, "contrast_error": contrast.error}
+    return replace(microscope, noise=replace(noise, response=replace(noise.response, envelope=brighter)), about=about)
+
+
+class _Work:
+    """How much of the work is done."""
+
+    def __init__(self, progress: Callable[[int, int], None] | None, total: int) -> None:
+        self._tell, self._total, self._done = progress, total, 0
+
+    def add(self, steps: int) -> None:
+        self._done += steps
+        if self._tell is not None:
+            self._tell(min(self._done, self._total), self._total)
+
+    def one(self) -> None:
+        self.add(1)
+
+
+def _specimen(specimens: Specimens, index: int, seed: int) -> GrandModel:
+    if isinstance(specimens, Sequence):
+        return specimens[index % len(specimens)]
+    return specimens.generate(seed=seed, tomogram=index)
+
+
+def _check_specimen(specimen: GrandModel, measured: TiltSeries, particle: ParticleTemplate | None) -> None:
+    if measured.pixel_size > 0 and abs(specimen.voxel_size / measured.pixel_size - 1) > SIZE_TOLERANCE:
+        raise ValueError(
+            f"{specimen.name}: expected voxels of {measured.pixel_size:g} Å, as the pixels of {measured.name}, got "
+            f"{specimen.voxel_size:g} Å; set the specimens' voxel size"
+        )
+    if particle is not None and particle.name not in specimen.class_names.values():
+        names = ", ".join(name for number, name in sorted(specimen.class_names.items()) if number > 0)
+        raise ValueError(
+            f"{specimen.name}: expected a class {particle.name!r}, whose profile is to be compared, got {names}; add "
+            "the particle to the specimens (`--templates`), under this name"
+        )
+
+
+def _reconstructed(measured: TiltSeries, simulator: FakETSimulator, like: SimulatedTomogram) -> Tensor:
+    """Reconstruct the measured tomogram as the simulator does."""
+    if simulator.ctf_correction is not None:
+        own = measured.metadata is not None and measured.metadata.defocus_um is not None
+        measured = measured.ctf_corrected(method=simulator.ctf_correction, ctf=None if own else _optics(simulator))
+    bin = round(like.voxel_size / measured.pixel_size) if measured.pixel_size > 0 else 1
+    return reconstruct(
+        measured.tilts,
+        measured.tilt_angles,
+        depth=int(like.tomogram.shape[0]),
+        filter=simulator.filter,
+        bin=max(bin, 1),
+        resampling=simulator.resampling,
+    )
+
+
+def _optics(simulator: FakETSimulator) -> ContrastTransfer | None:
+    return simulator.ctf if simulator.response is None else simulator.response.ctf
+
+
+def _section(tomogram: Tensor) -> Tensor:
+    """The mean of five sections in the middle, of at most 384 voxels along each side."""
+    middle = tomogram.shape[0] // 2
+    section = tomogram[max(middle - 2, 0) : middle + 3].float().mean(dim=0).cpu()
+    top, left = (max((n - 384) // 2, 0) for n in section.shape)
+    return section[top : top + 384, left : left + 384]
+
+
+class _Matching:
+    """Finds a particle in measured and simulated tomograms in the same way."""
+
+    def __init__(
+        self,
+        simulator: FakETSimulator,
+        particle: ParticleTemplate,
+        measured: TiltSeries,
+        rotations: int,
+        low_pass: float,
+        work: _Work,
+    ) -> None:
+        self._simulator, self._particle = simulator, particle
+        self._angles, self._work = measured.tilt_angles, work
+        self._settings: dict[str, Any] = {"rotations": rotations, "low_pass": low_pass, "threads": simulator.threads}
+
+    def check(
+        self, tomogram: Tensor, made: Sequence[SimulatedTomogram], *, hits: int, jitter: float, seed: int
+    ) -> ParticleCheck:
+        """Average profiles at hits in the measured and in simulated tomograms, and at the true places in these."""
+        size = made[0].voxel_size
+        radius = self._particle.radius / size
+        measured = shell_averages(tomogram, self._hits(tomogram, size, _optics(self._simulator), hits, radius))
+        found, true, right = [], [], []
+        for one in made:
+            volume = one.tomogram.cpu()
+            there = self._places(one, radius)
+            optics = _optics(self._simulator)
+            if optics is not None and one.record.defocus:
+                optics = replace(optics, defocus=one.record.defocus, spread=0.0, jitter=0.0)
+            count = min(max(1, hits // len(made)), max(len(there), 1))
+            places = self._hits(volume, size, optics, count, radius)
+            found.append(shell_averages(volume, places))
+            true.append(shell_averages(volume, jittered(there, jitter, seed=seed)))
+            if len(there) and len(places):
+                right.append(cKDTree(there).query(places)[0] < _NEAR * radius)
+        own, theirs, exact = mean_profile([measured]), mean_profile(found), mean_profile(true)
+        return ParticleCheck(
+            name=self._particle.name,
+            measured=own,
+            found=theirs,
+            true=exact,
+            precision=float(np.concatenate(right).mean()) if right else 0.0,
+            contrast=contrast(own, theirs),
+            contrast_to_true=contrast(own, exact),
+        )
+
+    def _places(self, one: SimulatedTomogram, margin: float) -> FloatArray:
+        """True places of the particle that are as far from the faces as hits have to be."""
+        numbers = [number for number, name in one.class_names.items() if name == self._particle.name]
+        own = one.particles.positions[np.isin(one.particles.classes, numbers)]
+        inside = (own >= margin) & (own <= np.array(one.tomogram.shape) - 1 - margin)
+        places: FloatArray = own[inside.all(axis=1)]
+        return places
+
+    def _hits(
+        self, tomogram: Tensor, voxel_size: float, optics: ContrastTransfer | None, count: int, radius: float
+    ) -> FloatArray:
+        before = 0
+
+        def tell(done: int, total: int) -> None:
+            nonlocal before
+            now = _MATCHED * done // total
+            self._work.add(now - before)
+            before = now
+
+        match = match_template(
+            tomogram,
+            self._particle,
+            voxel_size=voxel_size,
+            tilt_angles=self._angles,
+            ctf=optics,
+            phase_flipped=self._simulator.ctf_correction is not None,
+            progress=tell,
+            **self._settings,
+        )
+        return match.peaks(count, distance=radius, margin=radius).positions
