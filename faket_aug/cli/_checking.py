@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from faket_aug.cli._options import Options
 from faket_aug.cli._simulation import STYLE_CACHE, make_parts
 from faket_aug.cli._source import make_source
 from faket_aug.comparison.check import calibrated, check_microscope
 from faket_aug.comparison.check_report import as_table, draw_check, report
+from faket_aug.comparison.check_settings import CheckSettings
 from faket_aug.figures import save_figure
 from faket_aug.formats._atomic import make_writable_folder, write_text
 from faket_aug.generation.templates import read_templates
@@ -23,10 +23,6 @@ from faket_aug.specimens.procedural import procedural_specimen
 from faket_aug.tilts.optics import common_pixel_size
 from faket_aug.tilts.series import TiltSeries
 
-#: What the command takes of `check_microscope`.
-CHECKED: dict[str, Any] = dict.fromkeys(
-    ("count", "steps", "seeds", "patch", "hits", "rotations", "low_pass", "jitter"), check_microscope
-)
 NUMBERS, PICTURE = "check.json", "check.png"
 
 
@@ -49,16 +45,16 @@ class CheckWork:
     calibrate
         The file of a microscope to be written, with the contrast of the particle.
     settings
-        Settings of `check_microscope`.
+        How it is done.
     """
 
     microscope: Path
     output: Path
     options: Options
     built_in: bool
+    settings: CheckSettings
     particle: Path | None = None
     calibrate: Path | None = None
-    settings: Mapping[str, Any] = field(default_factory=dict)
 
 
 def run(work: CheckWork, progress: Callable[[int, int], None]) -> list[str]:
@@ -102,7 +98,13 @@ def run(work: CheckWork, progress: Callable[[int, int], None]) -> list[str]:
     make_writable_folder(work.output)
     simulator = make_parts(options).simulator(options, work.output / STYLE_CACHE)
     found = check_microscope(
-        simulator, series, specimens, particle=particle, seed=options.seed, progress=progress, **work.settings
+        simulator,
+        series,
+        specimens,
+        particle=particle,
+        settings=work.settings,
+        seed=options.seed,
+        progress=progress,
     )
     write_text(work.output / NUMBERS, json.dumps(as_table(found), indent=1, allow_nan=False) + "\n")
     save_figure(draw_check(found), work.output / PICTURE)

@@ -9,10 +9,10 @@ from typing import Annotated, Any
 import typer
 
 from faket_aug._reading import read_setting
-from faket_aug._settings import Setting, setting_of
-from faket_aug.cli._checking import CHECKED
+from faket_aug._settings import Setting, setting_of, settings_of
 from faket_aug.cli._commands import taking
 from faket_aug.cli._options import OF_GENERATED, SETTINGS, SEVERAL, Options, given_options
+from faket_aug.comparison.check_settings import CheckSettings
 from faket_aug.simulation.fit_microscope import BUILT_IN_SHAPE, fit_microscope
 from faket_aug.simulation.plain_settings import TRANSFER
 
@@ -25,11 +25,7 @@ def _taken(name: str, group: str, **changes: Any) -> Setting:
     return replace(SETTINGS[name], group=group, **changes)
 
 
-def _setting(name: str) -> Setting:
-    return setting_of(CHECKED[name], name, group="What is compared")
-
-
-_CHECK: dict[str, Setting] = {name: _setting(name) for name in CHECKED}
+_CHECK: dict[str, Setting] = settings_of(CheckSettings, group="What is compared")
 _OPTIONS = [
     _taken("style", _TARGET, help="A measured tilt-series: a stack, or its folder. The first one is compared."),
     *(_taken(name, _SPECIMENS) for name in ("specimens", "dark", *OF_GENERATED, "class_table")),
@@ -97,7 +93,7 @@ def check(
             built_in=built_in,
             particle=particle,
             calibrate=calibrate,
-            settings=checked,
+            settings=CheckSettings(**checked),
         )
         for line in run(work, progress):
             typer.echo(line)

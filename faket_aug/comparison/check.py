@@ -13,16 +13,16 @@ from scipy.spatial import cKDTree
 from torch import Tensor
 
 from faket_aug._arrays import FloatArray
-from faket_aug._checks import check_count
 from faket_aug._runtime.threads import intra_op_threads
 from faket_aug.comparison.appearance import Appearance, appearance_of, mean_appearance
-from faket_aug.comparison.discriminator import PATCH, SEEDS, STEPS, LearningCurve, learning_curve
+from faket_aug.comparison.check_settings import CheckSettings
+from faket_aug.comparison.discriminator import LearningCurve, learning_curve
 from faket_aug.comparison.profile import Contrast, RadialProfile, contrast, jittered, mean_profile, shell_averages
 from faket_aug.generation.templates import ParticleTemplate
 from faket_aug.microscope.ctf import ContrastTransfer
 from faket_aug.microscope.file import MicroscopeFile
 from faket_aug.microscope.noise import ResponseNoise
-from faket_aug.picking.matching import LOW_PASS, ROTATIONS, match_template
+from faket_aug.picking.matching import match_template
 from faket_aug.simulation.fit_microscope import Specimens
 from faket_aug.simulation.simulator import FakETSimulator
 from faket_aug.simulation.tomogram import SimulatedTomogram
@@ -31,10 +31,6 @@ from faket_aug.tilts.optics import SIZE_TOLERANCE
 from faket_aug.tilts.series import TiltSeries
 from faket_aug.tomography.reconstruction import reconstruct
 
-#: Simulated tomograms: one for training and one for the test of the classifier. Hits that are averaged.
-COUNT, HITS = 2, 100
-#: Voxels; how inaccurate places are that template matching finds, along each axis.
-JITTER = 1.5
 #: A hit is right if a true place of the simulated tomogram is this near, as a share of the particle's radius.
 _NEAR = 0.5
 #: The parts of the whole work, in steps of the progress: a tomogram, and matching one.
@@ -106,15 +102,8 @@ def check_microscope(
     series: TiltSeries,
     specimens: Specimens,
     *,
-    count: int = COUNT,
     particle: ParticleTemplate | None = None,
-    hits: int = HITS,
-    rotations: int = ROTATIONS,
-    low_pass: float = LOW_PASS,
-    jitter: float = JITTER,
-    steps: Sequence[int] = STEPS,
-    seeds: int = SEEDS,
-    patch: int = PATCH,
+    settings: CheckSettings | None = None,
     seed: int = 0,
     progress: Callable[[int, int], None] | None = None,
 ) -> MicroscopeCheck:
@@ -129,25 +118,11 @@ def check_microscope(
         A measured tilt-series; it is aligned where its metadata say how.
     specimens
         Specimens of the same kind, with voxels of the tilts' pixels: a sequence, or a `GrandModelGenerator`.
-    count
-        How many tomograms are simulated, 2 or more: the classifier learns from one half of them, and is tested on the
-        other.
     particle
         A particle that the measured tomogram holds, and also the specimens, as a class of this name. It is found by
         template matching, and its profile is compared.
-    hits
-        So many best hits are averaged in the measured tomogram; in the simulated ones as many, or as many as there are
-        particles.
-    rotations, low_pass
-        Of the template matching, see `picking.match_template`.
-    jitter
-        Voxels, standard deviation by which true places are moved along each axis.
-    steps
-        Steps of training after which the classifier is tested.
-    seeds
-        How many classifiers are trained.
-    patch
-        Voxels along each side of the classifier's patches.
+    settings
+        How it is done; by default `CheckSettings()`.
     seed
         Of all chance.
     progress
@@ -162,18 +137,15 @@ def check_microscope(
     ValueError
         If pixel sizes differ, a tomogram is too small for the patches, or no specimen holds the particle.
     """
-    check_count("count", count)
-    if count < 2:
-        raise ValueError("expected 2 simulated tomograms or more, one for training and one for the test, got `count` 1")
-    check_count("hits", hits)
+    how = settings or CheckSettings()
     measured = series.aligned() if series.metadata is not None and series.metadata.is_alignment else series
     simulator = replace(simulator, tilt_angles=measured.tilt_angles)
-    pairs = 1 if measured.tilts.shape[-2] < 4 * patch else 2
-    matched = 0 if particle is None else (1 + count) * _MATCHED
-    work = _Work(progress, (1 + count) * _MADE + pairs * seeds * max(steps) + matched)
+    pairs = 1 if measured.tilts.shape[-2] < 4 * how.patch else 2
+    matched = 0 if particle is None else (1 + how.count) * _MATCHED
+    work = _Work(progress, (1 + how.count) * _MADE + pairs * how.seeds * max(how.steps) + matched)
     made: list[SimulatedTomogram] = []
     looks = []
-    for index in range(count):
+    for index in range(how.count):
         specimen = _specimen(specimens, index, seed)
         _check_specimen(specimen, measured, particle)
         one = simulator(specimen, seed=seed, tomogram=index)
@@ -188,16 +160,17 @@ def check_microscope(
         volumes = [one.tomogram.cpu() for one in made]
         half = tomogram.shape[1] // 2
         train, test = (volumes[0::2], volumes[1::2])
-        settings: dict[str, Any] = {"steps": steps, "seeds": seeds, "patch": patch, "seed": seed, "progress": work.one}
-        curve = learning_curve(([tomogram[:, :half]], train), ([tomogram[:, half:]], test), **settings)
+        own_settings = {name: getattr(how, name) for name in ("steps", "seeds", "patch")}
+        learning: dict[str, Any] = own_settings | {"seed": seed, "threads": simulator.threads, "progress": work.one}
+        curve = learning_curve(([tomogram[:, :half]], train), ([tomogram[:, half:]], test), **learning)
         floor = None
         if pairs > 1:
             first, second, third, fourth = (part for part in torch.tensor_split(tomogram, 4, dim=1))
-            floor = learning_curve(([first], [second]), ([third], [fourth]), **settings)
+            floor = learning_curve(([first], [second]), ([third], [fourth]), **learning)
         profiles = None
         if particle is not None:
-            known = _Matching(simulator, particle, measured, rotations, low_pass, work)
-            profiles = known.check(tomogram, made, hits=hits, jitter=jitter, seed=seed)
+            known = _Matching(simulator, particle, measured, how, work)
+            profiles = known.check(tomogram, made, seed=seed)
     return MicroscopeCheck(
         measured=own,
         simulated=mean_appearance(looks),
@@ -309,20 +282,16 @@ class _Matching:
         simulator: FakETSimulator,
         particle: ParticleTemplate,
         measured: TiltSeries,
-        rotations: int,
-        low_pass: float,
+        how: CheckSettings,
         work: _Work,
     ) -> None:
         self._simulator, self._particle = simulator, particle
-        self._angles, self._work = measured.tilt_angles, work
-        self._settings: dict[str, Any] = {"rotations": rotations, "low_pass": low_pass, "threads": simulator.threads}
+        self._angles, self._how, self._work = measured.tilt_angles, how, work
 
-    def check(
-        self, tomogram: Tensor, made: Sequence[SimulatedTomogram], *, hits: int, jitter: float, seed: int
-    ) -> ParticleCheck:
+    def check(self, tomogram: Tensor, made: Sequence[SimulatedTomogram], *, seed: int) -> ParticleCheck:
         """Average profiles at hits in the measured and in simulated tomograms, and at the true places in these."""
         size = made[0].voxel_size
-        radius = self._particle.radius / size
+        radius, hits = self._particle.radius / size, self._how.hits
         measured = shell_averages(tomogram, self._hits(tomogram, size, _optics(self._simulator), hits, radius))
         found, true, right = [], [], []
         for one in made:
@@ -334,7 +303,7 @@ class _Matching:
             count = min(max(1, hits // len(made)), max(len(there), 1))
             places = self._hits(volume, size, optics, count, radius)
             found.append(shell_averages(volume, places))
-            true.append(shell_averages(volume, jittered(there, jitter, seed=seed)))
+            true.append(shell_averages(volume, jittered(there, self._how.jitter, seed=seed)))
             if len(there) and len(places):
                 right.append(cKDTree(there).query(places)[0] < _NEAR * radius)
         own, theirs, exact = mean_profile([measured]), mean_profile(found), mean_profile(true)
@@ -374,7 +343,9 @@ class _Matching:
             tilt_angles=self._angles,
             ctf=optics,
             phase_flipped=self._simulator.ctf_correction is not None,
+            rotations=self._how.rotations,
+            low_pass=self._how.low_pass,
+            threads=self._simulator.threads,
             progress=tell,
-            **self._settings,
         )
         return match.peaks(count, distance=radius, margin=radius).positions
