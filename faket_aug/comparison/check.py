@@ -104,7 +104,7 @@ def check_microscope(
     *,
     particle: ParticleTemplate | None = None,
     settings: CheckSettings | None = None,
-    seed: int = 0,
+    seed: int,
     progress: Callable[[int, int], None] | None = None,
 ) -> MicroscopeCheck:
     """Compare what a microscope's simulator makes with what was measured. No label is needed.

@@ -72,7 +72,7 @@ def learning_curve(
     steps: Sequence[int],
     seeds: int,
     patch: int,
-    seed: int = 0,
+    seed: int,
     threads: int = THREADS,
     progress: Callable[[], None] | None = None,
 ) -> LearningCurve:

@@ -61,7 +61,7 @@ class Contrast:
     error: float
 
 
-def jittered(positions: FloatArray, jitter: float, *, seed: int = 0) -> FloatArray:
+def jittered(positions: FloatArray, jitter: float, *, seed: int) -> FloatArray:
     """Move positions by chance, so that true ones are as inaccurate as those that were found.
 
     Parameters
@@ -79,13 +79,7 @@ def jittered(positions: FloatArray, jitter: float, *, seed: int = 0) -> FloatArr
 
 
 def radial_profile(
-    tomogram: Tensor,
-    positions: FloatArray,
-    *,
-    shells: int = SHELLS,
-    width: float = WIDTH,
-    jitter: float = 0.0,
-    seed: int = 0,
+    tomogram: Tensor, positions: FloatArray, *, shells: int = SHELLS, width: float = WIDTH
 ) -> RadialProfile:
     """Compute the radial profile of particles in a tomogram.
 
@@ -94,18 +88,17 @@ def radial_profile(
     tomogram
         `(z, y, x)`, any unit.
     positions
-        `(n, 3)`, (z, y, x) in voxels, of the particles' centres.
+        `(n, 3)`, (z, y, x) in voxels, of the particles' centres. Where true positions are compared with positions that
+        were found, see `jittered`.
     shells, width
         How many shells, and how thick each is, voxels.
-    jitter, seed
-        See `jittered`; 0 for positions that were found.
 
     Raises
     ------
     ValueError
         If there are no positions, or all lie outside the tomogram, or the tomogram is constant.
     """
-    return mean_profile([shell_averages(tomogram, jittered(positions, jitter, seed=seed), shells, width)], width=width)
+    return mean_profile([shell_averages(tomogram, positions, shells, width)], width=width)
 
 
 def shell_averages(tomogram: Tensor, positions: FloatArray, shells: int = SHELLS, width: float = WIDTH) -> FloatArray:
