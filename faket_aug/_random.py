@@ -20,6 +20,7 @@ STAGES = (
     "generation",
     "ctf",
     "alignment",
+    "crowd",
 )
 
 

@@ -6,9 +6,7 @@ Whatever does not fit is refused with one sentence: what was expected, and what 
 from __future__ import annotations
 
 import dataclasses
-import json
 import re
-import tomllib
 import types
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -16,7 +14,6 @@ from dataclasses import MISSING
 from pathlib import Path
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
-from faket_aug._checks import FileFormatError
 from faket_aug._settings import IsPath, Part, Reads, Setting, settings_of
 
 #: Word for nothing, where a setting may be left out but its default is something.
@@ -339,37 +336,3 @@ def expected(hint: Any) -> str:
         fixed = f"{len(members)} " if Ellipsis not in members and len(members) > 1 else ""
         return f"{fixed}{_MANY.get(members[0], 'groups a:b of values')} with commas between"
     return _WORDS.get(hint, getattr(hint, "__name__", str(hint)))
-
-
-# Files ----------------------------------------------------------------------------------------------------------------
-
-
-def load_table(path: Path, what: str, *, usual: str = "json") -> dict[str, Any]:
-    """Read a file of settings, as TOML or as JSON.
-
-    Parameters
-    ----------
-    path
-        The file.
-    what
-        It is, for messages.
-    usual
-        `"json"` or `"toml"`, where the file's name ends with neither.
-
-    Raises
-    ------
-    FileNotFoundError, FileFormatError
-        If there is none, or it holds something else.
-    """
-    if not path.is_file():
-        raise FileNotFoundError(f"expected {what}, found none at {path}")
-    readers: dict[str, Callable[[str], Any]] = {"json": json.loads, "toml": tomllib.loads}
-    suffix = path.suffix.lower().lstrip(".")
-    kind = suffix if suffix in readers else usual
-    try:
-        content = readers[kind](path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise FileFormatError(f"{path}: expected {kind.upper()}, got {error}") from error
-    if not isinstance(content, dict):
-        raise FileFormatError(f"{path}: expected settings by name, got {str(content)[:80]!r}")
-    return content

@@ -83,7 +83,7 @@ def write_data(folder: Path) -> None:
         write_model(folder / f"model_{number}", seed=number)
     write_microscope(folder / "microscope")
     widths = dict.fromkeys([0, 2], 4) | dict.fromkeys([5, 7, 10, 12, 14, 16, 19, 21, 23, 25, 28], 6)
-    torch.save(narrow_state(widths=widths), folder / "vgg19-dcbb9e9d.pth")
+    torch.save(narrow_state(widths=widths), folder / "narrow.pth")
     (folder / "particles").mkdir()
     bean = blobs((16, 16, 16), [(8, 8, 6), (8, 8, 10)], 2.0)
     write_mrc(folder / "particles" / "bean.mrc", bean, voxel_size=VOXEL_SIZE)

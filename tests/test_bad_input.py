@@ -51,6 +51,7 @@ from faket_aug import (
 )
 from faket_aug.data import stream as stream_module
 from faket_aug.formats.mrc import write_mrc
+from faket_aug.style import weight_files
 
 pytestmark = pytest.mark.filterwarnings(MORE_WORKERS_THAN_CORES)
 
@@ -452,6 +453,8 @@ def test_cached_weights_are_used(monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 
     monkeypatch.setattr(torch.hub, "load_state_dict_from_url", refuse)
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+    # Other weights than the name says.
+    monkeypatch.setattr(weight_files, "check_hash", lambda path: None)
     (tmp_path / "checkpoints").mkdir()
     torch.save(narrow_state(), tmp_path / "checkpoints" / "vgg19-dcbb9e9d.pth")
     features = VGG19Features()

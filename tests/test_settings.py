@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 import pytest
 
 from faket_aug._checks import FileFormatError
-from faket_aug._reading import expected, explained, load_table, names_files, read_setting, read_table, read_value
+from faket_aug._reading import expected, explained, names_files, read_setting, read_table, read_value
 from faket_aug._settings import (
     IsPath,
     Part,
@@ -23,6 +23,7 @@ from faket_aug._settings import (
     setting_of,
     settings_of,
 )
+from faket_aug.formats._settings_file import load_table
 
 COLOURS = ("red", "blue")
 Range = float | tuple[float, float]
@@ -255,13 +256,27 @@ def test_files(tmp_path: Path) -> None:
     assert load_table(tmp_path / "a.toml", "settings") == load_table(tmp_path / "a.json", "settings")
     (tmp_path / "settings").write_text("focus = 3")
     assert load_table(tmp_path / "settings", "settings", usual="toml") == {"focus": 3}
-    with pytest.raises(FileFormatError, match="settings: expected JSON, got"):
+    with pytest.raises(FileFormatError, match=r"settings: expected settings \(JSON\), got"):
         load_table(tmp_path / "settings", "settings")
     (tmp_path / "a.toml").write_text("focus = ")
-    with pytest.raises(FileFormatError, match="a.toml: expected TOML, got"):
+    with pytest.raises(FileFormatError, match=r"a.toml: expected settings \(TOML\), got"):
         load_table(tmp_path / "a.toml", "settings")
     (tmp_path / "a.json").write_text("[1]")
-    with pytest.raises(FileFormatError, match=r"a.json: expected settings by name, got '\[1\]'"):
+    with pytest.raises(FileFormatError, match=r"a.json: expected settings \(a JSON object\), got '\[1\]'"):
         load_table(tmp_path / "a.json", "settings")
+    for name, text in {
+        "a.json": '{"focus": ' + "1" * 400 + "}",
+        "a.toml": "focus = " + "1" * 400,
+        "b.json": '{"focus": ' + "[" * 100_000,
+        "b.toml": "focus = " + "[" * 100_000,
+    }.items():
+        (tmp_path / name).write_text(text)
+        with pytest.raises(FileFormatError, match=rf"{name}: expected settings \((JSON|TOML)\), got other text"):
+            load_table(tmp_path / name, "settings")
+    (tmp_path / "a.toml").write_bytes("focus = 3".encode("utf-16"))
+    with pytest.raises(FileFormatError, match=r"a.toml: expected settings as text in UTF-8"):
+        load_table(tmp_path / "a.toml", "settings")
+    (tmp_path / "a.toml").write_text("\ufefffocus = 3")
+    assert load_table(tmp_path / "a.toml", "settings") == {"focus": 3}, "a byte order mark does no harm"
     with pytest.raises(FileNotFoundError, match="expected a lens, found none at"):
         load_table(tmp_path / "none.json", "a lens")

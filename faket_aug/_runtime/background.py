@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import ctypes
+import gc
 import multiprocessing
 import os
 import signal
@@ -15,6 +16,8 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from queue import SimpleQueue
 from typing import Any, Generic, TypeVar
+
+from faket_aug._runtime.signals import status_by_signal
 
 K = TypeVar("K")
 V = TypeVar("V")
@@ -166,13 +169,16 @@ def _end_of_the_program() -> None:
 
     A thread must not meet an interpreter that has ended: below Python 3.14 C++ code then aborts the process.
     """
-    ended = stop_all()
-    if multiprocessing.parent_process() is not None and not (ended and _all_is_sent()):
+    ended, worker, status = stop_all(), multiprocessing.parent_process() is not None, status_by_signal()
+    if worker or status is not None:
+        # Python's last garbage collection visits all objects of torch, which takes a second where others compute, too.
+        gc.freeze()
+    if worker and not (ended and _all_is_sent()):
         _leave(0)
     if ended:
         return
-    if issubclass(getattr(sys, "last_type", None) or Exception, KeyboardInterrupt):
-        _leave(-signal.SIGINT)
+    if status is not None:
+        _leave(status)
     for one in list(_running):
         one._thread.join()
 

@@ -8,7 +8,7 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
@@ -16,7 +16,24 @@ from types import FrameType
 _PATIENCE = 1.6
 
 
+#: The exit status of a program that a signal ends; None of others.
+_status: int | None = None
+
+
+def ends_by_signal(status: int) -> None:
+    """Note that this program is about to end because of a signal, with this exit status: it then ends quickly."""
+    global _status
+    _status = status
+
+
+def status_by_signal() -> int | None:
+    """Return the exit status if a signal ends this program; a negative one is the signal itself."""
+    interrupted = issubclass(getattr(sys, "last_type", None) or Exception, KeyboardInterrupt)
+    return -signal.SIGINT if interrupted else _status
+
+
 def _end(number: int, _: FrameType | None) -> None:
+    ends_by_signal(128 + number)
     raise SystemExit(128 + number)
 
 
@@ -38,20 +55,27 @@ def sigterm_ends_in_order() -> Iterator[None]:
 
 
 @contextmanager
-def signals_end_soon() -> Iterator[None]:
+def signals_end_soon(last_words: Callable[[int], object] = lambda number: None) -> Iterator[None]:
     """Let Ctrl-C and SIGTERM end this program within two seconds, also from an operation that takes longer.
 
     Python tells the main thread of a signal only between two operations, and a convolution can take seconds. For the
     main thread of a program of our own.
+
+    Parameters
+    ----------
+    last_words
+        Is told the signal's number where the program ends before the main thread has heard of it.
     """
     ours, theirs = socket.socketpair()
     theirs.setblocking(False)
-    before = signal.set_wakeup_fd(theirs.fileno(), warn_on_full_buffer=False)
-    threading.Thread(target=_end_late, args=(ours,), name="faket_aug_signals", daemon=True).start()
+    before, left = signal.set_wakeup_fd(theirs.fileno(), warn_on_full_buffer=False), threading.Event()
+    late = threading.Thread(target=_end_late, args=(ours, left, last_words), name="faket_aug_signals", daemon=True)
+    late.start()
     try:
         with sigterm_ends_in_order():
             yield
     finally:
+        left.set()
         signal.set_wakeup_fd(before)
         theirs.close()
 
@@ -66,10 +90,12 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_forget_in_child)
 
 
-def _end_late(signals: socket.socket) -> None:
+def _end_late(signals: socket.socket, left: threading.Event, last_words: Callable[[int], object]) -> None:
     with signals:
         while number := signals.recv(1):
             if number[0] in (signal.SIGINT, signal.SIGTERM):
                 time.sleep(_PATIENCE)
+                if not left.is_set():
+                    last_words(number[0])
                 sys.stderr.flush()
                 os._exit(128 + number[0])

@@ -85,7 +85,10 @@ def look_at(path: Path, *, index: int = 0) -> Look:
     there = [own] if own.is_file() else sorted(path.glob(f"*/{TOMOGRAM_FILE}"))
     found = [file for file in there if not (file.parent / UNFINISHED_FILE).exists()]
     if there and not found:
-        raise FileNotFoundError(f"{path}: expected a whole tomogram, found only what is being written, or was stopped")
+        raise FileNotFoundError(
+            f"{path}: expected a finished tomogram, found {len(there)} unfinished; wait for the simulation that writes "
+            "here, or run its command again if it was stopped"
+        )
     if found:
         return _tomogram(_chosen(found, index, path).parent)
     return _specimen_or_series(path, index)

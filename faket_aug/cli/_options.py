@@ -10,9 +10,12 @@ from typing import Annotated, Any, Self
 import numpy as np
 
 from faket_aug._checks import FileFormatError, check_count
-from faket_aug._reading import load_table, names_files, read_setting, read_table, rename
+from faket_aug._reading import names_files, read_setting, read_table, rename
 from faket_aug._settings import IsPath, Reads, Setting, as_json, parameter_help, setting_of, settings_of
 from faket_aug.data.dataset import FakETDataset
+from faket_aug.formats._json import verified
+from faket_aug.formats._settings_file import load_table
+from faket_aug.formats._text import MAX_TILT
 from faket_aug.formats.particle_lists import PARTICLE_FORMATS
 from faket_aug.generation.generator import GrandModelGenerator
 from faket_aug.generation.recipe import RECIPE, as_tables
@@ -30,6 +33,8 @@ from faket_aug.style.vgg19 import PRECISIONS, VGG19Features
 
 #: Degrees, where neither angles nor a style are given: first, last and step.
 TILT_ANGLES = "-60:60:3"
+#: More than any series has.
+_MOST_TILTS = 10_000
 #: Headings of the help.
 FILES, GENERATED, TILTS, STYLE, MICROSCOPE, WRITTEN = (
     *("Specimens from files", "Generated specimens", "Tilts and reconstruction", "Style transfer"),
@@ -40,14 +45,22 @@ FILES, GENERATED, TILTS, STYLE, MICROSCOPE, WRITTEN = (
 def parse_angles(value: Any) -> Any:
     """Read `first:last:step` or a list into angles, degrees; a path stays as it is."""
     if not isinstance(value, str):
-        return tuple(as_tilt_angles([float(one) for one in value]).tolist())
+        return _possible([float(one) for one in value])
     if value.count(":") != 2:
         return value
     first, last, step = (float(part) for part in value.split(":"))
-    if step <= 0 or last < first:
+    if not (step > 0 and 0 <= last - first <= _MOST_TILTS * step):
         raise ValueError
     # Half a step beyond, so that rounding does not lose the last.
-    return tuple(as_tilt_angles(np.arange(first, last + step / 2, step)).tolist())
+    return _possible(np.arange(first, last + step / 2, step))
+
+
+def _possible(angles: Any) -> tuple[float, ...]:
+    """Refuse angles that no stage has."""
+    found = as_tilt_angles(angles)
+    if np.abs(found).max() > MAX_TILT:
+        raise ValueError
+    return tuple(found.tolist())
 
 
 _Angles = Annotated[Any, Reads("first:last:step in degrees, a file of angles, or a list", parse_angles)]
@@ -284,7 +297,13 @@ class Options:
             For a wrong value on the command line.
         """
         values = {} if config is None else _from_file(config)
-        return cls(values | {name: _from_text(name, value) for name, value in given.items()})
+        values |= {name: _from_text(name, value) for name, value in given.items()}
+        try:
+            return cls(values)
+        except ValueError as error:
+            if config is None:
+                raise
+            raise FileFormatError(f"{config}{', with the command line' if given else ''}: {error}") from error
 
 
 def _from_text(name: str, value: Any) -> Any:
@@ -297,10 +316,20 @@ def _from_text(name: str, value: Any) -> Any:
 
 
 def _from_file(path: Path) -> dict[str, Any]:
-    content = load_table(path, "a JSON or TOML file of settings")
-    # What a set was made with, or one of its tomograms.
-    origin = content.get("origin", content)
-    content = origin.get("options", content) if isinstance(origin, dict) else content
+    what = "a JSON or TOML file of settings"
+    content = load_table(path, what)
+    kept = {"format", "settings", "options"} if "options" in content else {"format", "record", "origin", "files"}
+    if "options" in content or "origin" in content:
+        # What a set was made with, or one of its tomograms.
+        content = verified(content, source=str(path), what=what)
+        if not set(content) <= kept:
+            other = ", ".join(sorted(set(content) - kept))
+            raise FileFormatError(f"{path}: expected {', '.join(sorted(kept))} beside each other, got also {other}")
+        origin = content.get("origin", content)
+        options = origin.get("options") if isinstance(origin, dict) else None
+        if not isinstance(options, dict):
+            raise FileFormatError(f"{path}: expected `options`, settings by name, got {str(options)[:80]!r}")
+        content = options
     try:
         return read_table(SETTINGS, flat(content), "", lambda entry: str(path.parent / entry), renamed=RENAMED)
     except ValueError as error:

@@ -10,14 +10,14 @@ from pathlib import Path
 from typing import Any
 
 from faket_aug._checks import FileFormatError
-from faket_aug.formats._atomic import make_writable_folder, write_text
-from faket_aug.simulation.saving import is_whole, remove_parts
+from faket_aug.formats._atomic import ABANDONED, make_writable_folder, remove_parts
+from faket_aug.formats._json import read_json, write_json
+from faket_aug.formats._text import shortened
+from faket_aug.simulation.saving import is_whole
 
 SETTINGS_FILE = "simulation.json"
 PREVIEW_FILE = "preview.png"
 _FORMAT = 1
-#: Seconds after which nobody is writing a small file any more; other shards may be at work beside this one.
-ABANDONED = 300.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,9 +112,7 @@ def open_set(
                 "choose another"
             )
         if SETTINGS_FILE not in found:
-            write_text(
-                path, json.dumps({"format": _FORMAT, "options": dict(options), "settings": wanted}, indent=1) + "\n"
-            )
+            write_json(path, {"format": _FORMAT, "options": dict(options), "settings": wanted})
     remove_parts(folder, older_than=ABANDONED)
     # Read back, too: another shard may have begun the set with other settings at the same moment.
     kept = {(renamed or {}).get(name, name): value for name, value in read_settings(path).items()}
@@ -133,15 +131,16 @@ def read_settings(path: Path) -> dict[str, Any]:
     Raises
     ------
     FileFormatError
-        If the file is no such file.
+        If the file is no such file, or is damaged.
     """
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise FileFormatError(f"{path}: expected JSON, got {error}") from error
-    if not isinstance(content, dict) or content.get("format") != _FORMAT or not isinstance(content["settings"], dict):
-        raise FileFormatError(f"{path}: expected the settings of a set of tomograms in format {_FORMAT}")
-    settings: dict[str, Any] = content["settings"]
+    content = read_json(path, what="the settings of a set of tomograms")
+    settings = content.get("settings")
+    known = set(content) == {"format", "options", "settings"} and content["format"] == _FORMAT
+    if not known or not isinstance(settings, dict):
+        raise FileFormatError(
+            f"{path}: expected the settings of a set of tomograms (format {_FORMAT}), got "
+            f"{shortened(json.dumps(content))}; choose another folder, or remove the file if the folder holds no set"
+        )
     return settings
 
 

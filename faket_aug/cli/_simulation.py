@@ -17,14 +17,15 @@ from faket_aug._runtime.threads import intra_op_threads, usable_device
 from faket_aug.cli._digests import digest_of_file
 from faket_aug.cli._look import draw_look, look_at
 from faket_aug.cli._options import TILT_ANGLES, Options, parse_angles
-from faket_aug.cli._sets import ABANDONED, PREVIEW_FILE, Shard, missing, open_set, tomogram_folder
+from faket_aug.cli._sets import PREVIEW_FILE, Shard, missing, open_set, tomogram_folder
 from faket_aug.cli._source import Source, make_source
 from faket_aug.figures import save_figure
+from faket_aug.formats._atomic import ABANDONED, remove_parts
 from faket_aug.formats.angles import read_tilt_angles
 from faket_aug.microscope.file import MicroscopeFile, read_microscope
 from faket_aug.microscope.imperfections import Imperfections
 from faket_aug.microscope.noise import NoiseModel
-from faket_aug.simulation.saving import check_names, is_whole, remove_parts
+from faket_aug.simulation.saving import check_names, is_whole
 from faket_aug.simulation.simulator import RENAMED, FakETSimulator
 from faket_aug.style.bank import StyleBank
 from faket_aug.style.vgg19 import VGG19Features

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -110,14 +110,11 @@ def compare(
 def _keep_settings(comparison: Comparison, output: Path) -> None:
     """Write the settings once; another comparison does not mix its results with these."""
     from faket_aug.comparison.settings import MORE_SCORING, SCORING_SETTINGS
-    from faket_aug.formats._atomic import write_text
+    from faket_aug.formats._json import write_json
 
     path, own = output / CONFIG_COPY, json.loads(json.dumps(comparison.to_dict()))
     if path.is_file():
-        try:
-            saved = json.loads(path.read_text())
-        except ValueError as error:
-            raise ValueError(f"{path}: expected the settings of a comparison, got a damaged file; remove it") from error
+        saved = read_kept(path)
         # More arms and seeds may come to those that are there; how it is scored may change, and where it runs.
         free = {"seeds", "device", "threads", "workers", *SCORING_SETTINGS, *MORE_SCORING}
         other = [name for name in comparison.differences(saved) if name not in free]
@@ -129,7 +126,30 @@ def _keep_settings(comparison: Comparison, output: Path) -> None:
                 "--output to another folder"
             )
         own["arms"] = saved["arms"] | own["arms"]
-    write_text(path, json.dumps(own, indent=1))
+    write_json(path, own)
+
+
+def read_kept(path: Path) -> dict[str, Any]:
+    """Read the settings that a comparison was begun with.
+
+    Raises
+    ------
+    FileFormatError
+        If the file is no such file, or is damaged.
+    """
+    from faket_aug._checks import FileFormatError
+    from faket_aug._settings import settings_of
+    from faket_aug.comparison.settings import Comparison
+    from faket_aug.formats._json import read_json
+
+    what = "the settings of a comparison"
+    saved, known = read_json(path, what=what), settings_of(Comparison)
+    if not isinstance(saved.get("arms"), dict) or not set(saved) <= set(known):
+        raise FileFormatError(
+            f"{path}: expected {what}, `arms` among them, got {', '.join(map(str, saved))[:200]}; set --output to "
+            "another folder"
+        )
+    return saved
 
 
 def _criticize(
@@ -149,9 +169,8 @@ def _criticize(
 
 
 def _write(results: Sequence[ArmResult], output: Path) -> None:
-    from dataclasses import asdict
-
     from faket_aug.comparison import figures
+    from faket_aug.comparison.result import write_results
     from faket_aug.comparison.summary import (
         as_csv,
         as_markdown,
@@ -162,7 +181,7 @@ def _write(results: Sequence[ArmResult], output: Path) -> None:
     from faket_aug.figures import save_figure
     from faket_aug.formats._atomic import write_text
 
-    write_text(output / RESULTS, json.dumps([asdict(result) for result in results], indent=1))
+    write_results(output / RESULTS, results)
     write_text(output / "table.md", as_markdown(results))
     write_text(output / "table.csv", as_csv(results))
     write_text(output / "per_class.csv", per_class_csv(results))

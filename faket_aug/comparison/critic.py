@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -16,7 +15,7 @@ from torch import nn
 from faket_aug._checks import FileFormatError
 from faket_aug.comparison.experiment import Experiment, Report
 from faket_aug.comparison.summary import SCORES, Estimate, estimate
-from faket_aug.formats._atomic import write_text
+from faket_aug.formats._json import read_json, write_json
 from faket_aug.picking.checkpoints import load_weights
 from faket_aug.specimens.grandmodel import GrandModel
 
@@ -24,6 +23,8 @@ from faket_aug.specimens.grandmodel import GrandModel
 TARGET = "target"
 #: Beside the weights of the critic.
 CRITICISMS = "critic.json"
+#: 1, of version 0.1.0, is not told in the file.
+_FORMAT = 2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,9 +113,13 @@ def read_criticisms(experiment: Experiment, critic: str, seed: int) -> list[Crit
     if not path.is_file():
         return []
     try:
-        kept = json.loads(path.read_text())
+        kept = read_json(path, what="what a critic said", since=_FORMAT)
+        # 0.1.0 had the arms at the top.
+        kept = kept["criticisms"] if kept.get("format") == _FORMAT else kept
         settings = {name: _made_with(experiment, critic, name) for name in (TARGET, *experiment.comparison.arms)}
         rows = [Criticism(**row["scores"]) for name, row in kept.items() if row["made_with"] == settings.get(name)]
+    except FileFormatError:
+        raise
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise FileFormatError(f"{path}: expected what a critic said, got {error!r}; remove it to ask again") from error
     order = [TARGET, *experiment.comparison.arms]
@@ -125,7 +130,7 @@ def _write(experiment: Experiment, critic: str, seed: int, found: Mapping[str, C
     rows = {
         name: {"made_with": _made_with(experiment, critic, name), "scores": asdict(one)} for name, one in found.items()
     }
-    write_text(experiment.folder(critic, seed) / CRITICISMS, json.dumps(rows, indent=1))
+    write_json(experiment.folder(critic, seed) / CRITICISMS, {"format": _FORMAT, "criticisms": rows})
 
 
 def _made_with(experiment: Experiment, critic: str, name: str) -> dict[str, Any]:

@@ -17,11 +17,11 @@ from torch.utils.data import DataLoader
 
 from faket_aug._checks import FileFormatError
 from faket_aug.comparison.measured import MeasuredTomograms, kept_sections, measured_tomogram
-from faket_aug.comparison.result import RESULT, ArmResult, read_result, score_as_json, versions
+from faket_aug.comparison.result import RESULT, ArmResult, read_result, score_as_json, versions, write_result
 from faket_aug.comparison.settings import AUTO, MORE_SCORING, SCORING_SETTINGS, Arm, Comparison
 from faket_aug.data.dataset import FakETDataset, LabelledPatches, PatchDataset
 from faket_aug.data.labelled import LabelledTomogram
-from faket_aug.formats._atomic import write_text
+from faket_aug.formats._json import read_json, write_json
 from faket_aug.microscope.ctf import ContrastTransfer
 from faket_aug.microscope.noise import NoiseModel
 from faket_aug.picking.checkpoints import BEST, CHECKPOINT, load_weights
@@ -181,11 +181,11 @@ class Experiment:
             choice = choose_step_by_series(self.style, [specimen], bank=self._bank, **trial)
             chosen = {"step_size": choice.step_size, "keep_spectrum": choice.keep_spectrum}
             path.parent.mkdir(parents=True, exist_ok=True)
-            write_text(path, json.dumps({"arm": kind, "chosen": chosen, "why": choice.report()}, indent=1))
-        try:
-            found: dict[str, Any] = json.loads(path.read_text())["chosen"]
-        except (ValueError, TypeError, KeyError) as error:
-            raise FileFormatError(f"{path}: expected a chosen step, got {error!r}; remove it") from error
+            write_json(path, {"arm": kind, "chosen": chosen, "why": choice.report()})
+        content = read_json(path, what="a chosen step")
+        found = content.get("chosen")
+        if set(content) != {"arm", "chosen", "why"} or not isinstance(found, dict):
+            raise FileFormatError(f"{path}: expected a chosen step, got other JSON; remove it")
         return found
 
     def run(self, name: str, seed: int, report: Report | None = None) -> ArmResult:
@@ -219,7 +219,7 @@ class Experiment:
             made_with=made_with,
             versions=versions(),
         )
-        write_text(path, json.dumps(asdict(result), indent=1))
+        write_result(path, result)
         return result
 
     def weights(self, name: str, seed: int) -> Path:

@@ -14,9 +14,12 @@ from typing import Any
 import numpy as np
 
 from faket_aug._checks import FileFormatError
+from faket_aug.formats._atomic import write_text
+from faket_aug.formats._json import CHECKSUM, parse_any, read_json, read_text, sealed, verified, write_json
 from faket_aug.picking.scoring import ShrecScore
 
 RESULT = "result.json"
+_WHAT = "an arm's result"
 _PACKAGES = ("faket_aug", "torch", "torchvision", "numpy", "scipy", "scikit-image", "scikit-learn")
 
 
@@ -71,13 +74,47 @@ def read_result(path: Path) -> ArmResult:
     FileFormatError
         If the file is damaged.
     """
-    try:
-        result = ArmResult(**json.loads(path.read_text()))
-        return replace(result, validations=[(int(s), float(v)) for s, v in result.validations])
-    except (ValueError, TypeError, KeyError) as error:
+    return _result(read_json(path, what=_WHAT), path)
+
+
+def write_result(path: Path, result: ArmResult) -> None:
+    """Write the result of an arm, with a checksum."""
+    write_json(path, asdict(result))
+
+
+def read_results(path: str | Path) -> list[ArmResult]:
+    """Read `results.json`: the results of several arms and seeds.
+
+    Raises
+    ------
+    FileNotFoundError, FileFormatError
+        If there is none, or the file is damaged.
+    """
+    path, what = Path(path), "a list of arms' results"
+    rows = parse_any(read_text(path, what=what), source=str(path), what=what)
+    if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
+        raise FileFormatError(f"{path}: expected {what}, got {str(rows)[:80]!r}")
+    sealed_rows = [row for row in rows if CHECKSUM in row]
+    results = [_result(verified(row, source=str(path), what=_WHAT), path) for row in rows]
+    if len(sealed_rows) not in (0, len(rows)) or len({(one.arm, one.seed) for one in results}) < len(rows):
         raise FileFormatError(
-            f"{path}: expected an arm's result, got {error}; remove it to run the arm again"
-        ) from error
+            f"{path}: expected each arm with each seed once, and a `{CHECKSUM}` of each, got others: the file is "
+            "damaged; run `faket-aug compare` again"
+        )
+    return results
+
+
+def write_results(path: Path, results: Sequence[ArmResult]) -> None:
+    """Write the results of several arms and seeds as a list, each with a checksum."""
+    write_text(path, json.dumps([sealed(asdict(result)) for result in results], indent=1))
+
+
+def _result(content: Mapping[str, Any], path: Path) -> ArmResult:
+    try:
+        result = ArmResult(**content)
+        return replace(result, validations=[(int(s), float(v)) for s, v in result.validations])
+    except (ValueError, TypeError, KeyError, OverflowError) as error:
+        raise FileFormatError(f"{path}: expected {_WHAT}, got {error}; remove it to run the arm again") from error
 
 
 def versions() -> dict[str, str]:

@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 from faket_aug._checks import FileFormatError, check_choice, check_count, check_positive
-from faket_aug._reading import expected, explained, load_table, read_table, read_value
+from faket_aug._reading import expected, explained, read_table, read_value
 from faket_aug._settings import IsPath, Part, Setting, as_json, from_library, settings_of
 from faket_aug.data.dataset import FakETDataset
+from faket_aug.formats._settings_file import load_table
 from faket_aug.generation.generator import GrandModelGenerator
 from faket_aug.generation.recipe import RECIPE, make_generator
 from faket_aug.picking.clustering import METHODS, pick
@@ -355,7 +356,7 @@ class Comparison:
             given = {name: one for name, one in table.items() if name != "arms" or one}
             made: Self = read_value(cls, given, "", lambda entry: str((path.parent / entry).resolve()))
             return made
-        except (ValueError, TypeError, AttributeError) as error:
+        except (ValueError, TypeError, AttributeError, OverflowError) as error:
             raise FileFormatError(f"{path}: {error}") from error
 
 

@@ -58,8 +58,12 @@ class LabelledTomogram(Labelled):
                 f"{self.name}: expected labels of the tomogram's shape {tuple(self.tomogram.shape)}, got "
                 f"{tuple(self.labels.shape)}"
             )
-        if not np.isfinite(self.particles.positions).all():
-            raise FileFormatError(f"{self.name}: expected finite positions of particles, got NaN or infinite ones")
+        infinite = np.flatnonzero(~np.isfinite(self.particles.positions).all(axis=1))
+        if len(infinite):
+            raise FileFormatError(
+                f"{self.name}: expected numbers as position (z, y, x), got "
+                f"{self.particles.positions[infinite[0]].tolist()} in row {infinite[0] + 1} of the particles; remove it"
+            )
         nearest = np.rint(self.particles.positions)
         outside = ((nearest < 0) | (nearest >= np.array(self.tomogram.shape))).any(axis=1)
         if outside.any():

@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
+import secrets
+import shutil
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import count
 from pathlib import Path
+
+#: What the system says where a disk is full, and where a path may not be written.
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+NOT_ALLOWED = (errno.EACCES, errno.EPERM, errno.EROFS)
 
 
 @contextmanager
@@ -21,18 +29,19 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
         The file to be written. Its folder must exist.
     """
     final = Path(path)
-    descriptor, name = tempfile.mkstemp(dir=final.parent, prefix=f".{final.name}.", suffix=".part")
-    os.close(descriptor)
-    temporary = Path(name)
+    # The name is known before the file is there: a signal at any moment leaves no file behind.
+    temporary = final.with_name(f".{final.name}.{secrets.token_hex(6)}.part")
     try:
+        temporary.touch(exist_ok=False)
         yield temporary
-        # mkstemp makes files private; a written result follows the user's umask like any other file.
-        umask = os.umask(0)
-        os.umask(umask)
-        temporary.chmod(0o666 & ~umask)
         with temporary.open("rb+") as stream:
             os.fsync(stream.fileno())
         temporary.replace(final)
+    except OSError as error:
+        # A full disk does not say which file it was.
+        if error.errno is not None and error.filename is None:
+            error.filename = str(final)
+        raise
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -79,6 +88,32 @@ def move_into_place(made: Path, final: Path, *, aside: Path) -> None:
         aside.parent.mkdir(parents=True, exist_ok=True)
         final.replace(aside)
     made.replace(final)
+
+
+#: Seconds after which nobody is writing a small file any more; other processes may be at work in the same folder.
+ABANDONED = 300.0
+
+
+def remove_parts(folder: Path, *, pattern: str = ".*.part", older_than: float = 0.0) -> None:
+    """Remove temporary files that a killed run left in a folder (not in its subfolders).
+
+    Parameters
+    ----------
+    folder
+        The folder.
+    pattern
+        Pattern of the temporary names.
+    older_than
+        Seconds. Younger files are kept: another run may be writing them.
+    """
+    for left in folder.glob(pattern):
+        try:
+            if time.time() - left.lstat().st_mtime < older_than:
+                continue
+            shutil.rmtree(left) if left.is_dir() and not left.is_symlink() else left.unlink()
+        except FileNotFoundError:
+            # Another run has just renamed or removed it.
+            continue
 
 
 #: What to do where something exists that would be overwritten: refuse, move it aside, or replace it.

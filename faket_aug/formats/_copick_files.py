@@ -166,10 +166,19 @@ class Project:
         return list(found.values())
 
 
+def is_remote(root: str) -> bool:
+    """Tell whether a root is on no disk of this machine; no connection is opened to look."""
+    return "://" in _local(root)
+
+
+def _local(root: str) -> str:
+    return root.removeprefix("local://").removeprefix("file://")
+
+
 def _root(config: Path, name: str, given: str) -> Path | None:
     """Find the folder of an overlay or static root; one of another machine lies where its configuration does."""
-    place = given.removeprefix("local://").removeprefix("file://")
-    if "://" in place:
+    place = _local(given)
+    if is_remote(given):
         raise FileFormatError(f"{config}: expected a project on disk, got {name} {given}; download it first")
     # Absolute, or from where the program runs, as copick takes it; else beside the configuration, by its own name.
     folders = [Path(place), config.parent / place, config.parent / Path(place.rstrip("/\\").replace("\\", "/")).name]
@@ -177,7 +186,13 @@ def _root(config: Path, name: str, given: str) -> Path | None:
         folders.append(config.parent)
         within = [one.parent for one in config.parent.glob(f"*/{RUNS}")]
         folders += within if len(within) == 1 else []
-    return next((folder.resolve() for folder in folders if (folder / RUNS).is_dir()), None)
+    try:
+        return next((folder.resolve() for folder in folders if (folder / RUNS).is_dir()), None)
+    except (OSError, ValueError) as error:
+        # A name that is too long, for example.
+        raise FileFormatError(
+            f"{config}: expected a folder as {name}, got {shortened(given)} ({type(error).__name__})"
+        ) from error
 
 
 # --- picks ------------------------------------------------------------------------------------------------------------

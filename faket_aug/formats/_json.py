@@ -13,7 +13,13 @@ from faket_aug.formats._atomic import write_text
 
 CHECKSUM = "checksum"
 #: Digits of a whole number that can mean anything; JSON itself knows no limit.
-_MAX_DIGITS = 40
+MAX_DIGITS = 40
+
+
+def sealed(content: Mapping[str, Any]) -> dict[str, Any]:
+    """Add a checksum to content of JSON types, none of which is called `checksum`."""
+    plain: dict[str, Any] = json.loads(json.dumps(dict(content)))
+    return plain | {CHECKSUM: _checksum(plain)}
 
 
 def seal(content: Mapping[str, Any], *, indent: int | None = 1) -> str:
@@ -26,8 +32,7 @@ def seal(content: Mapping[str, Any], *, indent: int | None = 1) -> str:
     indent
         Spaces of one level; None for a single line.
     """
-    plain = json.loads(json.dumps(dict(content)))
-    return json.dumps(plain | {CHECKSUM: _checksum(plain)}, indent=indent)
+    return json.dumps(sealed(content), indent=indent)
 
 
 def unseal(text: str, *, source: str, what: str, since: int | None = None) -> dict[str, Any]:
@@ -54,7 +59,18 @@ def unseal(text: str, *, source: str, what: str, since: int | None = None) -> di
     FileFormatError
         If it is no JSON object, or its checksum is missing or is not that of its content.
     """
-    content = parse(text, source=source, what=what)
+    return verified(parse(text, source=source, what=what), source=source, what=what, since=since)
+
+
+def verified(content: Mapping[str, Any], *, source: str, what: str, since: int | None = None) -> dict[str, Any]:
+    """Return the content of `seal`, already parsed, without its checksum; see `unseal`.
+
+    Raises
+    ------
+    FileFormatError
+        If its checksum is missing or is not that of its content.
+    """
+    content = dict(content)
     format_ = content.get("format")
     if CHECKSUM not in content:
         if since is not None and isinstance(format_, int) and format_ >= since:
@@ -80,13 +96,26 @@ def parse(text: str, *, source: str, what: str) -> dict[str, Any]:
     FileFormatError
         If it is anything else; the message says where it is from.
     """
-    try:
-        content = json.loads(text.removeprefix("\ufeff"), parse_int=_whole_number)
-    except (ValueError, RecursionError) as error:
-        raise FileFormatError(f"{source}: expected {what} (JSON), got other text ({error})") from error
+    content = parse_any(text, source=source, what=what)
     if not isinstance(content, dict):
         raise FileFormatError(f"{source}: expected {what} (a JSON object), got {str(content)[:80]!r}")
     return content
+
+
+def parse_any(text: str, *, source: str, what: str) -> Any:
+    """Read JSON text.
+
+    Raises
+    ------
+    FileFormatError
+        If it is other text; the message says where it is from.
+    """
+    try:
+        return json.loads(text.removeprefix("\ufeff"), parse_int=_whole_number)
+    except (ValueError, RecursionError) as error:
+        raise FileFormatError(
+            f"{source}: expected {what} (JSON), got other text ({error}); correct it, or make it again"
+        ) from error
 
 
 def write_json(path: str | Path, content: Mapping[str, Any]) -> None:
@@ -123,7 +152,7 @@ def read_text(path: str | Path, *, what: str) -> str:
 
 
 def _whole_number(digits: str) -> int:
-    if len(digits) > _MAX_DIGITS:
+    if len(digits) > MAX_DIGITS:
         raise ValueError(f"a whole number of {len(digits)} digits")
     return int(digits)
 

@@ -155,9 +155,14 @@ def read_aretomo_ctf(path: str | Path) -> TiltMetadata:
     path = Path(path)
     rows = [numbers(line, f"{path}, line {n}", CTF_COLUMNS, [7, 8]) for n, line in lines(path, "an AreTomo CTF file")]
     if not rows:
-        raise FileFormatError(f"{path}: expected {CTF_COLUMNS}, got no line")
+        raise FileFormatError(
+            f"{path}: expected a line `{CTF_COLUMNS}` for each tilt, got none; run AreTomo's CTF fit again"
+        )
     if len({len(row) for row in rows}) != 1:
-        raise FileFormatError(f"{path}: expected as many columns in each line, got 7 and 8")
+        raise FileFormatError(
+            f"{path}: expected 7 columns in each line, or 8 in each, got lines of both; the file was joined from two "
+            "versions of AreTomo or is damaged, so write it again"
+        )
     table = np.array([_with_whole(row, 1, f"{path}") for row in rows])
     hands = set(table[:, 7].astype(int).tolist()) if table.shape[1] == 8 else set()
     return TiltMetadata(

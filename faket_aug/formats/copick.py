@@ -16,8 +16,8 @@ from __future__ import annotations
 import colorsys
 import json
 import random
+import secrets
 import shutil
-import tempfile
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
@@ -36,6 +36,7 @@ from faket_aug.formats._copick_files import (
     Project,
     Volume,
     find_config,
+    is_remote,
     read_config,
 )
 from faket_aug.formats._text import shortened
@@ -108,7 +109,7 @@ def write_copick(
     check_positive("voxel_size", voxel_size)
     check_choice("existing", existing, EXISTING)
     check_words([run], "names of runs")
-    if Path(run).name != run or run in (".", ".."):
+    if Path(run).name != run or run in (".", "..") or "\0" in run:
         raise ValueError(f"expected the plain name of a run, got {run!r}; leave out folders")
     check_writable(particles)
     numbers_of(particles.names, class_numbers)
@@ -121,10 +122,12 @@ def write_copick(
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     objects = _objects(class_numbers, segmented)
-    config = _config(folder, objects)
-    part = Path(tempfile.mkdtemp(dir=folder, prefix=f".{run}.", suffix=".part"))
+    # Refuses what cannot be added to, before anything is written.
+    _config(folder, objects)
+    part = folder / f".{run}.{secrets.token_hex(6)}.part"
     try:
-        made = _copick().from_string(json.dumps(config | {"overlay_root": f"local://{part.resolve()}"})).new_run(run)
+        part.mkdir()
+        made = _copick().from_string(json.dumps(_new_config(part, objects))).new_run(run)
         _write_picks(made, particles, voxel_size, set(particles.names) - set(segmented))
         for name, volume in volumes.items():
             tomogram = made.new_voxel_spacing(voxel_size, exist_ok=True).new_tomogram(name)
@@ -147,7 +150,7 @@ def write_copick(
 
 
 def _count_objects(path: Path) -> int:
-    return len(json.loads(path.read_text(encoding="utf-8-sig"))["pickable_objects"])
+    return len(read_config(path)["pickable_objects"])
 
 
 def _move_units(made: Path, run: Path, existing: str, *, aside: Path) -> list[Path]:
@@ -220,16 +223,11 @@ def _config(folder: Path, objects: list[dict[str, Any]]) -> dict[str, Any]:
     """Make the project's configuration, or add to the one that is there what it lacks."""
     path = folder / CONFIG_FILE
     if not path.is_file():
-        return {
-            "name": folder.resolve().name,
-            "version": str(_copick().__version__),
-            "config_type": "filesystem",
-            "user_id": USER_ID,
-            "pickable_objects": objects,
-            "overlay_root": f"local://{folder.resolve()}",
-            "overlay_fs_args": {"auto_mkdir": True},
-        }
+        return _new_config(folder, objects)
     config = read_config(path)
+    root = config.get("overlay_root")
+    if isinstance(root, str) and is_remote(root):
+        raise FileFormatError(f"{path}: expected a project on disk, got overlay_root {shortened(root)}; download it")
     known = {entry["name"]: entry.get("label") for entry in config["pickable_objects"]}
     for entry in objects:
         name, label = entry["name"], entry["label"]
@@ -239,6 +237,18 @@ def _config(folder: Path, objects: list[dict[str, Any]]) -> dict[str, Any]:
             )
     config["pickable_objects"] += [entry for entry in objects if entry["name"] not in known]
     return config
+
+
+def _new_config(folder: Path, objects: list[dict[str, Any]]) -> dict[str, Any]:
+    return {
+        "name": folder.resolve().name,
+        "version": str(_copick().__version__),
+        "config_type": "filesystem",
+        "user_id": USER_ID,
+        "pickable_objects": objects,
+        "overlay_root": f"local://{folder.resolve()}",
+        "overlay_fs_args": {"auto_mkdir": True},
+    }
 
 
 def _write_picks(run: Any, particles: ParticleList, voxel_size: float, picked: Collection[str]) -> None:
@@ -272,8 +282,14 @@ def read_copick_runs(path: str | Path) -> list[str]:
 
 def read_copick_classes(path: str | Path) -> dict[int, str]:
     """Read class numbers and names of a copick project's objects; of its own projects, the original names."""
-    objects = read_config(find_copick_config(path))["pickable_objects"]
-    return {int(entry["label"]): _class_name(entry) for entry in objects if entry.get("label") is not None}
+    config = find_copick_config(path)
+    found: dict[int, str] = {}
+    for entry in read_config(config)["pickable_objects"]:
+        if entry.get("label") is not None:
+            number, name = int(entry["label"]), _class_name(entry)
+            if found.setdefault(number, name) != name:
+                raise FileFormatError(f"{config}: expected each label once, got {number} of {found[number]} and {name}")
+    return found
 
 
 def read_copick_users(path: str | Path, *, run: str) -> list[tuple[str, str]]:
@@ -329,32 +345,33 @@ def read_copick_picks(
                 f"{where}: expected one set of picks of {name}, got {found}; set `user_id` and `session_id`"
             )
     names = {entry["name"]: _class_name(entry) for entry in project.config["pickable_objects"]}
-    rows = [row for name in sorted(sets) for row in _pick_rows(sets[name][0], where, names.get(name, name))]
+    rows = [row for name in sorted(sets) for row in _pick_rows(sets[name][0], names.get(name, name), voxel_size)]
     ids = [row[0] for row in rows]
     if len(set(ids)) == len(ids) and 0 not in ids:
         rows.sort(key=lambda row: row[0])
-    places = np.array([row[2] for row in rows]).reshape(-1, 3)[:, ::-1] / voxel_size
     return ParticleList(
         tuple(row[1] for row in rows),
-        checked_positions(places, where),
+        np.array([row[2] for row in rows]).reshape(-1, 3),
         np.array([row[3] for row in rows]).reshape(-1, 3, 3),
     )
 
 
-def _pick_rows(picks: PickFile, where: str, name: str) -> list[tuple[int, str, FloatArray, FloatArray]]:
-    """Read a set of picks as (instance, class name, place (x, y, z) in Å, rotation)."""
+def _pick_rows(picks: PickFile, name: str, voxel_size: float) -> list[tuple[int, str, FloatArray, FloatArray]]:
+    """Read a set of picks as (instance, class name, place (z, y, x) in voxels, rotation)."""
     unit, trusted = picks.content.get("unit", "angstrom"), picks.content.get("trust_orientation", True)
     if unit != "angstrom":
-        raise FileFormatError(f"{where}: expected places of {name} in angstrom, got {shortened(unit)}")
+        raise FileFormatError(f"{picks.path}: expected places of {name} in angstrom, got {shortened(unit)}")
     rows = []
-    for instance, location, transform in picks.rows():
+    for number, (instance, location, transform) in enumerate(picks.rows(), start=1):
         rotation = transform[:3, :3]
         # What nobody turned has copick's default, which is no measurement.
         known = bool(trusted) and (picks.user == USER_ID or not np.array_equal(rotation, np.eye(3)))
         turned_back = rotation @ rotation.T * np.sign(np.linalg.det(rotation))
         if known and not np.allclose(turned_back, np.eye(3), atol=1e-3):
-            raise FileFormatError(f"{where}: expected rotations for {name}, got {rotation.tolist()}")
-        place = location + transform[:3, 3]
+            raise FileFormatError(
+                f"{picks.path}, point {number}: expected rotations for {name}, got {rotation.tolist()}"
+            )
+        place = checked_positions((location + transform[:3, 3])[None, ::-1] / voxel_size, picks.path)[0]
         rows.append((instance, name, place, rotation if known else np.full((3, 3), np.nan)))
     return rows
 

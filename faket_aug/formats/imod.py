@@ -165,10 +165,16 @@ def read_defocus(path: str | Path, *, tilt_angles: npt.ArrayLike) -> TiltMetadat
     return TiltMetadata(sections=np.arange(len(angles)), source=str(path), **fields)
 
 
+_NO_DEFOCUS = (
+    "expected lines `first view, last view, first angle, last angle, defocus`, got none; fit the defocus again "
+    "(ctfplotter), or leave out the file"
+)
+
+
 def _defocus_rows(path: Path, content: list[tuple[int, str]]) -> tuple[int, FloatArray, int]:
     """Read the flags, the rows without the version number, and the version."""
     if not content:
-        raise FileFormatError(f"{path}: expected a defocus for each range of views, got none")
+        raise FileFormatError(f"{path}: {_NO_DEFOCUS}")
     form, (number, line) = "first and last view, first and last angle, and defocus", content[0]
     first = numbers(line, f"{path}, line {number}", form, [5, 6])
     version = int(first[5]) if len(first) == 6 else 1
@@ -179,7 +185,7 @@ def _defocus_rows(path: Path, content: list[tuple[int, str]]) -> tuple[int, Floa
     rows = [] if version == 3 else [first[:5]]
     rows += [numbers(line, f"{path}, line {n}", form, [5 + extra]) for n, line in content[1:]]
     if not rows:
-        raise FileFormatError(f"{path}: expected a defocus for each range of views, got none")
+        raise FileFormatError(f"{path}: {_NO_DEFOCUS}")
     return flags, np.array(rows), version
 
 

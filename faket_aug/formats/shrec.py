@@ -58,8 +58,12 @@ def read_particle_locations(path: str | Path, *, layout: str = "2021") -> Partic
         names.append(words[0])
         rows.append(values if len(values) == 6 else [*values, np.nan, np.nan, np.nan])
     table = np.array(rows, dtype=np.float64).reshape(-1, 6)
-    if not np.isfinite(table[:, :3]).all():
-        raise FileFormatError(f"{path}: expected finite positions, got NaN or infinite ones")
+    infinite = np.flatnonzero(~np.isfinite(table[:, :3]).all(axis=1))
+    if len(infinite):
+        raise FileFormatError(
+            f"{path}: expected numbers as position, got {table[infinite[0], :3].tolist()} for particle "
+            f"{infinite[0] + 1} of {len(table)}; remove it or correct it"
+        )
     checked_turns(table[:, 3:], path)
     if layout == "2019":
         places = checked_positions(table[:, :3].copy(), path)

@@ -7,8 +7,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from faket_aug._checks import FileFormatError, check_choice
 from faket_aug.formats._json import read_text, unseal, write_json
+from faket_aug.formats._text import checked_angles
 from faket_aug.geometry import as_tilt_angles
 from faket_aug.microscope.noise import NoiseModel
 from faket_aug.tomography.projection import EXTENDS
@@ -82,6 +85,8 @@ def read_microscope(path: str | Path) -> MicroscopeFile:
             check_choice("extend", extend, EXTENDS)
     except (ValueError, TypeError) as error:
         raise FileFormatError(f"{path}: {error}") from error
+    if angles:
+        checked_angles(np.array(angles), path)
     return MicroscopeFile(noise=noise, tilt_angles=angles, style=style, extend=extend, about=data.get("about", {}))
 
 

@@ -66,8 +66,8 @@ class Imperfections:
         """Raise a `ValueError` if the tilt angles have errors; a specimen that comes as tilts cannot have them."""
         if self.misalignment is not None and self.misalignment.tilts_differ:
             raise ValueError(
-                "expected no errors of the tilt angle for a specimen that comes as tilts, got some; set `tilt_angle` "
-                "and `tilt_angle_offset` of the misalignment to 0"
+                "expected a misalignment without errors of the tilt angle, got some: this specimen is projected "
+                "already, at fixed angles; set `tilt_angle` and `tilt_angle_offset` of the misalignment to 0"
             )
 
     def drawn(self, count: int, generator: np.random.Generator) -> TiltErrors:

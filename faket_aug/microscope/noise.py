@@ -7,21 +7,26 @@ has a transfer function and a noise spectrum for each tilt. `GivenNoise` is for 
 from __future__ import annotations
 
 import json
+import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import InitVar, asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Self, cast
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from faket_aug._arrays import FloatArray
-from faket_aug._checks import check_same_shape
+from faket_aug._checks import check_choice, check_same_shape
 from faket_aug._deprecations import by_keyword
 from faket_aug._runtime.parts import by_parts
 from faket_aug.formats._json import seal, unseal
 from faket_aug.geometry import Angles, as_tilt_angles
+from faket_aug.microscope.absolute_fit import Matter
+from faket_aug.microscope.crowd import CrowdField
 from faket_aug.microscope.ctf import ContrastTransfer
+from faket_aug.microscope.intensity import SCALE_SOURCES, ContrastReport, ScaleSource, absolute_scales, clipping_limit
 from faket_aug.microscope.noise_curves import (
     NoiseCurves,
     SeriesNoise,
@@ -42,6 +47,13 @@ CONTENT_NOISE = 0.25
 #: The `noise` of a simulator whose specimens are tilts that have their noise already.
 GIVEN = "given"
 _FORMAT = 1
+#: e⁻/Å² of each tilt, or of every tilt.
+Exposure = FloatArray | Sequence[float] | float | None
+_POWER = (
+    "the scale of the contrast is not known: gray values do not tell it, and no exposure was given. It is taken from "
+    "the power of the given specimens: with half as many particles as were measured, each gets 1.4 times the contrast "
+    "that it should have. Set `exposure`, or give specimens as dense as the measured ones"
+)
 
 
 class NoiseModel(ABC):
@@ -64,6 +76,10 @@ class NoiseModel(ABC):
     draws: ClassVar[bool] = True
     #: The response of the microscope, which `sample` applies to clean tilts; None for white noise.
     response: MicroscopeResponse | None = None
+    #: Matter that a simulator adds to specimens.
+    crowd: CrowdField | None = None
+    #: How the scale of a fitted gain was found.
+    contrast: ContrastReport | None = None
 
     def __new__(cls, *_: Any, **settings: Any) -> Self:
         if cls is NoiseModel:
@@ -113,7 +129,10 @@ class NoiseModel(ABC):
         ValueError
             If the model does not have this variant.
         """
-        raise ValueError(f"expected noise with a BASELINE variant, got {type(self).__name__}; set another `modality`")
+        raise ValueError(
+            f'expected a `NoiseModel` for the modality "baseline", got {type(self).__name__}, which has no noise that '
+            'is the same for every tilt; set `modality` to "noisy" or "faket"'
+        )
 
     def at_defocus(self, defocus: float) -> NoiseModel:
         """Return the model with another defocus, µm; the model itself if it has no response."""
@@ -215,6 +234,10 @@ class NoiseModel(ABC):
         pixel_size: float,
         ctf: ContrastTransfer | Sequence[ContrastTransfer] | None = None,
         order: int = ORDER,
+        scale: str | None = None,
+        exposure: Exposure | Sequence[Exposure] = None,
+        depth: float | None = None,
+        solid: float = 0.0,
     ) -> ResponseNoise:
         """Fit transfer function, noise spectrum and means to measured tilts of unknown specimens.
 
@@ -239,12 +262,28 @@ class NoiseModel(ABC):
             The microscope, or one for each target, see `unpaired.fit_response`.
         order
             Order of the polynomials over the tilt angle.
+        scale
+            Where the scale of the contrast comes from. `"intensity"`: gray values, whose zero is found from their
+            noise. `"exposure"`: noise and exposure. `"power"`: the power of the clean projections; then particles are
+            too dark if there are fewer of them than in the measured specimens. By default the first one that is known.
+        exposure
+            e⁻/Å² of each tilt `(tilt,)`, or of every tilt, or None if it is not known; or a list, one for each target.
+        depth
+            Voxels, how deep the specimens of the clean projections are. By default a quarter of their width. The
+            variance of the crowd, other matter that the specimens do not explain, is in inverse proportion to it.
+        solid
+            Potential of matter without gaps above ice, V, which lets particles displace the crowd; 0 if not known.
+
+        Warns
+        -----
+        UserWarning
+            If the scale comes from the power, without being asked for.
 
         Raises
         ------
         ValueError
-            As for `unpaired.fit_response` and `spectra.matching_spectra`; or if the numbers of stacks and angles
-            differ, or a tilt is constant.
+            As for `unpaired.fit_response`, `intensity.absolute_scales` and `spectra.matching_spectra`; or if the
+            numbers of stacks and angles differ, or a tilt is constant.
         """
         targets, cleans = _as_list(target), _as_list(clean)
         angles: Any = [tilt_angles] if isinstance(target, Tensor) else tilt_angles
@@ -257,10 +296,41 @@ class NoiseModel(ABC):
             sorted_spectra(t, a, f"series {i}: target") for i, (t, a) in enumerate(zip(targets, angles, strict=True))
         ]
         check_order(order, [one.tilt_angles for one in measured if len(one.tilt_angles) > 1])
-        known = matching_spectra(cleans, others, measured)
-        response, gains = fit_response(measured, known, pixel_size=pixel_size, ctf=ctf, order=order)
-        series = tuple(series_of_gain(s, gain) for s, gain in zip(measured, gains, strict=True))
-        return ResponseNoise(series=series, order=order, response=response)
+        if scale is not None:
+            check_choice("scale", scale, SCALE_SOURCES)
+        first = ctf if isinstance(ctf, ContrastTransfer) else ctf[0] if ctf else ContrastTransfer.within()
+        exposures: Any = [exposure] * len(targets) if isinstance(target, Tensor) or np.isscalar(exposure) else exposure
+        exposures = [None] * len(targets) if exposure is None else exposures
+        scales = absolute_scales(
+            measured,
+            pixel_size=pixel_size,
+            voltage=first.voltage,
+            exposure=[_sorted_exposure(e, a) for e, a in zip(exposures, angles, strict=True)],
+            source=cast("ScaleSource | None", scale),
+        )
+        if scale is None and any(one.source == "power" for one in scales):
+            warnings.warn(_POWER, stacklevel=3)
+        absolute = all(one.source != "power" for one in scales)
+        # Clean tilts without noise are clipped where the measured ones are: not at their own standard deviation.
+        limits = [clipping_limit(s, t) for s, t in zip(scales, measured, strict=True)] if absolute else None
+        fit = fit_response(
+            measured,
+            matching_spectra(cleans, others, measured, limits),
+            pixel_size=pixel_size,
+            ctf=ctf,
+            order=order,
+            scales=scales,
+            matter=Matter(depth=depth or cleans[0].shape[-1] / 4, solid=solid),
+            widths=[int(one.shape[-1]) for one in targets],
+        )
+        series = tuple(series_of_gain(s, gain) for s, gain in zip(measured, fit.gains, strict=True))
+        return ResponseNoise(
+            series=series,
+            order=order,
+            response=fit.response,
+            crowd=fit.crowd,
+            contrast=ContrastReport.of(scales, fit.explained),
+        )
 
     @classmethod
     def from_json(cls, text: str) -> NoiseModel:
@@ -274,14 +344,20 @@ class NoiseModel(ABC):
         if text.strip() == json.dumps(GIVEN):
             return GivenNoise()
         data = unseal(text, source="noise model", what="a noise model")
-        wanted, more = {"format", "order", "series"}, {"response", "tilt_angles", "style", "extend", "about"}
+        wanted = {"format", "order", "series"}
+        more = {"response", "crowd", "contrast", "tilt_angles", "style", "extend", "about"}
         if data.get("format") != _FORMAT or set(data) - more != wanted:
             raise ValueError(f"expected a noise model of format {_FORMAT}, got {text[:80]!r}")
         series = tuple(series_from_json(data["series"]))
         if "response" not in data:
             return WhiteNoise(series=series, order=data["order"])
+        crowd, contrast = data.get("crowd"), data.get("contrast")
         return ResponseNoise(
-            series=series, order=data["order"], response=MicroscopeResponse.from_dict(data["response"])
+            series=series,
+            order=data["order"],
+            response=MicroscopeResponse.from_dict(data["response"]),
+            crowd=None if crowd is None else CrowdField.from_dict(crowd),
+            contrast=None if contrast is None else ContrastReport.from_dict(contrast),
         )
 
 
@@ -330,7 +406,8 @@ class FittedNoise(NoiseModel):
 
     def _content(self) -> dict[str, Any]:
         data = {"format": _FORMAT, "order": self.order, "series": [asdict(s) for s in self.series]}
-        return data | ({} if self.response is None else {"response": self.response.to_dict()})
+        parts = {"response": self.response, "crowd": self.crowd, "contrast": self.contrast}
+        return data | {name: part.to_dict() for name, part in parts.items() if part is not None}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -389,9 +466,15 @@ class ResponseNoise(FittedNoise):
         Order of the polynomials over the tilt angle.
     response
         The transfer function (gain) and the noise spectrum.
+    crowd
+        Matter that the specimens of the fit did not explain. `FakETSimulator` adds it to specimens.
+    contrast
+        How the scale of the gain was found.
     """
 
     response: MicroscopeResponse = field()  # without a default, which the base has
+    crowd: CrowdField | None = None
+    contrast: ContrastReport | None = None
 
     def baseline(self) -> ResponseNoise:
         """Return the BASELINE variant: the same for every tilt."""
@@ -433,6 +516,20 @@ def _mixed(clean: Tensor, noise: Tensor, clean_share: Tensor, noise_share: Tenso
 
 def _column(values: FloatArray, like: Tensor) -> Tensor:
     return torch.from_numpy(values).to(like)[:, None, None]
+
+
+def _sorted_exposure(exposure: Exposure, tilt_angles: Angles) -> FloatArray | float | None:
+    """Sort the exposures by angle, as spectra are; of tilts at the same angle the first is used."""
+    if exposure is None or isinstance(exposure, int | float):
+        return exposure
+    values, angles = np.asarray(exposure, dtype=np.float64), as_tilt_angles(tilt_angles)
+    if values.shape != angles.shape or not np.isfinite(values).all() or (values <= 0).any():
+        raise ValueError(
+            f"expected a positive exposure in e⁻/Å² for each of {len(angles)} tilts, got {values.tolist()}; set one "
+            "for each tilt"
+        )
+    result: FloatArray = values[np.unique(angles, return_index=True)[1]]
+    return result
 
 
 def _as_list(value: Tensor | Sequence[Tensor]) -> list[Tensor]:

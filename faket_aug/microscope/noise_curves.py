@@ -12,6 +12,7 @@ from torch import Tensor
 
 from faket_aug._arrays import FloatArray
 from faket_aug._checks import check_ndim, check_positive, check_same_shape
+from faket_aug.formats._text import MAX_TILT
 from faket_aug.geometry import Angles, as_tilt_angles
 from faket_aug.microscope.spectra import SeriesSpectra
 from faket_aug.microscope.unpaired import SeriesGain
@@ -170,6 +171,9 @@ def series_from_json(entries: Any) -> list[SeriesNoise]:
         for name, values in entry.items():
             if not isinstance(values, list) or not all(isinstance(value, int | float) for value in values):
                 raise ValueError(f"expected a list of numbers for `{name}`, got {values!r}")
+        wrong = [angle for angle in entry["tilt_angles"] if not abs(angle) <= MAX_TILT]
+        if wrong:
+            raise ValueError(f"expected tilt angles within ±{MAX_TILT:g}°, got {wrong[0]:g}; fit the noise again")
     return [SeriesNoise(**{name: _floats(values) for name, values in entry.items()}) for entry in entries]
 
 

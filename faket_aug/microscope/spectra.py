@@ -61,7 +61,9 @@ class SeriesSpectra:
     mean: FloatArray
 
 
-def series_spectra(images: Tensor, tilt_angles: FloatArray, *, name: str = "series") -> SeriesSpectra:
+def series_spectra(
+    images: Tensor, tilt_angles: FloatArray, *, name: str = "series", limits: FloatArray | None = None
+) -> SeriesSpectra:
     """Compute the radial spectra of a tilt-series.
 
     Parameters
@@ -72,6 +74,9 @@ def series_spectra(images: Tensor, tilt_angles: FloatArray, *, name: str = "seri
         `(tilt,)`, degrees, increasing.
     name
         Name of the series in messages.
+    limits
+        `(tilt,)`: pixels are clipped at this distance from the slow changes of their tilt. By default at `OUTLIERS`
+        standard deviations.
 
     Raises
     ------
@@ -84,8 +89,8 @@ def series_spectra(images: Tensor, tilt_angles: FloatArray, *, name: str = "seri
     rings = _Rings((images.shape[-2], images.shape[-1]), LINE * min(1.0, LINE_STEP / step), images.device)
     power, shared, means = [], [], []
     before: Tensor | None = None
-    for image in images:
-        transform, mean = _transform(image)
+    for place, image in enumerate(images):
+        transform, mean = _transform(image, None if limits is None else float(limits[place]))
         power.append(rings.mean(transform.abs() ** 2))
         if before is not None:
             shared.append(rings.mean_near_axis((before.conj() * transform).real))
@@ -120,12 +125,19 @@ def sorted_spectra(images: Tensor, tilt_angles: Angles, name: str) -> SeriesSpec
     angles = angles[order]
     kept = np.concatenate([[True], np.diff(angles) > 0])
     if not kept.all():
-        warnings.warn(f"{name}: of tilts at the same angle, {angles[~kept][0]:g}°, the first is used", stacklevel=4)
+        warnings.warn(
+            f"{name}: expected one tilt an angle, got several at {angles[~kept][0]:g}°; the first of them is used. "
+            "Leave out the others if they are worse, or correct the tilt angles",
+            stacklevel=4,
+        )
     return series_spectra(images[torch.from_numpy(order[kept])], angles[kept], name=name)
 
 
 def matching_spectra(
-    cleans: Sequence[Tensor], clean_angles: Sequence[Angles], measured: Sequence[SeriesSpectra]
+    cleans: Sequence[Tensor],
+    clean_angles: Sequence[Angles],
+    measured: Sequence[SeriesSpectra],
+    limits: Sequence[FloatArray | None] | None = None,
 ) -> list[list[SeriesSpectra]]:
     """Compute the spectra of clean tilts at the angles of each measured series.
 
@@ -138,6 +150,8 @@ def matching_spectra(
         Stacks of clean tilts `(tilt, y, x)` in any order, with their angles `(tilt,)` in degrees.
     measured
         Spectra of the measured series.
+    limits
+        For each measured series, see `series_spectra`.
 
     Returns
     -------
@@ -148,18 +162,18 @@ def matching_spectra(
     ValueError
         If a stack has no clean tilt near the angle of a measured one, or a clean tilt is constant.
     """
-    known: dict[tuple[int, bytes, bytes], SeriesSpectra] = {}
+    known: dict[tuple[int, bytes, bytes, bytes], SeriesSpectra] = {}
     result = []
     for index, series in enumerate(measured):
-        row = []
+        row, limit = [], None if limits is None else limits[index]
         for number, (images, own) in enumerate(zip(cleans, clean_angles, strict=True)):
             check_ndim(f"clean {number}", images, "tilt y x")
             angles = as_tilt_angles(own, count=images.shape[0])
             chosen = _nearest(series.tilt_angles, angles, f"series {index}, clean {number}")
-            key = (number, chosen.tobytes(), series.tilt_angles.tobytes())
+            key = (number, chosen.tobytes(), series.tilt_angles.tobytes(), b"" if limit is None else limit.tobytes())
             if key not in known:
                 tilts = images[torch.from_numpy(chosen)]
-                known[key] = series_spectra(tilts, series.tilt_angles, name=f"clean {number}")
+                known[key] = series_spectra(tilts, series.tilt_angles, name=f"clean {number}", limits=limit)
             row.append(known[key])
         result.append(row)
     return result
@@ -218,16 +232,16 @@ def faded_spectrum(image: Tensor) -> Tensor:
     return _transform(image)[0]
 
 
-def _transform(image: Tensor) -> tuple[Tensor, float]:
+def _transform(image: Tensor, limit: float | None = None) -> tuple[Tensor, float]:
     """The spectrum of an image without background and outliers, faded out at its edges; and its mean."""
     values = image.to(torch.float32)
     slow = torch.zeros_like(values)
     for _ in range(3):
         # The standard deviation gets smaller each time, until the outliers no longer count.
         slow = _slow_changes(values)
-        spread = (values - slow).std() * OUTLIERS
+        spread = (values - slow).std() * OUTLIERS if limit is None else limit
         values = torch.minimum(torch.maximum(values, slow - spread), slow + spread)
-    window = _fade(image.shape[0], image.device)[:, None] * _fade(image.shape[1], image.device)
+    window = fade(image.shape[0], image.device)[:, None] * fade(image.shape[1], image.device)
     spectrum = torch.fft.rfft2((values - slow) * window) / (window**2).sum().sqrt()
     return spectrum, float(values.mean(dtype=torch.float64))
 
@@ -247,7 +261,8 @@ def _legendre(length: int, device: torch.device) -> Tensor:
     return basis
 
 
-def _fade(length: int, device: torch.device) -> Tensor:
+def fade(length: int, device: torch.device) -> Tensor:
+    """Return the window by which an image of this side fades out before its Fourier transform, `(length,)`."""
     place = (torch.arange(length, device=device) + 0.5) / length
     edge = torch.minimum(place, 1 - place) / FADE
     return torch.sin(edge.clamp(max=1.0) * (torch.pi / 2)) ** 2

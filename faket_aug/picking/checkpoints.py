@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from faket_aug.formats._atomic import atomic_path
+from faket_aug.formats._atomic import DISK_FULL, NOT_ALLOWED, atomic_path
 from faket_aug.picking.preparation import Preparation
 
 #: 3: without the patches' preparation (0.1.0).
@@ -27,12 +27,12 @@ PREVIOUS = "checkpoint.previous.pt"
 _FULL = "free some space and start the training again: it goes on from its last whole checkpoint"
 _ELSEWHERE = "set `output` to a folder that you may write in"
 _ADVICE = {
-    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT, errno.EFBIG), _FULL),
-    **dict.fromkeys((errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST), _ELSEWHERE),
+    **dict.fromkeys(DISK_FULL, _FULL),
+    **dict.fromkeys((*NOT_ALLOWED, errno.ENOTDIR, errno.EEXIST), _ELSEWHERE),
 }
 #: Of DeepFinderNet: the voxel size that it is trained on.
 _VOXEL_SIZE = "_voxel_size"
-#: What `torch.compile` puts before the names of a network's weights.
+#: What `torch.compile` puts before the names of weights, of a whole network or of a part of it.
 _COMPILED = "_orig_mod."
 
 
@@ -173,7 +173,9 @@ def load_weights(network: nn.Module, path: str | Path) -> None:
     )
     if own and trained and own != trained:
         warnings.warn(
-            f"{path}: the weights were trained on voxels of {trained:g} Å, the network is for {own:g} Å", stacklevel=2
+            f"{path}: expected weights trained on the network's voxels of {own:g} Å, got {trained:g} Å: particles have "
+            f"another size in them; make the network with `voxel_size={trained:g}`, or train on voxels of {own:g} Å",
+            stacklevel=2,
         )
     if own:
         state[_VOXEL_SIZE] = plain_weights(network.state_dict())[_VOXEL_SIZE]
@@ -189,7 +191,7 @@ def set_preparation(network: nn.Module, preparation: Preparation | None) -> None
 
 def plain_weights(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Return weights by the names of the network itself, also those of one that `torch.compile` had compiled."""
-    return {name.removeprefix(_COMPILED): value for name, value in state.items()}
+    return {_plain(name): value for name, value in state.items()}
 
 
 def load_plain_weights(network: nn.Module, weights: Mapping[str, Tensor], path: Path) -> None:
@@ -202,7 +204,11 @@ def load_plain_weights(network: nn.Module, weights: Mapping[str, Tensor], path: 
     """
     own, state = network.state_dict(), plain_weights(weights)
     _check_weights(type(network).__name__, plain_weights(own), state, path)
-    network.load_state_dict({name: state[name.removeprefix(_COMPILED)] for name in own})
+    network.load_state_dict({name: state[_plain(name)] for name in own})
+
+
+def _plain(name: str) -> str:
+    return name.replace(_COMPILED, "")
 
 
 def _check_weights(kind: str, own: Mapping[str, Tensor], state: Mapping[str, Tensor], path: Path) -> None:

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, Protocol
 
 from torch.utils.data import ChainDataset, ConcatDataset, DataLoader
 
-from faket_aug._runtime.signals import sigterm_ends_in_order
+from faket_aug._runtime.signals import ends_by_signal, sigterm_ends_in_order
 from faket_aug.data.dataset import PatchDataset
+
+#: For how many seconds workers may end by themselves.
+_PATIENCE = 0.8
 
 
 class Reads(Protocol):
@@ -45,11 +50,33 @@ def ending_workers(run: Reads) -> Iterator[None]:
     with sigterm_ends_in_order():
         try:
             yield
-        except (KeyboardInterrupt, SystemExit):
+        except (KeyboardInterrupt, SystemExit) as end:
+            if isinstance(end, SystemExit) and isinstance(end.code, int) and end.code > 128:
+                ends_by_signal(end.code)  # also where the program handles SIGTERM itself
             # The traceback keeps the loader's iterator: by itself it would end its workers too late.
-            shut_down = getattr(run.reader, "_shutdown_workers", None)
-            if shut_down is not None:
-                shut_down()
+            _shut_down(run.reader)
             if getattr(run.loader, "_iterator", None) is not None:
                 run.loader._iterator = None
             raise
+
+
+def _shut_down(reader: Any) -> None:
+    """Tell the workers of a loader's iterator to end, and end those that have not ended within a second."""
+    shut_down = getattr(reader, "_shutdown_workers", None)
+    if shut_down is None:
+        return
+    # PyTorch waits five seconds for each; one that is still importing hears nothing before it is done.
+    late = threading.Timer(_PATIENCE, _terminate, args=(list(getattr(reader, "_workers", ())),))
+    late.daemon = True
+    late.start()
+    # PyTorch reports the workers that are ended so as an error, and ends the others then.
+    with contextlib.suppress(RuntimeError):
+        shut_down()
+    late.cancel()
+
+
+def _terminate(workers: list[Any]) -> None:
+    for worker in workers:
+        # Another thread may have closed it meanwhile.
+        with contextlib.suppress(ValueError, AttributeError, OSError):
+            worker.terminate()

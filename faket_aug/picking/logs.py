@@ -9,7 +9,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from faket_aug._checks import FileFormatError
 from faket_aug.formats._atomic import write_text
+from faket_aug.formats._json import read_text
 
 LOGS = ("csv", "tensorboard", "none")
 COLUMNS = ("step", "loss", "validation")
@@ -104,13 +106,33 @@ def read_log(path: str | Path) -> dict[int, dict[str, float]]:
     ----------
     path
         The file.
+
+    Raises
+    ------
+    FileFormatError
+        If it is something else, or damaged; the message names it.
     """
-    path = Path(path)
+    path, what = Path(path), "the log of a training"
     if not path.is_file():
         return {}
-    with path.open(newline="") as stream:
-        rows = list(csv.DictReader(stream))
-    return {int(row["step"]): {n: float(row[n]) for n in COLUMNS[1:] if row.get(n)} for row in rows}
+    try:
+        rows = list(csv.reader(read_text(path, what=what).splitlines()))
+        if not rows or tuple(rows[0]) != COLUMNS:
+            raise ValueError(f"columns {','.join(rows[0]) if rows else 'none'}")
+        return dict(_numbers(row) for row in rows[1:])
+    except FileFormatError:
+        raise
+    except (ValueError, OverflowError, csv.Error) as error:
+        raise FileFormatError(
+            f"{path}: expected {what} with the columns {','.join(COLUMNS)}, got others ({str(error)[:200]}); move it "
+            "away"
+        ) from error
+
+
+def _numbers(row: list[str]) -> tuple[int, dict[str, float]]:
+    if len(row) != len(COLUMNS):
+        raise ValueError(f"{len(row)} columns in {','.join(row)}")
+    return int(row[0]), {name: float(value) for name, value in zip(COLUMNS[1:], row[1:], strict=True) if value}
 
 
 def _tensorboard(folder: Path, steps: int) -> Any:

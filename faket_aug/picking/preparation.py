@@ -212,7 +212,9 @@ def measured_voxels(tomogram: Tensor) -> Tensor:
 def _bounding_box(mask: Tensor) -> tuple[slice, ...]:
     """Find the smallest box that holds all voxels of a mask."""
     if not bool(mask.any()):
-        raise ValueError("expected a tomogram that varies, got a constant one")
+        raise ValueError(
+            "expected a tomogram that varies, got the same value in every voxel; look at the file that it was read from"
+        )
     box = []
     for axis in range(mask.ndim):
         places = mask.movedim(axis, 0).flatten(1).any(dim=1).nonzero()[:, 0]

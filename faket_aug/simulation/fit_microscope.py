@@ -150,10 +150,19 @@ class FittedMicroscope:
     def simulated(self) -> TiltSeries:
         """Tilts of the first specimen at the angles of the first series, as the fitted microscope sees them."""
         first = self.series[0]
-        own = self.clean[torch.from_numpy(nearest_tilts(first.tilt_angles, self.clean_angles))]
+        own = self._crowded_clean[torch.from_numpy(nearest_tilts(first.tilt_angles, self.clean_angles))]
         noise = torch.randn(own.shape, generator=torch_generator(torch_seed(self.seed, "noise")))
         tilts = self.noise.sample(own, noise, first.tilt_angles)
         return replace(first, tilts=tilts, name="simulated", metadata=None)
+
+    @cached_property
+    def _crowded_clean(self) -> Tensor:
+        """The clean tilts of the first specimen in its crowd, `(tilt, y, x)`."""
+        if self.noise.crowd is None:
+            return self.clean
+        generator = torch_generator(torch_seed(self.seed, "crowd"))
+        density = self.noise.crowd.around(self.specimen.density, self.specimen.voxel_size, generator)
+        return -project(density, self.clean_angles, extend=self.extend)
 
     @property
     def power_difference(self) -> float:
@@ -166,7 +175,7 @@ class FittedMicroscope:
         """Say in lines what was found: defocus of each series, the step, and how good the fit is."""
         response = self.noise.response
         assert response is not None, "it was fitted"
-        lines = []
+        lines = [] if self.noise.contrast is None else self.noise.contrast.lines()
         for i, (defocus, error) in enumerate(zip(response.defocus, response.defocus_error, strict=True)):
             known = self.optics[i].spread == 0
             lines.append(f"series {i}: defocus {defocus:.2f} {'µm (given)' if known else f'± {error:.2f} µm'}")
@@ -187,6 +196,7 @@ def fit_microscope(
     optics: Mapping[str, Any] | None = None,
     ctf: ContrastTransfer | Sequence[ContrastTransfer] | None = None,
     noise_order: int | None = None,
+    scale: str | None = None,
     tilt_axis: float | None = None,
     extend: str | None = None,
     shape: Sequence[int] = BUILT_IN_SHAPE,
@@ -222,6 +232,9 @@ def fit_microscope(
         `NoiseModel.fit_unpaired`.
     noise_order
         Order of the noise's polynomials over the tilt angle; by default that of `NoiseModel.fit_unpaired`.
+    scale
+        Where the scale of the contrast comes from: `"intensity"`, `"exposure"` or `"power"`, see
+        `NoiseModel.fit_unpaired`. By default the first one that is known.
     tilt_axis
         Degrees from the image's +y to the tilt axis, positive towards −x.
     extend
@@ -279,6 +292,10 @@ def fit_microscope(
         clean_angles=[angles] * len(clean),
         pixel_size=pixel_size,
         ctf=known,
+        scale=scale,
+        exposure=[_exposures(one) for one in measured],
+        depth=first.density.shape[0],
+        solid=_solid(first),
         **order,
     )
     about = {
@@ -362,6 +379,24 @@ def _aligned(series: TiltSeries, tilt_axis: float | None) -> TiltSeries:
     if tilt_axis is None:
         return series
     return replace(series, metadata=align_by_neighbours(series, axis_angle=tilt_axis)).aligned()
+
+
+def _exposures(series: TiltSeries) -> FloatArray | None:
+    """The exposure of each tilt, e⁻/Å², from the exposures before the tilts; None if they are not known."""
+    if series.metadata is None or series.metadata.exposure is None:
+        return None
+    before = np.asarray(series.metadata.exposure, dtype=np.float64)
+    order = np.sort(before)
+    steps = np.diff(order)
+    steps = steps[steps > 0]
+    # Every tilt of a series has the same exposure, as a rule; the last one has no successor that would tell.
+    return np.full(len(before), float(np.median(steps))) if len(steps) else None
+
+
+def _solid(specimen: GrandModel) -> float:
+    """The potential of matter without gaps, V: of the densest tenth of the voxels of labelled particles."""
+    inside = specimen.density[specimen.labels > 0].to(torch.float32)
+    return max(float(inside.quantile(0.9)), 0.0) if 0 < len(inside) < 2**24 else 0.0
 
 
 def _one_each(ctf: ContrastTransfer | Sequence[ContrastTransfer], count: int) -> list[ContrastTransfer]:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import errno
 import os
-import shutil
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -18,7 +16,7 @@ import torch
 from torch import Tensor
 
 from faket_aug._checks import FileFormatError, check_choice
-from faket_aug.formats._atomic import make_writable_folder, write_text
+from faket_aug.formats._atomic import DISK_FULL, make_writable_folder, remove_parts, write_text
 from faket_aug.formats._json import read_json, write_json
 from faket_aug.formats.angles import write_tlt
 from faket_aug.formats.mrc import write_mrc
@@ -213,34 +211,12 @@ def _is_inside(folder: Path, name: str) -> bool:
 
 
 def _explained(error: OSError, folder: Path) -> OSError:
-    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+    if error.errno in DISK_FULL:
         advice = "make room and do the same again: complete files stay, and no half-written file was left"
     else:
         advice = "choose another folder"
     reason = error.strerror or str(error)
     return type(error)(error.errno, f"expected to write a tomogram into {folder}, got: {reason}; {advice}")
-
-
-def remove_parts(folder: Path, *, pattern: str = ".*.part", older_than: float = 0.0) -> None:
-    """Remove temporary files that a killed run left in a folder (not in its subfolders).
-
-    Parameters
-    ----------
-    folder
-        The folder.
-    pattern
-        Pattern of the temporary names.
-    older_than
-        Seconds. Younger files are kept: another run may be writing them.
-    """
-    for left in folder.glob(pattern):
-        try:
-            if time.time() - left.lstat().st_mtime < older_than:
-                continue
-            shutil.rmtree(left) if left.is_dir() and not left.is_symlink() else left.unlink()
-        except FileNotFoundError:
-            # Another run has just renamed or removed it.
-            continue
 
 
 def is_whole(folder: str | Path) -> bool:
@@ -266,8 +242,9 @@ def read_record_file(path: str | Path) -> dict[str, Any]:
     sizes = isinstance(files, dict) and all(isinstance(size, int) for size in files.values())
     if set(content) != _RECORD_KEYS or content["format"] != _FORMAT or not sizes:
         raise FileFormatError(
-            f"{path}: expected the record of a saved tomogram with {', '.join(sorted(_RECORD_KEYS))} and format "
-            f"{_FORMAT}"
+            f"{path}: expected the record of a saved tomogram (format {_FORMAT} with "
+            f"{', '.join(sorted(_RECORD_KEYS))}), "
+            f"got format {content.get('format')!r} with {', '.join(sorted(content)) or 'nothing'}; simulate it again"
         )
     return content
 

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from faket_aug._checks import SimulationError, check_choice, check_count
+from faket_aug._checks import SimulationError, check_choice, check_count, check_positive
 from faket_aug._deprecations import renamed_settings
 from faket_aug._random import numpy_generator, torch_generator, torch_seed
 from faket_aug._runtime.threads import DEVICE, THREADS, intra_op_threads, usable_device
@@ -25,6 +25,7 @@ from faket_aug.microscope.imperfections import Imperfections
 from faket_aug.microscope.noise import CONTENT_NOISE, GIVEN, GivenNoise, NoiseModel
 from faket_aug.microscope.response import MicroscopeResponse
 from faket_aug.simulation.tomogram import SimulatedTomogram, SimulationRecord
+from faket_aug.specimens.grandmodel import GrandModel
 from faket_aug.specimens.tilted import Specimen, TiltedSpecimen
 from faket_aug.statistics import FULL_RANGE
 from faket_aug.style.bank import StyleBank
@@ -85,6 +86,9 @@ class FakETSimulator:
         reconstruction, see `ContrastTransfer.correct`. The tilt-series itself is not corrected.
     imperfections
         Misalignment, radiation damage and the transfer of the detector, applied to clean tilts; none by default.
+    crowd
+        Factor on the density of the crowd that a fitted noise model may have (`CrowdField`): matter of the measured
+        specimens that those of the fit did not hold. 0 for none.
     style
         The style bank, which only `"faket"` needs. Or a `StyleTransfer`, which has its own features and settings.
     features
@@ -117,6 +121,7 @@ memory_budget
     ctf: ContrastTransfer | None = None
     ctf_correction: str | None = None
     imperfections: Imperfections = field(default_factory=Imperfections)
+    crowd: float = 1.0
     style: StyleBank | StyleTransfer | None = None
     features: VGG19Features | None = None
     style_weights: Sequence[float] | None = None
@@ -165,6 +170,7 @@ memory_budget
         check_choice("extend", self.extend, EXTENDS)
         check_choice("backend", self.backend, BACKENDS)
         check_count("threads", self.threads)
+        check_positive("crowd", self.crowd, zero=True)
         check_style_numbers(self)
 
     def _check_noise(self) -> None:
@@ -179,8 +185,10 @@ memory_budget
             )
         for name in ("ctf", "imperfections"):
             if getattr(self, name) and (self._is_given or self.response is not None):
+                source = '`noise="given"`' if self._is_given else "noise that was fitted with a response"
                 raise ValueError(
-                    f"expected no `{name}` with noise that has passed the microscope already, got one; leave it out"
+                    f"expected no `{name}` with {source}, which holds the microscope's effects already, got one; leave "
+                    f"out `{name}`, or set `noise` to white noise (`NoiseModel.assume`)"
                 )
         if self.ctf is not None:
             self.ctf.drawn(len(self.tilt_angles), np.random.default_rng(0))
@@ -326,7 +334,7 @@ memory_budget
             return specimen.tilts_at(self.tilt_angles).to(device, torch.float32)
         angles, same = self.imperfections.true_tilt_angles(self.tilt_angles, record.misalignment)
         projected = project(
-            specimen.density,
+            self._crowded(specimen, record, device),
             angles,
             extend=self.extend,
             backend=self.backend,
@@ -336,6 +344,16 @@ memory_budget
         )
         # Tilts of a microscope have dark particles. The contrast is negated here, and nowhere else.
         return projected.neg_()
+
+    def _crowded(self, specimen: GrandModel, record: SimulationRecord, device: torch.device) -> Tensor:
+        """Add the crowd of the noise model to a specimen: the same in all tilts, and without labels."""
+        crowd = None if self.noise_model is None else self.noise_model.crowd
+        if crowd is None or self.crowd == 0:
+            return specimen.density
+        generator = torch_generator(
+            torch_seed(record.seed, "crowd", epoch=record.epoch, tomogram=record.tomogram), device
+        )
+        return crowd.around(specimen.density.to(device), specimen.voxel_size, generator, strength=self.crowd)
 
     def _distort(self, tilts: Tensor, specimen: Specimen, record: SimulationRecord) -> Tensor:
         """Apply imperfections and `ctf` to clean tilts `(tilt, y, x)`. A `response` is applied with the noise."""
@@ -492,16 +510,22 @@ memory_budget
             *("content_weight", "step_size", "iterations", "average_decay", "keep_spectrum", "filter", "resampling"),
             *("extend", "backend", "memory_budget", "device", "threads"),
         )
-        return {
-            "tilt_angles": list(self.tilt_angles),
-            "modality": self.modality,
-            "noise": GIVEN if self._is_given else noise.identity() if noise is not None else None,
-            "ctf": self.ctf.to_dict() if self.ctf else None,
-            "ctf_correction": self.ctf_correction,
-            "imperfections": self.imperfections.to_dict() or None,
-            "style": style.bank.key if style else None,
-            "features": style.features.fingerprint if style else None,
-            "style_weights": None if self.style_weights is None else [float(w) for w in self.style_weights],
-            "content_layers": [int(layer) for layer in self.content_layers],
-            "quantiles": [float(q) for q in self.range_quantiles],
-        } | {name: getattr(self, name) for name in plain}
+        # Without a crowd the settings are those of version 0.1.0, so that its records fit.
+        crowded = self.noise_model is not None and self.noise_model.crowd is not None
+        return (
+            ({"crowd": self.crowd} if crowded else {})
+            | {
+                "tilt_angles": list(self.tilt_angles),
+                "modality": self.modality,
+                "noise": GIVEN if self._is_given else noise.identity() if noise is not None else None,
+                "ctf": self.ctf.to_dict() if self.ctf else None,
+                "ctf_correction": self.ctf_correction,
+                "imperfections": self.imperfections.to_dict() or None,
+                "style": style.bank.key if style else None,
+                "features": style.features.fingerprint if style else None,
+                "style_weights": None if self.style_weights is None else [float(w) for w in self.style_weights],
+                "content_layers": [int(layer) for layer in self.content_layers],
+                "quantiles": [float(q) for q in self.range_quantiles],
+            }
+            | {name: getattr(self, name) for name in plain}
+        )

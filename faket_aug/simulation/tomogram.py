@@ -79,6 +79,8 @@ class SimulationRecord:
     @classmethod
     def _of(cls, data: Mapping[str, Any]) -> Self:
         wanted = {entry.name for entry in fields(cls)}
+        if not isinstance(data, Mapping):
+            raise ValueError(f"expected a simulation record with {sorted(wanted)}, got {data!r:.80}")
         if set(data) != wanted:
             raise ValueError(f"expected a simulation record with {sorted(wanted)}, got {sorted(data)}")
         kinds: dict[str, Any] = {"specimen": str, "settings": Mapping, "versions": Mapping, "defocus": list | tuple}

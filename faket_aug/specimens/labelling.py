@@ -24,6 +24,7 @@ from faket_aug.specimens.particles import Labelled, ParticleTable
 
 #: Suffixes of the files that hold lists of particles.
 PARTICLE_LISTS = (".star", ".xml", ".csv", ".tsv", ".txt")
+_ALL_BACKGROUND = "a training takes all of it for background; give the file that belongs to it, or leave it out"
 
 AnyLabelled = TypeVar("AnyLabelled", bound=Labelled)
 
@@ -141,7 +142,7 @@ def read_labels(
         stored, _ = read_mrc(path)
     found = as_labels(stored, Path(path), class_names)
     if not bool(found.any()):
-        warnings.warn(f"{path}: expected labels, got 0 in every voxel; all of it is background", stacklevel=3)
+        warnings.warn(f"{path}: expected labels of particles, got 0 in every voxel: {_ALL_BACKGROUND}", stacklevel=3)
     return found
 
 
@@ -174,12 +175,12 @@ def read_picks(
     if not is_copick(path):
         found = read_particles(path, labelled, tomogram=name, only_named=True)
         if not len(found):
-            warnings.warn(f"{path}: expected particles, got none", stacklevel=3)
+            warnings.warn(f"{path}: expected particles of {name}, got none: {_ALL_BACKGROUND}", stacklevel=3)
         return found
     size, names = labelled.label_voxel_size, labelled.class_names
     listed = copick.read_copick_picks(path, run=name, voxel_size=size, user_id=user_id, session_id=session_id)
     if not len(listed):
-        warnings.warn(f"{path}, run {name}: expected picks, got none", stacklevel=3)
+        warnings.warn(f"{path}, run {name}: expected picks, got none: {_ALL_BACKGROUND}", stacklevel=3)
     return particle_table(listed, names, Path(path))
 
 

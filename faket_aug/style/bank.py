@@ -19,7 +19,7 @@ from torch import Tensor
 
 from faket_aug._checks import CacheError, check_ndim, check_quantiles
 from faket_aug._runtime.threads import DEVICE
-from faket_aug.formats._atomic import make_writable_folder, write_bytes
+from faket_aug.formats._atomic import ABANDONED, make_writable_folder, remove_parts, write_bytes
 from faket_aug.geometry import Angles, nearest_tilts
 from faket_aug.statistics import FULL_RANGE, clip_images, constant_images, mean_std, to_unit_range, value_range
 from faket_aug.style.transfer import MEMORY_BUDGET, STYLE_LAYERS, StyleTargets, style_grams
@@ -131,6 +131,8 @@ class StyleBank:
             if found is None:
                 if folder is not None:
                     _check_writable(folder)
+                    # Of builds that were killed; younger ones another process may be writing.
+                    remove_parts(folder, pattern=".style-*.safetensors.*.part", older_than=ABANDONED)
                 found = _encode(stack, features, layers, quantiles, memory_budget, torch.device(device))
                 if file is not None:
                     _write(file, key, found)

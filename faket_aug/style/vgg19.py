@@ -17,6 +17,7 @@ from faket_aug._checks import WeightsError, check_choice
 from faket_aug._random import torch_generator, torch_seed
 from faket_aug.style.pooling import MODES as POOLING_MODES
 from faket_aug.style.pooling import pool, pool_with_pullback
+from faket_aug.style.weight_files import read_state_dict
 
 #: Indices of VGG-19's convolutions and poolings in torchvision's numbering; a ReLU follows each convolution.
 CONVOLUTIONS = (0, 2, 5, 7, 10, 12, 14, 16, 19, 21, 23, 25, 28, 30, 32, 34)
@@ -57,7 +58,8 @@ class VGG19Features(nn.Module):
     Raises
     ------
     WeightsError
-        If the file is missing, or has the weights of another network.
+        If the file is missing, damaged, has weights of another network, or weights that are not finite; or if its name
+        ends with a hash (`vgg19-dcbb9e9d.pth`), and its content has another.
 
     References
     ----------
@@ -297,23 +299,7 @@ def _random_weights(seed: int) -> dict[int, tuple[Tensor, Tensor]]:
 
 
 def _read_weights(path: Path) -> dict[int, tuple[Tensor, Tensor]]:
-    if not path.is_file():
-        raise WeightsError(
-            f'expected `weights` to be "torchvision", "random" or a .pth or .safetensors file, got {path}: '
-            "there is no such file"
-        )
-    try:
-        if path.suffix == ".safetensors":
-            from safetensors.torch import load_file
-
-            state = load_file(path)
-        else:
-            state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:
-        raise WeightsError(f"{path}: expected a file of tensors, got one that cannot be read ({error})") from error
-    if not isinstance(state, dict):
-        raise WeightsError(f"{path}: expected a state dict, got {type(state).__name__}")
-    return _check_state(state, path)
+    return _check_state(read_state_dict(path), path)
 
 
 def _check_state(state: Mapping[str, Tensor], path: Path) -> dict[int, tuple[Tensor, Tensor]]:
@@ -342,6 +328,12 @@ def _check_state(state: Mapping[str, Tensor], path: Path) -> dict[int, tuple[Ten
                 f"{path}: expected features.{index} with weight {expected[0]} and bias {expected[1]}, got "
                 f"{shapes[0]} and {shapes[1]}; these are weights of another network"
             )
+        for part, tensor in (("weight", weight), ("bias", bias)):
+            if not tensor.is_floating_point() or not bool(torch.isfinite(tensor).all()):
+                raise WeightsError(
+                    f"{path}: expected finite numbers in features.{index}.{part}, got NaN, infinite or other values; "
+                    "the file is damaged: get it again"
+                )
         weights[index] = (weight, bias)
         channels = weight.shape[0]
     return weights

@@ -86,7 +86,9 @@ def reproject(
     volume = tomogram.to(torch.float32)
     volume = volume - volume.mean(dtype=torch.float64).to(torch.float32)
     if float(volume.abs().max()) <= 1e-6 * float(tomogram.abs().max()):
-        raise ValueError("expected a tomogram that varies, got a constant one")
+        raise ValueError(
+            "expected a tomogram that varies, got the same value in every voxel; look at the file that it was read from"
+        )
     seen = _seen(volume, angles)
     if filter is None:
         tilts = project(volume, angles) / seen.clamp(min=_SEEN)[:, None]

@@ -33,6 +33,7 @@ from faket_aug.figures import (
     tilt_panel,
 )
 from faket_aug.specimens.procedural import procedural_specimen
+from faket_aug.style import weight_files
 
 TINY = {
     "shape": (32, 64, 64),
@@ -178,8 +179,10 @@ class TestEncoder:
         assert choose_encoder(None, "cpu").source == "random"
         assert not no_cache.exists()
 
-    def test_torchvision_where_it_is_cached(self, no_cache: Path) -> None:
+    def test_torchvision_where_it_is_cached(self, no_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         """What lies in torchvision's cache is used."""
+        # Other weights than the name says.
+        monkeypatch.setattr(weight_files, "check_hash", lambda path: None)
         narrow_vgg(no_cache / "vgg19-dcbb9e9d.pth")
         features = choose_encoder(None, "cpu")
         assert features.source == "torchvision"

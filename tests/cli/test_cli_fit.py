@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -98,6 +100,44 @@ def test_simulate_takes_it(
         main()
     assert not ending.value.code, capsys.readouterr().err
     assert (tmp_path / "set" / "tomogram_0000" / TOMOGRAM_FILE).is_file()
+
+
+def _refuse(number: int) -> Callable[..., None]:
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    return refuse
+
+
+def test_a_full_disk(run: Run, series: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was there stays, no part is left, and one line says what to do."""
+    target = tmp_path / "microscope.json"
+    target.write_text("old")
+    monkeypatch.setattr(os, "fsync", _refuse(errno.ENOSPC))
+    code, output, errors = run(target, "--style", series, "--shape", "40,128,128")
+    assert (code, output) == (1, "")
+    assert errors.splitlines()[-1] == (
+        f"faket-aug: error: expected room for {target}, got 'No space left on device'; free some space and run the "
+        "same command again to finish"
+    )
+    assert target.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [target]
+
+
+def test_a_read_only_folder(run: Run, series: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is told before anything is fitted."""
+
+    def read_only(*_: object, **settings: object) -> None:
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(settings["dir"]))
+
+    monkeypatch.setattr("faket_aug.formats._atomic.tempfile.TemporaryFile", read_only)
+    code, _, errors = run(tmp_path / "microscope.json", "--style", series)
+    assert code == 1
+    assert errors.splitlines()[-1] == (
+        f"faket-aug: error: expected to be allowed to use {tmp_path}, got 'Read-only file system'; change "
+        "permissions, or use another"
+    )
+    assert list(tmp_path.iterdir()) == []
 
 
 def _with_mdoc(series: Path, folder: Path, **fields: float) -> Path:

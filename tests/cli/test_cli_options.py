@@ -15,6 +15,7 @@ import rich.progress  # noqa: F401 - it draws from Python's generator once, when
 from typer.testing import CliRunner
 
 import faket_aug
+from faket_aug._checks import FileFormatError
 from faket_aug._reading import explained, read_value, shown
 from faket_aug._settings import FROM, Setting, settings_of
 from faket_aug.cli import app
@@ -378,3 +379,24 @@ def test_what_a_set_is_compared_by_has_the_librarys_defaults() -> None:
     assert set(plain.without_paths()) == set(COMPARED)
     told: Mapping[str, Any] = plain.without_paths()
     assert told["shape"] == list(faket_aug.GrandModelGenerator.shape)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("fiducials = 1\nseed = -1\n", "expected `seed` to be a whole number of 0 or more, got -1"),
+        ("seed = 1\n", "expected either specimens from files"),
+        ('fiducials = 1\nformats = ["shrec", "shrec"]\n', "expected each of `formats` once"),
+        ('fiducials = 1\ntilt_angles = "-60:60:1e-9"\n', "expected `tilt_angles` to be first:last:step"),
+        ("fiducials = 1\ntilt_angles = [0.0, 1e24]\n", "expected `tilt_angles` to be first:last:step"),
+    ],
+)
+def test_what_cannot_be_is_refused_with_the_files_name(tmp_path: Path, text: str, message: str) -> None:
+    """Also settings that are wrong only together, and angles that no stage has."""
+    path = tmp_path / "settings.toml"
+    path.write_text(text)
+    with pytest.raises(FileFormatError, match=f"settings.toml: {message}"):
+        Options.read(path, {})
+    if "formats" in text:
+        with pytest.raises(FileFormatError, match=f"settings.toml, with the command line: {message}"):
+            Options.read(path, {"seed": "1"})

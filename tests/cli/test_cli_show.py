@@ -84,7 +84,9 @@ def test_what_is_being_written(tmp_path: Path) -> None:
     assert look_at(tmp_path / "set").name == "tomogram_0001"
     for path in (tmp_path / "set" / "tomogram_0000", tmp_path / "set"):
         (tmp_path / "set" / "tomogram_0001" / "unfinished").write_text("")
-        with pytest.raises(FileNotFoundError, match="expected a whole tomogram, found only what is being written"):
+        with pytest.raises(
+            FileNotFoundError, match="expected a finished tomogram, found 1 unfinished; wait for the simulation"
+        ):
             look_at(path)
 
 

@@ -604,8 +604,8 @@ def test_the_cluster_example(templates: Path, tmp_path: Path) -> None:
         (["--specimens", "nowhere"], "expected a folder of specimens, found none at nowhere"),
         (["--specimens", "maps"], "maps: expected specimens, there or in folders within, found none of: SHREC's"),
         (["--config", "nowhere.json"], "expected a JSON or TOML file of settings, found none at nowhere.json"),
-        (["--config", "broken.json"], "broken.json: expected JSON"),
-        (["--config", "list.json"], "list.json: expected settings by name, got '[1]'"),
+        (["--config", "broken.json"], "broken.json: expected a JSON or TOML file of settings (JSON), got other text"),
+        (["--config", "list.json"], "list.json: expected a JSON or TOML file of settings (a JSON object), got '[1]'"),
         (["--config", "config.json"], "config.json: expected settings to be specimens, dark, templates"),
         (["--config", "wrong.json"], "wrong.json: expected `snr` to be a number, got 'high'"),
         (["--config", "species.json"], "expected settings of `membranes[0]` to be kind, count, "),
@@ -645,9 +645,31 @@ def test_folders_that_cannot_be_used(refused: Command, tmp_path: Path) -> None:
     (tmp_path / "set").mkdir()
     (tmp_path / "set" / "simulation.json").write_text("{}")
     message = refused("simulate", tmp_path / "set", *options)
-    assert "simulation.json: expected the settings of a set of tomograms in format 1" in message
+    assert "simulation.json: expected the settings of a set of tomograms (format 1), got " in message
     (tmp_path / "set" / "simulation.json").write_text("{")
-    assert "simulation.json: expected JSON" in refused("simulate", tmp_path / "set", *options)
+    message = refused("simulate", tmp_path / "set", *options)
+    assert "simulation.json: expected the settings of a set of tomograms (JSON), got other text" in message
+
+
+def test_damaged_settings_of_a_set(command: Command, refused: Command, templates: Path, tmp_path: Path) -> None:
+    """A changed `simulation.json` is noticed by the set, and as a file of settings; without a checksum it is read."""
+    options = ["--fiducials", 1, *SMALL]
+    command("simulate", tmp_path / "set", *options)
+    path = tmp_path / "set" / "simulation.json"
+    text = path.read_text()
+    path.write_text(text.replace('"fiducials": 1', '"fiducials": 2'))
+    for words in (["set", *options], ["other", "--config", path]):
+        message = refused("simulate", tmp_path / words[0], *words[1:])
+        assert "simulation.json: expected" in message
+        assert "whose content has the checksum in the file, got other content: the file is damaged" in message
+    assert not (tmp_path / "other").exists()
+    content = json.loads(text)
+    del content["checksum"]
+    path.write_text(json.dumps(content))
+    assert command("simulate", tmp_path / "set", *options).startswith("0 tomograms written")
+    path.write_text(json.dumps(content | {"checksun": "0"}))
+    assert "got also checksun" in refused("simulate", tmp_path / "other", "--config", path)
+    assert "got other JSON" in refused("simulate", tmp_path / "set", *options)
 
 
 # --- all that the library can do --------------------------------------------------------------------------------------
@@ -745,6 +767,7 @@ def test_a_set_of_version_0_1_goes_on(
         command("simulate", tmp_path / name, *options, "--count", 1)
         file = tmp_path / name / "simulation.json"
         kept = json.loads(file.read_text())
+        del kept["checksum"]
         given = kept["options"]
         for setting in set(kept["settings"]) & set(COMPARED):
             old = given.get(setting, written.get(setting))
@@ -772,6 +795,7 @@ def test_old_names_go_on(
     )
     assert (code, "faket-aug: warning: --binning is called --resampling now" in errors) == (0, True)
     kept = json.loads((tmp_path / "set" / "simulation.json").read_text())
+    del kept["checksum"]
     kept["options"]["binning"] = kept["options"].pop("resampling")
     (tmp_path / "old.json").write_text(json.dumps(kept))
     code, _, errors = outcome(["simulate", tmp_path / "file", "--config", tmp_path / "old.json"], monkeypatch, capsys)

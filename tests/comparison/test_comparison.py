@@ -28,10 +28,11 @@ from faket_aug import (
     project,
 )
 from faket_aug.cli import app
+from faket_aug.cli.compare import _keep_settings, read_kept
 from faket_aug.comparison.critic import Criticism, critic_markdown, shares
 from faket_aug.comparison.experiment import Experiment
 from faket_aug.comparison.measured import measured_tomogram
-from faket_aug.comparison.result import ArmResult, read_result
+from faket_aug.comparison.result import ArmResult, read_result, read_results, write_result, write_results
 from faket_aug.comparison.settings import Arm, Comparison
 from faket_aug.comparison.summary import (
     as_csv,
@@ -341,12 +342,18 @@ modality = "noiseless"
     ]
     kept = output / "BENCHMARK" / "seed_0" / "critic.json"
     said = json.loads(kept.read_text())
-    said["FAKET"]["scores"]["macro_f1"] = 0.125
+    said["criticisms"]["FAKET"]["scores"]["macro_f1"] = 0.125
     kept.write_text(json.dumps(said))
+    with pytest.raises(
+        FileFormatError, match=r"critic.json: expected what a critic said whose content has the checksum"
+    ):
+        CliRunner().invoke(app, [*arguments, "--critic", "BENCHMARK"], catch_exceptions=False)
+    # As version 0.1.0 wrote it.
+    kept.write_text(json.dumps(said["criticisms"]))
     again = CliRunner().invoke(app, [*arguments, "--critic", "BENCHMARK"], catch_exceptions=False)
     assert "0.125" in again.output, "what was judged is not judged again"
     kept.write_text("[]")
-    with pytest.raises(FileFormatError, match=r"critic.json: expected what a critic said, got .*; remove it"):
+    with pytest.raises(FileFormatError, match=r"critic.json: expected what a critic said \(a JSON object\), got"):
         CliRunner().invoke(app, [*arguments, "--critic", "BENCHMARK"], catch_exceptions=False)
     with pytest.raises(ValueError, match="a critic that is trained on measured tomograms, got 'FAKET'"):
         CliRunner().invoke(app, [*arguments, "--critic", "FAKET"], catch_exceptions=False)
@@ -469,11 +476,15 @@ def test_step_is_chosen(folders: Path, tmp_path: Path) -> None:
     (path,) = (tmp_path / "out" / "steps").iterdir()
     kept = json.loads(path.read_text())
     assert kept["why"][-1].startswith(f"chosen: step {made.step_size:g}")
-    path.write_text(json.dumps(kept | {"chosen": {"step_size": 0.07, "keep_spectrum": True}}))
+    changed = kept | {"chosen": {"step_size": 0.07, "keep_spectrum": True}}
+    path.write_text(json.dumps(changed))
+    with pytest.raises(FileFormatError, match=rf"{path.name}: expected a chosen step whose content has the checksum"):
+        experiment.simulator(arm)
+    path.write_text(json.dumps(changed | {"checksum": None}))
     again = Experiment(experiment.comparison, tmp_path / "out").simulator(arm)
     assert (again.step_size, again.keep_spectrum) == (0.07, True), "not chosen again"
     path.write_text("[]")
-    with pytest.raises(FileFormatError, match="expected a chosen step, got .*; remove it"):
+    with pytest.raises(FileFormatError, match=r"expected a chosen step \(a JSON object\), got"):
         experiment.simulator(arm)
     with pytest.raises(ValueError, match='expected no `keep_spectrum` beside a step of "auto"'):
         Arm(simulator={"step_size": "auto", "keep_spectrum": True})
@@ -568,6 +579,61 @@ def test_damaged_result(tmp_path: Path) -> None:
         FileFormatError, match="result.json: expected an arm's result, .* remove it to run the arm again"
     ):
         read_result(tmp_path / "result.json")
+
+
+def _faket_result(seed: int) -> ArmResult:
+    return ArmResult(
+        arm="FAKET",
+        seed=seed,
+        scores={"model_9": {"macro_f1": 0.5, "localization_f1": 0.75}},
+        min_sizes={"1": 3},
+        losses=[0.5, 0.25],
+        validations=[(2, 0.25)],
+        best_step=2,
+        made_with={"arm": {"steps": 2}},
+        versions={"torch": "2"},
+    )
+
+
+def test_results_notice_damage(tmp_path: Path) -> None:
+    """One result and a list of them come back; a changed number is noticed; files of version 0.1.0 are read."""
+    one, several = tmp_path / "result.json", tmp_path / "results.json"
+    write_result(one, _faket_result(0))
+    write_results(several, [_faket_result(0), _faket_result(1)])
+    assert read_result(one) == _faket_result(0)
+    assert read_results(several) == [_faket_result(0), _faket_result(1)]
+    for path, read in ((one, read_result), (several, read_results)):
+        path.write_text(path.read_text().replace("0.75", "0.95", 1))
+        with pytest.raises(FileFormatError, match=rf"{path.name}: expected an arm's result whose content has the chec"):
+            read(path)
+    rows = [asdict(_faket_result(0)), asdict(_faket_result(1))]
+    one.write_text(json.dumps(rows[0]))
+    several.write_text(json.dumps(rows))
+    assert (read_result(one), read_results(several)) == (_faket_result(0), [_faket_result(0), _faket_result(1)])
+    several.write_text(json.dumps([rows[0], rows[0]]))
+    with pytest.raises(FileFormatError, match=r"results.json: expected each arm with each seed once"):
+        read_results(several)
+    several.write_text("{}")
+    with pytest.raises(FileFormatError, match=r"results.json: expected a list of arms' results, got '\{\}'"):
+        read_results(several)
+
+
+def test_kept_settings_notice_damage(folders: Path, tmp_path: Path) -> None:
+    """`comparison.json` comes back, also as version 0.1.0 wrote it; damage and other files are refused."""
+    path, made = tmp_path / "comparison.json", _small(folders)
+    _keep_settings(made, tmp_path)
+    assert read_kept(path) == json.loads(json.dumps(made.to_dict()))
+    text = path.read_text()
+    path.write_text(text.replace('"steps": 4', '"steps": 5'))
+    with pytest.raises(FileFormatError, match=r"comparison.json: expected the settings of a comparison whose content"):
+        _keep_settings(made, tmp_path)
+    path.write_text(json.dumps(made.to_dict()))
+    _keep_settings(made, tmp_path)
+    assert path.read_text() == text
+    for other in ("{}", '{"arms": 3}', json.dumps(made.to_dict() | {"checksun": "0"})):
+        path.write_text(other)
+        with pytest.raises(FileFormatError, match=r"comparison.json: expected the settings of a comparison, `arms`"):
+            _keep_settings(made, tmp_path)
 
 
 def test_style_may_be_given(folders: Path, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import re
 import signal
@@ -11,6 +12,11 @@ import time
 from pathlib import Path
 
 import pytest
+from _helpers import blobs
+
+from faket_aug.formats.mrc import write_mrc
+from faket_aug.picking.loaders import _shut_down
+from faket_aug.simulation.saving import is_whole
 
 pytestmark = pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="needs Linux's /proc")
 TESTS = Path(__file__).resolve().parents[1]
@@ -130,3 +136,99 @@ def test_a_signal_ends_the_program(tmp_path: Path, kind: str, workers: int, numb
     assert left == []
     assert not list((tmp_path / "out").glob(".*"))
     assert (tmp_path / "out" / "checkpoint.pt").exists() == (kind == "fit")
+
+
+#: `faket-aug` that gets a signal when it flushes a file of that name.
+COMMAND = """
+import hashlib, os, signal, sys
+from pathlib import Path
+from faket_aug.cli import app, main
+
+number, at = int(sys.argv[1]), sys.argv[2]
+sys.argv[:] = ["faket-aug", *sys.argv[3:]]
+flush = os.fsync
+
+def and_signal(descriptor):
+    name = os.readlink(f"/proc/self/fd/{descriptor}")
+    if at in name:
+        os.kill(os.getpid(), number)
+    flush(descriptor)
+
+os.fsync = and_signal
+
+@app.command()
+def long():
+    print("busy", flush=True)
+    hashlib.pbkdf2_hmac("sha256", b"", b"", 10**9)  # one operation of minutes
+
+main()
+"""
+
+
+def _start(number: signal.Signals, at: str, *arguments: str, temporary: Path) -> subprocess.Popen[str]:
+    environment = os.environ | {"TMPDIR": str(temporary), "PYTHONPATH": os.pathsep.join(sys.path)}
+    return subprocess.Popen(
+        [sys.executable, "-c", COMMAND, str(int(number)), at, *arguments],
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_simulate_is_stopped_at_its_last_tomogram(tmp_path: Path, number: signal.Signals, status: int) -> None:
+    """The status and one line tell of the signal, no part is left, and the same command makes what is missing."""
+    (tmp_path / "temporary").mkdir()
+    options = ["--templates", str(tmp_path / "blob.mrc"), "--counts", "3", "--shape", "16,24,32", "--count", "2"]
+    arguments = ["simulate", str(tmp_path / "set"), *options, "--tilt-angles=-50:50:25", "--modality", "noiseless"]
+    write_mrc(tmp_path / "blob.mrc", blobs((9, 9, 9), [(4, 4, 4)], 1.5), voxel_size=10.0)
+    stopped = _start(number, "tomogram_0001/.record.json", *arguments, temporary=tmp_path / "temporary")
+    output, errors = stopped.communicate(timeout=100)
+    assert stopped.returncode == status, errors
+    assert output == ""
+    assert [line for line in errors.splitlines() if line.startswith("faket-aug")] == [
+        f"faket-aug: stopped by {number.name}; run the same command again to finish"
+    ]
+    assert "Traceback" not in errors
+    assert [is_whole(tmp_path / "set" / f"tomogram_000{index}") for index in range(2)] == [True, False]
+    assert not list((tmp_path / "set").rglob("*.part"))
+    again = _start(number, "nowhere", *arguments, temporary=tmp_path / "temporary")
+    output, errors = again.communicate(timeout=100)
+    assert again.returncode == 0, errors
+    assert output.startswith(f"1 tomogram written into {tmp_path}/set, 1 were there")
+    assert is_whole(tmp_path / "set" / "tomogram_0001")
+    assert list((tmp_path / "temporary").iterdir()) == []
+
+
+def test_a_command_ends_from_a_long_operation(tmp_path: Path) -> None:
+    """The main thread hears of a signal after its operation; the program does not wait for that."""
+    process = _start(signal.SIGTERM, "nowhere", "long", temporary=tmp_path)
+    assert process.stdout is not None
+    assert process.stdout.readline() == "busy\n"
+    begun = time.monotonic()
+    process.send_signal(signal.SIGTERM)
+    _, errors = process.communicate(timeout=60)
+    assert time.monotonic() - begun < 8
+    assert process.returncode == 143
+    assert errors == "faket-aug: stopped by SIGTERM; run the same command again to finish\n"
+
+
+def test_workers_that_hear_nothing_are_ended() -> None:
+    """PyTorch waits five seconds for a worker that is still importing, and then ends it; a training does not wait."""
+    worker = multiprocessing.get_context("spawn").Process(target=time.sleep, args=(100,))
+
+    class Reader:
+        _workers = [worker]  # noqa: RUF012 - as PyTorch's iterator
+
+        def _shutdown_workers(self) -> None:
+            worker.join(50)
+            raise RuntimeError("DataLoader worker is killed by signal")
+
+    worker.start()
+    begun = time.monotonic()
+    _shut_down(Reader())
+    assert time.monotonic() - begun < 20
+    assert worker.exitcode == -signal.SIGTERM

@@ -268,7 +268,9 @@ def test_picks_of_another_tomogram(tmp_path: Path) -> None:
     assert not has_tomogram_names(picks)
     assert len(LabelledTomogram.read(tmp_path / "TS_2.mrc", **settings).particles) == 1
     settings["picks"] = _write(tmp_path / "p.csv", "class,x,y,z\n")
-    with pytest.warns(UserWarning, match="p.csv: expected particles, got none"):
+    with pytest.warns(
+        UserWarning, match="p.csv: expected particles of .*, got none: a training takes all of it for background; give"
+    ):
         LabelledTomogram.read(tmp_path / "TS_2.mrc", **settings)
 
 

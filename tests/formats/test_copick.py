@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
+import socket
 import subprocess
 import sys
 from importlib.util import find_spec
@@ -227,7 +228,7 @@ def test_bad_picks(tmp_path: Path, particles: ParticleList, changes: dict[str, A
     if "matrix" in changes:
         picks["points"][0]["transformation_"] = changes.pop("matrix").tolist()
     path.write_text(json.dumps(picks | changes))
-    with pytest.raises(FileFormatError, match=f"run TS_001: {message}") as caught:
+    with pytest.raises(FileFormatError, match=rf"faket-aug_0_1bxn.json.*: {message}") as caught:
         read_copick_picks(tmp_path, run="TS_001", voxel_size=1.0)
     assert str(pickle.loads(pickle.dumps(caught.value))) == str(caught.value)
 
@@ -387,7 +388,7 @@ def test_what_exists_is_not_overwritten(tmp_path: Path) -> None:
     assert set(_content(tmp_path / "project")) == {*before, name, f"{name}.1"}
 
 
-@pytest.mark.parametrize("run", ["..", ".", "a/b", "../x", "/tmp/x"])
+@pytest.mark.parametrize("run", ["..", ".", "a/b", "../x", "../../x", "/tmp/x", "a\0b"])
 def test_runs_have_plain_names(tmp_path: Path, run: str) -> None:
     """A name that leads out of the project is refused before anything is written."""
     pytest.importorskip("copick")
@@ -395,3 +396,63 @@ def test_runs_have_plain_names(tmp_path: Path, run: str) -> None:
     with pytest.raises(ValueError, match="expected the plain name of a run"):
         write_copick(tmp_path / "p", run=run, particles=particles, class_numbers={"a": 1}, voxel_size=10.0)
     assert not (tmp_path / "p").exists()
+
+
+@needs_copick
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"pickable_objects": [{"name": "1bxn", "label": 1}]},
+        {"overlay_root": "local:///nowhere", "overlay_fs_args": 3},
+        {"static_root": "s3://bucket/project"},
+        {"version": None, "name": 3},
+        {"pickable_objects": [{"name": "not_copick's", "label": 9, "is_particle": True}]},
+    ],
+)
+def test_a_run_is_added_to_what_others_wrote(
+    tmp_path: Path, particles: ParticleList, changes: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A configuration that copick itself would not take does no harm; nobody is asked over a network."""
+    monkeypatch.setattr(socket.socket, "connect", lambda *_: pytest.fail("a connection was opened"))
+    _write(tmp_path, particles)
+    path = tmp_path / "copick_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+    _write(tmp_path, particles, run="TS_002")
+    written = sorted(one.name for one in (tmp_path / "ExperimentRuns" / "TS_002" / "Picks").iterdir())
+    assert written == ["faket-aug_0_1bxn.json", "faket-aug_0_fiducial.json", "faket-aug_0_mb-4pe5.json"]
+    kept = json.loads(path.read_text())
+    assert {name: kept[name] for name in changes if name != "pickable_objects"} == {
+        name: value for name, value in changes.items() if name != "pickable_objects"
+    }
+
+
+@needs_copick
+def test_remote_projects_are_refused(tmp_path: Path, particles: ParticleList, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A project whose runs lie elsewhere is neither read nor added to, and no connection is opened."""
+    monkeypatch.setattr(socket.socket, "connect", lambda *_: pytest.fail("a connection was opened"))
+    _write(tmp_path, particles)
+    path = tmp_path / "copick_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"overlay_root": "http://127.0.0.1:9/x"}))
+    for use in (lambda: read_copick_runs(tmp_path), lambda: _write(tmp_path, particles, run="TS_002")):
+        with pytest.raises(FileFormatError, match=r"copick_config.json: expected a project on disk, got overlay_root"):
+            use()
+    assert not (tmp_path / "ExperimentRuns" / "TS_002").exists()
+
+
+@needs_copick
+def test_configurations_that_cannot_be(tmp_path: Path, particles: ParticleList) -> None:
+    """A label of two objects, and a root that is no name, are refused with the file's name; encodings are told."""
+    _write(tmp_path, particles)
+    path = tmp_path / "copick_config.json"
+    whole = json.loads(path.read_text())
+    objects = [{"name": "1bxn", "label": 1}, {"name": "other", "label": 1}]
+    path.write_text(json.dumps(whole | {"pickable_objects": objects}))
+    with pytest.raises(FileFormatError, match=r"copick_config.json: expected each label once, got 1 of 1bxn and other"):
+        read_copick_classes(path)
+    path.write_text(json.dumps(whole | {"overlay_root": "x" * 5000}))
+    with pytest.raises(FileFormatError, match=r"copick_config.json: expected a folder as overlay_root, got x"):
+        read_copick_runs(path)
+    path.write_bytes(json.dumps(whole | {"name": "Fähre"}, ensure_ascii=False).encode("latin-1"))
+    assert read_copick_runs(path) == ["TS_001"]
+    _write(tmp_path, particles, run="TS_002")
+    assert read_copick_runs(path) == ["TS_001", "TS_002"]

@@ -464,6 +464,31 @@ def test_interruption_midway_leaves_the_old_file(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == [path]
 
 
+@pytest.mark.parametrize("at", ["touch", "fsync"])
+def test_signal_at_any_moment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at: str) -> None:
+    """A signal just after the file was made, or while it is flushed, leaves no file behind."""
+    target = {"touch": (Path, "touch"), "fsync": (_atomic.os, "fsync")}[at]
+    original = getattr(*target)
+
+    def interrupted(*arguments: Any, **settings: Any) -> None:
+        original(*arguments, **settings)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(*target, interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        write_text(tmp_path / "a.txt", "x")
+    monkeypatch.undo()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_full_disk_names_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The system does not say which file it had no room for."""
+    monkeypatch.setattr(_atomic.os, "fsync", _fail)
+    with pytest.raises(OSError, match="No space left") as caught:
+        write_text(tmp_path / "a.txt", "x")
+    assert caught.value.filename == str(tmp_path / "a.txt")
+
+
 def test_reader_never_sees_a_part(tmp_path: Path) -> None:
     """While the new file is written, the old one is what is there under the name."""
     path = tmp_path / "a.txt"
@@ -627,7 +652,10 @@ def test_no_particles(tmp_path: Path) -> None:
         ("1BXN 1 2", "line 2: expected `name x y z Z1 X Z2`, got '1BXN 1 2'"),
         ("1BXN 1 2 3 4", "line 2: expected `name x y z Z1 X Z2`"),
         ("1BXN 1 2 three 0 0 0", "line 2: expected `name x y z Z1 X Z2`"),
-        ("1BXN 1 2 nan 0 0 0", "expected finite positions, got NaN or infinite ones"),
+        (
+            "1BXN 1 2 nan 0 0 0",
+            "expected numbers as position, got [1.0, 2.0, nan] for particle 2 of 2; remove it or correct",
+        ),
     ],
 )
 def test_bad_particle_locations(tmp_path: Path, line: str, message: str) -> None:

@@ -664,11 +664,11 @@ BAD: dict[str, tuple[str, str, Callable[[Path], object], str]] = {
     "xf, empty": ("a.xf", "\n", read_xf, "a.xf: expected a transform for each section, got none"),
     "defocus, empty": (
         *("a.defocus", "", lambda p: read_defocus(p, tilt_angles=[0])),
-        "a.defocus: expected a defocus for each range of views, got none",
+        "a.defocus: expected lines `first view, last view, first angle, last angle, defocus`, got none; fit",
     ),
     "defocus, flags alone": (
         *("a.defocus", "1 0 0. 0. 0. 3\n", lambda p: read_defocus(p, tilt_angles=[0])),
-        "a.defocus: expected a defocus for each range of views, got none",
+        "a.defocus: expected lines `first view, last view, first angle, last angle, defocus`, got none; fit",
     ),
     "defocus, columns": (
         *("a.defocus", "1 0 0. 0. 0. 3\n1 1 0 0 4000\n", lambda p: read_defocus(p, tilt_angles=[0])),
@@ -707,9 +707,9 @@ BAD: dict[str, tuple[str, str, Callable[[Path], object], str]] = {
     ),
     "ctf, mixed": (
         *("a_CTF.txt", "1 2 3 4 5 6 7\n2 2 3 4 5 6 7 8\n", read_aretomo_ctf),
-        "a_CTF.txt: expected as many columns in each line, got 7 and 8",
+        "a_CTF.txt: expected 7 columns in each line, or 8 in each, got lines of both; the file was joined",
     ),
-    "ctf, empty": ("a_CTF.txt", "# none\n", read_aretomo_ctf, "a_CTF.txt: expected number, two defocus values"),
+    "ctf, empty": ("a_CTF.txt", "# none\n", read_aretomo_ctf, "a_CTF.txt: expected a line `number, two defocus values"),
     "mdoc, no sections": ("a.mdoc", "PixelSpacing = 1\n", read_serialem, "a.mdoc: expected an .mdoc with a TiltAngle"),
     "mdoc, not one": ("a.mdoc", "\0\1", read_serialem, "a.mdoc: expected an .mdoc with a TiltAngle for every section"),
     "mdoc, a section without": (

@@ -9,7 +9,6 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields, is_dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -80,7 +79,8 @@ def _leaves(thing: Any) -> Iterator[Any]:
                 yield one.name
                 yield from _leaves(getattr(thing, one.name))
     elif isinstance(thing, Mapping):
-        for key in thing:
+        # Names have no order.
+        for key in sorted(thing, key=repr):
             yield key
             yield from _leaves(thing[key])
     elif isinstance(thing, list | tuple | set | frozenset):
@@ -121,15 +121,15 @@ def _bound(name: str) -> float | None:
     return None
 
 
-def judge(read: Callable[[], Any], path: Path, whole: str, counts: Counts, what: str, *, checksum: bool) -> None:
+def judge(read: Callable[[], Any], name: str, whole: str, counts: Counts, what: str, *, checksum: bool) -> None:
     """Read a damaged file, and count what came of it.
 
     Parameters
     ----------
     read
         Reads it.
-    path
-        The file, whose name an error must hold.
+    name
+        What an error must hold: the file's name.
     whole
         Digest of what the whole file holds.
     counts
@@ -146,7 +146,7 @@ def judge(read: Callable[[], Any], path: Path, whole: str, counts: Counts, what:
     except (*OWN, ValueError, OSError, ImportError) as error:
         text = str(error)
         clear = isinstance(error, OWN) or "expected" in text
-        if clear and path.name in text and len(text) < 3000:
+        if clear and name in text and len(text) < 3000:
             counts.errors += 1
         else:
             counts.wrong.append(f"{what}: {type(error).__name__}: {text[:300]!r}")

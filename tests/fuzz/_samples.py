@@ -52,6 +52,8 @@ class Sample:
         Whether it is text.
     checksum
         Whether it tells damage from other content.
+    error
+        What an error has to name: the file, or what it is a part of.
     """
 
     file: str
@@ -59,6 +61,7 @@ class Sample:
     read: Callable[[Path], Any]
     text: bool = True
     checksum: bool = False
+    error: Callable[[Path], str] = lambda path: path.name
 
 
 def _text(content: str) -> Callable[[Path], Any]:

@@ -400,7 +400,8 @@ def test_specimens_that_come_as_tilts() -> None:
     made = simulator(imperfections=flat)
     assert torch.equal(made(tilted, seed=0).tiltseries, made(thing, seed=0).tiltseries)
     with pytest.raises(
-        SimulationError, match="expected no errors of the tilt angle for a specimen that comes as tilts"
+        SimulationError,
+        match="expected a misalignment without errors of the tilt angle, got some: this specimen is projected",
     ):
         simulator(imperfections=ALL)(tilted, seed=0)
 

@@ -78,11 +78,15 @@ def test_files_that_are_none(fitted: Path, tmp_path: Path) -> None:
         {"style": {"steps": 1}},
         {"style": 3},
         {"tilt_angles": "all"},
+        {"tilt_angles": [-60, 1e24]},
         {"extend": "far"},
         {"series": None},
+        {"series": [data["series"][0] | {"tilt_angles": [200.0, *data["series"][0]["tilt_angles"][1:]]}]},
+        {"series": [data["series"][0] | {"correlation": [5.0, *data["series"][0]["correlation"][1:]]}]},
+        {"series": [data["series"][0] | {"std": [-1.0, *data["series"][0]["std"][1:]]}]},
         {"other": 1},
     ):
-        fitted.write_text(json.dumps(data | wrong))
+        fitted.write_text(json.dumps(data | wrong | {"checksum": None}))
         with pytest.raises(FileFormatError, match=r"microscope.json: "):
             read_microscope(fitted)
     fitted.write_text("{")

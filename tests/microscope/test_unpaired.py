@@ -128,7 +128,10 @@ def test_two_tilts_at_one_angle() -> None:
     """Series that were taken in two parts have 0° twice: the first one counts."""
     target, clean, ctf = _measured(1), _clean(3), ContrastTransfer(defocus=3.4)
     twice, angles = torch.cat([target, torch.zeros_like(target[:1])]), np.append(ANGLES, 0.0)
-    with pytest.warns(UserWarning, match="series 0: target: of tilts at the same angle, 0°, the first is used"):
+    with pytest.warns(
+        UserWarning,
+        match="series 0: target: expected one tilt an angle, got several at 0°; the first of them is used",
+    ):
         found = NoiseModel.fit_unpaired(
             target=twice, clean=clean, tilt_angles=angles, clean_angles=ANGLES, pixel_size=10.0, ctf=ctf
         )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -12,7 +14,15 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from faket_aug.picking import DeepFinderNet, Preparation, TrainingSettings, fit, load_weights
-from faket_aug.picking.checkpoints import BEST, CHECKPOINT, PREVIOUS, read_checkpoint, read_state, write_checkpoint
+from faket_aug.picking.checkpoints import (
+    BEST,
+    CHECKPOINT,
+    PREVIOUS,
+    read_checkpoint,
+    read_state,
+    write_checkpoint,
+    write_state,
+)
 from tests._helpers import dataset, generator
 
 
@@ -128,3 +138,68 @@ def test_names_of_a_compiled_network(tmp_path: Path) -> None:
     before = net.state_dict()["head.bias"].clone()
     load_weights(net, tmp_path / CHECKPOINT)
     assert torch.equal(net.state_dict()["head.bias"], before + 1)
+
+
+# --- disks ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("what", ["csv", "none"])
+def test_a_full_disk(tmp_path: Path, what: str) -> None:
+    """One sentence says what to do; the last whole checkpoint stays, and the training goes on from it exactly."""
+    resource = pytest.importorskip("resource")
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    whole, folder = trained(tmp_path / "whole", 6, log=what), tmp_path / "stopped"
+
+    def fill(step: int, _: float) -> None:
+        if step == 4:
+            # What the system says of a file that grows beyond this is as of a full disk.
+            resource.setrlimit(resource.RLIMIT_FSIZE, (50, limits[1]))
+
+    try:
+        with pytest.raises(OSError, match=r"^expected to write in .*stopped, got '.*'; free some space and") as caught:
+            trained(folder, 6, log=what, on_step=fill)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert "start the training again: it goes on from its last whole checkpoint" in str(caught.value)
+    assert len(read_checkpoint(folder)["losses"]) == 3
+    assert not list(folder.glob(".*"))
+    again = trained(folder, 6, log=what)
+    assert all(torch.equal(value, again.state_dict()[name]) for name, value in whole.state_dict().items())
+    if what == "csv":
+        assert (folder / "log.csv").read_text() == (tmp_path / "whole" / "log.csv").read_text()
+
+
+def test_a_read_only_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is told before the first step."""
+
+    def read_only(*_: Any, **__: Any) -> None:
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    monkeypatch.setattr("faket_aug.formats._atomic.tempfile.TemporaryFile", read_only)
+    steps: list[int] = []
+    message = r"^expected to write in .*, got 'Read-only file system'; set `output` to a folder that you may write in$"
+    with pytest.raises(OSError, match=message):
+        trained(tmp_path, 2, on_step=lambda step, _: steps.append(step))
+    assert steps == []
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(("part", "name"), [("", "_orig_mod.head.bias"), ("head", "head._orig_mod.bias")])
+def test_compiled_and_plain_networks_share_weights(tmp_path: Path, part: str, name: str) -> None:
+    """A compiled network, or one of which a part is compiled, takes a plain one's weights, and gives them back."""
+    plain, compiled = network(), network()
+    if part:
+        setattr(compiled, part, torch.compile(getattr(compiled, part)))
+    made = compiled if part else torch.compile(compiled)
+    assert name in made.state_dict()
+    with torch.no_grad():
+        made.state_dict()[name].add_(1.0)
+    write_state(tmp_path / "compiled.pt", {"model": made.state_dict()})
+    wanted = made.state_dict()[name].clone()
+    load_weights(plain, tmp_path / "compiled.pt")
+    assert torch.equal(plain.state_dict()["head.bias"], wanted)
+    with torch.no_grad():
+        plain.state_dict()["head.bias"].add_(1.0)
+    write_state(tmp_path / "plain.pt", {"model": plain.state_dict()})
+    load_weights(made, tmp_path / "plain.pt")
+    assert torch.equal(made.state_dict()[name], wanted + 1)

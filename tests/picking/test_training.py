@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
+from faket_aug._checks import FileFormatError
 from faket_aug.picking import DeepFinderNet, TrainingSettings, fit, load_weights, tversky_loss
 from faket_aug.picking.logs import read_log
 from tests._helpers import dataset, generator, loader
@@ -181,6 +182,23 @@ def test_voxel_size_stays_the_networks_own(tmp_path: Path) -> None:
     with pytest.warns(UserWarning, match="trained on voxels of 10 Å, the network is for 13.5 Å"):
         load_weights(fine, tmp_path / "checkpoint.pt")
     assert fine.voxel_size == 13.5
+
+
+@pytest.mark.parametrize(
+    "text", ["step\n1\n", "step,loss,validation\n1,x,\n", "step,loss,validation\n1,2\n", "", "1\0"]
+)
+def test_log_that_is_none(tmp_path: Path, text: str) -> None:
+    """Another file in the place of the log is told with its name; a missing one is empty."""
+    path = tmp_path / "log.csv"
+    assert read_log(path) == {}
+    path.write_text(text)
+    with pytest.raises(
+        FileFormatError, match=r"log.csv: expected the log of a training with the columns step,loss,val"
+    ):
+        read_log(path)
+    path.write_bytes(b"\xff")
+    with pytest.raises(FileFormatError, match=r"log.csv: expected the log of a training as text in UTF-8"):
+        read_log(path)
 
 
 def test_log(tmp_path: Path) -> None:

@@ -585,7 +585,7 @@ def test_ctf_changes_clean_tilts() -> None:
 
 
 def test_ctf_goes_with_clean_tilts_only() -> None:
-    with pytest.raises(ValueError, match="expected no `ctf` with noise that has passed the microscope already"):
+    with pytest.raises(ValueError, match='expected no `ctf` with `noise="given"`, which holds the microscope'):
         simulator("noisy", noise="given", ctf=ContrastTransfer(defocus=3.0))
     with pytest.raises(ValueError, match=rf"expected `defocus` of {len(ANGLES)} tilts, got 2 numbers"):
         simulator(ctf=ContrastTransfer(defocus=(3.0, 2.0)))
@@ -768,7 +768,7 @@ def test_noise_of_ones_own() -> None:
     found = made(specimen(0), seed=1)
     assert abs(float((found.tiltseries - clean(specimen(0), seed=1).tiltseries).std()) - 2) < 0.1
     assert found.record.settings["noise"] == '{"noise": "doubled"}'
-    with pytest.raises(SimulationError, match="expected noise with a BASELINE variant, got Doubled"):
+    with pytest.raises(SimulationError, match='for the modality "baseline", got Doubled, which has no noise'):
         replace(made, modality="baseline")(specimen(0), seed=1)
     with pytest.raises(ValueError, match="expected `noise` to be a `NoiseModel`, got 3.0"):
         FakETSimulator(tilt_angles=ANGLES, modality="noisy", noise=3.0)

@@ -223,6 +223,18 @@ def test_only_what_is_new_is_encoded(features: VGG19Features, cache: Path, encod
     assert encoded == ["style 0", "style 1"]
 
 
+def test_parts_of_killed_builds_are_removed(features: VGG19Features, cache: Path) -> None:
+    """What a killed build left half written goes, unless it is so young that another process may be writing it."""
+    cache.mkdir(parents=True)
+    old, young, other = (cache / f".{name}.part" for name in ("style-a.safetensors.x", "style-a.safetensors.y", "mine"))
+    for path in (old, young, other):
+        path.write_text("")
+    for path in (old, other):
+        os.utime(path, (0, 0))
+    StyleBank.build(style_series(), features, style_layers=STYLE_LAYERS, cache=cache)
+    assert (old.exists(), young.exists(), other.exists()) == (False, True, True)
+
+
 def test_without_cache_nothing_is_written(
     features: VGG19Features, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import math
 import os
 import pickle
 import sys
@@ -14,6 +16,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from faket_aug._checks import WeightsError
+from faket_aug.style import weight_files
 from faket_aug.style.vgg19 import CONVOLUTIONS, POOLINGS, RELUS, VGG19Features
 
 State = dict[str, Tensor]
@@ -365,6 +368,46 @@ def test_no_pickle_is_run(tmp_path: Path, save) -> None:
     assert not (tmp_path / "boom").exists()
 
 
+@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_weights_that_are_no_numbers(tmp_path: Path, suffix: str, value: float) -> None:
+    """One NaN or infinite weight is refused, with the file's name and the weight's."""
+    state = _state(convolutions=2)
+    state["features.2.bias"][1] = value
+    path = _save(state, tmp_path / f"bad{suffix}")
+    with pytest.raises(WeightsError, match=rf"bad{suffix}: expected finite numbers in features.2.bias, got NaN, inf"):
+        VGG19Features(path)
+
+
+def test_hash_in_the_name(tmp_path: Path) -> None:
+    """A file named as PyTorch names weights is what its name says, or is refused; other names say nothing."""
+    path = _save(_state(convolutions=2), tmp_path / "some.pth")
+    found = hashlib.sha256(path.read_bytes()).hexdigest()[:8]
+    right = path.rename(tmp_path / f"tiny-{found}.pth")
+    assert VGG19Features(right).deepest == 3
+    wrong = right.rename(tmp_path / "vgg19-dcbb9e9d.pth")
+    with pytest.raises(
+        WeightsError,
+        match=f"vgg19-dcbb9e9d.pth: expected content whose SHA-256 begins with dcbb9e9d, as its name says, got {found};"
+        " the file is damaged: download it again, or rename it",
+    ):
+        VGG19Features(wrong)
+    for name in ("vgg19-20240131.pth", "vgg19-dcbb9e9.pth", "vgg19-dcbb9e9d-mine.pth", "dcbb9e9d.pth"):
+        assert VGG19Features(wrong.rename(tmp_path / name)).deepest == 3
+        (tmp_path / name).rename(wrong)
+
+
+def test_flipped_bit_in_pytorchs_file(tmp_path: Path) -> None:
+    """PyTorch's archive holds checksums of its parts: other weights than were written are refused."""
+    state = _state(convolutions=2)
+    path = _save(state, tmp_path / "bits.pth")
+    content = bytearray(path.read_bytes())
+    content[bytes(content).index(state["features.2.weight"].numpy().tobytes()) + 2] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(WeightsError, match=r"bits.pth: expected a file of tensors, .*its part .* has another checksum"):
+        VGG19Features(path)
+
+
 def test_weights_errors_pickle(tmp_path: Path) -> None:
     """The error reaches another process with its text."""
     with pytest.raises(WeightsError) as caught:
@@ -430,8 +473,10 @@ def test_constructor_does_not_download() -> None:
             use()
 
 
-def test_cached_torchvision_weights_are_used(offline: Path) -> None:
+def test_cached_torchvision_weights_are_used(offline: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where torchvision's file is in torch.hub's cache it is read, and nothing is downloaded."""
+    # Other weights than the name says.
+    monkeypatch.setattr(weight_files, "check_hash", lambda path: None)
     (offline / "checkpoints").mkdir()
     _save(_state(), offline / "checkpoints" / "vgg19-dcbb9e9d.pth")
     assert VGG19Features("torchvision").deepest == 35

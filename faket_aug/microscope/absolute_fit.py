@@ -1,0 +1,207 @@
+"""The fit of a response whose scale is known: what specimens do not explain is other matter."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+from scipy.optimize import nnls
+
+from faket_aug._arrays import FloatArray
+from faket_aug._checks import check_positive
+from faket_aug.microscope.crowd import LENGTHS, CrowdField, CrowdTilts, medium
+from faket_aug.microscope.ctf import ContrastTransfer
+from faket_aug.microscope.intensity import AbsoluteScale
+from faket_aug.microscope.power_fit import COMMON, FIT_RANGE, Pairs, PowerFit
+from faket_aug.microscope.response import ANGLE_UNIT
+from faket_aug.microscope.spectra import RING_WIDTH, RINGS, SeriesSpectra
+
+#: What an envelope falls by as a rule, and by how much that differs: pixels (linear), pixels² (square). With an
+#: absolute scale, a steep envelope with much other matter looks like a flat one with less.
+_USUAL = {"linear": (0.3, 0.3), "square": (3.0, 3.0)}
+#: The amplitude contrast is known to this.
+_CONTRAST_ERROR = 0.005
+#: How often the matter that particles displace is computed anew.
+_ROUNDS = 4
+#: The crowd fills at most this fraction of the volume.
+_FULLEST = 0.5
+#: 1/Å. Frequencies at which the crowd is compared with the specimens to find its mass. Below them membranes, beads and
+#: the edges of cells matter more.
+_PARTICLES = (0.008, 0.02)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Matter:
+    """How dense the specimens of a fit are, so that the crowd's density follows from its power.
+
+    Parameters
+    ----------
+    depth
+        Voxels along z.
+    solid
+        Potential of matter without gaps above ice, V; 0 if it is not known. Then particles do not displace the crowd.
+    """
+
+    depth: float
+    solid: float = 0.0
+
+    def __post_init__(self) -> None:
+        check_positive("depth", self.depth)
+        check_positive("solid", self.solid, zero=True)
+
+
+class AbsoluteFit(PowerFit):
+    """The fit with an absolute scale.
+
+    All matter has the spectrum of the specimens times a factor, and of random media, whose variances are 0 or more. For
+    a given gain these amounts follow by linear least squares. What is more than the specimens is the crowd.
+    """
+
+    def __init__(
+        self,
+        data: list[Pairs],
+        ctfs: Sequence[ContrastTransfer],
+        pixel_size: float,
+        *,
+        targets: Sequence[SeriesSpectra],
+        scales: Sequence[AbsoluteScale],
+        widths: Sequence[int],
+        matter: Matter,
+    ) -> None:
+        super().__init__(data, ctfs, pixel_size)
+        self._matter = matter
+        self._tilt_2, self._tilt_4, self._logs = _common_curve(targets, scales)
+        tilts = [
+            CrowdTilts.of(one.tilt_angles, pixel_size=pixel_size, depth=matter.depth, width=width)
+            for one, width in zip(targets, widths, strict=True)
+        ]
+        #: The power of the specimens, and of each medium with a variance of 1 V²: `(kind, pair, ring)`, ...
+        self._shared = [
+            np.concatenate([pairs.clean[None], one.shared[:, pairs.near]])
+            for one, pairs in zip(tilts, data, strict=True)
+        ]
+        #: ... and `(kind, tilt, ring)`.
+        self._power = [
+            np.concatenate([pairs.clean_power[None], one.power]) for one, pairs in zip(tilts, data, strict=True)
+        ]
+        path = [matter.depth / np.cos(np.deg2rad(one.tilt_angles)).clip(0.05) for one in targets]
+        #: V² Å³, the specimens' spectrum in three dimensions, `(ring,)`.
+        self._own = np.mean(
+            [(p.clean_power / d[:, None]).mean(axis=0) for p, d in zip(data, path, strict=True)], axis=0
+        )
+        self._own *= pixel_size**3
+        self._pixel_size = pixel_size
+        self._pairs = sum(len(pairs.u) for pairs in data)
+
+    def solve(self) -> FloatArray:
+        offsets = [0.0] if self.known.all() else self._best_starts()
+        best: FloatArray = min((self._fit(self._start(one)) for one in offsets), key=lambda fit: float(fit.cost)).x
+        return best
+
+    def _start(self, offset: float) -> FloatArray:
+        common = [self._tilt_2, self._tilt_4, _USUAL["square"][0], 2.0, _USUAL["linear"][0], self._contrast]
+        each = [n for pair in zip(self._logs, self._places(offset), strict=True) for n in pair]
+        return np.array([*common, *each])
+
+    def _free(self) -> npt.NDArray[np.bool_]:
+        free = super()._free()
+        free[[COMMON.index("tilt_2"), COMMON.index("tilt_4")]] = False
+        free[len(COMMON) :: 2] = False
+        free[len(COMMON) + 1 :: 2] = ~self.known
+        return free
+
+    def _amounts(self, parameters: FloatArray, left_out: int | None = None) -> FloatArray:
+        """The factor on the specimens' power, and the variance of each medium, V²."""
+        kinds = 1 + len(LENGTHS)
+        normal, right = np.zeros((kinds, kinds)), np.zeros(kinds)
+        for index, pairs in enumerate(self._data):
+            keep = self._kept(index, left_out)
+            error = pairs.error[keep][:, self._rings]
+            weight = self._gain(parameters, pairs.u[keep], index) ** 2 / error
+            design = (self._shared[index][:, keep][:, :, self._rings] * weight).reshape(kinds, -1)
+            normal += design @ design.T
+            right += design @ (pairs.shared[keep][:, self._rings] / error).ravel()
+        # A Cholesky factor of the normal equations has the same least squares as all rows.
+        scale = np.sqrt(np.diag(normal)).clip(1e-300)
+        upper = np.linalg.cholesky(normal / scale / scale[:, None] + 1e-9 * np.eye(kinds)).T
+        amounts: FloatArray = nnls(upper, np.linalg.solve(upper.T, right / scale))[0] / scale
+        return amounts
+
+    def _residuals(self, parameters: FloatArray, left_out: int | None) -> FloatArray:
+        amounts = self._amounts(parameters, left_out)
+        parts = [self._unusual(parameters)]
+        for index, pairs in enumerate(self._data):
+            keep = self._kept(index, left_out)
+            matter = np.tensordot(amounts, self._shared[index][:, keep][:, :, self._rings], 1)
+            expected = matter * self._gain(parameters, pairs.u[keep], index) ** 2
+            parts.append(((expected - pairs.shared[keep][:, self._rings]) / pairs.error[keep][:, self._rings]).ravel())
+        return np.concatenate(parts)
+
+    def _unusual(self, parameters: FloatArray) -> FloatArray:
+        """What is known beforehand. It counts as often as there are pairs, since they share the error of the model."""
+        usual = _USUAL | {"amplitude_contrast": (self._contrast, _CONTRAST_ERROR)}
+        off = [(parameters[COMMON.index(name)] - value) / error for name, (value, error) in usual.items()]
+        result: FloatArray = np.array(off) * np.sqrt(self._pairs)
+        return result
+
+    def matter_power(self, parameters: FloatArray, series: int) -> FloatArray:
+        power: FloatArray = np.tensordot(self._amounts(parameters), self._power[series], 1)
+        return power
+
+    # What follows from the parameters --------------------------------------------------------------------------------
+
+    def explained(self, parameters: FloatArray) -> float:
+        """How much of the shared power the specimens explain."""
+        return 1 / self._excess(parameters, FIT_RANGE)
+
+    def crowd(self, parameters: FloatArray) -> CrowdField | None:
+        """What the specimens do not explain: all matter less the specimens, whose contrast in a crowd is lower."""
+        media = np.stack([medium(RINGS / self._pixel_size, length) for length in LENGTHS])
+        total = self._amounts(parameters) @ np.concatenate([self._own[None], media])
+        low, high = (q * self._pixel_size for q in _PARTICLES)
+        particles = (max(low, FIT_RANGE[0]), min(high, FIT_RANGE[1]))
+        if particles[1] - particles[0] < RING_WIDTH:
+            particles = FIT_RANGE
+        displaced, mean = 0.0, 0.0
+        # More crowd takes more contrast from the specimens, which then explain less.
+        for _ in range(_ROUNDS):
+            mean = (self._excess(parameters, particles) / (1 - displaced) ** 2 - 1) * self._density
+            if mean <= 0 or not self._matter.solid:
+                break
+            displaced = min(mean / self._matter.solid, _FULLEST)
+        rest = np.maximum(total - (1 - displaced) ** 2 * self._own, 0.0)
+        if not (rest > 0).any() or self._excess(parameters, FIT_RANGE) <= 1:
+            return None
+        frequencies = tuple((RINGS / self._pixel_size).tolist())
+        power = tuple(rest.tolist())
+        return CrowdField(frequencies=frequencies, power=power, mean=max(mean, 0.0), solid=self._matter.solid)
+
+    def _excess(self, parameters: FloatArray, band: tuple[float, float]) -> float:
+        """The power of all matter divided by that of the specimens, in a band of frequencies."""
+        inside = (band[0] <= RINGS) & (band[1] >= RINGS)
+        amounts = self._amounts(parameters)
+        total = sum(float(np.tensordot(amounts, one, 1)[:, inside].sum()) for one in self._shared)
+        return max(total, 1e-300) / max(sum(float(one[0][:, inside].sum()) for one in self._shared), 1e-300)
+
+    @property
+    def _density(self) -> float:
+        """Mean potential of the specimens, V."""
+        return max(-float(np.mean([pairs.clean_mean for pairs in self._data])) / self._matter.depth, 0.0)
+
+
+def _common_curve(
+    targets: Sequence[SeriesSpectra], scales: Sequence[AbsoluteScale]
+) -> tuple[float, float, list[float]]:
+    """Fit `log_scale + tilt_2 u² + tilt_4 u⁴` to the gains: the series share all but the first."""
+    curves, logs = [], []
+    for target, scale in zip(targets, scales, strict=True):
+        u = target.tilt_angles / ANGLE_UNIT
+        curves.append(np.stack([u**2, u**4], axis=1))
+        logs.append(np.log(scale.gain))
+    centred = np.concatenate([curve - curve.mean(axis=0) for curve in curves])
+    rest = np.concatenate([log - log.mean() for log in logs])
+    common = np.linalg.lstsq(centred, rest, rcond=1e-6)[0]
+    each = [float((log - curve @ common).mean()) for curve, log in zip(curves, logs, strict=True)]
+    return float(common[0]), float(common[1]), each

@@ -1,0 +1,249 @@
+"""The crowd: whatever else a cell holds, as a random density that all tilts see."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from itertools import pairwise
+from typing import Any, Self
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from faket_aug._arrays import FloatArray
+from faket_aug._checks import check_ndim
+from faket_aug.geometry import Angles, as_tilt_angles
+from faket_aug.microscope.spectra import LINE, LINE_STEP, RINGS, fade
+
+#: Å. Lengths of the random media that add to specimens: particles of a radius from 45 to 180 Å.
+LENGTHS = (20.0, 28.0, 40.0, 57.0, 80.0)
+#: Å. The density is made for a volume that is deeper by this, so that its upper and lower sides are independent.
+_MARGIN = 200.0
+#: Frequencies of the table of amplitudes.
+_TABLE = 2048
+#: Of the half space of frequencies along the tilt axis, so many samples are averaged for what neighbours share.
+_SAMPLES = 64
+
+
+@dataclass(frozen=True, kw_only=True)
+class CrowdField:
+    """A random density with a radial spectrum: the matter of a cell that specimens do not hold.
+
+    Parameters
+    ----------
+    frequencies
+        `(n,)`, 1/Å, increasing from 0.
+    power
+        `(n,)`, V² Å³: the spectrum at these frequencies; between them it is linear, beyond them 0. Its integral over
+        all frequencies is the variance.
+    mean
+        Mean potential of the crowd above ice, V. Particles displace it.
+    solid
+        Potential of matter without any gaps above ice, V: where a specimen has this density, there is no crowd. Without
+        it (0), the crowd is added everywhere.
+
+    Raises
+    ------
+    ValueError
+        If frequencies and powers differ in number, frequencies do not increase, or a number is negative or not finite.
+    """
+
+    frequencies: tuple[float, ...]
+    power: tuple[float, ...]
+    mean: float = 0.0
+    solid: float = 0.0
+
+    def __post_init__(self) -> None:
+        if len(self.frequencies) != len(self.power) or len(self.power) < 2:
+            raise ValueError(
+                f"expected the power of a crowd at two frequencies or more, got {len(self.power)} powers at "
+                f"{len(self.frequencies)} frequencies"
+            )
+        for name in ("frequencies", "power", "mean", "solid"):
+            values = np.atleast_1d(np.asarray(getattr(self, name), dtype=np.float64))
+            if not np.isfinite(values).all() or (values < 0).any():
+                raise ValueError(f"expected `{name}` of a crowd to be finite and 0 or more, got {values.min():g}")
+        if not (np.diff(self.frequencies) > 0).all():
+            raise ValueError("expected increasing `frequencies` of a crowd, got others")
+
+    @property
+    def std(self) -> float:
+        """Standard deviation of the density, V."""
+        q = np.asarray(self.frequencies)
+        fine = np.linspace(q[0], q[-1], 20 * len(q))
+        return float(np.sqrt(np.trapezoid(4 * np.pi * fine**2 * self.spectrum(fine), fine)))
+
+    @property
+    def share(self) -> float:
+        """Fraction of the volume that the crowd fills, from its mean; 0 if that is not known."""
+        return min(self.mean / self.solid, 1.0) if self.solid else 0.0
+
+    def spectrum(self, frequencies: FloatArray) -> FloatArray:
+        """Compute the radial spectrum.
+
+        Parameters
+        ----------
+        frequencies
+            1/Å, any shape.
+
+        Returns
+        -------
+        V² Å³, in the shape of the frequencies.
+        """
+        result: FloatArray = np.interp(frequencies, self.frequencies, self.power, right=0.0)
+        return result
+
+    def sample(self, shape: Sequence[int], voxel_size: float, generator: torch.Generator) -> Tensor:
+        """Draw the density.
+
+        Parameters
+        ----------
+        shape
+            `(z, y, x)`, voxels.
+        voxel_size
+            Å.
+        generator
+            Of the chance, on the device where the density is made.
+
+        Returns
+        -------
+        `(z, y, x)`, float32, V, with a mean of 0. It is periodic along y and x.
+        """
+        device = generator.device
+        depth = shape[0] + math.ceil(_MARGIN / voxel_size)
+        white = torch.randn((depth, *shape[1:]), generator=generator, device=device)
+        sides = ((depth, torch.fft.fftfreq), (shape[1], torch.fft.fftfreq), (shape[2], torch.fft.rfftfreq))
+        z, y, x = (frequency(n, device=device).square() for n, frequency in sides)
+        transform = torch.fft.rfftn(white)
+        # Plane by plane: the frequencies of the whole volume would take as much memory as its transform.
+        plane = y[:, None] + x
+        step = self.frequencies[-1] / (_TABLE - 1)
+        power = self.spectrum(np.arange(_TABLE, dtype=np.float64) * step)
+        amplitude = np.sqrt(power / voxel_size**3)
+        table = torch.from_numpy(np.append(amplitude, [0.0, 0.0])).to(device, torch.float32)
+        for place in range(depth):
+            at = ((plane + z[place]).sqrt() / (voxel_size * step)).clamp_(max=float(_TABLE))
+            low = at.long()
+            transform[place] *= torch.lerp(table[low], table[low + 1], at - low)
+        transform[0, 0, 0] = 0
+        field: Tensor = torch.fft.irfftn(transform, s=white.shape)
+        return field[: shape[0]].contiguous()
+
+    def around(
+        self, density: Tensor, voxel_size: float, generator: torch.Generator, *, strength: float = 1.0
+    ) -> Tensor:
+        """Add the crowd to a specimen, whose particles displace it.
+
+        Parameters
+        ----------
+        density
+            `(z, y, x)`, V above ice.
+        voxel_size
+            Å.
+        generator
+            Of the chance, on the density's device.
+        strength
+            Factor on the crowd's mean and on its standard deviation.
+
+        Returns
+        -------
+        `(z, y, x)`, float32. The crowd's mean is subtracted: around a particle the density is 0 in the mean.
+        """
+        check_ndim("density", density, "z y x")
+        density = density.to(torch.float32)
+        field = self.sample(density.shape, voxel_size, generator).mul_(strength)
+        if self.solid:
+            field *= (1 - density / self.solid).clamp_(0, 1)
+            density = torch.where(
+                density > 0, density - strength * self.mean * (density / self.solid).clamp(max=1), density
+            )
+        return field.add_(density)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the crowd as JSON types."""
+        return asdict(self) | {"frequencies": list(self.frequencies), "power": list(self.power)}
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Self:
+        """Make a crowd from the result of `to_dict`.
+
+        Raises
+        ------
+        ValueError
+            If a value is missing, unknown or no number.
+        """
+        try:
+            lists = {name: tuple(float(value) for value in data[name]) for name in ("frequencies", "power")}
+            return cls(**(dict(data) | lists))
+        except (TypeError, KeyError) as error:
+            raise ValueError(f"expected `frequencies`, `power`, `mean`, `solid` of a crowd, got {data!r}") from error
+
+
+def medium(frequencies: FloatArray, length: float) -> FloatArray:
+    """Compute the spectrum of a random medium of a length s (Å) and a variance of 1, in Å³.
+
+    It is correlated over a distance r by `exp(-(r / 2 s)²)`, as particles of one size with a radius of `2.2 s` are at
+    resolutions that do not show their shape (Guinier's law).
+    """
+    result: FloatArray = (4 * np.pi) ** 1.5 * length**3 * np.exp(-((2 * np.pi * length * frequencies) ** 2))
+    return result
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class CrowdTilts:
+    """The power of the projections of random media of variance 1 (V²), as `SeriesSpectra` of clean tilts.
+
+    Parameters
+    ----------
+    power
+        `(medium, tilt, ring)`, V² (voxels of the projections count as 1).
+    shared
+        `(medium, tilt - 1, ring)`.
+    """
+
+    power: FloatArray
+    shared: FloatArray
+
+    @classmethod
+    def of(cls, tilt_angles: Angles, *, pixel_size: float, depth: float, width: int) -> CrowdTilts:
+        """Compute the powers.
+
+        Parameters
+        ----------
+        tilt_angles
+            `(tilt,)`, degrees, increasing.
+        pixel_size
+            Å, of pixels and voxels.
+        depth
+            Voxels, how deep the crowd is. Across the tilt axis it goes on beyond the image.
+        width
+            Pixels of the image across the axis.
+        """
+        angles = as_tilt_angles(tilt_angles)
+        media = np.stack([medium(RINGS / pixel_size, length) for length in LENGTHS]) / pixel_size**3
+        path = depth / np.cos(np.deg2rad(angles)).clip(0.05)
+        step = float(np.median(np.diff(angles))) if len(angles) > 1 else LINE_STEP
+        line = LINE * min(1.0, LINE_STEP / step)
+        common = np.array([_overlap(*pair, depth, width, line) for pair in pairwise(angles)]).reshape(-1, len(RINGS))
+        between = np.sqrt(path[1:] * path[:-1])
+        return cls(power=media[:, None] * path[:, None], shared=media[:, None] * (between[:, None] * common))
+
+
+def _overlap(before: float, after: float, depth: float, width: int, line: float) -> FloatArray:
+    """How much the projections of a slab share at two angles, near the Fourier line of the axis; `(ring,)`."""
+    across = np.linspace(0, 1, _SAMPLES) * np.minimum(line, np.maximum(RINGS, 1e-9))[:, None]
+    one, other = np.deg2rad((before, after))
+    middle = (one + other) / 2
+    # A point that lies higher moves across the axis from one tilt to the next, ...
+    rise = np.sinc(across * (other - one) * depth / np.cos(middle))
+    # ... and one that lies farther from the axis, too, since tilts are foreshortened.
+    window = fade(width, torch.device("cpu")).numpy().astype(np.float64) ** 2
+    place = np.arange(width) - (width - 1) / 2
+    stretch = across * (np.cos(other) - np.cos(one)) / np.cos(middle)
+    side = np.cos(2 * np.pi * stretch[..., None] * place) @ window / window.sum()
+    # Points of a ring are not evenly distant from the axis: near its end they are denser.
+    weight = 1 / np.sqrt(np.maximum(1 - (across / np.maximum(RINGS, 1e-9)[:, None]) ** 2, 1e-2))
+    shared: FloatArray = (rise * side * weight).sum(axis=1) / weight.sum(axis=1)
+    return shared
