@@ -9,12 +9,13 @@ from typing import Any
 
 import numpy as np
 import torch
+from scipy.ndimage import gaussian_filter
 from scipy.spatial import cKDTree
 from torch import Tensor
 
 from faket_aug._arrays import FloatArray
 from faket_aug._runtime.threads import intra_op_threads
-from faket_aug.comparison.appearance import Appearance, appearance_of, mean_appearance
+from faket_aug.comparison.appearance import SMOOTHING, Appearance, appearance_of, mean_appearance
 from faket_aug.comparison.check_settings import CheckSettings
 from faket_aug.comparison.discriminator import LearningCurve, learning_curve
 from faket_aug.comparison.profile import Contrast, RadialProfile, contrast, jittered, mean_profile, shell_averages
@@ -33,6 +34,8 @@ from faket_aug.tomography.reconstruction import reconstruct
 
 #: A hit is right if a true place of the simulated tomogram is this near, as a share of the particle's radius.
 _NEAR = 0.5
+#: Voxels along each side of the sections that are shown.
+_SHOWN = 384
 #: The parts of the whole work, in steps of the progress: a tomogram, and matching one.
 _MADE, _MATCHED = 200, 1000
 
@@ -53,6 +56,8 @@ class ParticleCheck:
         At the true places in these, jittered.
     precision
         Share of the simulated hits that are the particle.
+    inaccuracy
+        Voxels, how far these are from the true places along each axis (root of the mean square).
     contrast
         By which factor measured particles are darker than `found`.
     contrast_to_true
@@ -64,6 +69,7 @@ class ParticleCheck:
     found: RadialProfile
     true: RadialProfile
     precision: float
+    inaccuracy: float
     contrast: Contrast
     contrast_to_true: Contrast
 
@@ -83,7 +89,7 @@ class MicroscopeCheck:
     particle
         The profile of a particle, where one was given.
     sections
-        A section of the measured and of a simulated tomogram, `(y, x)` each.
+        The middle of the measured and of a simulated tomogram, `(y, x)` each: the mean of five sections, smoothed.
     pixel_size
         Å, of voxels.
     """
@@ -177,7 +183,7 @@ def check_microscope(
         classifier=curve,
         floor=floor,
         particle=profiles,
-        sections=(_section(tomogram), _section(volumes[0])),
+        sections=_sections(tomogram, volumes[0]),
         pixel_size=made[0].voxel_size,
     )
 
@@ -266,12 +272,17 @@ def _optics(simulator: FakETSimulator) -> ContrastTransfer | None:
     return simulator.ctf if simulator.response is None else simulator.response.ctf
 
 
-def _section(tomogram: Tensor) -> Tensor:
-    """The mean of five sections in the middle, of at most 384 voxels along each side."""
-    middle = tomogram.shape[0] // 2
-    section = tomogram[max(middle - 2, 0) : middle + 3].float().mean(dim=0).cpu()
-    top, left = (max((n - 384) // 2, 0) for n in section.shape)
-    return section[top : top + 384, left : left + 384]
+def _sections(measured: Tensor, simulated: Tensor) -> tuple[Tensor, Tensor]:
+    """Cut the middle, of one size, out of two tomograms: the mean of five sections, smoothed to be seen."""
+    height, width = (min(*pair, _SHOWN) for pair in zip(measured.shape[1:], simulated.shape[1:], strict=True))
+    found = []
+    for tomogram in (measured, simulated):
+        first = max(tomogram.shape[0] // 2 - 2, 0)
+        section = tomogram[first : first + 5].detach().cpu().float().mean(dim=0)
+        top, left = (section.shape[0] - height) // 2, (section.shape[1] - width) // 2
+        smooth = gaussian_filter(section.numpy(), SMOOTHING)
+        found.append(torch.from_numpy(smooth[top : top + height, left : left + width]))
+    return found[0], found[1]
 
 
 class _Matching:
@@ -293,7 +304,7 @@ class _Matching:
         size = made[0].voxel_size
         radius, hits = self._particle.radius / size, self._how.hits
         measured = shell_averages(tomogram, self._hits(tomogram, size, _optics(self._simulator), hits, radius))
-        found, true, right = [], [], []
+        found, true, away = [], [], []
         for one in made:
             volume = one.tomogram.cpu()
             there = self._places(one, radius)
@@ -305,14 +316,17 @@ class _Matching:
             found.append(shell_averages(volume, places))
             true.append(shell_averages(volume, jittered(there, self._how.jitter, seed=seed)))
             if len(there) and len(places):
-                right.append(cKDTree(there).query(places)[0] < _NEAR * radius)
+                away.append(cKDTree(there).query(places)[0])
+        distances = np.concatenate(away) if away else np.array([math.inf])
+        right = distances < _NEAR * radius
         own, theirs, exact = mean_profile([measured]), mean_profile(found), mean_profile(true)
         return ParticleCheck(
             name=self._particle.name,
             measured=own,
             found=theirs,
             true=exact,
-            precision=float(np.concatenate(right).mean()) if right else 0.0,
+            precision=float(right.mean()),
+            inaccuracy=float(np.sqrt((distances[right] ** 2).mean() / 3)) if right.any() else math.nan,
             contrast=contrast(own, theirs),
             contrast_to_true=contrast(own, exact),
         )

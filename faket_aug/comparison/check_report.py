@@ -108,7 +108,8 @@ def _of_particle(one: ParticleCheck) -> list[str]:
         f"dark as simulated ones ({one.measured.count} and {one.found.count} hits; {one.contrast_to_true.factor:.2f} ± "
         f"{one.contrast_to_true.error:.2f} with true places). With this factor the profiles agree within {rest:.2f} "
         "standard deviations.",
-        f"Of the hits in simulated tomograms {100 * one.precision:.0f} % are {one.name}.",
+        f"Of the hits in simulated tomograms {100 * one.precision:.0f} % are {one.name}, and off by "
+        f"{one.inaccuracy:.1f} voxels along each axis.",
     ]
     if one.precision < 0.7:
         lines[-1] += " That is too few for a calibration."
@@ -159,7 +160,7 @@ def draw_check(check: MicroscopeCheck) -> Figure:
     figure = Figure(figsize=(16, 8.5), layout="constrained")
     axes: npt.NDArray[Any] = figure.subplots(2, 4)
     for panel, section, name in zip(axes[:, 0], check.sections, ("measured", "simulated"), strict=True):
-        tilt_panel(panel, section, title=f"{name} tomogram, 5 sections", pixel_size=check.pixel_size)
+        tilt_panel(panel, section, title=f"{name} tomogram, smoothed", pixel_size=check.pixel_size)
     _draw_power(axes[0, 1], check.measured, check.simulated)
     _draw_shared(axes[1, 1], check.measured, check.simulated)
     _draw_values(axes[0, 2], check.measured, check.simulated)

@@ -229,6 +229,7 @@ def test_contrast_of_measured_particles(checked: MicroscopeCheck) -> None:
     particle = checked.particle
     assert particle is not None
     assert particle.precision > 0.85
+    assert 0 < particle.inaccuracy < 1.5
     # The profile's unit is the tomogram's standard deviation, which the darker particles raise, too.
     assert 1.2 < particle.contrast.factor < 1.65
     assert particle.contrast.factor == pytest.approx(particle.contrast_to_true.factor, rel=0.25)

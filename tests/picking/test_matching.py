@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,7 +13,7 @@ import torch
 from scipy.spatial import cKDTree
 from torch import Tensor
 
-from faket_aug import ContrastTransfer, ParticleTemplate, project, reconstruct
+from faket_aug import ContrastTransfer, ParticleTemplate, TiltSeries, project, reconstruct
 from faket_aug._arrays import FloatArray
 from faket_aug.geometry import even_rotations
 from faket_aug.picking import correlation, match_template
@@ -194,6 +196,34 @@ def test_an_empty_region_has_no_score(template: ParticleTemplate) -> None:
     )
     assert torch.isfinite(found.scores).all()
     assert float(found.scores[:, :, 50:65].abs().max()) == 0.0
+
+
+@pytest.mark.slow
+def test_ribosomes_of_a_real_tomogram(reference: Path, reference_file: Callable[[Path, str], Path]) -> None:
+    """In a part of a real tomogram of cells the best hits are those of another template matching, and not mirrored."""
+    folder = "data/real/empiar10499_ts00254"
+    series = TiltSeries.read(reference_file(reference, f"{folder}/00254.mrc")).aligned()
+    tomogram = reconstruct(series.tilts[:, :160], series.tilt_angles, depth=128, filter="hann")
+    assert series.metadata is not None
+    ribosome = ParticleTemplate.from_map(
+        reference_file(reference, "data/particles_10A/4v4r.mrc"), molecular_weight=2500.0
+    )
+    known = np.loadtxt(reference_file(reference, f"{folder}/ribosomes.txt"))[:, :3]
+    known = known[known[:, 1] < 145]
+    found = match_template(
+        tomogram[..., :320],
+        ribosome,
+        voxel_size=VOXEL,
+        tilt_angles=series.tilt_angles,
+        ctf=ContrastTransfer.from_metadata(series.metadata),
+        rotations=40,
+    )
+    known = known[known[:, 2] < 305]
+    best = found.peaks(30)
+    agree = cKDTree(known).query(best.positions)[0] < 5
+    mirrored = cKDTree(known * [-1, 1, 1] + [127, 0, 0]).query(best.positions)[0] < 5
+    assert agree.mean() > 0.6
+    assert mirrored.mean() < 0.2
 
 
 @pytest.mark.parametrize(
