@@ -255,8 +255,8 @@ def _check_specimen(specimen: GrandModel, measured: TiltSeries, particle: Partic
 def _reconstructed(measured: TiltSeries, simulator: FakETSimulator, like: SimulatedTomogram) -> Tensor:
     """Reconstruct the measured tomogram as the simulator does."""
     if simulator.ctf_correction is not None:
-        own = measured.metadata is not None and measured.metadata.defocus_um is not None
-        measured = measured.ctf_corrected(method=simulator.ctf_correction, ctf=None if own else _optics(simulator))
+        optics = _known_optics(measured) or _optics(simulator)
+        measured = measured.ctf_corrected(method=simulator.ctf_correction, ctf=optics)
     bin = round(like.voxel_size / measured.pixel_size) if measured.pixel_size > 0 else 1
     return reconstruct(
         measured.tilts,
@@ -266,6 +266,14 @@ def _reconstructed(measured: TiltSeries, simulator: FakETSimulator, like: Simula
         bin=max(bin, 1),
         resampling=simulator.resampling,
     )
+
+
+def _known_optics(measured: TiltSeries) -> ContrastTransfer | None:
+    """What the files of the series say about each tilt, if they do."""
+    metadata = measured.metadata
+    if metadata is None or metadata.defocus_um is None or not np.isfinite(metadata.defocus_um).any():
+        return None
+    return ContrastTransfer.from_metadata(metadata)
 
 
 def _optics(simulator: FakETSimulator) -> ContrastTransfer | None:
@@ -298,12 +306,13 @@ class _Matching:
     ) -> None:
         self._simulator, self._particle = simulator, particle
         self._angles, self._how, self._work = measured.tilt_angles, how, work
+        self._measured_optics = _known_optics(measured) or _optics(simulator)
 
     def check(self, tomogram: Tensor, made: Sequence[SimulatedTomogram], *, seed: int) -> ParticleCheck:
         """Average profiles at hits in the measured and in simulated tomograms, and at the true places in these."""
         size = made[0].voxel_size
         radius, hits = self._particle.radius / size, self._how.hits
-        measured = shell_averages(tomogram, self._hits(tomogram, size, _optics(self._simulator), hits, radius))
+        measured = shell_averages(tomogram, self._hits(tomogram, size, self._measured_optics, hits, radius))
         found, true, away = [], [], []
         for one in made:
             volume = one.tomogram.cpu()
