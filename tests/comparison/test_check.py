@@ -96,7 +96,19 @@ def measured() -> TiltSeries:
 
 @pytest.fixture(scope="module")
 def checked(measured: TiltSeries) -> MicroscopeCheck:
-    return check_microscope(simulator(), measured, [balls(0), balls(1)], particle=BALL, settings=SMALL, seed=0)
+    told: list[tuple[int, int]] = []
+    found = check_microscope(
+        simulator(),
+        measured,
+        [balls(0), balls(1)],
+        particle=BALL,
+        settings=SMALL,
+        seed=0,
+        progress=lambda done, total: told.append((done, total)),
+    )
+    assert told == sorted(told)
+    assert told[-1][0] == told[-1][1], "the progress ends with the work"
+    return found
 
 
 # Profiles -------------------------------------------------------------------------------------------------------------
@@ -296,7 +308,7 @@ def test_what_does_not_go_together_is_told(measured: TiltSeries) -> None:
 
 @pytest.mark.slow
 def test_command(measured: TiltSeries, tmp_path: Path) -> None:
-    """The command writes numbers, a picture and, asked for, a calibrated microscope; its progress ends at the end."""
+    """The command writes numbers, a picture and, asked for, a calibrated microscope."""
     write_mrc(tmp_path / "tilts.mrc", measured.tilts, voxel_size=10.0)
     write_tlt(tmp_path / "tilts.tlt", ANGLES)
     write_mrc(tmp_path / "ball.mrc", BALL.density, voxel_size=10.0)
