@@ -201,6 +201,32 @@ def quaternion_matrices(quaternions: npt.ArrayLike) -> FloatArray:
     return matrices
 
 
+def even_rotations(count: int) -> FloatArray:
+    """Spread rotations evenly over all orientations. The same count gives the same rotations.
+
+    Parameters
+    ----------
+    count
+        How many, 1 or more. An orientation is `119° / count^(1/3)` from the nearest of them on average: 15° for 500.
+
+    Returns
+    -------
+    `(count, 3, 3)`, rotation matrices on column vectors `(x, y, z)`.
+
+    References
+    ----------
+    Alexa, Super-Fibonacci Spirals: Fast, Low-Discrepancy Sampling of SO(3), CVPR 2022, algorithm 1.
+    """
+    # The paper's constants: the square root of 2, and a root of ψ⁴ = ψ + 4.
+    phi, psi = np.sqrt(2.0), 1.533751168755204288118041
+    s = np.arange(count, dtype=np.float64) + 0.5
+    inner, outer = np.sqrt(s / count), np.sqrt(1 - s / count)
+    alpha, beta = 2 * np.pi * s / phi, 2 * np.pi * s / psi
+    return quaternion_matrices(
+        np.stack([outer * np.cos(beta), inner * np.sin(alpha), inner * np.cos(alpha), outer * np.sin(beta)], axis=1)
+    )
+
+
 def _euler_matrices(angles_deg: npt.ArrayLike, axes: str) -> FloatArray:
     """Make rotation matrices `(n, 3, 3)` of intrinsic angles `(n, 3)` about `axes`; NaN gives NaN in its row only."""
     # Imported here: only orientations need it.

@@ -87,6 +87,7 @@ def write_data(folder: Path) -> None:
     (folder / "particles").mkdir()
     bean = blobs((16, 16, 16), [(8, 8, 6), (8, 8, 10)], 2.0)
     write_mrc(folder / "particles" / "bean.mrc", bean, voxel_size=VOXEL_SIZE)
+    write_mrc(folder / "ribosome.mrc", bean, voxel_size=VOXEL_SIZE)
     generator = torch.Generator().manual_seed(5)
     for name in ("tomogram", "even", "odd"):
         noise = torch.randn(32, SIZE, SIZE, generator=generator)

@@ -12,6 +12,7 @@ import typer
 from faket_aug._checks import SimulationError
 from faket_aug._runtime.memory import keep_memory
 from faket_aug._runtime.signals import ends_by_signal, signals_end_soon
+from faket_aug.cli.check import check
 from faket_aug.cli.compare import compare
 from faket_aug.cli.demo import demo
 from faket_aug.cli.fit import fit
@@ -27,7 +28,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="markdown",
 )
-for command in (demo, simulate, fit, show, compare):
+for command in (demo, simulate, fit, check, show, compare):
     app.command()(command)
 
 #: What a user can cause: it is said in one line, without a traceback.

@@ -9,6 +9,7 @@ from faket_aug.picking.files import write_picks
 from faket_aug.picking.history import TrainingHistory
 from faket_aug.picking.inference import segment
 from faket_aug.picking.losses import tversky_loss
+from faket_aug.picking.matching import MatchPeaks, TemplateMatch, match_template
 from faket_aug.picking.network import DeepFinderNet
 from faket_aug.picking.preparation import Preparation
 from faket_aug.picking.ranks import RankError, distributed_job
@@ -27,10 +28,12 @@ __all__ = [
     "SHREC_CHALLENGE_SKIP",
     "ClassScore",
     "DeepFinderNet",
+    "MatchPeaks",
     "Picks",
     "Preparation",
     "RankError",
     "ShrecScore",
+    "TemplateMatch",
     "TrainingHistory",
     "TrainingSettings",
     "choose_min_sizes",
@@ -39,6 +42,7 @@ __all__ = [
     "f_beta_score",
     "fit",
     "load_weights",
+    "match_template",
     "pick",
     "segment",
     "tversky_loss",

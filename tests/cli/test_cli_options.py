@@ -229,6 +229,7 @@ OWN_DEFAULTS = {
     ("demo/settings.py", "steps"): "declared there",
     ("demo/settings.py", "output"): "declared there",
     ("comparison/settings.py", "steps"): "published: 70 epochs of 100 steps",
+    ("comparison/check_settings.py", "steps"): "of a small classifier",
 }
 
 
