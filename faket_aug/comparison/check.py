@@ -14,6 +14,7 @@ from scipy.spatial import cKDTree
 from torch import Tensor
 
 from faket_aug._arrays import FloatArray
+from faket_aug._checks import same_size
 from faket_aug._runtime.threads import intra_op_threads
 from faket_aug.comparison.appearance import SMOOTHING, Appearance, appearance_of, mean_appearance
 from faket_aug.comparison.check_settings import CheckSettings
@@ -28,7 +29,6 @@ from faket_aug.simulation.fit_microscope import Specimens
 from faket_aug.simulation.simulator import FakETSimulator
 from faket_aug.simulation.tomogram import SimulatedTomogram
 from faket_aug.specimens.grandmodel import GrandModel
-from faket_aug.tilts.optics import SIZE_TOLERANCE
 from faket_aug.tilts.series import TiltSeries
 from faket_aug.tomography.reconstruction import reconstruct
 
@@ -239,7 +239,7 @@ def _specimen(specimens: Specimens, index: int, seed: int) -> GrandModel:
 
 
 def _check_specimen(specimen: GrandModel, measured: TiltSeries, particle: ParticleTemplate | None) -> None:
-    if measured.pixel_size > 0 and abs(specimen.voxel_size / measured.pixel_size - 1) > SIZE_TOLERANCE:
+    if measured.pixel_size > 0 and not same_size(specimen.voxel_size, measured.pixel_size):
         raise ValueError(
             f"{specimen.name}: expected voxels of {measured.pixel_size:g} Å, as the pixels of {measured.name}, got "
             f"{specimen.voxel_size:g} Å; set the specimens' voxel size"

@@ -22,7 +22,7 @@ QUANTUM_EFFICIENCY = 0.7
 #: 200 nm, with a mean free path of 300 nm.
 TRANSMISSION = 0.5
 #: Frequencies, cycles per pixel: of independent noise that follows the intensity, ...
-_GRAIN = (0.3, 0.5)
+_GRAIN = (0.35, 0.7)
 #: ... and of noise that has not passed the detector's transfer function yet.
 _PLATEAU = (0.1, 0.2)
 #: The zero of the gray values is known if its standard error is less than this fraction of the intensity.
@@ -96,13 +96,14 @@ class PhotonTransfer:
         middle, width = float(mean.mean()), float(mean.std())
         x, level = (mean - middle) / width, float(np.median(variance))
         design, y = np.stack([x, np.ones_like(x)], axis=1), variance / level
-        weights = np.ones_like(x)
+        # The variance is known to the same fraction at each tilt.
+        weights = 1 / y**2
         for _ in range(_ROUNDS):
             root = np.sqrt(weights)
             slope, constant = np.linalg.lstsq(design * root[:, None], y * root, rcond=None)[0]
-            rest = y - slope * x - constant
+            rest = (y - slope * x - constant) / y
             spread = max(1.4826 * float(np.median(np.abs(rest))), 1e-12)
-            weights = 1 / np.maximum(1.0, np.abs(rest) / (_ROBUST * spread))
+            weights = 1 / np.maximum(1.0, np.abs(rest) / (_ROBUST * spread)) / y**2
         covariance = np.linalg.inv((design * weights[:, None]).T @ design) * spread**2
         if abs(slope) < 1e-12:
             return cls(mean=mean, variance=variance, zero=0.0, zero_error=np.inf, slope=0.0, scatter=spread)

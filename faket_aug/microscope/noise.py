@@ -331,7 +331,7 @@ class NoiseModel(ABC):
             ctf=ctf,
             order=order,
             scales=scales,
-            matter=Matter(depth=depth or cleans[0].shape[-1] / 4, solid=solid),
+            matter=Matter(depth=depth or max([one.shape[-1] / 4 for one in cleans], default=1.0), solid=solid),
             widths=[int(one.shape[-1]) for one in targets],
         )
         series = tuple(series_of_gain(s, gain) for s, gain in zip(spectra, fit.gains, strict=True))

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from faket_aug._arrays import FloatArray
-from faket_aug._checks import check_count, check_ndim, check_positive
+from faket_aug._checks import check_count, check_ndim, check_positive, same_size
 from faket_aug._runtime.threads import DEVICE, THREADS, intra_op_threads, usable_device
 from faket_aug.generation.templates import ParticleTemplate
 from faket_aug.geometry import Angles, as_tilt_angles, even_rotations
@@ -23,8 +23,6 @@ from faket_aug.picking.correlation import RotatedTemplate, binned, correlated, t
 
 #: Å, and how many rotations are tried: a step of 20°, which turns the rim of a ribosome by a third of its radius.
 LOW_PASS, ROTATIONS = 40.0, 500
-#: Largest relative difference between the voxel sizes of tomogram and template.
-SIZE_TOLERANCE = 0.02
 
 Rotations = int | Sequence[Sequence[Sequence[float]]] | FloatArray
 
@@ -179,7 +177,7 @@ def match_template(
     check_ndim("tomogram", tomogram, "z y x")
     check_positive("voxel_size", voxel_size)
     check_positive("low_pass", low_pass)
-    if abs(template.voxel_size / voxel_size - 1) > SIZE_TOLERANCE:
+    if not same_size(template.voxel_size, voxel_size):
         raise ValueError(
             f"{template.name}: expected voxels of {voxel_size:g} Å, as the tomogram's, got {template.voxel_size:g} Å; "
             "read the template with this `voxel_size`"

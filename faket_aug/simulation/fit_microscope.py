@@ -175,7 +175,7 @@ class FittedMicroscope:
         """Say in lines what was found: defocus of each series, the step, and how good the fit is."""
         response = self.noise.response
         assert response is not None, "it was fitted"
-        lines = [] if self.noise.contrast is None else self.noise.contrast.lines()
+        lines = []
         for i, (defocus, error) in enumerate(zip(response.defocus, response.defocus_error, strict=True)):
             known = self.optics[i].spread == 0
             lines.append(f"series {i}: defocus {defocus:.2f} {'µm (given)' if known else f'± {error:.2f} µm'}")
@@ -184,6 +184,7 @@ class FittedMicroscope:
             *([] if self.step is None else self.step.report()),
             f"gain within {response.gain_error:.1%} (standard error, median over frequencies and tilts)",
             f"power of simulated over measured tilts: off by {self.power_difference:.1%} (median over frequencies)",
+            *([] if self.noise.contrast is None else self.noise.contrast.lines()),
         ]
 
 

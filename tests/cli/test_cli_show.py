@@ -82,10 +82,10 @@ def test_what_is_being_written(tmp_path: Path) -> None:
         simulator()(specimen(index), seed=0).save(tmp_path / "set" / f"tomogram_{index:04d}")
     (tmp_path / "set" / "tomogram_0000" / "unfinished").write_text("")
     assert look_at(tmp_path / "set").name == "tomogram_0001"
-    for path in (tmp_path / "set" / "tomogram_0000", tmp_path / "set"):
+    for path, count in ((tmp_path / "set" / "tomogram_0000", 1), (tmp_path / "set", 2)):
         (tmp_path / "set" / "tomogram_0001" / "unfinished").write_text("")
         with pytest.raises(
-            FileNotFoundError, match="expected a finished tomogram, found 1 unfinished; wait for the simulation"
+            FileNotFoundError, match=f"expected a finished tomogram, found {count} unfinished; wait for the simulation"
         ):
             look_at(path)
 

@@ -669,7 +669,7 @@ def test_damaged_settings_of_a_set(command: Command, refused: Command, templates
     assert command("simulate", tmp_path / "set", *options).startswith("0 tomograms written")
     path.write_text(json.dumps(content | {"checksun": "0"}))
     assert "got also checksun" in refused("simulate", tmp_path / "other", "--config", path)
-    assert "got other JSON" in refused("simulate", tmp_path / "set", *options)
+    assert "(format 1), got" in refused("simulate", tmp_path / "set", *options)
 
 
 # --- all that the library can do --------------------------------------------------------------------------------------

@@ -401,7 +401,7 @@ def test_tensors_are_taken_by_keyword() -> None:
         pytest.warns(DeprecationWarning, match=r"write `fit_unpaired\(target=..., clean=..., tilt_angles=...\)`"),
         pytest.raises(ValueError, match="expected `pixel_size`"),
     ):
-        NoiseModel.fit_unpaired(target, clean, ANGLES, pixel_size=0.0)
+        NoiseModel.fit_unpaired(target, clean, ANGLES, pixel_size=0.0, scale="power")
     with (
         pytest.warns(DeprecationWarning, match="by keyword"),
         pytest.raises(TypeError, match="multiple values for argument 'clean'"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,8 @@ from faket_aug.microscope.response import Envelope
 from faket_aug.microscope.spectra import RINGS, series_spectra
 
 ANGLES = np.arange(-60.0, 61.0, 4.0)
+#: Made-up tilts have no intensities: the power of the clean tilts gives the scale.
+fit_unpaired = partial(NoiseModel.fit_unpaired, scale="power")
 FITTED = (RINGS > 0.02) & (RINGS < 0.48)
 
 
@@ -58,7 +61,7 @@ def test_known_microscope_is_found() -> None:
     """Defocus, gain and noise of a made-up microscope, from two series, with clean tilts of another specimen."""
     targets = [_measured(1), _measured(2, defocus=3.8)]
     cleans = [_clean(3), _clean(4)]
-    model = NoiseModel.fit_unpaired(target=targets, clean=cleans, tilt_angles=[ANGLES, ANGLES], pixel_size=10.0)
+    model = fit_unpaired(target=targets, clean=cleans, tilt_angles=[ANGLES, ANGLES], pixel_size=10.0)
     response = model.response
     assert response is not None
     np.testing.assert_allclose(response.defocus, (3.4, 3.8), atol=0.15)
@@ -78,7 +81,7 @@ def test_series_of_other_sizes_steps_and_orders() -> None:
     coarse = np.arange(-48.0, 49.0, 3.0)
     targets = [_measured(1)[torch.from_numpy(shuffled)], _measured(2, coarse, size=96)]
     both = joint_angles(ANGLES, coarse)
-    model = NoiseModel.fit_unpaired(
+    model = fit_unpaired(
         target=targets,
         clean=[_clean(3, both)],
         tilt_angles=[ANGLES[shuffled], coarse],
@@ -90,7 +93,7 @@ def test_series_of_other_sizes_steps_and_orders() -> None:
     assert len(model.series[1].mean) == len(coarse)
     message = r"series 1, clean 0: expected clean tilts at the measured ones' angles, within 0.75°, got none nearer to"
     with pytest.raises(ValueError, match=message):
-        NoiseModel.fit_unpaired(
+        fit_unpaired(
             target=targets,
             clean=[_clean(3)],
             tilt_angles=[ANGLES[shuffled], coarse],
@@ -103,9 +106,7 @@ def test_one_microscope_for_each_series() -> None:
     """Each series has its own known or searched defocus; otherwise it has to be the same microscope."""
     targets, known = [_measured(1), _measured(2, defocus=3.8)], ContrastTransfer(defocus=3.4)
     near = ContrastTransfer(defocus=4.0, spread=1.0, astigmatism=0.1, phase_shift=(0.0,) * len(ANGLES))
-    model = NoiseModel.fit_unpaired(
-        target=targets, clean=_clean(3), tilt_angles=[ANGLES] * 2, pixel_size=10.0, ctf=[known, near]
-    )
+    model = fit_unpaired(target=targets, clean=_clean(3), tilt_angles=[ANGLES] * 2, pixel_size=10.0, ctf=[known, near])
     assert model.response is not None
     assert model.response.defocus[0] == 3.4
     assert model.response.defocus_error[0] == 0
@@ -113,7 +114,7 @@ def test_one_microscope_for_each_series() -> None:
     assert model.response.defocus_error[1] > 0
     assert (model.response.ctf.astigmatism, model.response.ctf.phase_shift) == (0.0, 0.0)
     with pytest.raises(ValueError, match=r"expected series of one microscope, got `voltage` of \[300.0, 200.0\]"):
-        NoiseModel.fit_unpaired(
+        fit_unpaired(
             target=targets,
             clean=_clean(3),
             tilt_angles=[ANGLES] * 2,
@@ -121,7 +122,7 @@ def test_one_microscope_for_each_series() -> None:
             ctf=[known, replace(known, voltage=200.0)],
         )
     with pytest.raises(ValueError, match="expected one `ctf`, or 2, one for each series, got 1"):
-        NoiseModel.fit_unpaired(target=targets, clean=_clean(3), tilt_angles=[ANGLES] * 2, pixel_size=10.0, ctf=[known])
+        fit_unpaired(target=targets, clean=_clean(3), tilt_angles=[ANGLES] * 2, pixel_size=10.0, ctf=[known])
 
 
 def test_two_tilts_at_one_angle() -> None:
@@ -132,15 +133,15 @@ def test_two_tilts_at_one_angle() -> None:
         UserWarning,
         match="series 0: target: expected one tilt an angle, got several at 0°; the first of them is used",
     ):
-        found = NoiseModel.fit_unpaired(
+        found = fit_unpaired(
             target=twice, clean=clean, tilt_angles=angles, clean_angles=ANGLES, pixel_size=10.0, ctf=ctf
         )
-    assert found == NoiseModel.fit_unpaired(target=target, clean=clean, tilt_angles=ANGLES, pixel_size=10.0, ctf=ctf)
+    assert found == fit_unpaired(target=target, clean=clean, tilt_angles=ANGLES, pixel_size=10.0, ctf=ctf)
 
 
 def test_defocus_at_an_end_of_the_search() -> None:
     with pytest.warns(UserWarning, match=r"series 0: the best defocus, 2.\d\d µm, lies at an end of what was searched"):
-        NoiseModel.fit_unpaired(
+        fit_unpaired(
             target=_measured(1),
             clean=_clean(3),
             tilt_angles=ANGLES,
@@ -151,7 +152,7 @@ def test_defocus_at_an_end_of_the_search() -> None:
 
 def test_known_defocus_is_kept() -> None:
     ctf = ContrastTransfer(defocus=3.4)
-    model = NoiseModel.fit_unpaired(target=_measured(1), clean=_clean(3), tilt_angles=ANGLES, pixel_size=10.0, ctf=ctf)
+    model = fit_unpaired(target=_measured(1), clean=_clean(3), tilt_angles=ANGLES, pixel_size=10.0, ctf=ctf)
     assert model.response is not None
     assert model.response.defocus == (3.4,)
     assert model.response.ctf.spread == 0
@@ -161,32 +162,26 @@ def test_bad_series() -> None:
     """What cannot be fitted is refused, and the message says why."""
     clean, good = _clean(3), _measured(1)
     with pytest.raises(ValueError, match="`pixel_size` in Å"):
-        NoiseModel.fit_unpaired(target=good, clean=clean, tilt_angles=ANGLES, pixel_size=0.0)
+        fit_unpaired(target=good, clean=clean, tilt_angles=ANGLES, pixel_size=0.0)
     with pytest.raises(ValueError, match="series 0: expected two tilts or more"):
-        NoiseModel.fit_unpaired(
-            target=good[:1], clean=clean, tilt_angles=ANGLES[:1], clean_angles=ANGLES, pixel_size=10.0
-        )
+        fit_unpaired(target=good[:1], clean=clean, tilt_angles=ANGLES[:1], clean_angles=ANGLES, pixel_size=10.0)
     with pytest.raises(ValueError, match="within 10°, which share a part of their spectra, got steps of 20°"):
-        NoiseModel.fit_unpaired(
-            target=good[::5], clean=clean, tilt_angles=ANGLES[::5], clean_angles=ANGLES, pixel_size=10.0
-        )
+        fit_unpaired(target=good[::5], clean=clean, tilt_angles=ANGLES[::5], clean_angles=ANGLES, pixel_size=10.0)
     noise = torch.randn(good.shape, generator=torch.Generator().manual_seed(0))
     with pytest.raises(ValueError, match=r"got some that share nothing; align the series first"):
-        NoiseModel.fit_unpaired(target=noise, clean=clean, tilt_angles=ANGLES, pixel_size=10.0)
+        fit_unpaired(target=noise, clean=clean, tilt_angles=ANGLES, pixel_size=10.0)
     with pytest.raises(ValueError, match=r"series 0: target: expected every tilt to vary"):
-        NoiseModel.fit_unpaired(target=torch.ones_like(good), clean=clean, tilt_angles=ANGLES, pixel_size=10.0)
+        fit_unpaired(target=torch.ones_like(good), clean=clean, tilt_angles=ANGLES, pixel_size=10.0)
     with pytest.raises(ValueError, match="as many sets of angles as series, got 1 for 2 measured and 1 for 1 clean"):
-        NoiseModel.fit_unpaired(target=[good, good], clean=clean, tilt_angles=[ANGLES], pixel_size=10.0)
+        fit_unpaired(target=[good, good], clean=clean, tilt_angles=[ANGLES], pixel_size=10.0)
     with pytest.raises(ValueError, match="expected a measured series or more, and clean tilts for each, got 1 series"):
-        NoiseModel.fit_unpaired(target=good, clean=[], tilt_angles=ANGLES, pixel_size=10.0)
+        fit_unpaired(target=good, clean=[], tilt_angles=ANGLES, pixel_size=10.0)
     with pytest.raises(ValueError, match="expected a measured series or more, and clean tilts for each, got 0 series"):
-        NoiseModel.fit_unpaired(target=[], clean=[clean], tilt_angles=[], clean_angles=[ANGLES], pixel_size=10.0)
+        fit_unpaired(target=[], clean=[clean], tilt_angles=[], clean_angles=[ANGLES], pixel_size=10.0)
     with pytest.raises(ValueError, match="series 0, clean 0: expected clean tilts at the measured ones' angles"):
-        NoiseModel.fit_unpaired(
-            target=good, clean=clean[:1], tilt_angles=ANGLES, clean_angles=ANGLES[:1], pixel_size=10.0
-        )
+        fit_unpaired(target=good, clean=clean[:1], tilt_angles=ANGLES, clean_angles=ANGLES[:1], pixel_size=10.0)
     with pytest.raises(ValueError, match="expected more than 40 tilt angles for polynomials of order 40, got 31"):
-        NoiseModel.fit_unpaired(target=good, clean=clean, tilt_angles=ANGLES, pixel_size=10.0, order=40)
+        fit_unpaired(target=good, clean=clean, tilt_angles=ANGLES, pixel_size=10.0, order=40)
 
 
 def test_rings_beyond_the_sampling() -> None:
@@ -194,7 +189,7 @@ def test_rings_beyond_the_sampling() -> None:
     target = _measured(1, defocus=1.0)
     near = ContrastTransfer(defocus=1.0, spread=0.4)
     with pytest.warns(UserWarning, match="the defocus is not determined; give it as `ctf`"):
-        NoiseModel.fit_unpaired(target=target, clean=_clean(3), tilt_angles=ANGLES, pixel_size=10.0, ctf=near)
+        fit_unpaired(target=target, clean=_clean(3), tilt_angles=ANGLES, pixel_size=10.0, ctf=near)
 
 
 # --- measured by another program --------------------------------------------------------------------------------------
@@ -217,7 +212,7 @@ def models(reference: Path, reference_file: Callable[[Path, str], Path]) -> list
 def fitted(models: list[tuple[Tensor, Tensor, float]]) -> NoiseModel:
     angles = np.linspace(-60.0, 60.0, 41)
     targets, cleans = [m[1] for m in models[:4]], [m[0] for m in models[4:]]
-    return NoiseModel.fit_unpaired(target=targets, clean=cleans, tilt_angles=[angles] * 4, pixel_size=10.0)
+    return fit_unpaired(target=targets, clean=cleans, tilt_angles=[angles] * 4, pixel_size=10.0)
 
 
 def _paired_gain(clean: Tensor, target: Tensor, angles: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

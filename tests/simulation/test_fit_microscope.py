@@ -55,14 +55,14 @@ def series() -> TiltSeries:
 def test_built_in_specimens(series: TiltSeries, tmp_path: Path) -> None:
     """Without specimens the package's own are taken; the file makes a simulator, and the report says what was found."""
     told: list[tuple[int, int]] = []
-    fitted = fit_microscope(series, shape=SHAPE, seed=7, progress=lambda *now: told.append(now))
+    fitted = fit_microscope(series, shape=SHAPE, seed=7, scale="power", progress=lambda *now: told.append(now))
     assert told == [(1, 2), (2, 2)]
     response = fitted.noise.response
     assert response is not None
     assert response.defocus[0] == pytest.approx(3.5, abs=0.4)
     assert fitted.extend == "wrap"
     assert fitted.report()[0] == f"series 0: defocus {response.defocus[0]:.2f} ± {response.defocus_error[0]:.2f} µm"
-    assert fitted.report()[-1].startswith("power of simulated over measured tilts: off by ")
+    assert fitted.report()[-2].startswith("power of simulated over measured tilts: off by ")
     assert fitted.power_difference < 0.2
     fitted.save(tmp_path / "microscope.json")
     kept = read_microscope(tmp_path / "microscope.json")
@@ -92,7 +92,9 @@ def test_specimens_and_what_is_known(series: TiltSeries) -> None:
             return procedural_specimen(shape=SHAPE, seed=9, index=index)
 
     own = Counted()
-    fitted = fit_microscope([series], own, count=2, defocus=3.5, optics={"voltage": 200.0}, origin={"mine": 1})
+    fitted = fit_microscope(
+        [series], own, count=2, defocus=3.5, optics={"voltage": 200.0}, origin={"mine": 1}, scale="power"
+    )
     assert own.read == [0, 1]
     assert (fitted.extend, fitted.about["options"], fitted.about["specimens"]) == ("zero", {"mine": 1}, 2)
     assert fitted.report()[0] == "series 0: defocus 3.50 µm (given)"
@@ -104,12 +106,15 @@ def test_specimens_and_what_is_known(series: TiltSeries) -> None:
         clean_angles=[ANGLES] * 2,
         pixel_size=10.0,
         ctf=ContrastTransfer(defocus=3.5, voltage=200.0),
+        scale="power",
     )
     assert fitted.noise.to_json() == by_hand.to_json()
     # In place of all that files say.
-    same = fit_microscope(series, own, count=2, ctf=ContrastTransfer(defocus=3.5, voltage=200.0))
+    same = fit_microscope(series, own, count=2, ctf=ContrastTransfer(defocus=3.5, voltage=200.0), scale="power")
     assert same.noise.to_json() == by_hand.to_json()
-    linear = fit_microscope(series, own, count=2, ctf=ContrastTransfer(defocus=3.5, voltage=200.0), noise_order=1)
+    linear = fit_microscope(
+        series, own, count=2, ctf=ContrastTransfer(defocus=3.5, voltage=200.0), noise_order=1, scale="power"
+    )
     assert linear.noise.order == 1
 
 
@@ -121,7 +126,7 @@ def test_a_generator_and_the_step(series: TiltSeries, tmp_path: Path) -> None:
     )
     features = narrow_vgg(tmp_path)
     fitted = fit_microscope(
-        series, generator, count=1, defocus=3.5, features=features, bank={"style_layers": (1, 6)}, seed=5
+        series, generator, count=1, defocus=3.5, scale="power", features=features, bank={"style_layers": (1, 6)}, seed=5
     )
     assert torch.equal(fitted.specimen.labels, generator.generate(seed=5).labels)
     assert fitted.extend == "wrap"
@@ -181,7 +186,9 @@ def test_sizes_have_to_agree(
 def test_series_are_aligned_about_the_axis(series: TiltSeries) -> None:
     """Given the axis, tilts that lie anywhere are brought upon each other by their neighbours."""
     moved = torch.stack([one.roll((7 * (-1) ** i, 3 * i), dims=(0, 1)) for i, one in enumerate(series.tilts)])
-    fitted = fit_microscope(replace(series, tilts=moved), shape=SHAPE, defocus=3.5, count=1, tilt_axis=0.0)
+    fitted = fit_microscope(
+        replace(series, tilts=moved), shape=SHAPE, defocus=3.5, count=1, tilt_axis=0.0, scale="power"
+    )
     assert (fitted.about["aligned"], fitted.about["tilt_axis"]) == ([True], 0.0)
     assert fitted.series[0].metadata is not None
 

@@ -276,7 +276,8 @@ def test_every_setting_is_recorded() -> None:
     made = simulator("noisy")
     names = {entry.name for entry in fields(made) if entry.init}
     settings = made.settings()
-    assert set(settings) == names
+    # Without a crowd, what is done with it says nothing: records of 0.1.0 do not have it.
+    assert set(settings) == names - {"crowd"}
     assert json.loads(json.dumps(settings)) == settings
 
 
@@ -646,7 +647,7 @@ def test_noise_with_a_response(tmp_path: Path) -> None:
         simulator("noisy", tmp_path, noise=other)(tilted, seed=0)
     corrected = simulator("noisy", tmp_path, noise=fitted, ctf_correction="phase-flip")(thing, seed=0)
     assert not torch.allclose(corrected.tomogram, made.tomogram, atol=1e-3)
-    with pytest.raises(ValueError, match="expected no `ctf` with noise that has passed"):
+    with pytest.raises(ValueError, match="expected no `ctf` with noise that was fitted with a response"):
         simulator("noisy", tmp_path, noise=fitted, ctf=ContrastTransfer(defocus=3.0))
 
 

@@ -245,7 +245,9 @@ def test_fit_of_halves(reference: Path, reference_file: Callable[[Path, str], Pa
     halves = [reconstruct(measured.tilts[i::2], angles[i::2], depth=64) for i in (0, 1)]
     made = TiltSeries.from_tomogram(halves, angles, filter="shrec", voxel_size=10.0)
     true, found = (
-        NoiseModel.fit_unpaired(target=series.tilts, clean=clean, tilt_angles=angles, pixel_size=10.0).response
+        NoiseModel.fit_unpaired(
+            target=series.tilts, clean=clean, tilt_angles=angles, pixel_size=10.0, scale="power"
+        ).response
         for series in (measured, made)
     )
     assert true is not None
