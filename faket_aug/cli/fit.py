@@ -13,7 +13,8 @@ from faket_aug._settings import Setting, parameter_help, setting_of
 from faket_aug.cli._commands import taking
 from faket_aug.cli._options import OF_GENERATED, SETTINGS, SEVERAL, Options, given_options
 from faket_aug.microscope.ctf import ContrastTransfer
-from faket_aug.simulation.fit_microscope import fit_microscope
+from faket_aug.microscope.intensity import SCALE_SOURCES
+from faket_aug.simulation.fit_microscope import CROWDS, fit_microscope
 from faket_aug.simulation.plain_settings import TRANSFER
 from faket_aug.simulation.step_size import choose_step_size
 from faket_aug.style.bank import StyleBank
@@ -28,7 +29,10 @@ _Pair = float | tuple[float, float]
 _FITTING: dict[str, Setting] = {
     "tilt_axis": setting_of(fit_microscope, "tilt_axis", group=_TARGET, note="Series without alignment are aligned."),
     "noise_order": setting_of(fit_microscope, "noise_order", group=_TARGET),
+    "scale": replace(setting_of(fit_microscope, "scale", group=_TARGET), choices=SCALE_SOURCES),
+    "exposure": setting_of(fit_microscope, "exposure", group=_TARGET),
     "count": setting_of(fit_microscope, "count", group=_SPECIMENS),
+    "fit_crowd": replace(setting_of(fit_microscope, "crowd", name="fit_crowd", group=_SPECIMENS), choices=CROWDS),
     "defocus": setting_of(fit_microscope, "defocus", group=_OPTICS),
 }
 _OWN_OPTICS: dict[str, Setting] = {

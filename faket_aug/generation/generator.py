@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass, field, replace
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -252,6 +252,20 @@ class GrandModelGenerator:
         return expected | {i: (species, factor * count) for i, (species, count) in free.items()}
 
     # Making ----------------------------------------------------------------------------------------------------------
+
+    def scaled(self, factor: float) -> Self:
+        """Return a generator of so many times as many particles; membranes, filaments and beads stay as they are.
+
+        Parameters
+        ----------
+        factor
+            On `occupancy`, or else on the counts and concentrations of `particles`.
+        """
+        check_positive("factor", factor)
+        if self.occupancy is not None:
+            return replace(self, occupancy=self.occupancy * factor)
+        given = (self.particles,) if isinstance(self.particles, ParticleSpecies) else self.particles
+        return replace(self, particles=tuple(species.scaled(factor) for species in given))
 
     def generate(self, *, seed: int, epoch: int = 0, tomogram: int = 0) -> GrandModel:
         """Make the specimen of an address.

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import Self
 
 import numpy as np
 import numpy.typing as npt
@@ -99,6 +100,17 @@ class ParticleSpecies:
     def is_counted(self) -> bool:
         """Whether the number of particles is given."""
         return (self.count, self.concentration_per_um3, self.concentration_molar) != (None, None, None)
+
+    def scaled(self, factor: float) -> Self:
+        """Return a species with so many times as many particles, by its count or its concentration."""
+        if self.count is not None:
+            low, high = (round(number * factor) for number in as_count("count", self.count))
+            return replace(self, count=(low, high))
+        if self.concentration_molar is not None:
+            return replace(self, concentration_molar=self.concentration_molar * factor)
+        if self.concentration_per_um3 is not None:
+            return replace(self, concentration_per_um3=self.concentration_per_um3 * factor)
+        raise ValueError(f"{self.class_name}: expected a count or a concentration to scale, got none; set `count`")
 
     def templates_at(self, voxel_size: float) -> tuple[ParticleTemplate, ...]:
         """Return its templates; they keep their own voxel size."""

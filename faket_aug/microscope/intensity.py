@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
@@ -10,7 +9,7 @@ from typing import Any, Literal
 import numpy as np
 
 from faket_aug._arrays import FloatArray
-from faket_aug._checks import check_positive
+from faket_aug.microscope.interaction import interaction_constant
 from faket_aug.microscope.spectra import OUTLIERS, RINGS, SeriesSpectra
 
 #: From what the scale of the gain comes.
@@ -34,30 +33,6 @@ _ROBUST = 2.0
 _ROUNDS = 30
 #: How much the contrast transfer function leaves of a bead's contrast.
 _WEAKENED = 0.25
-_REST_ENERGY = 510.99895  # of the electron, keV
-_PLANCK_C = 12.398419843  # keV Å
-
-
-def interaction_constant(voltage: float) -> float:
-    """Compute σ_e, the phase shift of an electron per volt and ångström, in rad/(V Å).
-
-    Parameters
-    ----------
-    voltage
-        kV.
-
-    Returns
-    -------
-    0.000653 at 300 kV, 0.000729 at 200 kV.
-
-    References
-    ----------
-    Kirkland, Advanced Computing in Electron Microscopy (2010), eq. 5.6.
-    """
-    check_positive("voltage", voltage)
-    total = _REST_ENERGY + voltage
-    wavelength = _PLANCK_C / math.sqrt(voltage * (2 * _REST_ENERGY + voltage))
-    return 2 * math.pi * total / (wavelength * voltage * (_REST_ENERGY + total)) / 1e3
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

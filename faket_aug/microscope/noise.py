@@ -499,7 +499,8 @@ class ResponseNoise(FittedNoise):
         """Make noisy tilts, see `NoiseModel.sample`. Clean tilts must have the unit of the clean tilts of the fit."""
         check_same_shape("noise", noise.shape, "clean", clean.shape)
         curves = self.curves(as_tilt_angles(tilt_angles, count=clean.shape[0]))
-        measured = self.response.apply(clean, noise, tilt_angles, noise_scale=noise_scale)
+        absolute = self.contrast is not None and "power" not in self.contrast.source
+        measured = self.response.apply(clean, noise, tilt_angles, noise_scale=noise_scale, by_intensity=absolute)
         return measured + _column(curves.mean, clean)
 
 

@@ -14,6 +14,7 @@ from torch import Tensor
 from faket_aug._checks import check_ndim, check_positive, check_same_shape
 from faket_aug.geometry import Angles, as_tilt_angles
 from faket_aug.microscope.ctf import ContrastTransfer
+from faket_aug.microscope.interaction import interaction_constant
 from faket_aug.microscope.spectra import RINGS, radial_filter
 from faket_aug.tomography.filters import PaddedGrid
 
@@ -157,7 +158,15 @@ class MicroscopeResponse:
         power: FloatArray = np.polynomial.polynomial.polyval(u, np.asarray(self.noise)).T
         return np.maximum(power, _LEAST_NOISE * np.median(power, axis=1, keepdims=True).clip(1e-300))
 
-    def apply(self, clean: Tensor, noise: Tensor, tilt_angles: Angles, *, noise_scale: float = 1.0) -> Tensor:
+    def apply(
+        self,
+        clean: Tensor,
+        noise: Tensor,
+        tilt_angles: Angles,
+        *,
+        noise_scale: float = 1.0,
+        by_intensity: bool = False,
+    ) -> Tensor:
         """Make noisy tilts from clean ones. Their mean is 0.
 
         Parameters
@@ -170,6 +179,9 @@ class MicroscopeResponse:
             `(tilt,)`, degrees.
         noise_scale
             Factor on the noise.
+        by_intensity
+            Whether the scale of the gain is absolute, so that it tells the intensity. Then dark matter absorbs by the
+            exponential law (no intensity is negative), and the variance of the noise follows the local intensity.
 
         Returns
         -------
@@ -184,14 +196,23 @@ class MicroscopeResponse:
         transfer = self.ctf.curve(grid.radius / self.pixel_size)
         u = self._u(angles)
         scale, falloff, power = self.envelope.scale(u), self.envelope.falloff(u), self.noise_power(angles)
+        intensity = self.intensity(angles)
         result = torch.empty_like(clean)
         for tilt in range(clean.shape[0]):
             falling = torch.exp(-float(falloff[tilt]) * grid.radius**2 - self.envelope.linear * grid.radius)
             signal = grid.filtered(clean[tilt], transfer * falling * float(scale[tilt]))
             colour = radial_filter(np.sqrt(power[tilt]) * noise_scale, shape, clean.device).to(clean.dtype)
             grain = torch.fft.irfft2(torch.fft.rfft2(noise[tilt]) * colour, s=shape)
+            if by_intensity:
+                signal, grain = _counted(signal, grain, float(intensity[tilt]))
             total = signal + grain
             result[tilt] = total - total.mean()
+        return result
+
+    def intensity(self, tilt_angles: Angles) -> FloatArray:
+        """Return the mean intensity of tilts `(tilt,)`, in the measured ones' unit; only an absolute scale tells it."""
+        factor = 2 * interaction_constant(self.ctf.voltage) * self.pixel_size
+        result: FloatArray = self.envelope.scale(self._u(tilt_angles)) / factor
         return result
 
     def drawn(self, generator: np.random.Generator) -> Self:
@@ -244,3 +265,10 @@ class MicroscopeResponse:
             return cls(**(dict(data) | lists | known))
         except TypeError as error:
             raise ValueError(f"expected the numbers of a microscope's response, got others: {error}") from error
+
+
+def _counted(signal: Tensor, noise: Tensor, intensity: float) -> tuple[Tensor, Tensor]:
+    """Let dark matter absorb exponentially, and the noise follow the local intensity, as counted electrons have it."""
+    relative = signal / intensity
+    absorbed = torch.where(relative < 0, torch.expm1(relative), relative)
+    return absorbed * intensity, noise * (1 + absorbed).clamp(min=0).sqrt()

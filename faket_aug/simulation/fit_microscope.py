@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from faket_aug._arrays import FloatArray
-from faket_aug._checks import check_count, check_same_size
+from faket_aug._checks import check_choice, check_count, check_same_size
 from faket_aug._random import torch_generator, torch_seed
 from faket_aug.geometry import joint_angles, nearest_tilts
 from faket_aug.microscope.ctf import ContrastTransfer
@@ -34,6 +34,10 @@ from faket_aug.tomography.projection import project
 BUILT_IN_SHAPE = (64, 256, 256)
 #: How many specimens are generated.
 COUNT = 2
+#: What becomes of matter that specimens do not explain.
+CROWDS = ("field", "occupancy")
+#: How often the number of particles is changed until the specimens explain what was measured, and how exactly.
+_ROUNDS, _EXPLAINED = 4, 0.05
 #: Å, pixels that the built-in specimens serve for: finer ones would show that they have no detail.
 BUILT_IN_SIZES = (4.0, MAX_VOXEL_SIZE)
 
@@ -198,6 +202,8 @@ def fit_microscope(
     ctf: ContrastTransfer | Sequence[ContrastTransfer] | None = None,
     noise_order: int | None = None,
     scale: str | None = None,
+    exposure: float | None = None,
+    crowd: str = "field",
     tilt_axis: float | None = None,
     extend: str | None = None,
     shape: Sequence[int] = BUILT_IN_SHAPE,
@@ -236,6 +242,12 @@ def fit_microscope(
     scale
         Where the scale of the contrast comes from: `"intensity"`, `"exposure"` or `"power"`, see
         `NoiseModel.fit_unpaired`. By default the first one that is known.
+    exposure
+        e⁻/Å² of every tilt; by default what files say.
+    crowd
+        What becomes of matter that was measured, and that the specimens do not explain. `"field"`: it is a random
+        density, which simulations add. `"occupancy"`: more particles (or fewer) are generated until they explain it;
+        for a `GrandModelGenerator` only. How many is in the report.
     tilt_axis
         Degrees from the image's +y to the tilt axis, positive towards −x.
     extend
@@ -284,22 +296,36 @@ def fit_microscope(
     known = known_optics(measured, defocus, optics or {}) if ctf is None else _one_each(ctf, len(measured))
     angles = joint_angles(*(one.tilt_angles for one in measured))
     tell = progress or (lambda done, total: None)
-    first, clean = _projected(specimens, count, pixel_size, angles, extend, seed, tell)
+    check_choice("crowd", crowd, CROWDS)
+    if crowd == "occupancy" and not hasattr(specimens, "scaled"):
+        raise ValueError(
+            'expected specimens of a `GrandModelGenerator` for `crowd="occupancy"`, which makes more of their '
+            f'particles, got {type(specimens).__name__}; set `crowd` to "field"'
+        )
     order = {} if noise_order is None else {"order": noise_order}
-    noise = NoiseModel.fit_unpaired(
-        target=[one.tilts for one in measured],
-        clean=clean,
-        tilt_angles=[one.tilt_angles for one in measured],
-        clean_angles=[angles] * len(clean),
-        pixel_size=pixel_size,
-        ctf=known,
-        measured=[one.measured for one in measured],
-        scale=scale,
-        exposure=[_exposures(one) for one in measured],
-        depth=first.density.shape[0],
-        solid=_solid(first),
-        **order,
-    )
+    factor, noise = 1.0, None
+    for _ in range(_ROUNDS if crowd == "occupancy" else 1):
+        own: Any = specimens if factor == 1 else specimens.scaled(factor)  # type: ignore[union-attr]
+        first, clean = _projected(own, count, pixel_size, angles, extend, seed, tell)
+        noise = NoiseModel.fit_unpaired(
+            target=[one.tilts for one in measured],
+            clean=clean,
+            tilt_angles=[one.tilt_angles for one in measured],
+            clean_angles=[angles] * len(clean),
+            pixel_size=pixel_size,
+            ctf=known,
+            measured=[one.measured for one in measured],
+            scale=scale,
+            exposure=[_exposures(one) if exposure is None else exposure for one in measured],
+            depth=first.density.shape[0],
+            solid=_solid(first),
+            **order,
+        )
+        explained = None if noise.contrast is None else noise.contrast.explained
+        if explained is None or abs(explained - 1) < _EXPLAINED:
+            break
+        factor /= explained
+    assert noise is not None, "there is one round at least"
     about = {
         "tilt_series": [one.name for one in measured],
         "aligned": [one.metadata is not None and one.metadata.is_alignment for one in measured],
@@ -308,6 +334,7 @@ def fit_microscope(
         **({} if origin is None else {"options": dict(origin)}),
         "defocus_given": [one.spread == 0 for one in known],
         "specimens": len(clean),
+        **({"occupancy_factor": factor} if crowd == "occupancy" else {}),
         "faket_aug": version("faket_aug"),
     }
     fitted = FittedMicroscope(

@@ -17,8 +17,8 @@ from faket_aug.microscope.intensity import (
     ContrastReport,
     PhotonTransfer,
     absolute_scales,
-    interaction_constant,
 )
+from faket_aug.microscope.interaction import interaction_constant
 from faket_aug.microscope.spectra import RINGS, SeriesSpectra, sorted_spectra
 
 ANGLES = np.arange(-60.0, 61.0, 4.0)
