@@ -22,6 +22,7 @@ STAGES = (
     "alignment",
     "crowd",
     "transform",
+    "background",
 )
 
 

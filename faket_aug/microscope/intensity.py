@@ -31,6 +31,8 @@ _SAME = 2.0
 #: The line through noise and intensity is robust: residuals beyond so many standard deviations count less.
 _ROBUST = 2.0
 _ROUNDS = 30
+#: Specimens that explain so many times as much as was measured, or as little, are not in volts.
+_ODD = 100.0
 #: How much the contrast transfer function leaves of a bead's contrast.
 _WEAKENED = 0.25
 
@@ -164,6 +166,11 @@ class ContrastReport:
         ]
         if self.explained is None:
             return result
+        if not 1 / _ODD < self.explained < _ODD:
+            return [
+                *result,
+                f"the specimens explain {self.explained:.2g} times what was measured: are their densities in volts?",
+            ]
         if self.explained > 1:
             return [
                 *result,

@@ -24,6 +24,7 @@ from faket_aug._runtime.parts import by_parts
 from faket_aug.formats._json import seal, unseal
 from faket_aug.geometry import Angles, as_tilt_angles
 from faket_aug.microscope.absolute_fit import Matter
+from faket_aug.microscope.background import SlowBackground
 from faket_aug.microscope.crowd import CrowdField
 from faket_aug.microscope.ctf import ContrastTransfer
 from faket_aug.microscope.intensity import SCALE_SOURCES, ContrastReport, ScaleSource, absolute_scales, clipping_limit
@@ -80,6 +81,8 @@ class NoiseModel(ABC):
     crowd: CrowdField | None = None
     #: How the scale of a fitted gain was found.
     contrast: ContrastReport | None = None
+    #: Slow backgrounds of measured series.
+    backgrounds: tuple[SlowBackground, ...] = ()
 
     def __new__(cls, *_: Any, **settings: Any) -> Self:
         if cls is NoiseModel:
@@ -302,9 +305,10 @@ class NoiseModel(ABC):
         if len(targets) != len(angles) or len(cleans) != len(others):
             counts = f"{len(angles)} for {len(targets)} measured and {len(others)} for {len(cleans)} clean ones"
             raise ValueError(f"expected as many sets of angles as series, got {counts}")
+        masks = _masks(measured, targets)
         spectra = [
             sorted_spectra(t, a, f"series {i}: target", measured=m)
-            for i, (t, a, m) in enumerate(zip(targets, angles, _masks(measured, targets), strict=True))
+            for i, (t, a, m) in enumerate(zip(targets, angles, masks, strict=True))
         ]
         check_order(order, [one.tilt_angles for one in spectra if len(one.tilt_angles) > 1])
         if scale is not None:
@@ -341,6 +345,9 @@ class NoiseModel(ABC):
             response=fit.response,
             crowd=fit.crowd,
             contrast=ContrastReport.of(scales, fit.explained),
+            backgrounds=tuple(
+                SlowBackground.of(t, a, pixel_size, measured=m) for t, a, m in zip(targets, angles, masks, strict=True)
+            ),
         )
 
     @classmethod
@@ -356,7 +363,7 @@ class NoiseModel(ABC):
             return GivenNoise()
         data = unseal(text, source="noise model", what="a noise model")
         wanted = {"format", "order", "series"}
-        more = {"response", "crowd", "contrast", "tilt_angles", "style", "extend", "about"}
+        more = {"response", "crowd", "contrast", "backgrounds", "background", "tilt_angles", "style", "extend", "about"}
         if data.get("format") != _FORMAT or set(data) - more != wanted:
             raise ValueError(f"expected a noise model of format {_FORMAT}, got {text[:80]!r}")
         series = tuple(series_from_json(data["series"]))
@@ -369,6 +376,8 @@ class NoiseModel(ABC):
             response=MicroscopeResponse.from_dict(data["response"]),
             crowd=None if crowd is None else CrowdField.from_dict(crowd),
             contrast=None if contrast is None else ContrastReport.from_dict(contrast),
+            backgrounds=_backgrounds(data.get("backgrounds", [])),
+            background=data.get("background"),
         )
 
 
@@ -481,11 +490,18 @@ class ResponseNoise(FittedNoise):
         Matter that the specimens of the fit did not explain. `FakETSimulator` adds it to specimens.
     contrast
         How the scale of the gain was found.
+    backgrounds
+        Slow backgrounds of the measured series.
+    background
+        Which of them noisy tilts get in place of their own; None for none. `FakETSimulator` draws it for each tomogram
+        if its `background` is `"measured"`.
     """
 
     response: MicroscopeResponse = field()  # without a default, which the base has
     crowd: CrowdField | None = None
     contrast: ContrastReport | None = None
+    backgrounds: tuple[SlowBackground, ...] = ()
+    background: int | None = None
 
     def baseline(self) -> ResponseNoise:
         """Return the BASELINE variant: the same for every tilt."""
@@ -501,7 +517,18 @@ class ResponseNoise(FittedNoise):
         curves = self.curves(as_tilt_angles(tilt_angles, count=clean.shape[0]))
         absolute = self.contrast is not None and "power" not in self.contrast.source
         measured = self.response.apply(clean, noise, tilt_angles, noise_scale=noise_scale, by_intensity=absolute)
-        return measured + _column(curves.mean, clean)
+        measured = measured + _column(curves.mean, clean)
+        if self.background is None:
+            return measured
+        return self.backgrounds[self.background].put_into(measured, tilt_angles, self.response.pixel_size)
+
+    def with_background(self, index: int) -> ResponseNoise:
+        """Return the model whose tilts have a measured background."""
+        return replace(self, background=index % len(self.backgrounds)) if self.backgrounds else self
+
+    def _content(self) -> dict[str, Any]:
+        own = {"backgrounds": [one.to_dict() for one in self.backgrounds]} if self.backgrounds else {}
+        return super()._content() | own | ({} if self.background is None else {"background": self.background})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -542,6 +569,12 @@ def _sorted_exposure(exposure: Exposure, tilt_angles: Angles) -> FloatArray | fl
         )
     result: FloatArray = values[np.unique(angles, return_index=True)[1]]
     return result
+
+
+def _backgrounds(entries: Any) -> tuple[SlowBackground, ...]:
+    if not isinstance(entries, list):
+        raise ValueError(f"expected a list of backgrounds, got {entries!r}")
+    return tuple(SlowBackground.from_dict(entry) for entry in entries)
 
 
 def _as_list(value: Tensor | Sequence[Tensor]) -> list[Tensor]:

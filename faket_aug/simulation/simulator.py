@@ -21,7 +21,7 @@ from faket_aug.geometry import Angles, as_tilt_angles
 from faket_aug.microscope.ctf import CORRECTIONS, ContrastTransfer
 from faket_aug.microscope.file import read_microscope
 from faket_aug.microscope.imperfections import Imperfections
-from faket_aug.microscope.noise import CONTENT_NOISE, GIVEN, GivenNoise, NoiseModel
+from faket_aug.microscope.noise import CONTENT_NOISE, GIVEN, GivenNoise, NoiseModel, ResponseNoise
 from faket_aug.microscope.response import MicroscopeResponse
 from faket_aug.simulation.tomogram import SimulatedTomogram, SimulationRecord
 from faket_aug.specimens.grandmodel import GrandModel
@@ -48,6 +48,8 @@ MODALITIES = ("noiseless", "baseline", "noisy", "content", "faket")
 NOISY_MODALITIES = MODALITIES[1:]
 #: Modalities of specimens that are tilts with their noise.
 GIVEN_MODALITIES = ("noisy", "faket")
+#: Slow changes of tilts: those that the specimen makes, or those of a measured series.
+BACKGROUNDS = ("own", "measured")
 #: Factor on the noise, where it is not 1.
 NOISE_SCALES = {"noiseless": 0.0, "content": CONTENT_NOISE}
 #: What else to do where the style has other pixels.
@@ -88,6 +90,9 @@ class FakETSimulator:
     crowd
         Factor on the density of the crowd that a fitted noise model may have (`CrowdField`): matter of the measured
         specimens that those of the fit did not hold. 0 for none.
+    background
+        `"measured"`: tilts get the slow background (over more than 100 nm) of a measured series of the fit, drawn for
+        each tomogram, in place of their own. `"own"`: they keep their own.
     style
         The style bank, which only `"faket"` needs. Or a `StyleTransfer`, which has its own features and settings.
     features
@@ -121,6 +126,7 @@ memory_budget
     ctf_correction: str | None = None
     imperfections: Imperfections = field(default_factory=Imperfections)
     crowd: float = 1.0
+    background: str = "own"
     style: StyleBank | StyleTransfer | None = None
     features: VGG19Features | None = None
     style_weights: Sequence[float] | None = None
@@ -170,6 +176,12 @@ memory_budget
         check_choice("backend", self.backend, BACKENDS)
         check_count("threads", self.threads)
         check_positive("crowd", self.crowd, zero=True)
+        check_choice("background", self.background, BACKGROUNDS)
+        if self.background == "measured" and not (self.noise_model and self.noise_model.backgrounds):
+            raise ValueError(
+                'expected noise with `backgrounds` for the background "measured", got noise without; fit it with '
+                "`NoiseModel.fit_unpaired` or `faket-aug fit`"
+            )
         check_style_numbers(self)
 
     def _check_noise(self) -> None:
@@ -447,6 +459,9 @@ memory_budget
             return None
         if model.response is not None and record.defocus:
             model = model.at_defocus(record.defocus[0])
+        if self.background == "measured" and isinstance(model, ResponseNoise):
+            generator = numpy_generator(record.seed, "background", epoch=record.epoch, tomogram=record.tomogram)
+            model = model.with_background(int(generator.integers(len(model.backgrounds))))
         return model.baseline() if self.modality == "baseline" else model
 
     def _random_numbers(self, clean: Tensor, model: NoiseModel, record: SimulationRecord) -> Tensor:
@@ -515,6 +530,7 @@ memory_budget
         crowded = self.noise_model is not None and self.noise_model.crowd is not None
         return (
             ({"crowd": self.crowd} if crowded else {})
+            | ({"background": self.background} if self.background != "own" else {})
             | {
                 "tilt_angles": list(self.tilt_angles),
                 "modality": self.modality,

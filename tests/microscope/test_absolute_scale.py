@@ -174,6 +174,8 @@ def test_report() -> None:
     )
     assert report.lines()[1].startswith("the specimens explain 50% of the power")
     assert "hold too many particles" in replace(report, explained=2.0).lines()[1]
+    for odd in (0.003, 300.0):
+        assert "are their densities in volts?" in replace(report, explained=odd).lines()[1]
     assert ContrastReport.from_dict(report.to_dict()) == report
     for wrong in ({}, {"source": ["magic"], "zero": [0], "zero_error": [0]}, {"source": 1}):
         with pytest.raises(ValueError, match="expected"):
