@@ -19,6 +19,7 @@ from faket_aug.data.augmentation import PatchAugmentation
 from faket_aug.data.dataset import FakETDataset, LabelledPatches, PatchDataset
 from faket_aug.data.labelled import LabelledTomogram
 from faket_aug.data.mixing import MixedPatches
+from faket_aug.data.targets import PatchTargets
 from faket_aug.formats.structures import fetch_structure
 from faket_aug.formats.tilt_metadata import TiltMetadata
 from faket_aug.generation.filaments import FilamentSpecies
@@ -85,6 +86,7 @@ __all__ = [
     "ParticleTemplate",
     "PatchAugmentation",
     "PatchDataset",
+    "PatchTargets",
     "PolnetSpecimens",
     "ShrecSpecimens",
     "SimulatedTomogram",

@@ -37,6 +37,7 @@ SMALLER = {
     "steps=7000": "steps=2",
     "shape=(180, 512, 512)": f"shape=({SIZE}, {SIZE}, {SIZE})",
     "patch_size=56, target": "patch_size=16, target",
+    "    patch_size=56,\n    targets": "    patch_size=16,\n    targets",
 }
 WITH_PYTHON = [page for page in PAGES if any(block.language == "python" for block in blocks(page))]
 BASH = [block for page in PAGES for block in blocks(page) if block.language == "bash"]
@@ -110,6 +111,10 @@ def check_training(names: dict[str, Any]) -> None:
     assert all(Path(name).is_file() for name in ("run/checkpoint.pt", "run_mine/checkpoint.pt", "picks.star"))
     assert 0.0 <= names["score"].localization_f1 <= 1.0
     assert names["mixed"].real_share(5) == 0.25
+    taught, count = names["batch"], len(names["classes"])
+    assert taught["heatmaps"].shape == (len(taught["image"]), count, 16, 16, 16)
+    assert taught["positions"].shape[1:] == (256, 3)
+    assert taught["count"].shape == taught["half_turn"].shape == (len(taught["image"]),)
     assert names["state"]["delivered"]
 
 

@@ -10,6 +10,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from faket_aug._arrays import FloatArray
 from faket_aug._checks import check_ndim
 
 Range = tuple[float, float]
@@ -106,12 +107,37 @@ class PatchAugmentation:
         """
         check_ndim("image", image, "z y x")
         axes = _axes_to_flip(parameters)
-        if axes:
-            image, label = torch.flip(image, axes), torch.flip(label, axes)
-        if parameters.scale == 1.0 and not any(parameters.rotation_deg):
-            return image, label
-        warped = _warp(image, parameters, "bilinear")
-        return warped, _warp(label.to(torch.float32), parameters, "nearest").round().to(label.dtype)
+        image = torch.flip(image, axes) if axes else image
+        if _interpolates(parameters):
+            image = _warp(image, parameters, "bilinear")
+        return image, self.apply_to_labels(label, parameters)
+
+    def apply_to_labels(self, label: Tensor, parameters: AugmentationParameters) -> Tensor:
+        """Apply drawn parameters to whole numbers `(z, y, x)` less than 2²⁴: labels, or instances (nearest voxel)."""
+        check_ndim("label", label, "z y x")
+        axes = _axes_to_flip(parameters)
+        label = torch.flip(label, axes) if axes else label
+        if not _interpolates(parameters):
+            return label
+        return _warp(label.to(torch.float32), parameters, "nearest").round().to(label.dtype)
+
+
+def turn_of(parameters: AugmentationParameters) -> FloatArray:
+    """Return what flips, half turns and rotation do to directions: `(3, 3)`, on column vectors (x, y, z).
+
+    The determinant is -1 if the patch is mirrored. The scale is not in it.
+    """
+    flipped = _axes_to_flip(parameters)
+    mirror = np.diag([-1.0 if axis in flipped else 1.0 for axis in (2, 1, 0)])
+    # Imported here: only targets need it. kornia takes the three angles as one rotation vector, and negates it.
+    from scipy.spatial.transform import Rotation
+
+    rotation: FloatArray = Rotation.from_rotvec(-np.deg2rad(parameters.rotation_deg)).as_matrix()
+    return rotation @ mirror
+
+
+def _interpolates(parameters: AugmentationParameters) -> bool:
+    return parameters.scale != 1.0 or any(parameters.rotation_deg)
 
 
 def _choose(axes: str, coins: npt.NDArray[np.bool_]) -> tuple[bool, bool, bool]:

@@ -15,6 +15,7 @@ from faket_aug.data.patches import as_size
 from faket_aug.data.sampling import PatchSampler, Transform
 from faket_aug.data.source import Agreeing, LabelledSource, SimulatedSource, Source
 from faket_aug.data.stream import PatchStream
+from faket_aug.data.targets import PatchTargets
 from faket_aug.generation.generator import GrandModelGenerator
 from faket_aug.simulation.simulator import FakETSimulator
 from faket_aug.specimens.tilted import Specimen
@@ -26,11 +27,12 @@ class PatchDataset(IterableDataset[dict[str, Any]]):
     An item is a dict:
 
     - `image`: float32, `(1, z, y, x)`;
-    - `label`: int64, `(z, y, x)`, class numbers;
+    - `label`: int64, `(z, y, x)`, class numbers, if `"labels"` is among the `targets`;
     - `index`: int, names the item within an epoch;
     - `tomogram`: int, the tomogram that the patch is cut from;
     - `position`: int64, `(3,)`, the centre of the patch, (z, y, x) in voxels of the tomogram;
-    - `particle_class`: int, the class of the particle that the patch is centred on; 0 for background.
+    - `particle_class`: int, the class of the particle that the patch is centred on; 0 for background;
+    - what else the `targets` ask for, see `PatchTargets`.
 
     Class numbers are those of the first specimen; other specimens' classes get them by their names. Without names equal
     numbers mean the same class. Specimens whose voxel sizes differ by more than 2 % are refused.
@@ -209,7 +211,11 @@ class FakETDataset(PatchDataset):
     target
         What the labels show. `"shape"`: the labels of the specimen. `"sphere"`: a sphere for each particle.
     radii
-        With `"sphere"`: the radius of each class in Å, by class number or name. Other classes are not drawn.
+        With `"sphere"`, and with spheres or heatmaps among the `targets`: the radius of each class in Å, by class
+        number or name. Other classes are not drawn.
+    targets
+        What an item holds besides its image: names, such as `("labels", "heatmaps", "particles")`, or a `PatchTargets`,
+        which describes them and has their settings. By default the labels alone.
     seed
         The seed of all random numbers.
     rank, world_size
@@ -249,6 +255,7 @@ class FakETDataset(PatchDataset):
         normalize: bool = True,
         target: str = "shape",
         radii: Mapping[int | str, float] | None = None,
+        targets: Sequence[str] | PatchTargets = ("labels",),
         seed: int = 0,
         rank: int | None = None,
         world_size: int | None = None,
@@ -264,6 +271,7 @@ class FakETDataset(PatchDataset):
             augmentation=augmentation,
             normalize=normalize,
             target=target,
+            targets=PatchTargets.of(targets),
         )
         source = SimulatedSource(
             specimens,
@@ -333,7 +341,7 @@ class LabelledPatches(PatchDataset):
 
     def __init__(self, tomograms: Sequence[LabelledTomogram], **settings: Any) -> None:
         given = {**(FakETDataset.__init__.__kwdefaults__ or {}), **settings}
-        given["patch_size"] = as_size(given["patch_size"])
+        given["patch_size"], given["targets"] = as_size(given["patch_size"]), PatchTargets.of(given["targets"])
         sampler = PatchSampler(**{field.name: given.pop(field.name) for field in fields(PatchSampler)})
         stream = {name: given.pop(name) for name in ("live_tomograms", "rank", "world_size")}
         super().__init__(LabelledSource(tomograms, sampler=sampler, **given), **stream)

@@ -15,7 +15,7 @@ from faket_aug.data.agreement import Agreement, Members
 from faket_aug.data.dataset import FakETDataset, PatchDataset
 from faket_aug.data.patches import Size
 from faket_aug.data.sampling import TomogramPatches, Transform
-from faket_aug.data.source import Agreeing, Maker, Source
+from faket_aug.data.source import Agreeing, Maker, SampledSource, Source
 
 #: The share of real tomograms: one number, or numbers at some epochs with straight lines between them.
 Share = float | Mapping[int, float]
@@ -56,6 +56,12 @@ class MixedSource(Agreeing):
             own, other = (getattr(source, name) for source in (real, fake))
             if own != other:
                 raise ValueError(f"expected `real` and `fake` with the same `{name}`, got {own} and {other}")
+        # A source of one's own has targets of its own.
+        told = [source.targets for source in (real, fake) if isinstance(source, SampledSource)]
+        if len({(frozenset(one.names), one.max_particles) for one in told}) > 1:
+            raise ValueError(
+                f"expected `real` and `fake` with the same `targets` and `max_particles`, got {told[0]} and {told[1]}"
+            )
         check_count("tomograms_per_epoch", tomograms_per_epoch)
         check_count("seed", seed, zero=True)
         self.real, self.fake, self.schedule = real, fake, schedule

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Self
 
 import numpy as np
@@ -11,12 +11,14 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from faket_aug._arrays import FloatArray
 from faket_aug._checks import check_choice, check_count, check_fraction
 from faket_aug._random import numpy_generator, torch_generator, torch_seed
 from faket_aug._runtime.threads import concrete_device, intra_op_threads, use_on_current_stream
-from faket_aug.data.augmentation import PatchAugmentation
+from faket_aug.data.augmentation import AugmentationParameters, PatchAugmentation, turn_of
 from faket_aug.data.labelled import LabelledTomogram
 from faket_aug.data.patches import Size, clamp_center, cut, normalize, sphere_labels
+from faket_aug.data.targets import PatchTargets, Picked, Placement, draw_targets, number_instances
 from faket_aug.geometry import half_turn_about_tilt_axis
 from faket_aug.simulation.tomogram import SimulatedTomogram
 from faket_aug.specimens.particles import ParticleTable
@@ -26,9 +28,11 @@ TARGETS = ("shape", "sphere")
 Transform = Callable[[dict[str, Any], torch.Generator], dict[str, Any]]
 
 
-def check_radii(radii: Mapping[int | str, float] | None, target: str) -> None:
-    """Raise a `ValueError` unless `radii` are given with `"sphere"` and only then, and each is more than 0 Å."""
-    if (target == "sphere") != (radii is not None):
+def check_radii(radii: Mapping[int | str, float] | None, target: str, targets: PatchTargets) -> None:
+    """Raise a `ValueError` unless `radii` are given where spheres or heatmaps are, and each is more than 0 Å."""
+    if targets.with_radii and radii is None:
+        raise ValueError(f"expected `radii`, in Å, with `targets` {', '.join(targets.with_radii)}, got None")
+    if not targets.with_radii and (target == "sphere") != (radii is not None):
         raise ValueError(f'expected `radii` with `target="sphere"` and only then, got {radii!r} with {target!r}')
     for key, radius in (radii or {}).items():
         if key == 0 or not 0 < radius < float("inf"):
@@ -50,6 +54,12 @@ class LiveTomogram:
         among them.
     radii
         Radius of each class in voxels, for spheres as targets.
+    picked
+        The particles that targets are drawn from.
+    instances
+        `(z, y, x)`, where they are a target.
+    specimen
+        The name of the specimen, or of the tomogram.
     """
 
     tomogram: Tensor
@@ -57,10 +67,20 @@ class LiveTomogram:
     particles: ParticleTable
     centers: npt.NDArray[np.int64]
     radii: Mapping[int, float]
+    picked: Picked
+    instances: Tensor | None = None
+    specimen: str = ""
 
     @classmethod
-    def of(cls, made: SimulatedTomogram | LabelledTomogram, *, radii: Mapping[int, float]) -> Self:
-        """Keep what patches need of a tomogram."""
+    def of(
+        cls,
+        made: SimulatedTomogram | LabelledTomogram,
+        *,
+        radii: Mapping[int, float],
+        instances: bool = False,
+        channels: int = 0,
+    ) -> Self:
+        """Keep what patches need of a tomogram; `instances` and the `channels` of heatmaps where they are targets."""
         nearest = np.rint(made.particles.positions)
         inside = ((nearest >= 0) & (nearest < np.array(made.labels.shape))).all(axis=1)
         # The centre of a vesicle is no particle.
@@ -71,17 +91,24 @@ class LiveTomogram:
             particles=made.particles,
             centers=np.flatnonzero(inside),
             radii=radii,
+            picked=Picked.of(made.particles, made.not_particles, radii, channels),
+            instances=made.instances if instances else None,
+            specimen=made.name,
         )
 
 
 @dataclass(frozen=True, kw_only=True)
 class Patch:
-    """A patch: its image (float32) and label (int64) `(z, y, x)`, its centre (z, y, x), and the class at its centre."""
+    """A patch: its image (float32) and label (int64) `(z, y, x)`, its centre (z, y, x), and the class at its centre.
+
+    Without `"labels"` among the targets the label is None. `targets` holds the entries of all others.
+    """
 
     image: Tensor
-    label: Tensor
+    label: Tensor | None
     position: npt.NDArray[np.int64]
     particle_class: int
+    targets: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,8 +123,10 @@ class PatchSampler:
     augmentation: PatchAugmentation | None
     normalize: bool
     target: str
+    targets: PatchTargets = PatchTargets()  # noqa: RUF009 - frozen
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "targets", PatchTargets.of(self.targets))
         check_count("shift", self.shift, zero=True)
         check_fraction("background_fraction", self.background_fraction)
         check_choice("target", self.target, TARGETS)
@@ -115,7 +144,8 @@ class PatchSampler:
         """Draw the patch of an address, and put it on a device.
 
         If tomogram and patch are on the same GPU, the work is done there and nothing waits for it. There are two
-        exceptions: spheres are drawn on the CPU, and augmentation that interpolates runs on the CPU.
+        exceptions: what is drawn from the particle table is drawn on the CPU, and augmentation that interpolates runs
+        on the CPU.
         """
         generator = numpy_generator(seed, "patch", epoch=epoch, tomogram=tomogram, patch=patch)
         center, particle_class = self._choose_center(live, generator)
@@ -129,19 +159,53 @@ class PatchSampler:
             image, label = half_turn_about_tilt_axis(image), half_turn_about_tilt_axis(label)
         if self.normalize:
             image = normalize(image)
+        parameters = None
         if self.augmentation is not None:
             drawn = numpy_generator(seed, "augmentation", epoch=epoch, tomogram=tomogram, patch=patch)
-            image, label = self.augmentation.apply(image, label, self.augmentation.draw(drawn))
+            parameters = self.augmentation.draw(drawn)
+            image, label = self.augmentation.apply(image, label, parameters)
             if self.normalize and self.augmentation.interpolates:
                 # It was normalised before, too, so that the interpolation fills in the mean at the border.
                 image = normalize(image)
         # Copies of their own: views would keep the whole tomogram alive.
         return Patch(
             image=image.clone(memory_format=torch.contiguous_format).to(device),
-            label=label.clone(memory_format=torch.contiguous_format).to(device),
+            label=label.clone(memory_format=torch.contiguous_format).to(device) if "labels" in self.targets else None,
             position=center,
             particle_class=particle_class,
+            targets=self._more_targets(live, center, turned, parameters),
         )
+
+    def _more_targets(
+        self,
+        live: LiveTomogram,
+        center: npt.NDArray[np.int64],
+        turned: bool,
+        parameters: AugmentationParameters | None,
+    ) -> dict[str, Any]:
+        """Make the targets other than the label, turned as the image is."""
+        placement = Placement(
+            origin=center - np.array(self.patch_size) // 2,
+            size=self.patch_size,
+            turn=_turn(turned, parameters),
+            scale=1.0 if parameters is None else parameters.scale,
+            interpolated=self.augmentation is not None and self.augmentation.interpolates,
+        )
+        made = draw_targets(self.targets, live.picked, placement)
+        if "instances" in self.targets:
+            assert live.instances is not None, "a source checks it"
+            instances = cut(live.instances, center, self.patch_size)
+            instances = half_turn_about_tilt_axis(instances) if turned else instances
+            if self.augmentation is not None and parameters is not None:
+                # kornia, which interpolates, is given patches on the CPU.
+                instances = instances.cpu() if self.augmentation.interpolates else instances
+                instances = self.augmentation.apply_to_labels(instances, parameters)
+            made["instances"] = number_instances(instances, live.picked, placement)
+        if "half_turn" in self.targets:
+            made["half_turn"] = turned
+        if "specimen" in self.targets:
+            made["specimen"] = live.specimen
+        return made
 
     def _choose_center(self, live: LiveTomogram, generator: np.random.Generator) -> tuple[npt.NDArray[np.int64], int]:
         shape, particles = live.tomogram.shape, live.particles
@@ -165,6 +229,12 @@ class PatchSampler:
             return cut(live.labels, center, self.patch_size)
         origin = center - np.array(self.patch_size) // 2
         return sphere_labels(self.patch_size, origin, live.particles.classes, live.particles.positions, live.radii)
+
+
+def _turn(half_turn: bool, parameters: AugmentationParameters | None) -> FloatArray:
+    """Return what the half turn about y and, after it, the augmentation do to directions (x, y, z)."""
+    turn: FloatArray = np.diag([-1.0, 1.0, -1.0]) if half_turn else np.eye(3)
+    return turn if parameters is None else turn_of(parameters) @ turn
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -233,6 +303,7 @@ class TomogramPatches:
     def draw(self, patch: int) -> Patch:
         """Draw the patch of this number."""
         with torch.no_grad(), intra_op_threads(self.threads):
-            use_on_current_stream((self.live.tomogram, self.live.labels))
+            more = () if self.live.instances is None else (self.live.instances,)
+            use_on_current_stream((self.live.tomogram, self.live.labels, *more))
             address = {"seed": self.seed, "epoch": self.epoch, "tomogram": self.tomogram, "patch": patch}
             return self.sampler.sample(self.live, **address, device=self.device)

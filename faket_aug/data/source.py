@@ -16,6 +16,7 @@ from faket_aug.data.labelled import LabelledTomogram
 from faket_aug.data.patches import Size, check_fits
 from faket_aug.data.progress import Changes
 from faket_aug.data.sampling import LiveTomogram, PatchSampler, TomogramPatches, Transform, check_radii
+from faket_aug.data.targets import PatchTargets
 from faket_aug.generation.generator import GrandModelGenerator
 from faket_aug.simulation.simulator import FakETSimulator
 from faket_aug.simulation.tomogram import SimulatedTomogram
@@ -121,7 +122,7 @@ class SampledSource(Agreeing):
         check_count("tomograms_per_epoch", tomograms_per_epoch)
         check_count("patches_per_tomogram", patches_per_tomogram)
         check_count("seed", seed, zero=True)
-        check_radii(radii, sampler.target)
+        check_radii(radii, sampler.target, sampler.targets)
         self.sampler = sampler
         self.radii = None if radii is None else dict(radii)
         # Whole numbers of NumPy would not fit JSON.
@@ -135,6 +136,11 @@ class SampledSource(Agreeing):
     def patch_size(self) -> Size:
         """The size of a patch, (z, y, x) in voxels."""
         return self.sampler.patch_size
+
+    @property
+    def targets(self) -> PatchTargets:
+        """What an item holds besides its image."""
+        return self.sampler.targets
 
     def fingerprint(self) -> dict[str, Any]:
         """Return nothing: the numbers that every source has say enough."""
@@ -158,10 +164,21 @@ class SampledSource(Agreeing):
 
     def _check_particles(self, labelled: Specimen | LabelledTomogram) -> None:
         """Refuse, or warn of, settings that ask for a particle table where labels show particles and there is none."""
-        asks = self.sampler.target == "sphere" or self.sampler.class_balanced
+        drawn, spheres = self.targets.with_particles, self.sampler.target == "sphere" and "labels" in self.targets
+        asks = spheres or drawn or self.sampler.class_balanced
+        if "instances" in self.targets and labelled.instances is None:
+            raise ValueError(
+                "expected instances for `targets` with instances, got none; read `instances` (SHREC's occupancy mask), "
+                "or leave them out of `targets`"
+            )
         if not asks or len(labelled.particles) or not bool(labelled.labels.any()):
             return
-        if self.sampler.target == "sphere":
+        if drawn:
+            raise ValueError(
+                f"expected a particle table for `targets` {', '.join(drawn)}, got labels without one; read `picks` or "
+                "`particles`, or leave them out of `targets`"
+            )
+        if spheres:
             raise ValueError(
                 'expected a particle table for `target="sphere"`, got labels without one: all would be background; '
                 'read `picks` or `particles`, or set `target="shape"`'
@@ -172,17 +189,38 @@ class SampledSource(Agreeing):
             stacklevel=2,
         )
 
+    def _channels(self, agreement: Agreement) -> int:
+        """Count the classes of heatmaps: as many as the largest class number of the stream.
+
+        Raises
+        ------
+        ValueError
+            If there are radii of other classes.
+        """
+        if "heatmaps" not in self.targets:
+            return 0
+        names = agreement.class_names()
+        numbers = [key for key in self.radii or {} if not isinstance(key, str)]
+        channels = max(names or numbers or [1])
+        if max([0, *numbers]) > channels:
+            raise ValueError(
+                f"expected `radii` for classes among {', '.join(f'{n} {name}' for n, name in names.items())}, got "
+                f"{max(numbers)}"
+            )
+        return channels
+
     def _patches(
         self,
         made: SimulatedTomogram | LabelledTomogram,
         radii: Mapping[int, float],
+        channels: int,
         epoch: int,
         tomogram: int,
         *,
         threads: int,
     ) -> TomogramPatches:
         patches = TomogramPatches(
-            live=LiveTomogram.of(made, radii=radii),
+            live=LiveTomogram.of(made, radii=radii, instances="instances" in self.targets, channels=channels),
             sampler=self.sampler,
             seed=self.seed,
             epoch=epoch,
@@ -266,9 +304,10 @@ class SimulatedSource(SampledSource):
             self._check_particles(specimen)
             numbering = agreement.numbering(specimen)
             radii = self._radii_in_voxels(specimen, specimen.class_names if numbering is None else numbering[1])
+            channels = self._channels(agreement)
         made = self.simulator(specimen, seed=self.seed, epoch=epoch, tomogram=tomogram)
         made = made if numbering is None else numbering.of(made)
-        return self._patches(made, radii, epoch, tomogram, threads=self.simulator.threads)
+        return self._patches(made, radii, channels, epoch, tomogram, threads=self.simulator.threads)
 
     def _specimen(self, epoch: int, tomogram: int, agreement: Agreement) -> Specimen:
         if not isinstance(self.specimens, GrandModelGenerator):
@@ -319,7 +358,8 @@ class LabelledSource(SampledSource):
         with _naming(made):
             check_fits(self.patch_size, made.labels.shape)
             self._check_particles(made)
-            if self.sampler.target == "shape" and len(made.particles) and not bool(made.labels.any()):
+            shapes = self.sampler.target == "shape" and "labels" in self.targets
+            if shapes and len(made.particles) and not bool(made.labels.any()):
                 raise ValueError(
                     'expected labels for `target="shape"`, got particles and no labels; set `target="sphere"` and '
                     "`radii`, or read `labels`"
@@ -327,7 +367,7 @@ class LabelledSource(SampledSource):
             numbering = agreement.numbering(made)
             made = made if numbering is None else numbering.of(made)
             radii = self._radii_in_voxels(made, made.class_names)
-            return self._patches(made, radii, epoch, tomogram, threads=1)
+            return self._patches(made, radii, self._channels(agreement), epoch, tomogram, threads=1)
 
 
 def _count(what: str, things: Sequence[object], wanted: int | None) -> int:

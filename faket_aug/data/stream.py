@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.utils.data import get_worker_info
 
 from faket_aug._checks import check_count
@@ -225,14 +226,16 @@ class PatchStream:
         return made
 
     def _item(self, drawn: Patch, tomogram: int, patch: int) -> dict[str, Any]:
+        # A mixture puts the patches of all of its sources on one device.
+        place = self.source.item_device
         return {
-            # A mixture puts the patches of all of its sources on one device.
-            "image": drawn.image[None].to(self.source.item_device),
-            "label": drawn.label.to(self.source.item_device),
+            "image": drawn.image[None].to(place),
+            **({} if drawn.label is None else {"label": drawn.label.to(place)}),
             "index": tomogram * self.source.patches_per_tomogram + patch,
             "tomogram": tomogram,
             "position": torch.from_numpy(drawn.position),
             "particle_class": drawn.particle_class,
+            **{key: value.to(place) if isinstance(value, Tensor) else value for key, value in drawn.targets.items()},
         }
 
     # State -----------------------------------------------------------------------------------------------------------
