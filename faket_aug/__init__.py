@@ -37,6 +37,7 @@ from faket_aug.microscope.misalignment import Misalignment
 from faket_aug.microscope.noise import NoiseModel
 from faket_aug.microscope.response import MicroscopeResponse
 from faket_aug.simulation.fit_microscope import FittedMicroscope, fit_microscope
+from faket_aug.simulation.own_parts import TomogramSimulator
 from faket_aug.simulation.simulator import MODALITIES, FakETSimulator
 from faket_aug.simulation.step_size import StepChoice, choose_step_size
 from faket_aug.simulation.tomogram import SimulatedTomogram, SimulationRecord
@@ -98,6 +99,7 @@ __all__ = [
     "TiltMetadata",
     "TiltSeries",
     "TiltedSpecimen",
+    "TomogramSimulator",
     "VGG19Features",
     "WeightsError",
     "__version__",

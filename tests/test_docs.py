@@ -111,6 +111,9 @@ def check_training(names: dict[str, Any]) -> None:
     assert all(Path(name).is_file() for name in ("run/checkpoint.pt", "run_mine/checkpoint.pt", "picks.star"))
     assert 0.0 <= names["score"].localization_f1 <= 1.0
     assert names["mixed"].real_share(5) == 0.25
+    clipped = names["clipping"].simulator(names["specimens"][0], seed=0)
+    assert clipped.record.settings["clipped"] == 3.0
+    assert float(clipped.tomogram.abs().max()) < float(names["made"].tomogram.abs().max())
     taught, count = names["batch"], len(names["classes"])
     assert taught["heatmaps"].shape == (len(taught["image"]), count, 16, 16, 16)
     assert taught["positions"].shape[1:] == (256, 3)

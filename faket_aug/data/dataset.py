@@ -17,7 +17,7 @@ from faket_aug.data.source import Agreeing, LabelledSource, SimulatedSource, Sou
 from faket_aug.data.stream import PatchStream
 from faket_aug.data.targets import PatchTargets
 from faket_aug.generation.generator import GrandModelGenerator
-from faket_aug.simulation.simulator import FakETSimulator
+from faket_aug.simulation.own_parts import TomogramSimulator
 from faket_aug.specimens.tilted import Specimen
 
 
@@ -185,7 +185,7 @@ class FakETDataset(PatchDataset):
         A sequence of specimens: `GrandModel`s or `TiltedSpecimen`s. `read_specimens` gives a sequence that reads each
         one when it is needed. Or a `GrandModelGenerator`, which makes a new specimen for each tomogram of each epoch.
     simulator
-        Makes the tomograms.
+        Makes the tomograms: a `FakETSimulator`, or one of your own (`TomogramSimulator`).
     patch_size
         Size of a patch in voxels, one number or (z, y, x).
     patches_per_tomogram
@@ -232,6 +232,8 @@ class FakETDataset(PatchDataset):
     ------
     ValueError
         If a setting is impossible. The message says what was expected.
+    TypeError
+        If the simulator lacks what `TomogramSimulator` says.
     SimulationError
         While iterating, if a tomogram cannot be made. The message names the specimen and the cause.
     """
@@ -241,7 +243,7 @@ class FakETDataset(PatchDataset):
     def __init__(
         self,
         specimens: Sequence[Specimen] | GrandModelGenerator,
-        simulator: FakETSimulator,
+        simulator: TomogramSimulator,
         *,
         patch_size: int | Sequence[int] = 56,
         patches_per_tomogram: int = 64,
@@ -296,12 +298,12 @@ class FakETDataset(PatchDataset):
         self.source.specimens = specimens
 
     @property
-    def simulator(self) -> FakETSimulator:
+    def simulator(self) -> TomogramSimulator:
         """The simulator that makes the tomograms."""
         return self.source.simulator
 
     @simulator.setter
-    def simulator(self, simulator: FakETSimulator) -> None:
+    def simulator(self, simulator: TomogramSimulator) -> None:
         # Persistent workers keep their copy; they refuse to begin another pass with it.
         self.source.simulator = simulator
 

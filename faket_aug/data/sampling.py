@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Self
@@ -21,7 +22,7 @@ from faket_aug.data.patches import Size, clamp_center, cut, normalize, sphere_la
 from faket_aug.data.targets import PatchTargets, Picked, Placement, draw_targets, number_instances
 from faket_aug.geometry import half_turn_about_tilt_axis
 from faket_aug.simulation.tomogram import SimulatedTomogram
-from faket_aug.specimens.particles import ParticleTable
+from faket_aug.specimens.particles import Labelled, ParticleTable
 
 TARGETS = ("shape", "sphere")
 #: A user's own change of an item: a function of the item and of the generator of its random numbers.
@@ -130,6 +131,33 @@ class PatchSampler:
         check_count("shift", self.shift, zero=True)
         check_fraction("background_fraction", self.background_fraction)
         check_choice("target", self.target, TARGETS)
+
+    def check(self, labelled: Labelled) -> None:
+        """Refuse, or warn of, settings that ask for instances or a particle table that a specimen does not have."""
+        drawn, spheres = self.targets.with_particles, self.target == "sphere" and "labels" in self.targets
+        asks = spheres or drawn or self.class_balanced
+        if "instances" in self.targets and labelled.instances is None:
+            raise ValueError(
+                "expected instances for `targets` with instances, got none; read `instances` (SHREC's occupancy mask), "
+                "or leave them out of `targets`"
+            )
+        if not asks or len(labelled.particles) or not bool(labelled.labels.any()):
+            return
+        if drawn:
+            raise ValueError(
+                f"expected a particle table for `targets` {', '.join(drawn)}, got labels without one; read `picks` or "
+                "`particles`, or leave them out of `targets`"
+            )
+        if spheres:
+            raise ValueError(
+                'expected a particle table for `target="sphere"`, got labels without one: all would be background; '
+                'read `picks` or `particles`, or set `target="shape"`'
+            )
+        warnings.warn(
+            f"{labelled.name}: expected a particle table for `class_balanced`, got labels without one; its patches are "
+            "cut at random positions",
+            stacklevel=2,
+        )
 
     def sample(
         self,

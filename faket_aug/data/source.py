@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -18,7 +17,7 @@ from faket_aug.data.progress import Changes
 from faket_aug.data.sampling import LiveTomogram, PatchSampler, TomogramPatches, Transform, check_radii
 from faket_aug.data.targets import PatchTargets
 from faket_aug.generation.generator import GrandModelGenerator
-from faket_aug.simulation.simulator import FakETSimulator
+from faket_aug.simulation.own_parts import TomogramSimulator, check_made, check_simulator
 from faket_aug.simulation.tomogram import SimulatedTomogram
 from faket_aug.specimens.particles import Labelled
 from faket_aug.specimens.tilted import Specimen
@@ -162,33 +161,6 @@ class SampledSource(Agreeing):
             radii[number] = radius / specimen.label_voxel_size
         return radii
 
-    def _check_particles(self, labelled: Specimen | LabelledTomogram) -> None:
-        """Refuse, or warn of, settings that ask for a particle table where labels show particles and there is none."""
-        drawn, spheres = self.targets.with_particles, self.sampler.target == "sphere" and "labels" in self.targets
-        asks = spheres or drawn or self.sampler.class_balanced
-        if "instances" in self.targets and labelled.instances is None:
-            raise ValueError(
-                "expected instances for `targets` with instances, got none; read `instances` (SHREC's occupancy mask), "
-                "or leave them out of `targets`"
-            )
-        if not asks or len(labelled.particles) or not bool(labelled.labels.any()):
-            return
-        if drawn:
-            raise ValueError(
-                f"expected a particle table for `targets` {', '.join(drawn)}, got labels without one; read `picks` or "
-                "`particles`, or leave them out of `targets`"
-            )
-        if spheres:
-            raise ValueError(
-                'expected a particle table for `target="sphere"`, got labels without one: all would be background; '
-                'read `picks` or `particles`, or set `target="shape"`'
-            )
-        warnings.warn(
-            f"{labelled.name}: expected a particle table for `class_balanced`, got labels without one; its patches are "
-            "cut at random positions",
-            stacklevel=2,
-        )
-
     def _channels(self, agreement: Agreement) -> int:
         """Count the classes of heatmaps: as many as the largest class number of the stream.
 
@@ -249,11 +221,12 @@ class SimulatedSource(SampledSource):
     def __init__(
         self,
         specimens: Sequence[Specimen] | GrandModelGenerator,
-        simulator: FakETSimulator,
+        simulator: TomogramSimulator,
         *,
         tomograms_per_epoch: int | None,
         **settings: Any,
     ) -> None:
+        check_simulator(simulator)
         if not isinstance(specimens, GrandModelGenerator):
             tomograms_per_epoch = _count("specimen", specimens, tomograms_per_epoch)
         elif tomograms_per_epoch is None:
@@ -273,12 +246,13 @@ class SimulatedSource(SampledSource):
         self._changes["specimens"].add()
 
     @property
-    def simulator(self) -> FakETSimulator:
+    def simulator(self) -> TomogramSimulator:
         """The simulator that makes the tomograms."""
         return self._simulator
 
     @simulator.setter
-    def simulator(self, simulator: FakETSimulator) -> None:
+    def simulator(self, simulator: TomogramSimulator) -> None:
+        check_simulator(simulator)
         self._simulator = simulator
         self._changes["simulator"].add()
 
@@ -301,11 +275,12 @@ class SimulatedSource(SampledSource):
         specimen = self._specimen(epoch, tomogram, agreement)
         with _naming(specimen):
             check_fits(self.patch_size, specimen.labels.shape)
-            self._check_particles(specimen)
+            self.sampler.check(specimen)
             numbering = agreement.numbering(specimen)
             radii = self._radii_in_voxels(specimen, specimen.class_names if numbering is None else numbering[1])
             channels = self._channels(agreement)
         made = self.simulator(specimen, seed=self.seed, epoch=epoch, tomogram=tomogram)
+        check_made(made, self.simulator)
         made = made if numbering is None else numbering.of(made)
         return self._patches(made, radii, channels, epoch, tomogram, threads=self.simulator.threads)
 
@@ -357,7 +332,7 @@ class LabelledSource(SampledSource):
         agreement.learn(self.tomograms, number, made)
         with _naming(made):
             check_fits(self.patch_size, made.labels.shape)
-            self._check_particles(made)
+            self.sampler.check(made)
             shapes = self.sampler.target == "shape" and "labels" in self.targets
             if shapes and len(made.particles) and not bool(made.labels.any()):
                 raise ValueError(

@@ -23,6 +23,7 @@ from faket_aug.microscope.file import read_microscope
 from faket_aug.microscope.imperfections import Imperfections
 from faket_aug.microscope.noise import CONTENT_NOISE, GIVEN, GivenNoise, NoiseModel, ResponseNoise
 from faket_aug.microscope.response import MicroscopeResponse
+from faket_aug.simulation.own_parts import own_class
 from faket_aug.simulation.tomogram import SimulatedTomogram, SimulationRecord
 from faket_aug.specimens.grandmodel import GrandModel
 from faket_aug.specimens.tilted import Specimen, TiltedSpecimen
@@ -313,6 +314,8 @@ memory_budget
         """
         settings = self.settings()
         recorded = {RENAMED.get(key, key): value for key, value in record.settings.items()}
+        # Records of 0.1.0 do not name the class of a noise model of one's own.
+        recorded.setdefault("noise_class", settings.get("noise_class"))
         differing = [key for key in settings if recorded.get(key) != settings[key]]
         if differing:
             raise ValueError(f"expected a record with this simulator's settings, got others for {', '.join(differing)}")
@@ -531,6 +534,7 @@ memory_budget
         return (
             ({"crowd": self.crowd} if crowded else {})
             | ({"background": self.background} if self.background != "own" else {})
+            | ({"noise_class": own_class(noise)} if own_class(noise) else {})
             | {
                 "tilt_angles": list(self.tilt_angles),
                 "modality": self.modality,

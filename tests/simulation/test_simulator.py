@@ -771,6 +771,18 @@ def test_noise_of_ones_own() -> None:
     found = made(specimen(0), seed=1)
     assert abs(float((found.tiltseries - clean(specimen(0), seed=1).tiltseries).std()) - 2) < 0.1
     assert found.record.settings["noise"] == '{"noise": "doubled"}'
+    assert found.record.settings["noise_class"].endswith("test_noise_of_ones_own.<locals>.Doubled")
+    assert "noise_class" not in clean.settings()
+
+    class Other(Doubled):
+        pass
+
+    # The text is the same, the class is not; a record of 0.1.0 names none.
+    with pytest.raises(ValueError, match="got others for noise_class"):
+        replace(made, noise=Other()).simulate(specimen(0), found.record)
+    older = {key: value for key, value in found.record.settings.items() if key != "noise_class"}
+    again = made.simulate(specimen(0), replace(found.record, settings=older))
+    assert torch.equal(again.tomogram, found.tomogram)
     with pytest.raises(SimulationError, match='for the modality "baseline", got Doubled, which has no noise'):
         replace(made, modality="baseline")(specimen(0), seed=1)
     with pytest.raises(ValueError, match="expected `noise` to be a `NoiseModel`, got 3.0"):
