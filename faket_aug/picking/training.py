@@ -235,6 +235,9 @@ class _Run:
         loss = torch.zeros((), device=place)
         if batch is not None:
             self._look_at(batch)
+            if "label" not in batch:
+                listed = ", ".join(sorted(batch))
+                raise ValueError(f'expected batches with `label`, got {listed}; set `targets` with "labels"')
             on_gpu = place.type == "cuda"
             loss = self._loss(*(batch[name].to(place, non_blocking=on_gpu) for name in ("image", "label")))
             loss.backward()  # type: ignore[no-untyped-call]

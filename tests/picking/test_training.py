@@ -162,6 +162,15 @@ def test_validation_that_is_not_finite(tmp_path: Path) -> None:
         fit(_network(), _loader(), tmp_path, settings=TrainingSettings(**SETTINGS), validation=lambda _: float("nan"))
 
 
+def test_batches_without_labels(tmp_path: Path) -> None:
+    """Items whose targets lack the labels are told, with what to do."""
+    data = dataset(targets=("particles",), patch_size=16)
+    with pytest.raises(
+        ValueError, match='expected batches with `label`, got .*positions.*; set `targets` with "labels"'
+    ):
+        fit(_network(), loader(data, batch_size=4), tmp_path, settings=TrainingSettings(steps=1))
+
+
 def test_loader_that_runs_dry(tmp_path: Path) -> None:
     """A loader without batches is an error, at the start and later, not an endless loop."""
     empty = loader(dataset(), batch_size=100, drop_last=True)
