@@ -29,6 +29,8 @@ _FACTORS = ("snr", "exposure", "contrast")
 _EVENLY = ("defocus", "crowd", "tilt_range", "missing", "step_size")
 #: Shares of the tomograms.
 _SHARES = ("white", "measured_background")
+#: The range of the ratio of white noise.
+_SNR = (0.03, 0.1)
 #: Filters of the standard variation, beside the simulator's own.
 _FILTERS = ("ramp", "hamming", "hann")
 #: µm, the largest change of the defocus in the standard variation; and the largest share of the defocus itself.
@@ -45,9 +47,11 @@ class Variation:
     ----------
     white
         Share of the tomograms whose noise is white, with a ratio of `snr`, in place of the simulator's own noise. They
-        have no response of a microscope: neither its transfer function nor its crowd.
+        have no response of a microscope: neither its transfer function nor its crowd. By default all if `snr` is given,
+        and none otherwise.
     snr
-        Range of the signal-to-noise ratio of this white noise at 0°, drawn evenly in its logarithm.
+        Range of the signal-to-noise ratio of this white noise at 0°, drawn evenly in its logarithm; by default from
+        0.03 to 0.1.
     exposure
         Range of a factor on the number of electrons, drawn evenly in its logarithm: the power of the simulator's own
         noise, relative to that of the signal, is divided by it.
@@ -80,8 +84,8 @@ class Variation:
         If a number is out of its range, or a choice is unknown.
     """
 
-    white: float = 0.0
-    snr: Range = (0.03, 0.1)
+    white: float | None = None
+    snr: Range | None = None
     exposure: Range = 1.0
     contrast: Range = 1.0
     defocus: Range = 0.0
@@ -96,6 +100,10 @@ class Variation:
     step_size: Range = 1.0
 
     def __post_init__(self) -> None:
+        if self.white is None:
+            object.__setattr__(self, "white", 0.0 if self.snr is None else 1.0)
+        if self.snr is None:
+            object.__setattr__(self, "snr", _SNR)
         for name in ("tilt_step", "filter", "resampling"):
             value = getattr(self, name)
             object.__setattr__(self, name, (value,) if isinstance(value, str | int) else tuple(value))
@@ -196,7 +204,7 @@ class Variation:
         changes: dict[str, Any] = {
             name: between(self._pair(name), other._pair(name), share) for name in (*_FACTORS, *_EVENLY)
         }
-        changes["white"] = between((self.white,), (other.white,), share)[0]
+        changes["white"] = between((self.white or 0.0,), (other.white or 0.0,), share)[0]
         if self.measured_background is not None and other.measured_background is not None:
             ends = (self.measured_background,), (other.measured_background,)
             changes["measured_background"] = between(*ends, share)[0]
@@ -217,7 +225,7 @@ class Variation:
         at = {name: float(generator.uniform()) for name in _DRAWS}
         factors = {name: _power(self._pair(name), at[name]) for name in _FACTORS}
         evenly = {name: _line(self._pair(name), at[name]) for name in _EVENLY}
-        white = isinstance(simulator.noise_model, FittedNoise) and at["white"] < self.white
+        white = isinstance(simulator.noise_model, FittedNoise) and at["white"] < (self.white or 0.0)
         own = white or simulator.noise_model is None
         background = None
         if self.measured_background is not None and not white:
@@ -231,8 +239,9 @@ class Variation:
             snr=factors["snr"] if white else None,
             exposure=1.0 if own else factors["exposure"],
             contrast=1.0 if own else factors["contrast"],
-            defocus=evenly["defocus"],
-            crowd=evenly["crowd"],
+            # White noise comes without the response and its crowd.
+            defocus=0.0 if white and simulator.ctf is None else evenly["defocus"],
+            crowd=1.0 if white else evenly["crowd"],
             background=background,
             tilts=_kept(
                 np.asarray(simulator.tilt_angles),

@@ -123,7 +123,9 @@ def test_standard_of_a_fitted_response() -> None:
     assert 0.03 <= min(white) < 0.04 < 0.08 < max(white) <= 0.1
     assert all(0.7 <= one.contrast <= 1.4 for one in found)
     assert {one.filter for one in found} == {"shrec", "ramp", "hamming", "hann"}
-    assert max(abs(one.defocus) for one in found) == pytest.approx(0.5, abs=0.05)
+    own = [one for one in found if one.snr is None]
+    assert max(abs(one.defocus) for one in own) == pytest.approx(0.5, abs=0.05)
+    assert {one.defocus for one in found if one.snr is not None} == {0.0}, "white noise has no transfer function"
     assert {one.crowd for one in found} == {1.0}, "this noise has no crowd"
 
 
@@ -133,6 +135,13 @@ def test_standard_fits_every_simulator(tmp_path: Path, modality: str) -> None:
     made = VariedSimulator(simulator(modality, tmp_path), "standard")(specimen(1), seed=0)
     assert made.tomogram.shape == SHAPE
     assert torch.isfinite(made.tomogram).all()
+
+
+def test_ratio_alone_is_for_all_tomograms() -> None:
+    """Where only a ratio is given, all tomograms have white noise; where only a share is, the ratio has a default."""
+    assert Variation(snr=(0.05, 0.2)) == Variation(snr=(0.05, 0.2), white=1.0)
+    assert Variation(white=0.5) == Variation(white=0.5, snr=(0.03, 0.1))
+    assert Variation().white == 0.0
 
 
 def test_mixture_follows_its_weights() -> None:
