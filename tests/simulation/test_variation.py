@@ -44,6 +44,8 @@ from faket_aug import (
     reconstruct,
 )
 from faket_aug._random import STAGES
+from faket_aug.microscope.background import SlowBackground
+from faket_aug.microscope.crowd import CrowdField
 from faket_aug.microscope.noise import ResponseNoise, WhiteNoise
 from faket_aug.microscope.response import Envelope
 from faket_aug.microscope.spectra import RINGS
@@ -204,6 +206,25 @@ def test_defocus_is_shifted() -> None:
     assert {made.draw(THING, seed=0, tomogram=n).defocus for n in range(8)} == {(2.75,), (3.75,)}
     own = VariedSimulator(simulator(ctf=ContrastTransfer(defocus=3.0)), Variation(defocus=-0.5))
     assert own.draw(THING, seed=0).defocus == (2.5,) * 5
+
+
+def test_crowd_and_background() -> None:
+    """The crowd's factor goes onto the simulator's; a share of the tomograms has a measured background."""
+    crowd = CrowdField(frequencies=(0.0, 0.02), power=(500.0, 0.0))
+    slow = SlowBackground(extent=(240.0, 320.0), tilt_angles=ANGLES, waves=(((0.0, 40.0),),) * len(ANGLES))
+    base = simulator("noisy", noise=_response(crowd=crowd, backgrounds=(slow,)), crowd=0.5)
+    half = VariedSimulator(base, Variation(crowd=0.4))(THING, seed=0)
+    assert torch.equal(half.tomogram, replace(base, crowd=0.2)(THING, seed=0).tomogram)
+    made = VariedSimulator(base, Variation(measured_background=0.5))
+    drawn = [made(THING, seed=0, tomogram=number) for number in range(8)]
+    assert {one.record.settings["drawn"]["background"] for one in drawn} == {"own", "measured"}
+    for number, one in enumerate(drawn):
+        plain = replace(base, background=one.record.settings["drawn"]["background"])
+        assert torch.equal(one.tiltseries, plain(THING, seed=0, tomogram=number).tiltseries)
+    standard = Variation.standard(base)
+    assert (standard.crowd, standard.measured_background) == ((0.5, 1.5), 0.5)
+    white = VariedSimulator(replace(base, background="measured"), Variation(snr=0.1))(THING, seed=0)
+    assert "background" not in white.record.settings, "white noise has its own"
 
 
 def test_tilts_are_left_out() -> None:
