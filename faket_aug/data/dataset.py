@@ -16,7 +16,7 @@ from faket_aug.data.sampling import PatchSampler, Transform
 from faket_aug.data.source import Agreeing, LabelledSource, SimulatedSource, Source
 from faket_aug.data.stream import PatchStream
 from faket_aug.generation.generator import GrandModelGenerator
-from faket_aug.simulation.simulator import FakETSimulator
+from faket_aug.simulation.varied import Simulator
 from faket_aug.specimens.tilted import Specimen
 
 
@@ -183,7 +183,7 @@ class FakETDataset(PatchDataset):
         A sequence of specimens: `GrandModel`s or `TiltedSpecimen`s. `read_specimens` gives a sequence that reads each
         one when it is needed. Or a `GrandModelGenerator`, which makes a new specimen for each tomogram of each epoch.
     simulator
-        Makes the tomograms.
+        Makes the tomograms: a `FakETSimulator`, or a `VariedSimulator`.
     patch_size
         Size of a patch in voxels, one number or (z, y, x).
     patches_per_tomogram
@@ -235,7 +235,7 @@ class FakETDataset(PatchDataset):
     def __init__(
         self,
         specimens: Sequence[Specimen] | GrandModelGenerator,
-        simulator: FakETSimulator,
+        simulator: Simulator,
         *,
         patch_size: int | Sequence[int] = 56,
         patches_per_tomogram: int = 64,
@@ -288,12 +288,12 @@ class FakETDataset(PatchDataset):
         self.source.specimens = specimens
 
     @property
-    def simulator(self) -> FakETSimulator:
+    def simulator(self) -> Simulator:
         """The simulator that makes the tomograms."""
         return self.source.simulator
 
     @simulator.setter
-    def simulator(self, simulator: FakETSimulator) -> None:
+    def simulator(self, simulator: Simulator) -> None:
         # Persistent workers keep their copy; they refuse to begin another pass with it.
         self.source.simulator = simulator
 

@@ -17,8 +17,8 @@ from faket_aug.data.patches import Size, check_fits
 from faket_aug.data.progress import Changes
 from faket_aug.data.sampling import LiveTomogram, PatchSampler, TomogramPatches, Transform, check_radii
 from faket_aug.generation.generator import GrandModelGenerator
-from faket_aug.simulation.simulator import FakETSimulator
 from faket_aug.simulation.tomogram import SimulatedTomogram
+from faket_aug.simulation.varied import Simulator
 from faket_aug.specimens.particles import Labelled
 from faket_aug.specimens.tilted import Specimen
 
@@ -211,7 +211,7 @@ class SimulatedSource(SampledSource):
     def __init__(
         self,
         specimens: Sequence[Specimen] | GrandModelGenerator,
-        simulator: FakETSimulator,
+        simulator: Simulator,
         *,
         tomograms_per_epoch: int | None,
         **settings: Any,
@@ -235,12 +235,12 @@ class SimulatedSource(SampledSource):
         self._changes["specimens"].add()
 
     @property
-    def simulator(self) -> FakETSimulator:
+    def simulator(self) -> Simulator:
         """The simulator that makes the tomograms."""
         return self._simulator
 
     @simulator.setter
-    def simulator(self, simulator: FakETSimulator) -> None:
+    def simulator(self, simulator: Simulator) -> None:
         self._simulator = simulator
         self._changes["simulator"].add()
 
