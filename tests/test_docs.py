@@ -300,8 +300,9 @@ def test_commands_are_those_of_the_command_line(
     assert count
 
 
-#: Commands that run on small data, by page, and what makes them small: of an option given twice the last one counts.
+#: The pages' series has no alignment beside it, and no defocus.
 ALIGNED = ["--aligned", "--bin", "1", "--ctf", "defocus=3.5"]
+#: Commands that run on small data, by page, and what makes them small: of an option given twice the last one counts.
 RUN = {
     "README.md": {
         "fit": [],

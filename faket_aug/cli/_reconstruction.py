@@ -197,6 +197,7 @@ def make_plan(work: ReconstructionWork) -> Plan:
         raise ValueError(f"expected --output to end in {' or '.join(SUFFIXES)}, got {output}")
     if not output.parent.is_dir():
         raise FileNotFoundError(f"expected a folder for the tomogram, found none at {output.parent}; set --output")
+    _check_record(output.with_suffix(RECORD))
     stack = _find_stack(work.series)
     if output.exists() and output.samefile(stack):
         raise ValueError(f"expected --output beside the tilt-series, got the tilt-series itself, {output}; rename it")
@@ -211,6 +212,8 @@ def make_plan(work: ReconstructionWork) -> Plan:
     _check_alignment(work, stack, found)
     pixel_size = _pixel_size(work, stack, shape[1:], header, found)
     plan = _put_together(work, pixel_size)
+    if plan.ctf_correction is None and work.ctf is not None:
+        warnings.warn("--ctf is not used without a correction; set --ctf-correction phase-flip or wiener", stacklevel=2)
     if plan.ctf_correction is not None and work.ctf is None:
         known = found.defocus_um is not None and bool(np.isfinite(found.defocus_um).any())
         if not known:
@@ -222,6 +225,12 @@ def make_plan(work: ReconstructionWork) -> Plan:
         raise ValueError(f"{stack}: expected four tilts or more for --halves, got {len(found)}; leave it out")
     _check_memory(stack, (len(found), *shape[1:]), plan)
     return plan
+
+
+def _check_record(path: Path) -> None:
+    """Refuse to overwrite a file beside the tomogram that is not the record of one, as a `microscope.json`."""
+    if path.is_file() and not {"reconstruction", "tilt_angles"} <= set(read_json(path, what="a record")):
+        raise ValueError(f"expected no other file than a tomogram's record at {path}, got one; set another --output")
 
 
 def _files(given: Any) -> Sequence[Metadata] | None:

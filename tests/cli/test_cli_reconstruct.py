@@ -17,6 +17,7 @@ from PIL import Image
 from faket_aug import ContrastTransfer, NoiseModel, TiltSeries, project, reconstruct
 from faket_aug.cli import _reconstruction, main
 from faket_aug.cli._reconstruction import read_like
+from faket_aug.figures import _smooth_section, three_sections
 from faket_aug.formats.angles import write_tlt
 from faket_aug.formats.mrc import read_mrc, write_mrc
 from faket_aug.microscope.file import MicroscopeFile, write_microscope
@@ -138,6 +139,31 @@ def test_like_a_microscope(tmp_path: Path) -> None:
         read_like(tmp_path)
 
 
+def test_the_picture_is_low_passed() -> None:
+    """Waves of the length keep half of their amplitude, long ones nearly all, and noise goes."""
+    x = torch.arange(256.0)
+    for period, kept in ((8, 0.5), (64, 0.99)):
+        volume = torch.cos(2 * torch.pi * x / period).expand(24, 32, 256)
+        section = _smooth_section(volume, 0, 12, 8.0)
+        assert section.shape == (32, 256)
+        assert float(section[:, 64:192].max()) == pytest.approx(kept, abs=0.01)
+    noise = torch.randn(64, 64, 64, generator=torch.Generator().manual_seed(0))
+    assert float(_smooth_section(noise, 2, 32, 8.0).std()) < 0.1
+
+
+def test_sections_of_the_picture() -> None:
+    """The middle sections, to one scale; y is vertical in the section across x."""
+    volume = torch.zeros(20, 40, 60)
+    volume[10, 5:, :] = 1
+    figure = three_sections(volume, voxel_size=80.0, title="a tomogram")
+    titles = {axes.get_title(): axes for axes in figure.axes}
+    assert set(titles) == {"z = 10", "y = 20", "x = 30", ""}
+    shapes = {name: titles[name].images[0].get_array() for name in ("z = 10", "y = 20", "x = 30")}
+    assert {name: None if one is None else one.shape for name, one in shapes.items()} == {
+        **{"z = 10": (40, 60), "y = 20": (20, 60), "x = 30": (40, 20)}
+    }
+
+
 # --- what is refused before anything is computed ----------------------------------------------------------------------
 
 
@@ -229,7 +255,9 @@ def test_other_mistakes(
     assert "set --depth in voxels" in refused(monkeypatch, capsys, series)
     correction = ("--depth", DEPTH, "--ctf-correction", "wiener")
     assert "set --ctf defocus=" in refused(monkeypatch, capsys, series, *correction)
+    microscope(tmp_path / "microscope.json")
     for output, message in (
+        (tmp_path / "microscope.mrc", "expected no other file than a tomogram's record at"),
         (series, "the tilt-series itself"),
         (tmp_path / "out.png", "expected --output to end in .mrc or .rec"),
         (tmp_path / "none" / "out.mrc", "expected a folder for the tomogram, found none"),
