@@ -11,7 +11,7 @@ from scipy.optimize import nnls
 
 from faket_aug._arrays import FloatArray
 from faket_aug._checks import check_positive
-from faket_aug.microscope.crowd import LENGTHS, CrowdField, CrowdTilts, medium
+from faket_aug.microscope.crowd import LENGTHS, CrowdField, CrowdTilts, interpolation_loss, medium
 from faket_aug.microscope.ctf import ContrastTransfer
 from faket_aug.microscope.intensity import AbsoluteScale
 from faket_aug.microscope.power_fit import COMMON, FIT_RANGE, Pairs, PowerFit
@@ -29,9 +29,9 @@ _CONTRASTS = (0.04, 0.1)
 _ROUNDS = 4
 #: The crowd fills at most this fraction of the volume.
 _FULLEST = 0.5
-#: 1/Å. Frequencies at which the crowd is compared with the specimens to find its mass. Below them membranes, beads and
-#: the edges of cells matter more.
-_PARTICLES = (0.008, 0.02)
+#: 1/Å. Frequencies at which the crowd is compared with the specimens to find its mass. Below them membranes, beads, the
+#: edges of cells and the sizes of particles matter more.
+_PARTICLES = (0.012, 0.025)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -148,11 +148,10 @@ class AbsoluteFit(PowerFit):
         return np.concatenate(parts)
 
     def _unusual(self, parameters: FloatArray) -> FloatArray:
-        """What is known beforehand. It counts as often as there are pairs, since they share the error of the model."""
-        usual = _USUAL | {"amplitude_contrast": (self._contrast, _CONTRAST_ERROR)}
-        off = [(parameters[COMMON.index(name)] - value) / error for name, (value, error) in usual.items()]
-        result: FloatArray = np.array(off) * np.sqrt(self._pairs)
-        return result
+        """What is known beforehand. The envelope counts as often as there are pairs, which share the model's error."""
+        off = [(parameters[COMMON.index(name)] - value) / error for name, (value, error) in _USUAL.items()]
+        contrast = (parameters[COMMON.index("amplitude_contrast")] - self._contrast) / _CONTRAST_ERROR
+        return np.append(np.array(off) * np.sqrt(self._pairs), contrast)
 
     def matter_power(self, parameters: FloatArray, series: int) -> FloatArray:
         power: FloatArray = np.tensordot(self._amounts(parameters), self._power[series], 1)
@@ -162,32 +161,36 @@ class AbsoluteFit(PowerFit):
 
     def explained(self, parameters: FloatArray) -> float:
         """How much of the shared power the specimens explain."""
-        return 1 / self._excess(parameters, FIT_RANGE)
+        return 1 / self._excess(parameters)
 
     def crowd(self, parameters: FloatArray) -> CrowdField | None:
         """What the specimens do not explain: all matter less the specimens, whose contrast in a crowd is lower."""
         media = np.stack([medium(RINGS / self._pixel_size, length) for length in LENGTHS])
         total = self._amounts(parameters) @ np.concatenate([self._own[None], media])
-        low, high = (q * self._pixel_size for q in _PARTICLES)
-        particles = (max(low, FIT_RANGE[0]), min(high, FIT_RANGE[1]))
-        if particles[1] - particles[0] < RING_WIDTH:
-            particles = FIT_RANGE
         displaced, mean = 0.0, 0.0
         # More crowd takes more contrast from the specimens, which then explain less.
         for _ in range(_ROUNDS):
-            mean = (self._excess(parameters, particles) / (1 - displaced) ** 2 - 1) * self._density
+            mean = (self._excess(parameters) / (1 - displaced) ** 2 - 1) * self._density
             if mean <= 0 or not self._matter.solid:
                 break
             displaced = min(mean / self._matter.solid, _FULLEST)
-        rest = np.maximum(total - (1 - displaced) ** 2 * self._own, 0.0)
-        if not (rest > 0).any() or self._excess(parameters, FIT_RANGE) <= 1:
+        # Both are powers of projections, which have lost some by interpolation: so will the crowd's.
+        rest = np.maximum(total - (1 - displaced) ** 2 * self._own, 0.0) / interpolation_loss(RINGS)
+        if self._matter.solid:
+            # The crowd has less room: where particles are, there is none.
+            rest /= 1 - min(self._density / self._matter.solid, _FULLEST)
+        if not (rest > 0).any() or self._excess(parameters) <= 1:
             return None
         frequencies = tuple((RINGS / self._pixel_size).tolist())
         power = tuple(rest.tolist())
         return CrowdField(frequencies=frequencies, power=power, mean=max(mean, 0.0), solid=self._matter.solid)
 
-    def _excess(self, parameters: FloatArray, band: tuple[float, float]) -> float:
-        """The power of all matter divided by that of the specimens, in a band of frequencies."""
+    def _excess(self, parameters: FloatArray) -> float:
+        """The power of all matter divided by that of the specimens, where particles count."""
+        low, high = (q * self._pixel_size for q in _PARTICLES)
+        band = (max(low, FIT_RANGE[0]), min(high, FIT_RANGE[1]))
+        if band[1] - band[0] < 2 * RING_WIDTH:
+            band = FIT_RANGE
         inside = (band[0] <= RINGS) & (band[1] >= RINGS)
         amounts = self._amounts(parameters)
         total = sum(float(np.tensordot(amounts, one, 1)[:, inside].sum()) for one in self._shared)

@@ -325,6 +325,13 @@ class NoiseModel(ABC):
         )
         if scale is None and any(one.source == "power" for one in scales):
             warnings.warn(_POWER, stacklevel=3)
+        for index, one in enumerate(scales):
+            if one.source == "intensity" and one.transfer.slope < 0:
+                warnings.warn(
+                    f"series {index}: more electrons make lower gray values, so particles are bright; simulated ones "
+                    "will be dark. Negate the tilts",
+                    stacklevel=3,
+                )
         absolute = all(one.source != "power" for one in scales)
         # Clean tilts without noise are clipped where the measured ones are: not at their own standard deviation.
         limits = [clipping_limit(s, t) for s, t in zip(scales, spectra, strict=True)] if absolute else None

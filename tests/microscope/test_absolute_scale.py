@@ -143,6 +143,13 @@ def test_contrast_does_not_depend_on_gray_values(counts: Tensor) -> None:
             np.testing.assert_allclose(_scale(_fit(factor * counts + offset, clean, **known)), plain, rtol=0.10)
 
 
+def test_inverted_gray_values(counts: Tensor) -> None:
+    """Where more electrons make lower gray values, the user is told."""
+    with pytest.warns(UserWarning, match="series 0: more electrons make lower gray values"):
+        model = _fit(1000 - counts, _clean(2))
+    np.testing.assert_allclose(_scale(model), _scale(_fit(counts, _clean(2))), rtol=0.10)
+
+
 def test_exposure_in_any_order(counts: Tensor) -> None:
     """Exposures belong to the tilts that they were given with; one number is for all."""
     clean, order = _clean(2), torch.randperm(len(ANGLES), generator=torch.Generator().manual_seed(0))
