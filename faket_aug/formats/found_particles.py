@@ -127,7 +127,11 @@ def find_names(path: str | Path) -> dict[int, str]:
     """Find the names of class numbers that belong to a list: a copick project's, or of a table in its folder."""
     path = Path(path)
     if path.suffix.lower() == ".json" or (path.is_dir() and not _shrec_folders(path)):
-        return copick.read_copick_classes(path) if path.exists() else {}
+        try:
+            return copick.read_copick_classes(path)
+        except FileNotFoundError:
+            # What reads the list says what is missing.
+            return {}
     return find_class_names(path if path.is_dir() else path.parent)
 
 

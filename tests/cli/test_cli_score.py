@@ -231,7 +231,8 @@ def test_nothing_there(
 ) -> None:
     """A path without a list says what was looked for."""
     (tmp_path / "empty").mkdir()
-    code, _, err = score(monkeypatch, capsys, tmp_path / "empty", truth)
-    assert (code, "expected particle_locations.txt or a copick project, found neither" in err) == (1, True)
+    for pair in ((tmp_path / "empty", truth), (truth, tmp_path / "empty")):
+        code, _, err = score(monkeypatch, capsys, *pair)
+        assert (code, "expected particle_locations.txt or a copick project, found neither" in err) == (1, True)
     code, _, err = score(monkeypatch, capsys, tmp_path / "none.star", truth)
     assert (code, "expected a list of particles, found none at" in err) == (1, True)
