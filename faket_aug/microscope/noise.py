@@ -533,6 +533,12 @@ class ResponseNoise(FittedNoise):
         """Return the model whose tilts have a measured background."""
         return replace(self, background=index % len(self.backgrounds)) if self.backgrounds else self
 
+    def identity(self) -> str:
+        """Return the text of the model, without backgrounds where tilts do not get one: records stay small."""
+        return (
+            super().identity() if self.background is not None else json.dumps(replace(self, backgrounds=())._content())
+        )
+
     def _content(self) -> dict[str, Any]:
         own = {"backgrounds": [one.to_dict() for one in self.backgrounds]} if self.backgrounds else {}
         return super()._content() | own | ({} if self.background is None else {"background": self.background})

@@ -521,6 +521,8 @@ memory_budget
         """Return all settings that the result depends on, as JSON types: strings, numbers, lists and dicts."""
         uses_noise, styled = self.modality in NOISY_MODALITIES or self.response is not None, self.modality == "faket"
         noise = self.noise_model if uses_noise else None
+        if self.background == "measured" and isinstance(noise, ResponseNoise):
+            noise = noise.with_background(0)
         style = self.style_transfer if styled else None
         plain = (
             *("content_weight", "step_size", "iterations", "average_decay", "keep_spectrum", "filter", "resampling"),

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from faket_aug import ContrastTransfer, GrandModel, NoiseModel, TiltSeries, project
+from faket_aug.generation import GrandModelGenerator, ParticleSpecies, ParticleTemplate
 from faket_aug.microscope.intensity import (
     ContrastReport,
     PhotonTransfer,
@@ -20,6 +21,7 @@ from faket_aug.microscope.intensity import (
 )
 from faket_aug.microscope.interaction import interaction_constant
 from faket_aug.microscope.spectra import RINGS, SeriesSpectra, sorted_spectra
+from faket_aug.simulation.fit_microscope import fit_microscope
 
 ANGLES = np.arange(-60.0, 61.0, 4.0)
 DEFOCUS = 3.4
@@ -239,3 +241,53 @@ def test_spectra_are_those_of_the_signal(counts: Tensor) -> None:
     whole = matching_spectra([few], [ANGLES], measured, [wide])[0][0]
     inner = (RINGS > 0.05) & (RINGS < 0.3)
     assert np.median(whole.power[:, inner] / plain.power[:, inner]) > 1.5
+
+
+# --- as many particles as there are -----------------------------------------------------------------------------------
+
+
+def _generator(occupancy: float | None = None, **settings: Any) -> GrandModelGenerator:
+    z, y, x = np.mgrid[-9:10, -9:10, -9:10]
+    radius = np.sqrt(z**2 + y**2 + x**2)
+    shell = torch.from_numpy((2 * np.exp(-((radius - 5.0) ** 2) / 0.8)).astype(np.float32))
+    template = ParticleTemplate(density=shell, voxel_size=10.0, threshold=0.5, name="shell")
+    species = ParticleSpecies(templates=template, **settings)
+    return GrandModelGenerator(particles=[species], shape=(40, 128, 128), voxel_size=10.0, occupancy=occupancy)
+
+
+def test_scaled_generators() -> None:
+    """Twice as many particles: by counts, ranges, concentrations or the occupancy."""
+    for settings, expected in (
+        ({"count": 20}, (40, 40)),
+        ({"count": (10, 20)}, (20, 40)),
+    ):
+        (species,) = _generator(**settings).scaled(2.0).particles  # type: ignore[misc]
+        assert species.count == expected
+    for name in ("concentration_per_um3", "concentration_molar"):
+        (species,) = _generator(**{name: 1e-6}).scaled(3.0).particles  # type: ignore[misc]
+        assert getattr(species, name) == pytest.approx(3e-6)
+    crowded = _generator(occupancy=0.02)
+    assert crowded.scaled(3.0).occupancy == pytest.approx(0.06)
+    with pytest.raises(ValueError, match="shell: expected a count or a concentration to scale"):
+        crowded.particles[0].scaled(2.0)  # type: ignore[index]
+    with pytest.raises(ValueError, match="factor"):
+        crowded.scaled(0.0)
+
+
+@pytest.mark.slow
+def test_particles_fill_up(counts: Tensor) -> None:
+    """With `crowd="occupancy"` particles are generated until they explain what was measured."""
+    truth = _generator(count=60).generate(seed=5)
+    intensity = torch.from_numpy(ELECTRONS * TRANSMISSION ** (1 / np.cos(np.deg2rad(ANGLES))))[:, None, None]
+    clean = -project(truth.density, ANGLES, extend="wrap")
+    contrast = ContrastTransfer(defocus=DEFOCUS).apply(clean, 10.0) * 2 * interaction_constant(300) * 10
+    tilts = torch.poisson((intensity * (1 + contrast)).clamp(min=0).float(), generator=torch.Generator().manual_seed(0))
+    series = TiltSeries(tilts=tilts, tilt_angles=ANGLES, pixel_size=10.0)
+    fitted = fit_microscope(series, _generator(count=20), count=1, defocus=DEFOCUS, crowd="occupancy")
+    assert fitted.about["occupancy_factor"] == pytest.approx(3.0, rel=0.25)
+    assert fitted.noise.contrast is not None
+    assert fitted.noise.contrast.explained == pytest.approx(1.0, abs=0.15)
+    with pytest.raises(ValueError, match="expected specimens of a `GrandModelGenerator`"):
+        fit_microscope(series, [truth], defocus=DEFOCUS, crowd="occupancy")
+    with pytest.raises(ValueError, match="expected `crowd` to be one of"):
+        fit_microscope(series, [truth], defocus=DEFOCUS, crowd="none")

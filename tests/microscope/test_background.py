@@ -129,6 +129,12 @@ def test_simulator_draws_it() -> None:
         signs.add(bool((tilts - plain)[-1, :, half - 2 : half + 2].mean() > (tilts - plain)[-1].mean()))
     assert signs == {True, False}
     assert made.settings()["background"] == "measured"
+    # A record holds backgrounds only where tilts get one, and makes the tomogram again.
+    assert "backgrounds" not in own.settings()["noise"]
+    record = made.draw(thing, seed=0, tomogram=3)
+    noise = NoiseModel.from_json(record.settings["noise"])
+    again = simulator("noisy", noise=noise, background="measured").simulate(thing, record)
+    assert torch.equal(again.tiltseries, made(thing, seed=0, tomogram=3).tiltseries)
     with pytest.raises(ValueError, match="expected noise with `backgrounds`"):
         simulator("noisy", background="measured")
     with pytest.raises(ValueError, match="expected `background` to be one of"):
