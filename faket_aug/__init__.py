@@ -41,6 +41,8 @@ from faket_aug.simulation.own_parts import TomogramSimulator
 from faket_aug.simulation.simulator import MODALITIES, FakETSimulator
 from faket_aug.simulation.step_size import StepChoice, choose_step_size
 from faket_aug.simulation.tomogram import SimulatedTomogram, SimulationRecord
+from faket_aug.simulation.variation import Variation
+from faket_aug.simulation.varied import VariedSimulator
 from faket_aug.specimens.grandmodel import GrandModel
 from faket_aug.specimens.lazy import ShrecSpecimens
 from faket_aug.specimens.particles import ParticleTable
@@ -101,6 +103,8 @@ __all__ = [
     "TiltedSpecimen",
     "TomogramSimulator",
     "VGG19Features",
+    "Variation",
+    "VariedSimulator",
     "WeightsError",
     "__version__",
     "align_by_neighbours",

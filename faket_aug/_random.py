@@ -23,6 +23,7 @@ STAGES = (
     "crowd",
     "transform",
     "background",
+    "variation",
 )
 
 

@@ -17,6 +17,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from torch import Tensor
 
+from faket_aug._checks import check_ndim
 from faket_aug.formats._atomic import atomic_path
 from faket_aug.geometry import Angles, as_tilt_angles, nearest_tilts
 from faket_aug.statistics import value_range
@@ -32,6 +33,10 @@ LABEL_COLORS = (
 _LINE_COLOR = "#0072B2"
 LABEL_OPACITY = 0.65
 _DPI = 150
+#: Å, of sections that are shown: ribosomes stand out of the noise of a thick cell, and membranes are still seen.
+LOW_PASS = 80.0
+#: Standard deviation of the Gaussian that halves waves of length 1: sqrt(2 ln 2) / (2 π).
+_HALVING = 0.1874
 
 
 def tilt_panel(
@@ -201,6 +206,49 @@ def simulated_beside_real(simulated: TiltSeries, real: TiltSeries, *, tilt_angle
             known = None if series.measured is None else series.measured[int(index)]
             tilt_panel(axes, series.tilts[int(index)], title=title, pixel_size=series.pixel_size, measured=known)
     return figure
+
+
+def three_sections(volume: Tensor, *, voxel_size: float, title: str, low_pass: float = LOW_PASS) -> Figure:
+    """Show three orthogonal sections through the middle of a tomogram, low-passed so that particles stand out.
+
+    Parameters
+    ----------
+    volume
+        `(z, y, x)`.
+    voxel_size
+        Å.
+    title
+        Above the sections.
+    low_pass
+        Å. Neighbouring sections within this length are averaged, and the mean is smoothed by a Gaussian that leaves
+        half of the amplitude at `1 / low_pass`.
+    """
+    check_ndim("volume", volume, "z y x")
+    depth, height, width = volume.shape
+    scale = 11.0 / (width + depth)
+    size = ((width + depth) * scale, (height + depth) * scale + 0.8)
+    figure = Figure(figsize=size, layout="constrained")
+    figure.suptitle(title, fontsize=10)
+    ratios = {"width_ratios": [width, depth], "height_ratios": [height, depth]}
+    grid: npt.NDArray[Any] = figure.subplots(2, 2, squeeze=False, gridspec_kw=ratios)
+    grid[1, 1].set_axis_off()
+    for axis, (name, axes) in enumerate(zip("zyx", (grid[0, 0], grid[1, 0], grid[0, 1]), strict=True)):
+        place = volume.shape[axis] // 2
+        image = _smooth_section(volume, axis, place, low_pass / voxel_size)
+        tilt_panel(axes, image, title=f"{name} = {place}", pixel_size=voxel_size if axis == 0 else 0.0)
+    return figure
+
+
+def _smooth_section(volume: Tensor, axis: int, place: int, length: float) -> Tensor:
+    """Average sections within a length in voxels, and smooth the mean."""
+    from scipy.ndimage import gaussian_filter
+
+    reach = round((length - 1) / 2)
+    slab = volume.movedim(axis, 0)[max(place - reach, 0) : place + reach + 1].float().mean(dim=0)
+    # A Gaussian of this standard deviation halves waves of `length`.
+    smooth = torch.from_numpy(gaussian_filter(slab.cpu().numpy(), _HALVING * length, mode="nearest"))
+    # Across x there is (z, y) left; y stays vertical, as in the section beside it.
+    return smooth.T if axis == 2 else smooth
 
 
 def richest_section(labels: Tensor) -> int:

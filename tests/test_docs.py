@@ -308,6 +308,8 @@ def test_commands_are_those_of_the_command_line(
     assert count
 
 
+#: The pages' series has no alignment beside it, and no defocus.
+ALIGNED = ["--aligned", "--bin", "1", "--ctf", "defocus=3.5"]
 #: Commands that run on small data, by page, and what makes them small: of an option given twice the last one counts.
 RUN = {
     "README.md": {
@@ -315,8 +317,9 @@ RUN = {
         "simulate set": ["--count", "1"],
         "simulate cells": [*("--shape", "40,128,128", "--count", "1"), *("--weights", "narrow.pth")],
         "show": [],
+        "reconstruct": ALIGNED,
     },
-    "docs/getting-started.md": {"fit": [], "simulate": ["--count", "1"], "show": []},
+    "docs/getting-started.md": {"fit": [], "simulate": ["--count", "1"], "show": [], "reconstruct": ALIGNED},
 }
 
 

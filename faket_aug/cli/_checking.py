@@ -96,7 +96,7 @@ def run(work: CheckWork, progress: Callable[[int, int], None]) -> list[str]:
     if work.particle is not None:
         particle = read_templates([work.particle], voxel_size=options["voxel_size"] or pixel_size)[0]
     make_writable_folder(work.output)
-    simulator = make_parts(options).simulator(options, work.output / STYLE_CACHE)
+    simulator = make_parts(options).plain(options, work.output / STYLE_CACHE)
     found = check_microscope(
         simulator,
         series,

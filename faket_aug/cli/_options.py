@@ -22,7 +22,7 @@ from faket_aug.generation.recipe import RECIPE, as_tables
 from faket_aug.geometry import as_tilt_angles
 from faket_aug.microscope.imperfections import Imperfections
 from faket_aug.microscope.noise import NoiseModel
-from faket_aug.simulation.plain_settings import TRANSFER, simulator_settings
+from faket_aug.simulation.plain_settings import TRANSFER, simulator_settings, variation_setting
 from faket_aug.simulation.saving import check_formats
 from faket_aug.simulation.simulator import RENAMED, FakETSimulator
 from faket_aug.simulation.tomogram import SimulatedTomogram
@@ -151,6 +151,7 @@ def _settings() -> dict[str, Setting]:
         TILTS: {
             "modality": replace(modality, default=None, help="What the tilts are; faket with `style`, noisy without."),
             "style": own["style"],
+            "variation": variation_setting(),
         },
         STYLE: encoder | {name: simulator.pop(name) for name in style},
         MICROSCOPE: noise | microscope,

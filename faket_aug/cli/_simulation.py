@@ -27,6 +27,7 @@ from faket_aug.microscope.imperfections import Imperfections
 from faket_aug.microscope.noise import NoiseModel
 from faket_aug.simulation.saving import check_names, is_whole
 from faket_aug.simulation.simulator import RENAMED, FakETSimulator
+from faket_aug.simulation.varied import Simulator, VariedSimulator
 from faket_aug.style.bank import StyleBank
 from faket_aug.style.vgg19 import VGG19Features
 from faket_aug.tilts.series import TiltSeries
@@ -95,8 +96,13 @@ class Parts:
         found["weights"] = None if self.features is None else self.features.fingerprint
         return found
 
-    def simulator(self, options: Options, cache: Path) -> FakETSimulator:
+    def simulator(self, options: Options, cache: Path) -> Simulator:
         """Make the simulator, encoding the style or reading it from the cache."""
+        plain, varied = self.plain(options, cache), options.of("VariedSimulator")
+        return VariedSimulator(plain, **varied) if varied.get("variation") is not None else plain
+
+    def plain(self, options: Options, cache: Path) -> FakETSimulator:
+        """Make the simulator whose settings are the same for all tomograms."""
         if self.features is None:
             return replace(self.unstyled, modality=options.modality)
         settings: dict[str, Any] = {"cache": cache, "device": self.unstyled.device} | options.of("StyleBank.build")
@@ -219,7 +225,7 @@ class _Maker:
 
     work: Work
     source: Source
-    simulator: FakETSimulator
+    simulator: Simulator
 
     def make(self, index: int) -> None:
         """Make tomogram `index` of the set and write it."""
@@ -230,8 +236,7 @@ class _Maker:
         made = self.simulator(specimen, seed=options.seed, tomogram=index)
         noiseless = None
         if options["noiseless"]:
-            clean = replace(self.simulator, modality="noiseless")
-            noiseless = clean(specimen, seed=options.seed, tomogram=index).tomogram
+            noiseless = _noiseless(self.simulator)(specimen, seed=options.seed, tomogram=index).tomogram
         made.save(
             path,
             formats=options.value("formats"),
@@ -240,6 +245,12 @@ class _Maker:
             copick_project=self.work.folder / COPICK_PROJECT,
             origin={"specimen": given.name} | self.source.settings | {"options": options.to_json()},
         )
+
+
+def _noiseless(simulator: Simulator) -> Simulator:
+    if isinstance(simulator, VariedSimulator):
+        return simulator.with_settings(modality="noiseless")
+    return replace(simulator, modality="noiseless")
 
 
 def _preview(folder: Path) -> Path | None:

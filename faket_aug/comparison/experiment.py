@@ -37,6 +37,7 @@ from faket_aug.picking.training import fit
 from faket_aug.simulation.fit_microscope import fit_microscope
 from faket_aug.simulation.simulator import FakETSimulator
 from faket_aug.simulation.step_size import choose_step_by_series
+from faket_aug.simulation.varied import Simulator, VariedSimulator
 from faket_aug.specimens.grandmodel import GrandModel
 from faket_aug.specimens.lazy import ShrecSpecimens
 from faket_aug.style.bank import StyleBank
@@ -151,7 +152,7 @@ class Experiment:
         specimens = ShrecSpecimens(folders, z_range=made.z_range)
         return FakETDataset(specimens, self.simulator(arm), **patches)
 
-    def simulator(self, arm: Arm) -> FakETSimulator:
+    def simulator(self, arm: Arm) -> Simulator:
         """The simulator of an arm."""
         made = self.comparison
         settings: dict[str, Any] = {"filter": made.filter, "device": made.device, "threads": made.threads}
@@ -161,9 +162,11 @@ class Experiment:
             features = VGG19Features(arm.weights or made.weights, precision=made.precision, **made.more("encoder"))
             settings |= {"style": StyleBank.build(self.style, features, **self._bank), "features": features}
         settings |= {"tilt_angles": self.style[0].tilt_angles, "modality": arm.modality} | arm.simulator_settings()
+        variation = settings.pop("variation", None)
         if settings.get("step_size") == AUTO:
             settings |= self._chosen_step(arm, settings)
-        return FakETSimulator(**settings)
+        simulator = FakETSimulator(**settings)
+        return simulator if variation is None else VariedSimulator(simulator, variation)
 
     @property
     def _bank(self) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from faket_aug.picking.network import DeepFinderNet
 from faket_aug.picking.precision import PRECISIONS
 from faket_aug.picking.scoring import evaluate_shrec
 from faket_aug.picking.settings import TrainingSettings
-from faket_aug.simulation.plain_settings import simulator_settings
+from faket_aug.simulation.plain_settings import simulator_settings, variation_setting
 from faket_aug.simulation.simulator import MODALITIES, RENAMED, FakETSimulator
 from faket_aug.specimens.grandmodel import GrandModel
 from faket_aug.style.bank import StyleBank
@@ -46,7 +46,8 @@ def _simulator() -> dict[str, Setting]:
     found = simulator_settings()
     del found["modality"]
     step = found["step_size"]
-    return found | {"step_size": replace(step, hint=Literal["auto"] | step.hint, help=f'{step.help} Or "{AUTO}".')}
+    step = replace(step, hint=Literal["auto"] | step.hint, help=f'{step.help} Or "{AUTO}".')
+    return found | {"step_size": step, "variation": variation_setting()}
 
 
 SIMULATOR = _simulator()
@@ -80,7 +81,7 @@ class Arm:
         In place of the comparison's.
     simulator
         More settings of `FakETSimulator`, by name; those of `ctf` and `imperfections` are tables. `step_size` may be
-        `"auto"`: tilts that are held out choose it, see `choose_step_size`.
+        `"auto"`: tilts that are held out choose it, see `choose_step_size`. And `variation` of `VariedSimulator`.
     """
 
     source: str = "simulated"
@@ -111,7 +112,7 @@ class Arm:
             raise ValueError(f'expected no `keep_spectrum` beside a step of "{AUTO}", which chooses both; leave it out')
 
     def simulator_settings(self) -> dict[str, Any]:
-        """Return `simulator` as `FakETSimulator` takes it."""
+        """Return `simulator` as `FakETSimulator` and `VariedSimulator` (`variation`) take it."""
         return read_table(SIMULATOR, self.simulator, "simulator", renamed=RENAMED)
 
 

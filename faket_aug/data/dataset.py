@@ -185,7 +185,7 @@ class FakETDataset(PatchDataset):
         A sequence of specimens: `GrandModel`s or `TiltedSpecimen`s. `read_specimens` gives a sequence that reads each
         one when it is needed. Or a `GrandModelGenerator`, which makes a new specimen for each tomogram of each epoch.
     simulator
-        Makes the tomograms: a `FakETSimulator`, or one of your own (`TomogramSimulator`).
+        Makes the tomograms: a `FakETSimulator`, a `VariedSimulator`, or one of your own (`TomogramSimulator`).
     patch_size
         Size of a patch in voxels, one number or (z, y, x).
     patches_per_tomogram

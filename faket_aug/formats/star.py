@@ -226,6 +226,16 @@ def has_tomogram_names(path: str | Path) -> bool:
     return any(name in table for table in tables for name in (*_TOMOGRAM_NAMES, "rlnTomoParticlesFile"))
 
 
+def read_star_voxel_size(path: str | Path) -> float:
+    """Read the voxel size, Å, that the coordinates of a STAR file of particles count in; 0 where it says none."""
+    path = Path(path)
+    blocks = star_tables(path)
+    if any("rlnTomoParticlesFile" in block for block in blocks.values()):
+        return 0.0
+    table = _particle_table(blocks, path)
+    return _own_pixel_size(_Rows(table, list(range(len(next(iter(table.values()))))), path, {})) or 0.0
+
+
 def _named_file(path: Path, table: StarTable, column: str) -> Path:
     if not table[column] or table[column][0].lower() in ("", "none"):
         raise FileFormatError(f"{path}: expected a file named by _{column}, got none")

@@ -35,8 +35,10 @@ from faket_aug.microscope.noise_curves import (
     check_order,
     fit_series,
     mean_curves,
+    reassumed_series,
     series_from_json,
     series_of_gain,
+    strengthened_series,
 )
 from faket_aug.microscope.response import ORDER, MicroscopeResponse
 from faket_aug.microscope.spectra import matching_spectra, sorted_spectra
@@ -423,6 +425,28 @@ class FittedNoise(NoiseModel):
         """
         return mean_curves(self.series, tilt_angles, self.order)
 
+    @abstractmethod
+    def strengthened(self, *, contrast: float = 1.0, exposure: float = 1.0) -> Self:
+        """Return the model with a stronger signal, or with less noise.
+
+        Parameters
+        ----------
+        contrast
+            Factor on the signal.
+        exposure
+            Factor on the number of electrons: the noise power, relative to the signal's, is divided by it.
+        """
+
+    def as_white(self, snr: float) -> WhiteNoise:
+        """Return white noise of another signal-to-noise ratio, with the means and standard deviations of this model.
+
+        Parameters
+        ----------
+        snr
+            Signal power divided by noise power, at 0°; it falls as `snr · cos θ`, as for `assume`.
+        """
+        return WhiteNoise(series=tuple(reassumed_series(series, snr) for series in self.series), order=self.order)
+
     def to_json(self) -> str:
         """Write the model as JSON text."""
         return seal(self._content(), indent=None)
@@ -465,6 +489,10 @@ class WhiteNoise(FittedNoise):
     def baseline(self) -> WhiteNoise:
         """Return the BASELINE variant: the same for every tilt (polynomials of order 0)."""
         return replace(self, order=0)
+
+    def strengthened(self, *, contrast: float = 1.0, exposure: float = 1.0) -> WhiteNoise:
+        """Return the model with another ratio of signal and noise; the tilts' standard deviations stay."""
+        return replace(self, series=tuple(strengthened_series(s, contrast**2 * exposure) for s in self.series))
 
     def sample(self, clean: Tensor, noise: Tensor, tilt_angles: Angles, *, noise_scale: float = 1.0) -> Tensor:
         """Make noisy tilts, see `NoiseModel.sample`. A constant tilt has no signal: the result is noise alone."""
@@ -517,6 +545,14 @@ class ResponseNoise(FittedNoise):
     def at_defocus(self, defocus: float) -> ResponseNoise:
         """Return the model with another defocus, µm."""
         return replace(self, response=self.response.at_defocus(defocus))
+
+    def strengthened(self, *, contrast: float = 1.0, exposure: float = 1.0) -> ResponseNoise:
+        """Return the model with another scale of the gain, or another noise power."""
+        return replace(self, response=self.response.strengthened(contrast=contrast, exposure=exposure))
+
+    def shifted(self, defocus: float) -> ResponseNoise:
+        """Return the model with the defocus of all series changed by a number, µm."""
+        return replace(self, response=self.response.shifted(defocus))
 
     def sample(self, clean: Tensor, noise: Tensor, tilt_angles: Angles, *, noise_scale: float = 1.0) -> Tensor:
         """Make noisy tilts, see `NoiseModel.sample`. Clean tilts must have the unit of the clean tilts of the fit."""

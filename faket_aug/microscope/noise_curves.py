@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -153,8 +153,18 @@ def assumed_series(
     check_ndim("target", target, "tilt y x")
     check_positive("snr", snr)
     angles = as_tilt_angles(tilt_angles, count=target.shape[0])
-    ratio = snr * np.cos(np.deg2rad(angles)).clip(0.01)
     mean, std = _target_statistics(target, angles, quantiles, "target", as_mask(measured, target))
+    return _assumed(angles, mean, std, snr)
+
+
+def reassumed_series(series: SeriesNoise, snr: float) -> SeriesNoise:
+    """Keep means and standard deviations of a series, and assume a signal-to-noise ratio, `snr · cos θ`."""
+    check_positive("snr", snr)
+    return _assumed(np.asarray(series.tilt_angles), np.asarray(series.mean), np.asarray(series.std), snr)
+
+
+def _assumed(angles: FloatArray, mean: FloatArray, std: FloatArray, snr: float) -> SeriesNoise:
+    ratio = snr * np.cos(np.deg2rad(angles)).clip(0.01)
     return SeriesNoise(
         tilt_angles=_floats(angles),
         correlation=_floats(np.sqrt(ratio / (1 + ratio))),
@@ -162,6 +172,16 @@ def assumed_series(
         mean=_floats(mean),
         std=_floats(std),
     )
+
+
+def strengthened_series(series: SeriesNoise, factor: float) -> SeriesNoise:
+    """Multiply the ratio of signal power and noise power of each tilt; means and standard deviations stay."""
+    if factor == 1:
+        return series
+    signal = factor * np.asarray(series.correlation) ** 2
+    total = (signal + np.asarray(series.deviation) ** 2).clip(min=np.finfo(np.float64).tiny)
+    share = signal / total
+    return replace(series, correlation=_floats(np.sqrt(share)), deviation=_floats(np.sqrt(1 - share)))
 
 
 def series_of_gain(spectra: SeriesSpectra, gain: SeriesGain) -> SeriesNoise:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, Self
@@ -222,6 +223,17 @@ class MicroscopeResponse:
     def at_defocus(self, defocus: float) -> Self:
         """Return the response with another defocus, µm."""
         return replace(self, ctf=replace(self.ctf, defocus=defocus))
+
+    def shifted(self, defocus: float) -> Self:
+        """Return the response with the defocus of all series changed by a number, µm."""
+        moved = replace(self, defocus=tuple(one + defocus for one in self.defocus))
+        return moved.at_defocus(float(np.mean(self.ctf.defocus)) + defocus)
+
+    def strengthened(self, *, contrast: float = 1.0, exposure: float = 1.0) -> Self:
+        """Return the response with a factor on its gain, and with its noise power divided by another one."""
+        envelope = replace(self.envelope, log_scale=self.envelope.log_scale + math.log(contrast))
+        noise = tuple(tuple(value / exposure for value in row) for row in self.noise)
+        return replace(self, envelope=envelope, noise=noise)
 
     def averaged(self) -> Self:
         """Return a response that is the same for every tilt: the mean over the range of angles."""

@@ -5,6 +5,7 @@ Nothing else in the package needs this part. Any network for volumes can be trai
 
 from faket_aug.picking.checkpoints import load_weights
 from faket_aug.picking.clustering import Picks, pick
+from faket_aug.picking.distances import DistanceScore, PairedPicks, score_by_distance
 from faket_aug.picking.files import write_picks
 from faket_aug.picking.history import TrainingHistory
 from faket_aug.picking.inference import segment
@@ -28,7 +29,9 @@ __all__ = [
     "SHREC_CHALLENGE_SKIP",
     "ClassScore",
     "DeepFinderNet",
+    "DistanceScore",
     "MatchPeaks",
+    "PairedPicks",
     "Picks",
     "Preparation",
     "RankError",
@@ -44,6 +47,7 @@ __all__ = [
     "load_weights",
     "match_template",
     "pick",
+    "score_by_distance",
     "segment",
     "tversky_loss",
     "write_picks",

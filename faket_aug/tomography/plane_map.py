@@ -8,6 +8,8 @@ import threading
 import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
 
@@ -217,6 +219,10 @@ def _row_of_each(ends: Tensor) -> Tensor:
     return torch.repeat_interleave(torch.arange(len(ends) - 1, device=ends.device), ends.diff())
 
 
+#: Whether this thread's new maps are kept.
+_KEEPING: ContextVar[bool] = ContextVar("keeping", default=True)
+
+
 class PlaneMapCache:
     """Maps that are kept. If they take more than `max_bytes`, the least recently used map is removed first."""
 
@@ -237,11 +243,22 @@ class PlaneMapCache:
                 self._maps.move_to_end(key)
                 return self._maps[key]
         made = build()
+        if not _KEEPING.get():
+            return made
         with self._lock:
             self._maps[key] = made
             while len(self._maps) > 1 and sum(m.nbytes for m in self._maps.values()) > self._max_bytes:
                 self._maps.popitem(last=False)
         return made
+
+    @contextmanager
+    def unchanged(self) -> Iterator[None]:
+        """Keep no new maps of this thread: for geometries that do not come again."""
+        token = _KEEPING.set(False)
+        try:
+            yield
+        finally:
+            _KEEPING.reset(token)
 
     def clear(self) -> None:
         """Remove all maps."""

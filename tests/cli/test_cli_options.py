@@ -50,13 +50,17 @@ OWNERS: dict[str, Any] = {
             *(faket_aug.FilamentSpecies, faket_aug.FiducialSpecies, faket_aug.read_templates, read_specimens),
             *(faket_aug.GrandModel.from_shrec, faket_aug.fit_microscope, faket_aug.choose_step_size, FakETDataset),
             *(TrainingSettings, DeepFinderNet, segment, pick, evaluate_shrec, _Templates, RoundTrip),
+            faket_aug.VariedSimulator,
         )
     },
     "_Files": None,
 }
 #: Composed of several parameters, or narrower than the parameter: these have no default, or the parameter's means
 #: something else.
-COMPOSED = {"modality", "membrane_bound", "particles", "membranes", "filaments", "fiducials", "slab_tilt", "voxel_size"}
+COMPOSED = {
+    *("modality", "membrane_bound", "particles", "membranes", "filaments", "fiducials", "slab_tilt", "voxel_size"),
+    "variation",
+}
 EVERY = {
     **{f"simulate {n}": one for n, one in SETTINGS.items()},
     **{f"fit {one.name}": one for one in FIT},

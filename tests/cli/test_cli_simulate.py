@@ -193,6 +193,29 @@ def test_the_record_alone_makes_it_again(command: Command, templates: Path, tmp_
     assert content(tmp_path / "again") == {name: of for name, of in before.items() if name.startswith("tomogram_0001")}
 
 
+def test_variation(command: Command, refused: Command, templates: Path, tmp_path: Path) -> None:
+    """Settings are drawn for each tomogram and stand in its record, which makes it again; the file says them, too."""
+    options = [*generated(templates), "--tilt-angles=-60:60:8", "--count", 2, "--noiseless"]
+    command("simulate", tmp_path / "set", *options, "--variation", "missing=0.1,0.5,white=1,snr=0.2,1")
+    records = [SimulationRecord.read(tmp_path / "set" / f"tomogram_000{index}") for index in range(2)]
+    first, second = (record.settings["drawn"] for record in records)
+    assert first["snr"] != second["snr"]
+    assert {0.2 <= drawn["snr"] <= 1 for drawn in (first, second)} == {True}
+    assert len(records[0].settings["tilt_angles"]) == len(first["tilts"]) < 16
+    before = content(tmp_path / "set")
+    again = ["--config", tmp_path / "set" / "tomogram_0001" / "record.json", "--count", 2, "--shard", "2/2"]
+    command("simulate", tmp_path / "again", *again)
+    assert content(tmp_path / "again") == {name: of for name, of in before.items() if name.startswith("tomogram_0001")}
+    (tmp_path / "set.toml").write_text("[variation]\nmissing = [0.1, 0.5]\nwhite = 1\nsnr = [0.2, 1]\n")
+    assert "2 were there" in command("simulate", tmp_path / "set", *options, "--config", tmp_path / "set.toml")
+    message = refused("simulate", tmp_path / "set", *options, "--variation", "standard")
+    assert "got others for variation;" in message
+    message = refused("simulate", tmp_path / "other", *options, "--variation", "wild")
+    assert "expected --variation to be standard or settings by name" in message
+    message = refused("simulate", tmp_path / "other", *options, "--variation", "defocus=0.5")
+    assert "expected a `ctf`, or noise with a `response`, of the simulator to vary `defocus`" in message
+
+
 @pytest.mark.parametrize(("name", "told"), [("4194", "not numbers themselves, got '4194'"), ("a b", "got 'a b'")])
 def test_names_are_checked_first(refused: Command, templates: Path, tmp_path: Path, name: str, told: str) -> None:
     """A name that cannot be written is refused before anything is simulated or written."""

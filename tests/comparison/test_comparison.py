@@ -25,6 +25,8 @@ from faket_aug import (
     NoiseModel,
     PatchAugmentation,
     TiltSeries,
+    Variation,
+    VariedSimulator,
     project,
 )
 from faket_aug.cli import app
@@ -411,6 +413,22 @@ def test_settings_of_the_simulator(folders: Path) -> None:
         Comparison.from_toml(path)
     path.write_text(SMALL + "\n[arms.CTF.simulator]\ndefocus = 3.3\n")
     with pytest.raises(FileFormatError, match=r"expected settings of simulator to be ctf, .*, got defocus"):
+        Comparison.from_toml(path)
+
+
+def test_variation_of_an_arm(folders: Path, tmp_path: Path) -> None:
+    """An arm's simulator may have settings that are drawn for each tomogram."""
+    path = folders / "varied.toml"
+    path.write_text(SMALL + '\n[arms.VARIED]\nmodality = "noisy"\nsimulator.variation = "standard"\n')
+    arm = Comparison.from_toml(path).arms["VARIED"]
+    made = Experiment(Comparison.from_toml(path), tmp_path).simulator(arm)
+    assert isinstance(made, VariedSimulator)
+    assert made.variations_at(0)[0][0] == Variation.standard(made.simulators[0])
+    path.write_text(SMALL + "\n[arms.VARIED.simulator.variation]\nwhite = 0.5\nsnr = [0.1, 0.2]\n")
+    given = Comparison.from_toml(path).arms["VARIED"].simulator_settings()
+    assert given == {"variation": Variation(white=0.5, snr=(0.1, 0.2))}
+    path.write_text(SMALL + '\n[arms.VARIED.simulator]\nvariation = "wild"\n')
+    with pytest.raises(FileFormatError, match=r"expected `simulator.variation` to be standard or settings by name"):
         Comparison.from_toml(path)
 
 

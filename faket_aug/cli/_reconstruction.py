@@ -1,0 +1,381 @@
+"""What `faket-aug reconstruct` does: it checks all that it can before it begins, then aligns, corrects and writes."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from faket_aug._checks import FileFormatError, check_count, same_size
+from faket_aug._runtime.memory import available_memory
+from faket_aug._runtime.threads import intra_op_threads
+from faket_aug.cli._options import Options
+from faket_aug.cli._sets import SETTINGS_FILE
+from faket_aug.figures import save_figure, three_sections
+from faket_aug.formats._json import read_json, write_json
+from faket_aug.formats.mrc import read_mrc, read_mrc_shape, write_mrc
+from faket_aug.formats.tilt_metadata import TiltMetadata
+from faket_aug.microscope.ctf import ContrastTransfer
+from faket_aug.microscope.file import read_microscope
+from faket_aug.simulation.saving import RECORD_FILE, TOMOGRAM_FILE
+from faket_aug.simulation.simulator import FakETSimulator
+from faket_aug.tilts.discovery import Metadata, _find_stack, _metadata
+from faket_aug.tilts.series import TiltSeries
+from faket_aug.tomography.reconstruction import reconstruct
+
+SUFFIXES = (".mrc", ".rec")
+PICTURE, RECORD = ".png", ".json"
+#: The halves: the first, third, ... tilt by angle, and the others.
+HALVES = {"_even": slice(0, None, 2), "_odd": slice(1, None, 2)}
+#: Å, which programs write that know no pixel size.
+_NO_SIZE = 1.0
+#: Bytes of a pixel of the tilts while they are read, aligned and corrected; of a binned one; of an entry of the map;
+#: and of what does not depend on sizes.
+_PIXEL, _BINNED, _ENTRY, _FIXED = 20, 8, 16, 2**28
+_GIB = 2**30
+#: What `--like` takes from what was simulated.
+_TAKEN = ("filter", "resampling", "ctf_correction")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReconstructionWork:
+    """What is to be reconstructed.
+
+    Parameters
+    ----------
+    series
+        A stack, or its folder.
+    output
+        The tomogram.
+    like
+        A microscope's file, or a set's folder or `simulation.json`.
+    reading
+        Settings of `TiltSeries.read`.
+    settings
+        `depth`, `filter`, `bin`, `resampling` and `ctf_correction`, as far as they are given.
+    ctf
+        In place of what the files say.
+    aligned
+        Whether the tilts are aligned already.
+    halves
+        Whether tomograms of the even and of the odd tilts are written, too.
+    threads
+        Intra-op threads.
+    """
+
+    series: Path
+    output: Path
+    like: Path | None = None
+    reading: Mapping[str, Any] = field(default_factory=dict)
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    ctf: ContrastTransfer | None = None
+    aligned: bool = False
+    halves: bool = False
+    threads: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """What will be done, once all checks have passed: settings of `reconstruct`, and the pixel size in Å."""
+
+    depth: int
+    bin: int
+    filter: str
+    resampling: str
+    ctf_correction: str | None
+    pixel_size: float
+
+    @property
+    def voxel_size(self) -> float:
+        """Å, of the tomogram."""
+        return self.pixel_size * self.bin
+
+    def words(self) -> str:
+        """Say it in a line."""
+        correction = "no CTF correction" if self.ctf_correction is None else f"CTF correction {self.ctf_correction}"
+        bin = f", bin {self.bin} ({self.resampling})" if self.bin > 1 else ""
+        return f"filter {self.filter}{bin}, {correction}"
+
+
+def run(work: ReconstructionWork, progress: Callable[[int, int], None]) -> list[str]:
+    """Reconstruct, and write tomogram, record and picture.
+
+    Parameters
+    ----------
+    work
+        What is to be done.
+    progress
+        Is told how many steps of how many are done.
+
+    Returns
+    -------
+    Lines that say what came out.
+
+    Raises
+    ------
+    ValueError, FileNotFoundError, FileFormatError
+        If files are missing or wrong, or do not go together, or memory does not suffice; before anything is computed.
+    """
+    plan = make_plan(work)
+    parts = {"": slice(None)} | (HALVES if work.halves else {})
+    steps = 2 + len(parts)
+    with torch.no_grad(), intra_op_threads(work.threads):
+        series = _prepared(work, plan)
+        progress(1, steps)
+        for done, (name, rows) in enumerate(parts.items(), start=2):
+            volume = reconstruct(
+                series.tilts[rows],
+                series.tilt_angles[rows],
+                depth=plan.depth,
+                filter=plan.filter,
+                bin=plan.bin,
+                resampling=plan.resampling,
+            )
+            path = work.output.with_stem(work.output.stem + name)
+            write_mrc(path, volume, voxel_size=plan.voxel_size)
+            if not name:
+                size = " × ".join(str(n) for n in reversed(volume.shape))
+                title = f"{work.output.name}: {size} voxels (x, y, z) of {plan.voxel_size:g} Å; {plan.words()}"
+                save_figure(three_sections(volume, voxel_size=plan.voxel_size, title=title), _picture(work))
+            del volume
+            progress(done, steps)
+    write_json(work.output.with_suffix(RECORD), _record(work, plan, series))
+    progress(steps, steps)
+    halves = [str(work.output.with_stem(work.output.stem + name)) for name in parts if name]
+    lines = [f"{len(series.tilts)} tilts, {size} voxels (x, y, z) of {plan.voxel_size:g} Å; {plan.words()}"]
+    lines += [f"halves of every other tilt: {' and '.join(halves)}"] if halves else []
+    return [*lines, f"written to {work.output}; look at {_picture(work)}"]
+
+
+def _picture(work: ReconstructionWork) -> Path:
+    return work.output.with_suffix(PICTURE)
+
+
+def _record(work: ReconstructionWork, plan: Plan, series: TiltSeries) -> dict[str, Any]:
+    """Say how the tomogram was made: a picker needs one made as those that it learned from."""
+    settings = {name: getattr(plan, name) for name in ("depth", "bin", *_TAKEN)}
+    angles = [round(float(angle), 4) for angle in series.tilt_angles]
+    return {
+        "reconstruction": settings | {"voxel_size": plan.voxel_size},
+        "series": series.name,
+        "metadata": None if series.metadata is None else series.metadata.source,
+        "aligned_before": work.aligned,
+        "tilt_angles": angles,
+    }
+
+
+def _prepared(work: ReconstructionWork, plan: Plan) -> TiltSeries:
+    """Read, align and correct the series; each stack of tilts is let go when the next one is there."""
+    series = TiltSeries.read(work.series, **{**work.reading, "pixel_size": plan.pixel_size})
+    if not work.aligned:
+        series = series.aligned()
+    # Which pixels were measured does not matter any more.
+    series = replace(series, measured=None)
+    if plan.ctf_correction is not None:
+        series = series.ctf_corrected(method=plan.ctf_correction, ctf=work.ctf)
+    return series
+
+
+# Checks, before anything is computed ----------------------------------------------------------------------------------
+
+
+def make_plan(work: ReconstructionWork) -> Plan:
+    """Check all that can be checked from headers and metadata, and put the settings together.
+
+    Raises
+    ------
+    ValueError, FileNotFoundError, FileFormatError
+        If something is missing or does not go together; the message says which option to set.
+    """
+    output = work.output
+    if output.suffix.lower() not in SUFFIXES:
+        raise ValueError(f"expected --output to end in {' or '.join(SUFFIXES)}, got {output}")
+    if not output.parent.is_dir():
+        raise FileNotFoundError(f"expected a folder for the tomogram, found none at {output.parent}; set --output")
+    _check_record(output.with_suffix(RECORD))
+    stack = _find_stack(work.series)
+    if output.exists() and output.samefile(stack):
+        raise ValueError(f"expected --output beside the tilt-series, got the tilt-series itself, {output}; rename it")
+    shape = read_mrc_shape(stack)
+    _, header = read_mrc(stack, rows=slice(0, 1), stack=True)
+    with warnings.catch_warnings():
+        # They come once more when the series is read.
+        warnings.simplefilter("ignore")
+        found = _metadata(stack, work.reading.get("tilt_angles"), _files(work.reading.get("metadata")))
+    if found.tilt_angles is None:
+        raise FileFormatError(f"{stack}: expected tilt angles, got {found.source} without; set --tilt-angles")
+    _check_alignment(work, stack, found)
+    pixel_size = _pixel_size(work, stack, shape[1:], header, found)
+    plan = _put_together(work, pixel_size)
+    if plan.ctf_correction is None and work.ctf is not None:
+        warnings.warn("--ctf is not used without a correction; set --ctf-correction phase-flip or wiener", stacklevel=2)
+    if plan.ctf_correction is not None and work.ctf is None:
+        known = found.defocus_um is not None and bool(np.isfinite(found.defocus_um).any())
+        if not known:
+            raise ValueError(
+                f"{found.source}: expected the defocus of each tilt for --ctf-correction {plan.ctf_correction}, got "
+                "none; set --ctf defocus=..., --metadata to a file that holds it, or --ctf-correction none"
+            )
+    if work.halves and len(found) < 2 * len(HALVES):
+        raise ValueError(f"{stack}: expected four tilts or more for --halves, got {len(found)}; leave it out")
+    _check_memory(stack, (len(found), *shape[1:]), plan)
+    return plan
+
+
+def _check_record(path: Path) -> None:
+    """Refuse to overwrite a file beside the tomogram that is not the record of one, as a `microscope.json`."""
+    if path.is_file() and not {"reconstruction", "tilt_angles"} <= set(read_json(path, what="a record")):
+        raise ValueError(f"expected no other file than a tomogram's record at {path}, got one; set another --output")
+
+
+def _files(given: Any) -> Sequence[Metadata] | None:
+    return list(given) if given else None
+
+
+def _check_alignment(work: ReconstructionWork, stack: Path, found: TiltMetadata) -> None:
+    if work.aligned:
+        shifted = found.shifts is not None and bool(found.shifts.any())
+        turned = found.axis_angle is not None and bool(found.axis_angle.any())
+        if found.is_alignment and (shifted or turned or found.matrices is not None):
+            warnings.warn(
+                f"{stack}: the alignment of {found.source} is left out, since --aligned says that the tilts are "
+                "aligned; leave --aligned away if they are not",
+                stacklevel=2,
+            )
+    elif not found.is_alignment:
+        raise ValueError(
+            f"{stack}: expected an alignment (tilt axis and shifts) in the files beside it, got {found.source} without;"
+            " set --metadata to an .xf, .aln, .star or .xml file that holds one, or --aligned if the tilts are aligned "
+            "already, with their axis along y"
+        )
+
+
+def _pixel_size(
+    work: ReconstructionWork, stack: Path, shape: Sequence[int], header: float, found: TiltMetadata
+) -> float:
+    """Choose the pixel size, Å: the given one, the header's, or the metadata's; those of both have to agree."""
+    given = work.reading.get("pixel_size")
+    if given is not None:
+        return float(given)
+    theirs = found.pixel_size if found.image_size in (None, tuple(shape)) else _scaled(found, shape)
+    if theirs > 0 and header > 0 and not same_size(header, theirs):
+        unbinned = found.image_size is None
+        # Without the images' size, theirs may be of unbinned ones; then only what no program measures is refused.
+        if not unbinned or same_size(header, _NO_SIZE):
+            raise FileFormatError(
+                f"{stack}: expected pixels of {theirs:g} Å{' or binned ones' * unbinned}, as {found.source} says, got "
+                f"{header:g} Å in the header; set --pixel-size"
+            )
+    size = header or (theirs if found.image_size is not None else 0.0)
+    if not size > 0:
+        raise FileFormatError(f"{stack}: expected a pixel size in the header, got 0; set --pixel-size in Å")
+    return size
+
+
+def _scaled(found: TiltMetadata, shape: Sequence[int]) -> float:
+    """Return the pixel size of images that were binned, both axes alike; 0 where they were cut."""
+    assert found.image_size is not None, "it was compared"
+    ratios = [theirs / own for theirs, own in zip(found.image_size, shape, strict=True)]
+    return found.pixel_size * ratios[0] if same_size(ratios[0], ratios[1]) else 0.0
+
+
+def _put_together(work: ReconstructionWork, pixel_size: float) -> Plan:
+    defaults: dict[str, Any] = {name: getattr(FakETSimulator, name) for name in _TAKEN}
+    like = {} if work.like is None else read_like(work.like)
+    given = dict(work.settings)
+    wanted = like.pop("voxel_size", None)
+    known: dict[str, Any] = defaults | like | given
+    if known.get("depth") is None:
+        raise ValueError(
+            "expected a depth of the tomogram, got none; set --depth in voxels (twice the specimen's thickness is "
+            "ample), or --like to a simulated set"
+        )
+    if "bin" not in given:
+        known["bin"] = 1 if wanted is None else _binning(pixel_size, wanted, work)
+    elif wanted is not None and not same_size(known["bin"] * pixel_size, wanted):
+        warnings.warn(
+            f"the tomogram has voxels of {known['bin'] * pixel_size:g} Å, those of {work.like} have {wanted:g} Å; "
+            "leave --bin away for the same",
+            stacklevel=2,
+        )
+    check_count("depth", known["depth"])
+    check_count("bin", known["bin"])
+    return Plan(pixel_size=pixel_size, **known)
+
+
+def _binning(pixel_size: float, wanted: float, work: ReconstructionWork) -> int:
+    bin = max(1, round(wanted / pixel_size))
+    if not same_size(bin * pixel_size, wanted):
+        raise ValueError(
+            f"{work.series}: expected pixels of which a whole number makes the {wanted:g} Å of {work.like}, got "
+            f"{pixel_size:g} Å; resample the series, correct it by --pixel-size, or choose another by --bin"
+        )
+    return bin
+
+
+def _check_memory(stack: Path, tilts: tuple[int, int, int], plan: Plan) -> None:
+    count, height, width = tilts
+    pixels, columns = count * height * width, width // plan.bin
+    voxels = plan.depth * (height // plan.bin) * columns
+    needed = _PIXEL * pixels + _BINNED * pixels // plan.bin**2 + 4 * voxels + _ENTRY * plan.depth * columns * count
+    needed += _FIXED
+    free = available_memory()
+    if needed > free:
+        raise ValueError(
+            f"{stack}: expected a tomogram for which {free / _GIB:.1f} GiB of free memory suffice, got one of "
+            f"{plan.depth} × {height // plan.bin} × {columns} voxels (z, y, x) from {count} tilts, which takes about "
+            f"{needed / _GIB:.1f} GiB; set a larger --bin, or a smaller --depth"
+        )
+
+
+def read_like(path: Path) -> dict[str, Any]:
+    """Find how tomograms were reconstructed in a simulation: filter, resampling, CTF correction, depth and voxel size.
+
+    Parameters
+    ----------
+    path
+        The file of a microscope, a set's folder or its `simulation.json`, or a tomogram's folder or `record.json`.
+
+    Raises
+    ------
+    FileNotFoundError, FileFormatError
+        If it is none of these.
+    """
+    folder = path if path.is_dir() else path.parent
+    if path.is_dir():
+        names = (SETTINGS_FILE, RECORD_FILE)
+        file = next((path / name for name in names if (path / name).is_file()), None)
+        if file is None:
+            raise FileNotFoundError(
+                f"{path}: expected a simulated set with {' or '.join(names)}, found none; set --like"
+            )
+        path = file
+    content = read_json(path, what="a microscope, or what a set was simulated with")
+    if "options" in content or "origin" in content:
+        options = Options.read(path, {})
+        return {name: options.value(name) for name in _TAKEN} | _of_tomogram(folder)
+    microscope = read_microscope(path)
+    told = microscope.about.get("options")
+    found = {name: told[name] for name in _TAKEN if name in told} if isinstance(told, Mapping) else {}
+    shape = told.get("shape") if isinstance(told, Mapping) else None
+    response = microscope.noise.response
+    return (
+        found
+        | ({} if not shape else {"depth": int(shape[0])})
+        | ({} if response is None or not response.pixel_size > 0 else {"voxel_size": float(response.pixel_size)})
+    )
+
+
+def _of_tomogram(folder: Path) -> dict[str, Any]:
+    """Read depth and voxel size of the first tomogram of a set, if there is one."""
+    there = [folder / TOMOGRAM_FILE, *sorted(folder.glob(f"*/{TOMOGRAM_FILE}"))]
+    file = next((one for one in there if one.is_file()), None)
+    if file is None:
+        return {}
+    _, size = read_mrc(file, rows=slice(0, 1))
+    return {"depth": read_mrc_shape(file)[0]} | ({"voxel_size": size} if size > 0 else {})

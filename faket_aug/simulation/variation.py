@@ -1,0 +1,297 @@
+"""How the settings of a simulator differ between tomograms: ranges and choices, from which they are drawn."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Self, TypeVar
+
+import numpy as np
+
+from faket_aug._arrays import FloatArray
+from faket_aug._checks import check_choice, check_count, check_fraction, check_positive
+from faket_aug.microscope.misalignment import Misalignment
+from faket_aug.microscope.noise import FittedNoise
+from faket_aug.simulation.drawn_settings import DrawnSettings, optics
+from faket_aug.simulation.simulator import FakETSimulator
+from faket_aug.tomography.filters import FILTERS
+from faket_aug.tomography.resample import RESAMPLINGS
+
+T = TypeVar("T")
+#: A number, or the lowest and the highest one.
+Range = float | tuple[float, float]
+#: The word for the variation that suits a simulator, see `Variation.standard`.
+STANDARD = "standard"
+#: Numbers that are drawn evenly in their logarithm.
+_FACTORS = ("snr", "exposure", "contrast")
+#: Numbers that are drawn evenly.
+_EVENLY = ("defocus", "crowd", "tilt_range", "missing", "step_size")
+#: Shares of the tomograms.
+_SHARES = ("white", "measured_background")
+#: The range of the ratio of white noise.
+_SNR = (0.03, 0.1)
+#: Filters of the standard variation, beside the simulator's own.
+_FILTERS = ("ramp", "hamming", "hann")
+#: µm, the largest change of the defocus in the standard variation; and the largest share of the defocus itself.
+_DEFOCUS, _DEFOCUS_SHARE = 0.5, 0.5
+
+
+@dataclass(frozen=True, kw_only=True)
+class Variation:
+    """How the settings of a simulator differ between tomograms.
+
+    A range is a number, or a pair (lowest, highest). What is not given does not vary.
+
+    Parameters
+    ----------
+    white
+        Share of the tomograms whose noise is white, with a ratio of `snr`, in place of the simulator's own noise. They
+        have no response of a microscope: neither its transfer function nor its crowd. By default all if `snr` is given,
+        and none otherwise.
+    snr
+        Range of the signal-to-noise ratio of this white noise at 0°, drawn evenly in its logarithm; by default from
+        0.03 to 0.1.
+    exposure
+        Range of a factor on the number of electrons, drawn evenly in its logarithm: the power of the simulator's own
+        noise, relative to that of the signal, is divided by it.
+    contrast
+        Range of a factor on the signal under the simulator's own noise, drawn evenly in its logarithm.
+    defocus
+        Range of a number that is added to the defocus, µm.
+    crowd
+        Range of a factor on the simulator's `crowd`.
+    measured_background
+        Share of the tomograms with the slow background of a measured series; by default as the simulator's
+        `background` says.
+    tilt_range
+        Degrees, range of the largest tilt angle: tilts beyond it are left out.
+    tilt_step
+        Every how many tilts one is used, counted from the tilt nearest to 0°; one of these numbers.
+    missing
+        Range of the share of tilts that are missing, at random.
+    misalignment
+        The largest misalignment: its standard deviations are multiplied by a number from 0 to 1. Tomograms with a
+        fitted response have none, since the response holds the measured one.
+    filter, resampling
+        Filters of the reconstruction, and ways to bin; one of them is drawn.
+    step_size
+        Range of a factor on the step of the style transfer; a step of 0 leaves tilts as they are.
+
+    Raises
+    ------
+    ValueError
+        If a number is out of its range, or a choice is unknown.
+    """
+
+    white: float | None = None
+    snr: Range | None = None
+    exposure: Range = 1.0
+    contrast: Range = 1.0
+    defocus: Range = 0.0
+    crowd: Range = 1.0
+    measured_background: float | None = None
+    tilt_range: Range = 90.0
+    tilt_step: Sequence[int] = (1,)
+    missing: Range = 0.0
+    misalignment: Misalignment | None = None
+    filter: Sequence[str] = ()
+    resampling: Sequence[str] = ()
+    step_size: Range = 1.0
+
+    def __post_init__(self) -> None:
+        if self.white is None:
+            object.__setattr__(self, "white", 0.0 if self.snr is None else 1.0)
+        if self.snr is None:
+            object.__setattr__(self, "snr", _SNR)
+        for name in ("tilt_step", "filter", "resampling"):
+            value = getattr(self, name)
+            object.__setattr__(self, name, (value,) if isinstance(value, str | int) else tuple(value))
+        for name in _SHARES:
+            if getattr(self, name) is not None:
+                check_fraction(name, getattr(self, name))
+        for name in (*_FACTORS, *_EVENLY):
+            low, high = self._pair(name)
+            if not (math.isfinite(low) and low <= high < math.inf):
+                raise ValueError(
+                    f"expected `{name}` to be one number or (lowest, highest), got {getattr(self, name)!r}"
+                )
+            if name != "defocus":
+                check_positive(name, low, zero=name in _EVENLY)
+            object.__setattr__(self, name, (low, high))
+        if self._pair("missing")[1] > 0.5:
+            raise ValueError(f"expected at most half of the tilts to be `missing`, got {self._pair('missing')[1]:g}")
+        if not self.tilt_step:
+            raise ValueError("expected at least one `tilt_step`, got none; leave it out for all tilts")
+        for step in self.tilt_step:
+            check_count("tilt_step", step)
+        for name, known in (("filter", FILTERS), ("resampling", RESAMPLINGS)):
+            for one in getattr(self, name):
+                check_choice(name, one, known)
+
+    def _pair(self, name: str) -> tuple[float, float]:
+        value = getattr(self, name)
+        if isinstance(value, int | float):
+            return float(value), float(value)
+        if not isinstance(value, list | tuple) or len(value) != 2:
+            raise ValueError(f"expected `{name}` to be one number or (lowest, highest), got {value!r}")
+        return float(value[0]), float(value[1])
+
+    @classmethod
+    def standard(cls, simulator: FakETSimulator) -> Self:
+        """Make the variation that suits a simulator.
+
+        - A third of the tomograms has the simulator's own noise, two thirds have white noise of a ratio from 0.03 to
+          0.1. The own noise has contrasts from 0.7 to 1.4.
+        - A crowd has 0.5 to 1.5 of its strength; half of the tomograms have a measured background, where there is one.
+        - The defocus changes by up to 0.5 µm (and by half of itself at most); up to 10 % of the tilts are missing.
+        - The reconstruction has the simulator's filter, `"ramp"`, `"hamming"` or `"hann"`.
+        - The step of a style transfer has 0 to 1 of its size.
+
+        What a simulator does not have does not vary.
+
+        Parameters
+        ----------
+        simulator
+            The simulator that it is for.
+        """
+        noise = simulator.noise_model
+        found: dict[str, Any] = {"filter": tuple(dict.fromkeys((simulator.filter, *_FILTERS)))}
+        if isinstance(noise, FittedNoise):
+            found |= {"white": 2 / 3, "contrast": (0.7, 1.4)}
+        if noise is None or noise.draws:
+            found["missing"] = (0.0, 0.1)
+        if noise is not None and noise.crowd is not None:
+            found["crowd"] = (0.5, 1.5)
+        if noise is not None and noise.backgrounds:
+            found["measured_background"] = 0.5
+        transfer = optics(simulator)
+        if transfer is not None:
+            most = min(_DEFOCUS, _DEFOCUS_SHARE * float(np.min(np.abs(transfer.defocus))))
+            found["defocus"] = (-most, most)
+        if simulator.modality == "faket":
+            found["step_size"] = (0.0, 1.0)
+        return cls(**found)
+
+    def check(self, simulator: FakETSimulator) -> None:
+        """Raise a `ValueError` if a simulator lacks what varies."""
+        noise = simulator.noise_model
+        fitted, plain = isinstance(noise, FittedNoise), Variation()
+        wrong = {
+            name: "noise that was fitted or assumed (`NoiseModel`)"
+            for name in ("white", "exposure", "contrast")
+            if not fitted and self._pair(name) != plain._pair(name)
+        }
+        if self.defocus != plain.defocus and optics(simulator) is None:
+            wrong["defocus"] = "a `ctf`, or noise with a `response`,"
+        if self.crowd != plain.crowd and (noise is None or noise.crowd is None):
+            wrong["crowd"] = "noise with a crowd"
+        if self.measured_background and not (noise is not None and noise.backgrounds):
+            wrong["measured_background"] = "noise with `backgrounds`"
+        if self.misalignment is not None and not (noise is None or noise.draws):
+            wrong["misalignment"] = "noise that is not given with the specimens"
+        if self.misalignment is not None and simulator.response is not None and not self.white:
+            wrong["misalignment"] = "noise without a `response`, or a share of `white` noise,"
+        if self.step_size != plain.step_size and simulator.modality not in ("faket", "noiseless"):
+            wrong["step_size"] = 'the modality "faket"'
+        for name, wanted in wrong.items():
+            raise ValueError(f"expected {wanted} of the simulator to vary `{name}`, got none; leave out `{name}`")
+
+    def towards(self, other: Variation, share: float) -> Variation:
+        """Return the variation at a share of the way to another one; what is no number or range stays until the end."""
+        if share >= 1:
+            return other
+        changes: dict[str, Any] = {
+            name: between(self._pair(name), other._pair(name), share) for name in (*_FACTORS, *_EVENLY)
+        }
+        changes["white"] = between((self.white or 0.0,), (other.white or 0.0,), share)[0]
+        if self.measured_background is not None and other.measured_background is not None:
+            ends = (self.measured_background,), (other.measured_background,)
+            changes["measured_background"] = between(*ends, share)[0]
+        return replace(self, **changes)
+
+    def drawn(self, simulator: FakETSimulator, generator: np.random.Generator, *, number: int = 0) -> DrawnSettings:
+        """Draw the settings of one tomogram.
+
+        Parameters
+        ----------
+        simulator
+            The simulator whose settings they are.
+        generator
+            As many numbers are drawn whatever varies, so that a new range does not change what others give.
+        number
+            Of the simulator in its mixture.
+        """
+        at = {name: float(generator.uniform()) for name in _DRAWS}
+        factors = {name: _power(self._pair(name), at[name]) for name in _FACTORS}
+        evenly = {name: _line(self._pair(name), at[name]) for name in _EVENLY}
+        white = isinstance(simulator.noise_model, FittedNoise) and at["white"] < (self.white or 0.0)
+        own = white or simulator.noise_model is None
+        background = None
+        if self.measured_background is not None and not white:
+            background = "measured" if at["measured_background"] < self.measured_background else "own"
+        misalignment = None
+        if self.misalignment is not None and (white or simulator.response is None):
+            misalignment = Misalignment(**{n: v * at["misalignment"] for n, v in asdict(self.misalignment).items()})
+        order = generator.permutation(len(tuple(simulator.tilt_angles)))
+        return DrawnSettings(
+            simulator=number,
+            snr=factors["snr"] if white else None,
+            exposure=1.0 if own else factors["exposure"],
+            contrast=1.0 if own else factors["contrast"],
+            # White noise comes without the response and its crowd.
+            defocus=0.0 if white and simulator.ctf is None else evenly["defocus"],
+            crowd=1.0 if white else evenly["crowd"],
+            background=background,
+            tilts=_kept(
+                np.asarray(simulator.tilt_angles),
+                largest=evenly["tilt_range"],
+                step=int(_choice(self.tilt_step, at["tilt_step"])),
+                missing=evenly["missing"],
+                order=order.tolist(),
+            ),
+            misalignment=misalignment,
+            filter=_choice(self.filter, at["filter"]) if self.filter else None,
+            resampling=_choice(self.resampling, at["resampling"]) if self.resampling else None,
+            step_size=evenly["step_size"],
+        )
+
+
+#: The order of the numbers that are drawn; only append.
+_DRAWS = (
+    *("white", "snr", "exposure", "contrast", "defocus", "crowd", "measured_background", "tilt_range", "tilt_step"),
+    *("missing", "misalignment", "filter", "resampling", "step_size"),
+)
+
+
+def between(first: Sequence[float], second: Sequence[float], share: float) -> Any:
+    """Return numbers at a share of the way from some to others; equal ones stay as they are, bit for bit."""
+    return tuple(one if one == other else one + share * (other - one) for one, other in zip(first, second, strict=True))
+
+
+def _power(ends: tuple[float, float], at: float) -> float:
+    low, high = ends
+    return low if low == high else low * (high / low) ** at
+
+
+def _line(ends: tuple[float, float], at: float) -> float:
+    low, high = ends
+    return low if low == high else low + at * (high - low)
+
+
+def _choice(values: Sequence[T], at: float) -> T:
+    return values[min(int(at * len(values)), len(values) - 1)]
+
+
+def _kept(
+    angles: FloatArray, *, largest: float, step: int, missing: float, order: Sequence[int]
+) -> tuple[int, ...] | None:
+    """Choose tilts by their angle, and leave some out in a random order; None if all are kept."""
+    ranks = np.argsort(np.argsort(angles, kind="stable"), kind="stable")
+    middle = int(np.argmin(np.abs(angles)))
+    chosen = (np.abs(angles) <= largest) & ((ranks - ranks[middle]) % step == 0)
+    chosen[middle] = True
+    several = [tilt for tilt in order if chosen[tilt]]
+    lost = set(several[: round(missing * len(several))])
+    kept = tuple(tilt for tilt in range(len(angles)) if chosen[tilt] and tilt not in lost)
+    return None if len(kept) == len(angles) else kept

@@ -1,0 +1,178 @@
+"""A simulator whose settings are drawn for each tomogram: mixtures of simulators, and how epochs change them.
+
+A picker learns one simulator by heart. What it learns from varied ones carries over to measured tomograms.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import replace
+from typing import Any, Self, TypeVar
+
+import numpy as np
+
+from faket_aug._checks import check_count
+from faket_aug._random import numpy_generator
+from faket_aug.simulation.drawn_settings import DRAWN, DrawnSettings
+from faket_aug.simulation.simulator import FakETSimulator
+from faket_aug.simulation.tomogram import SimulatedTomogram, SimulationRecord
+from faket_aug.simulation.variation import STANDARD, Variation, between
+from faket_aug.specimens.tilted import Specimen, TiltedSpecimen
+from faket_aug.tomography.plane_map import geometry_cache
+
+T = TypeVar("T")
+
+
+class VariedSimulator:
+    """A simulator whose settings are drawn for each tomogram, from its address.
+
+    It serves wherever a `FakETSimulator` does. The record of a tomogram tells what was drawn (`settings["drawn"]`).
+
+    Parameters
+    ----------
+    simulators
+        A simulator, or several: one of them is drawn for each tomogram.
+    variation
+        How settings vary: `"standard"` (see `Variation.standard`), a `Variation` of all simulators, or a sequence with
+        one of these for each simulator. For a curriculum give a mapping from an epoch to one of these. Between two of
+        its epochs numbers change linearly; before the first and after the last one they are constant.
+    weights
+        How often each simulator is drawn, in proportion; equally by default. Or a mapping from an epoch to these.
+
+    Raises
+    ------
+    ValueError
+        If a simulator lacks what varies, simulators differ in `device` or `threads`, or numbers of variations, weights
+        and simulators differ.
+    """
+
+    def __init__(
+        self,
+        simulators: FakETSimulator | Sequence[FakETSimulator],
+        variation: Any = STANDARD,
+        *,
+        weights: Sequence[float] | Mapping[int, Sequence[float]] | None = None,
+    ) -> None:
+        self.simulators = (simulators,) if isinstance(simulators, FakETSimulator) else tuple(simulators)
+        if not self.simulators:
+            raise ValueError("expected at least one simulator, got none")
+        for name in ("device", "threads"):
+            values = sorted({str(getattr(one, name)) for one in self.simulators})
+            if len(values) > 1:
+                raise ValueError(f"expected simulators with the same `{name}`, got {', '.join(values)}")
+        self._variations = {epoch: self._one_each(given) for epoch, given in _by_epoch("variation", variation).items()}
+        given = (1.0,) * len(self.simulators) if weights is None else weights
+        self._weights = {epoch: self._shares(of) for epoch, of in _by_epoch("weights", given).items()}
+
+    def _one_each(self, given: Any) -> tuple[Variation, ...]:
+        several = tuple(given) if isinstance(given, list | tuple) else (given,) * len(self.simulators)
+        if len(several) != len(self.simulators):
+            raise ValueError(
+                f"expected one `variation` for each of {len(self.simulators)} simulators, got {len(several)}"
+            )
+        made = []
+        for one, simulator in zip(several, self.simulators, strict=True):
+            if one != STANDARD and not isinstance(one, Variation):
+                raise ValueError(f'expected `variation` to be "{STANDARD}" or a `Variation`, got {one!r}')
+            made.append(Variation.standard(simulator) if one == STANDARD else one)
+            made[-1].check(simulator)
+        return tuple(made)
+
+    def _shares(self, given: Sequence[float]) -> tuple[float, ...]:
+        found = np.asarray(given, dtype=np.float64)
+        if (
+            found.shape != (len(self.simulators),)
+            or not np.isfinite(found).all()
+            or (found < 0).any()
+            or not found.any()
+        ):
+            raise ValueError(
+                f"expected `weights` of 0 or more for each of {len(self.simulators)} simulators, got {given!r}"
+            )
+        return tuple((found / found.sum()).tolist())
+
+    @property
+    def device(self) -> str:
+        """The device of all simulators."""
+        return self.simulators[0].device
+
+    @property
+    def threads(self) -> int:
+        """The intra-op threads of all simulators."""
+        return self.simulators[0].threads
+
+    def with_settings(self, **changes: Any) -> Self:
+        """Return the same with other settings of its simulators, such as `modality`; what is drawn stays.
+
+        Parameters
+        ----------
+        **changes
+            Settings of `FakETSimulator`.
+        """
+        return type(self)(
+            [replace(simulator, **changes) for simulator in self.simulators], self._variations, weights=self._weights
+        )
+
+    def variations_at(self, epoch: int) -> tuple[tuple[Variation, ...], tuple[float, ...]]:
+        """Return the variation of each simulator in an epoch, and how often each simulator is drawn (a share)."""
+        first, second, share = _around(self._variations, epoch)
+        variations = tuple(one.towards(other, share) for one, other in zip(first, second, strict=True))
+        return variations, between(*_around(self._weights, epoch))
+
+    def drawn(self, specimen: Specimen, *, seed: int, epoch: int = 0, tomogram: int = 0) -> DrawnSettings:
+        """Draw the settings of a tomogram from its address. A specimen that comes as tilts keeps all of them."""
+        generator = numpy_generator(seed, "variation", epoch=epoch, tomogram=tomogram)
+        variations, weights = self.variations_at(epoch)
+        number = int(np.searchsorted(np.cumsum(weights), generator.uniform() * sum(weights), side="right"))
+        number = min(number, len(weights) - 1)
+        found = variations[number].drawn(self.simulators[number], generator, number=number)
+        return replace(found, tilts=None) if isinstance(specimen, TiltedSpecimen) else found
+
+    def draw(self, specimen: Specimen, *, seed: int, epoch: int = 0, tomogram: int = 0) -> SimulationRecord:
+        """Draw all random parameters of a simulation from its address, see `FakETSimulator.draw`."""
+        drawn = self.drawn(specimen, seed=seed, epoch=epoch, tomogram=tomogram)
+        simulator = drawn.applied(self.simulators[drawn.simulator])
+        record = simulator.draw(specimen, seed=seed, epoch=epoch, tomogram=tomogram)
+        return replace(record, settings=dict(record.settings) | {DRAWN: drawn.to_dict()})
+
+    def __call__(self, specimen: Specimen, *, seed: int, epoch: int = 0, tomogram: int = 0) -> SimulatedTomogram:
+        """Simulate a specimen with settings that are drawn for it, see `FakETSimulator.__call__`."""
+        return self.simulate(specimen, self.draw(specimen, seed=seed, epoch=epoch, tomogram=tomogram))
+
+    def simulate(self, specimen: Specimen, record: SimulationRecord) -> SimulatedTomogram:
+        """Make the tomogram of a record, or make it again, see `FakETSimulator.simulate`.
+
+        Only the simulators must be those that the record was drawn with, not variation and weights.
+        """
+        drawn = DrawnSettings.from_dict(record.settings.get(DRAWN))
+        if not drawn.simulator < len(self.simulators):
+            raise ValueError(
+                f"expected a record of one of {len(self.simulators)} simulators, got one of number {drawn.simulator}"
+            )
+        simulator = drawn.applied(self.simulators[drawn.simulator])
+        # A choice of tilts hardly comes again: its geometry is not kept.
+        with nullcontext() if drawn.tilts is None else geometry_cache.unchanged():
+            return simulator.simulate(specimen, record)
+
+
+#: Whatever makes tomograms of specimens.
+Simulator = FakETSimulator | VariedSimulator
+
+
+def _by_epoch(name: str, given: Any) -> dict[int, Any]:
+    if not isinstance(given, Mapping):
+        return {0: given}
+    if not given:
+        raise ValueError(f"expected `{name}` of at least one epoch, got none")
+    for epoch in given:
+        check_count(f"{name}: epoch", epoch, zero=True)
+    return dict(sorted(given.items()))
+
+
+def _around(schedule: Mapping[int, T], epoch: int) -> tuple[T, T, float]:
+    """Return the entries of a schedule before and after an epoch, and where between them the epoch lies, in [0, 1]."""
+    before = max((one for one in schedule if one <= epoch), default=min(schedule))
+    after = min((one for one in schedule if one > epoch), default=before)
+    share = 0.0 if after == before or epoch < before else (epoch - before) / (after - before)
+    return schedule[before], schedule[after], share
