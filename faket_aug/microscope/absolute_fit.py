@@ -107,6 +107,12 @@ class AbsoluteFit(PowerFit):
         each = [n for pair in zip(self._logs, self._places(offset), strict=True) for n in pair]
         return np.array([*common, *each])
 
+    def _trial(self, offset: float, shape: tuple[float, float]) -> tuple[float, float]:
+        """Squared residuals with the best amounts of all matter."""
+        start = self._start(offset)
+        start[[COMMON.index("square"), COMMON.index("linear")]] = shape
+        return float((self._residuals(start, None) ** 2).sum()), 0.0
+
     def _free(self) -> npt.NDArray[np.bool_]:
         free = super()._free()
         free[[COMMON.index("tilt_2"), COMMON.index("tilt_4")]] = False

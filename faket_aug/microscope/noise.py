@@ -354,9 +354,7 @@ class NoiseModel(ABC):
             response=fit.response,
             crowd=fit.crowd,
             contrast=ContrastReport.of(scales, fit.explained),
-            backgrounds=tuple(
-                SlowBackground.of(t, a, pixel_size, measured=m) for t, a, m in zip(targets, angles, masks, strict=True)
-            ),
+            backgrounds=tuple(_background(t, a, m, pixel_size) for t, a, m in zip(targets, angles, masks, strict=True)),
         )
 
     @classmethod
@@ -618,6 +616,14 @@ def _sorted_exposure(exposure: Exposure, tilt_angles: Angles) -> FloatArray | fl
         )
     result: FloatArray = values[np.unique(angles, return_index=True)[1]]
     return result
+
+
+def _background(tilts: Tensor, tilt_angles: Angles, measured: Tensor | None, pixel_size: float) -> SlowBackground:
+    """Take the background of a series, sorted as its spectra are; of tilts at the same angle the first is used."""
+    angles, chosen = np.unique(as_tilt_angles(tilt_angles), return_index=True)
+    order = torch.from_numpy(chosen)
+    mask = None if measured is None else measured[order]
+    return SlowBackground.of(tilts[order], angles, pixel_size, measured=mask)
 
 
 def _backgrounds(entries: Any) -> tuple[SlowBackground, ...]:

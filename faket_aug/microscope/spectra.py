@@ -85,7 +85,7 @@ def series_spectra(
     name
         Name of the series in messages.
     limits
-        `(tilt,)`: pixels are clipped at this distance from the slow changes of their tilt. By default at `OUTLIERS`
+        `(tilt,)`: pixels are not clipped nearer than this to the slow changes of their tilt. They are at `OUTLIERS`
         standard deviations.
     measured
         `(tilt, y, x)`, bool: the pixels that count; by default all. Images fade out towards the others.
@@ -103,9 +103,7 @@ def series_spectra(
     power, shared, means, covered, both = [], [], [], [], []
     before: _Faded | None = None
     for index, image in enumerate(images):
-        faded = _Faded.of(
-            image, None if mask is None else mask[index], None if limits is None else float(limits[index])
-        )
+        faded = _Faded.of(image, None if mask is None else mask[index], 0.0 if limits is None else float(limits[index]))
         power.append(rings.mean(faded.spectrum.abs() ** 2))
         covered.append(faded.covered(faded))
         if before is not None:
@@ -265,7 +263,7 @@ class _Faded:
     window: Tensor | None = None  # its own, if another
 
     @classmethod
-    def of(cls, image: Tensor, measured: Tensor | None, limit: float | None = None) -> _Faded:
+    def of(cls, image: Tensor, measured: Tensor | None, limit: float = 0.0) -> _Faded:
         values = image.to(torch.float32)
         known = None if measured is None or bool(measured.all()) else measured
         solid = known
@@ -275,7 +273,7 @@ class _Faded:
         for _ in range(3):
             # The standard deviation gets smaller each time, until the outliers no longer count.
             slow = _slow_changes(values, solid)
-            spread = _only(values - slow, known).std() * OUTLIERS if limit is None else limit
+            spread = (_only(values - slow, known).std() * OUTLIERS).clamp(min=limit)
             values = torch.minimum(torch.maximum(values, slow - spread), slow + spread)
         whole = fade(image.shape[0], image.device)[:, None] * fade(image.shape[1], image.device)
         mean = float(_only(values, known).mean(dtype=torch.float64))
