@@ -173,10 +173,10 @@ class AbsoluteFit(PowerFit):
         """What the specimens do not explain: all matter less the specimens, whose contrast in a crowd is lower."""
         media = np.stack([medium(RINGS / self._pixel_size, length) for length in LENGTHS])
         total = self._amounts(parameters) @ np.concatenate([self._own[None], media])
-        displaced, mean = 0.0, 0.0
+        excess, displaced, mean = self._excess(parameters), 0.0, 0.0
         # More crowd takes more contrast from the specimens, which then explain less.
         for _ in range(_ROUNDS):
-            mean = (self._excess(parameters) / (1 - displaced) ** 2 - 1) * self._density
+            mean = (excess / (1 - displaced) ** 2 - 1) * self._density
             if mean <= 0 or not self._matter.solid:
                 break
             displaced = min(mean / self._matter.solid, _FULLEST)
@@ -185,7 +185,7 @@ class AbsoluteFit(PowerFit):
         if self._matter.solid:
             # The crowd has less room: where particles are, there is none.
             rest /= 1 - min(self._density / self._matter.solid, _FULLEST)
-        if not (rest > 0).any() or self._excess(parameters) <= 1:
+        if not (rest > 0).any() or excess <= 1:
             return None
         frequencies = tuple((RINGS / self._pixel_size).tolist())
         power = tuple(rest.tolist())
