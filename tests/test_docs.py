@@ -119,6 +119,8 @@ def check_training(names: dict[str, Any]) -> None:
     assert taught["positions"].shape[1:] == (256, 3)
     assert taught["count"].shape == taught["half_turn"].shape == (len(taught["image"]),)
     assert names["state"]["delivered"]
+    for key in ("image", "image_other", "clean"):
+        assert names["pair"][key].shape[1:] == (1, 16, 16, 16)
 
 
 def check_conventions(names: dict[str, Any]) -> None:

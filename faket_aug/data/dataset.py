@@ -32,6 +32,7 @@ class PatchDataset(IterableDataset[dict[str, Any]]):
     - `tomogram`: int, the tomogram that the patch is cut from;
     - `position`: int64, `(3,)`, the centre of the patch, (z, y, x) in voxels of the tomogram;
     - `particle_class`: int, the class of the particle that the patch is centred on; 0 for background;
+    - `image_other`: float32, `(1, z, y, x)`, the same place in the other half, with `halves`;
     - what else the `targets` ask for, see `PatchTargets`.
 
     Class numbers are those of the first specimen; other specimens' classes get them by their names. Without names equal
@@ -216,6 +217,10 @@ class FakETDataset(PatchDataset):
     targets
         What an item holds besides its image: names, such as `("labels", "heatmaps", "particles")`, or a `PatchTargets`,
         which describes them and has their settings. By default the labels alone.
+    halves
+        Make pairs for a denoiser: `image` and `image_other` show the same place in two halves of the tomogram, with the
+        same signal and independent noise. `"tilts"`: halves of every other tilt. `"exposures"`: each tilt drawn twice,
+        with the noise of half the exposure. With `normalize` both have the scale of `image`. None for no pairs.
     seed
         The seed of all random numbers.
     rank, world_size
@@ -258,6 +263,7 @@ class FakETDataset(PatchDataset):
         target: str = "shape",
         radii: Mapping[int | str, float] | None = None,
         targets: Sequence[str] | PatchTargets = ("labels",),
+        halves: str | None = None,
         seed: int = 0,
         rank: int | None = None,
         world_size: int | None = None,
@@ -274,6 +280,7 @@ class FakETDataset(PatchDataset):
             normalize=normalize,
             target=target,
             targets=PatchTargets.of(targets),
+            halves=halves,
         )
         source = SimulatedSource(
             specimens,

@@ -22,7 +22,7 @@ from faket_aug.specimens.labelling import (
     read_labels,
     with_picks,
 )
-from faket_aug.specimens.particles import Labelled, ParticleTable
+from faket_aug.specimens.particles import Labelled, ParticleTable, check_companions
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,6 +37,10 @@ class LabelledTomogram(Labelled):
         As of `Labelled`, of the tomogram's shape. All 0 where only positions are known: then use `target="sphere"`.
     particles
         The particle table; all positions lie within the tomogram.
+    halves
+        Two tomograms `(z, y, x)` with the same signal and independent noise, for a dataset with `halves`.
+    clean
+        `(z, y, x)`, the tomogram without noise, for `"clean"` among the targets.
     instances, voxel_size, class_names, not_particles, name
         As of `Labelled`.
 
@@ -47,12 +51,16 @@ class LabelledTomogram(Labelled):
     """
 
     tomogram: Tensor
+    halves: tuple[Tensor, Tensor] | None = None
+    clean: Tensor | None = None
     name: str = "tomogram"
 
     def __post_init__(self) -> None:
         super().__post_init__()
         check_ndim("tomogram", self.tomogram, "z y x")
-        check_finite(self.tomogram, self.name)
+        check_companions(self.halves, self.clean, self.tomogram)
+        for one in (self.tomogram, *(self.halves or ()), *(() if self.clean is None else (self.clean,))):
+            check_finite(one, self.name)
         if self.labels.shape != self.tomogram.shape:
             raise FileFormatError(
                 f"{self.name}: expected labels of the tomogram's shape {tuple(self.tomogram.shape)}, got "

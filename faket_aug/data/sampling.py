@@ -18,13 +18,15 @@ from faket_aug._random import numpy_generator, torch_generator, torch_seed
 from faket_aug._runtime.threads import concrete_device, intra_op_threads, use_on_current_stream
 from faket_aug.data.augmentation import AugmentationParameters, PatchAugmentation, turn_of
 from faket_aug.data.labelled import LabelledTomogram
-from faket_aug.data.patches import Size, clamp_center, cut, normalize, sphere_labels
+from faket_aug.data.patches import Size, clamp_center, cut, normalize, normalize_as, sphere_labels
 from faket_aug.data.targets import PatchTargets, Picked, Placement, draw_targets, number_instances
 from faket_aug.geometry import half_turn_about_tilt_axis
-from faket_aug.simulation.tomogram import SimulatedTomogram
+from faket_aug.simulation.tomogram import HALVES, Companions, SimulatedTomogram
 from faket_aug.specimens.particles import Labelled, ParticleTable
 
 TARGETS = ("shape", "sphere")
+#: Keys of an item: the other half of a pair, and the image without noise.
+OTHER_HALF, CLEAN = "image_other", "clean"
 #: A user's own change of an item: a function of the item and of the generator of its random numbers.
 Transform = Callable[[dict[str, Any], torch.Generator], dict[str, Any]]
 
@@ -59,6 +61,8 @@ class LiveTomogram:
         The particles that targets are drawn from.
     instances
         `(z, y, x)`, where they are a target.
+    beside
+        More volumes `(z, y, x)`, floating point, that are cut and turned as the tomogram is, by their keys in an item.
     specimen
         The name of the specimen, or of the tomogram.
     """
@@ -70,6 +74,7 @@ class LiveTomogram:
     radii: Mapping[int, float]
     picked: Picked
     instances: Tensor | None = None
+    beside: Mapping[str, Tensor] = field(default_factory=dict)
     specimen: str = ""
 
     @classmethod
@@ -80,20 +85,28 @@ class LiveTomogram:
         radii: Mapping[int, float],
         instances: bool = False,
         channels: int = 0,
+        companions: Companions | None = None,
     ) -> Self:
-        """Keep what patches need of a tomogram; `instances` and the `channels` of heatmaps where they are targets."""
+        """Keep what patches need of a tomogram; `instances` and the `channels` of heatmaps where they are targets.
+
+        With halves among the `companions` the first half takes the tomogram's place.
+        """
+        more = Companions() if companions is None else companions
+        image, other = (made.tomogram, None) if more.halves is None or made.halves is None else made.halves
+        beside = {OTHER_HALF: other, CLEAN: made.clean if more.clean else None}
         nearest = np.rint(made.particles.positions)
         inside = ((nearest >= 0) & (nearest < np.array(made.labels.shape))).all(axis=1)
         # The centre of a vesicle is no particle.
         inside &= ~np.isin(made.particles.classes, sorted(made.not_particles))
         return cls(
-            tomogram=made.tomogram,
+            tomogram=image,
             labels=made.labels,
             particles=made.particles,
             centers=np.flatnonzero(inside),
             radii=radii,
             picked=Picked.of(made.particles, made.not_particles, radii, channels),
             instances=made.instances if instances else None,
+            beside={key: volume for key, volume in beside.items() if volume is not None},
             specimen=made.name,
         )
 
@@ -125,12 +138,28 @@ class PatchSampler:
     normalize: bool
     target: str
     targets: PatchTargets = PatchTargets()  # noqa: RUF009 - frozen
+    halves: str | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "targets", PatchTargets.of(self.targets))
+        if self.halves is not None:
+            check_choice("halves", self.halves, HALVES)
         check_count("shift", self.shift, zero=True)
         check_fraction("background_fraction", self.background_fraction)
         check_choice("target", self.target, TARGETS)
+
+    @property
+    def companions(self) -> Companions:
+        """What tomograms have to bring beside themselves."""
+        return Companions(halves=self.halves, clean=CLEAN in self.targets)
+
+    def check_companions(self, made: SimulatedTomogram | LabelledTomogram) -> None:
+        """Raise a `ValueError` if a tomogram lacks its halves, or the clean one, where they are asked for."""
+        lacking = [("halves", "set `halves` to None")] if self.halves is not None and made.halves is None else []
+        if CLEAN in self.targets and made.clean is None:
+            lacking.append((CLEAN, f"leave {CLEAN!r} out of `targets`"))
+        for name, advice in lacking:
+            raise ValueError(f"expected a tomogram with `{name}`, got one without; give them, or {advice}")
 
     def check(self, labelled: Labelled) -> None:
         """Refuse, or warn of, settings that ask for instances or a particle table that a specimen does not have."""
@@ -183,16 +212,22 @@ class PatchSampler:
         where = device if live.tomogram.device == concrete_device(device) and not warped else "cpu"
         image = cut(live.tomogram, center, self.patch_size).to(where, torch.float32)
         label = self._label(live, center).to(where, torch.int64)
+        beside = {key: cut(one, center, self.patch_size).to(where, torch.float32) for key, one in live.beside.items()}
         if turned:
             image, label = half_turn_about_tilt_axis(image), half_turn_about_tilt_axis(label)
+            beside = {key: half_turn_about_tilt_axis(one) for key, one in beside.items()}
         if self.normalize:
+            # One scale for all: what is not the image would otherwise be scaled by its own noise.
+            beside = {key: normalize_as(one, image) for key, one in beside.items()}
             image = normalize(image)
         parameters = None
         if self.augmentation is not None:
             drawn = numpy_generator(seed, "augmentation", epoch=epoch, tomogram=tomogram, patch=patch)
             parameters = self.augmentation.draw(drawn)
             image, label = self.augmentation.apply(image, label, parameters)
+            beside = {key: self.augmentation.apply_to_image(one, parameters) for key, one in beside.items()}
             if self.normalize and self.augmentation.interpolates:
+                beside = {key: normalize_as(one, image) for key, one in beside.items()}
                 # It was normalised before, too, so that the interpolation fills in the mean at the border.
                 image = normalize(image)
         # Copies of their own: views would keep the whole tomogram alive.
@@ -201,7 +236,8 @@ class PatchSampler:
             label=label.clone(memory_format=torch.contiguous_format).to(device) if "labels" in self.targets else None,
             position=center,
             particle_class=particle_class,
-            targets=self._more_targets(live, center, turned, parameters),
+            targets=self._more_targets(live, center, turned, parameters)
+            | {key: one[None].clone(memory_format=torch.contiguous_format).to(device) for key, one in beside.items()},
         )
 
     def _more_targets(
@@ -332,6 +368,6 @@ class TomogramPatches:
         """Draw the patch of this number."""
         with torch.no_grad(), intra_op_threads(self.threads):
             more = () if self.live.instances is None else (self.live.instances,)
-            use_on_current_stream((self.live.tomogram, self.live.labels, *more))
+            use_on_current_stream((self.live.tomogram, self.live.labels, *more, *self.live.beside.values()))
             address = {"seed": self.seed, "epoch": self.epoch, "tomogram": self.tomogram, "patch": patch}
             return self.sampler.sample(self.live, **address, device=self.device)

@@ -192,7 +192,13 @@ class SampledSource(Agreeing):
         threads: int,
     ) -> TomogramPatches:
         patches = TomogramPatches(
-            live=LiveTomogram.of(made, radii=radii, instances="instances" in self.targets, channels=channels),
+            live=LiveTomogram.of(
+                made,
+                radii=radii,
+                instances="instances" in self.targets,
+                channels=channels,
+                companions=self.sampler.companions,
+            ),
             sampler=self.sampler,
             seed=self.seed,
             epoch=epoch,
@@ -226,12 +232,12 @@ class SimulatedSource(SampledSource):
         tomograms_per_epoch: int | None,
         **settings: Any,
     ) -> None:
-        check_simulator(simulator)
         if not isinstance(specimens, GrandModelGenerator):
             tomograms_per_epoch = _count("specimen", specimens, tomograms_per_epoch)
         elif tomograms_per_epoch is None:
             raise ValueError("expected `tomograms_per_epoch` with a generator, which has no end of its own, got None")
         super().__init__(tomograms_per_epoch=tomograms_per_epoch, **settings)
+        check_simulator(simulator, self.sampler.companions)
         self._changes = {"simulator": Changes(), "specimens": Changes()}
         self._specimens, self._simulator = specimens, simulator
 
@@ -252,7 +258,7 @@ class SimulatedSource(SampledSource):
 
     @simulator.setter
     def simulator(self, simulator: TomogramSimulator) -> None:
-        check_simulator(simulator)
+        check_simulator(simulator, self.sampler.companions)
         self._simulator = simulator
         self._changes["simulator"].add()
 
@@ -279,8 +285,11 @@ class SimulatedSource(SampledSource):
             numbering = agreement.numbering(specimen)
             radii = self._radii_in_voxels(specimen, specimen.class_names if numbering is None else numbering[1])
             channels = self._channels(agreement)
-        made = self.simulator(specimen, seed=self.seed, epoch=epoch, tomogram=tomogram)
+        asked = self.sampler.companions.asked()
+        made = self.simulator(specimen, seed=self.seed, epoch=epoch, tomogram=tomogram, **asked)
         check_made(made, self.simulator)
+        with _naming(specimen):
+            self.sampler.check_companions(made)
         made = made if numbering is None else numbering.of(made)
         return self._patches(made, radii, channels, epoch, tomogram, threads=self.simulator.threads)
 
@@ -333,6 +342,7 @@ class LabelledSource(SampledSource):
         with _naming(made):
             check_fits(self.patch_size, made.labels.shape)
             self.sampler.check(made)
+            self.sampler.check_companions(made)
             shapes = self.sampler.target == "shape" and "labels" in self.targets
             if shapes and len(made.particles) and not bool(made.labels.any()):
                 raise ValueError(

@@ -21,7 +21,10 @@ from faket_aug.data.patches import Size, sphere_labels
 from faket_aug.specimens.particles import ParticleTable
 
 #: What an item may hold besides its image.
-TARGET_NAMES = ("labels", "spheres", "heatmaps", "distances", "instances", "particles", "half_turn", "specimen")
+TARGET_NAMES = (
+    *("labels", "spheres", "heatmaps", "distances", "instances", "particles", "half_turn", "specimen"),
+    "clean",
+)
 #: These need the radius of a class.
 _WITH_RADII = ("spheres", "heatmaps")
 #: A Gaussian ends at this many standard deviations, where it is 4e-6.
@@ -56,6 +59,8 @@ class PatchTargets:
         - `"half_turn"`: `half_turn`, bool: whether the dataset's `half_turn` rotated the patch about the tilt axis.
           The turns and flips of `augmentation` are not counted.
         - `"specimen"`: `specimen`, str, the specimen's (or the tomogram's) name.
+        - `"clean"`: `clean`, float32, `(1, z, y, x)`: the image without noise, in its unit. With `normalize` it is
+          scaled by the mean and the standard deviation of the image.
     sphere_share
         Radius of `spheres`, as a share of the particle's radius.
     sigma_share

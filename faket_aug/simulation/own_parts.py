@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import inspect
-from typing import Protocol
+from collections.abc import Mapping
+from typing import Any, Protocol
 
-from faket_aug.simulation.tomogram import SimulatedTomogram
+from faket_aug.simulation.tomogram import Companions, SimulatedTomogram
 from faket_aug.specimens.tilted import Specimen
 
 
@@ -15,6 +16,9 @@ class TomogramSimulator(Protocol):
     A simulator of your own need not derive from this class. The tomogram has to be the same, bit for bit, whenever it
     is called with the same specimen and numbers. For workers that are started by `spawn` it has to pickle. The
     `settings` of the tomogram's record have to tell it apart from simulators that make other tomograms.
+
+    A dataset with `halves`, or with `"clean"` among its targets, also gives the arguments `halves="tilts"` (or
+    `"exposures"`) and `clean=True`. Others do not, and a call without them is enough.
     """
 
     @property
@@ -29,20 +33,31 @@ class TomogramSimulator(Protocol):
         """Make the tomogram of a specimen. All random numbers are drawn from `(seed, epoch, tomogram)`."""
 
 
-def check_simulator(simulator: object) -> None:
-    """Raise a `TypeError` unless an object has what `TomogramSimulator` says."""
+def check_simulator(simulator: object, companions: Companions | None = None) -> None:
+    """Raise a `TypeError` unless an object has what `TomogramSimulator` says, and takes what it is asked for.
+
+    Raises
+    ------
+    ValueError
+        If a simulator of the package cannot make these companions.
+    """
+    more = Companions() if companions is None else companions
     missing = [
         f"`{name}`, {what}"
         for name, kind, what in (("device", str, "a string"), ("threads", int, "a whole number"))
         if not isinstance(getattr(simulator, name, None), kind)
     ]
-    if not _is_called_as_said(simulator):
-        missing.append("a call `(specimen, *, seed, epoch=0, tomogram=0)`")
+    if not _is_called_as_said(simulator, more.asked()):
+        named = "".join(f", {name}=..." for name in more.asked())
+        missing.append(f"a call `(specimen, *, seed, epoch=0, tomogram=0{named})`")
     if missing:
         raise TypeError(
             f"expected a simulator with {' and '.join(missing)}, got {type(simulator).__name__} without; see "
             "`TomogramSimulator` for what a simulator must have"
         )
+    check = getattr(simulator, "check_companions", None)
+    if more and check is not None:
+        check(more.halves, clean=more.clean)
 
 
 def check_made(made: object, simulator: object) -> None:
@@ -61,11 +76,11 @@ def own_class(part: object) -> str:
     return "" if part is None or within else f"{kind.__module__}.{kind.__qualname__}"
 
 
-def _is_called_as_said(simulator: object) -> bool:
+def _is_called_as_said(simulator: object, asked: Mapping[str, Any]) -> bool:
     if not callable(simulator) or isinstance(simulator, type):
         return False
     try:
-        inspect.signature(simulator).bind(None, seed=0, epoch=0, tomogram=0)
+        inspect.signature(simulator).bind(None, seed=0, epoch=0, tomogram=0, **asked)
     except TypeError:
         return False
     except ValueError:

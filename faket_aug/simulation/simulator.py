@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from importlib.metadata import version
@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from faket_aug._arrays import IntArray
 from faket_aug._checks import SimulationError, check_choice, check_count, check_positive, check_same_size
 from faket_aug._deprecations import renamed_settings
 from faket_aug._random import numpy_generator, torch_generator, torch_seed
@@ -24,7 +25,7 @@ from faket_aug.microscope.imperfections import Imperfections
 from faket_aug.microscope.noise import CONTENT_NOISE, GIVEN, GivenNoise, NoiseModel, ResponseNoise
 from faket_aug.microscope.response import MicroscopeResponse
 from faket_aug.simulation.own_parts import own_class
-from faket_aug.simulation.tomogram import SimulatedTomogram, SimulationRecord
+from faket_aug.simulation.tomogram import HALVES, Companions, SimulatedTomogram, SimulationRecord
 from faket_aug.specimens.grandmodel import GrandModel
 from faket_aug.specimens.tilted import Specimen, TiltedSpecimen
 from faket_aug.statistics import FULL_RANGE
@@ -277,7 +278,16 @@ memory_budget
             misalignment=self.imperfections.drawn(len(self.tilt_angles), alignment),
         )
 
-    def __call__(self, specimen: Specimen, *, seed: int, epoch: int = 0, tomogram: int = 0) -> SimulatedTomogram:
+    def __call__(
+        self,
+        specimen: Specimen,
+        *,
+        seed: int,
+        epoch: int = 0,
+        tomogram: int = 0,
+        halves: str | None = None,
+        clean: bool = False,
+    ) -> SimulatedTomogram:
         """Simulate a specimen.
 
         Parameters
@@ -286,15 +296,22 @@ memory_budget
             The specimen.
         seed, epoch, tomogram
             The address of all random numbers. The same address gives the same tomogram, bit for bit on a CPU.
+        halves, clean
+            What else is made, see `simulate`.
 
         Raises
         ------
+        ValueError
+            As for `simulate`.
         SimulationError
             If anything fails. The message names the specimen and the cause.
         """
-        return self.simulate(specimen, self.draw(specimen, seed=seed, epoch=epoch, tomogram=tomogram))
+        record = self.draw(specimen, seed=seed, epoch=epoch, tomogram=tomogram)
+        return self.simulate(specimen, record, halves=halves, clean=clean)
 
-    def simulate(self, specimen: Specimen, record: SimulationRecord) -> SimulatedTomogram:
+    def simulate(
+        self, specimen: Specimen, record: SimulationRecord, *, halves: str | None = None, clean: bool = False
+    ) -> SimulatedTomogram:
         """Make the tomogram of a record, or make it again.
 
         Parameters
@@ -303,12 +320,20 @@ memory_budget
             The specimen that the record names.
         record
             The record, from `draw` or from an earlier tomogram. Its settings must be those of this simulator.
+        halves
+            Also make two halves of the tomogram, with the same signal and independent noise, as a denoiser needs them.
+            `"tilts"`: from every other tilt in the order of the angles, the first of them in the first half.
+            `"exposures"`: from all tilts, each drawn twice with the noise of half the exposure. The tomogram itself
+            does not change.
+        clean
+            Also make the tomogram without noise, in the same unit: of the same tilts without their noise (and, for
+            `"faket"`, before the style transfer), with the same correction and filter.
 
         Raises
         ------
         ValueError
             If the settings of the record differ from those of this simulator (the message names them), or the record is
-            of another specimen.
+            of another specimen; or if halves or a clean tomogram cannot be made of the noise.
         SimulationError
             If anything fails. The message names the specimen and the cause.
         """
@@ -322,23 +347,26 @@ memory_budget
         # Names are paths as they were given; the folder may have been reached by another way.
         if Path(record.specimen).name != Path(specimen.name).name:
             raise ValueError(f"expected the specimen of the record, {record.specimen}, got {specimen.name}")
+        self.check_companions(halves, clean=clean)
         try:
             with torch.no_grad(), intra_op_threads(self.threads):
-                return self._simulate(specimen, record)
+                return self._simulate(specimen, record, Companions(halves=halves, clean=clean))
         except Exception as error:
             raise SimulationError(f"{specimen.name}: {type(error).__name__}: {error}") from error
 
     # The trip of a specimen ------------------------------------------------------------------------------------------
 
-    def _simulate(self, specimen: Specimen, record: SimulationRecord) -> SimulatedTomogram:
+    def _simulate(self, specimen: Specimen, record: SimulationRecord, more: Companions) -> SimulatedTomogram:
         """Project, distort, add noise, restyle, reconstruct. No stack of tilts is kept longer than it is needed."""
         tilts = self._project(specimen, record)
         tilts = self._distort(tilts, specimen, record)
+        clean = tilts if more else None
         content, tilts = self._add_noise(tilts, record)
         tilts = self._restyle(content, tilts, record)
         del content
         tomogram = self._reconstruct(tilts, specimen, record)
-        return self._labelled(specimen, tilts, tomogram, record)
+        made = self._labelled(specimen, tilts, tomogram, record)
+        return made if clean is None else self._accompanied(made, clean, specimen, more)
 
     def _project(self, specimen: Specimen, record: SimulationRecord) -> Tensor:
         """Project a specimen `(z, y, x)` to clean tilts `(tilt, y, x)` with dark particles, or take its own tilts."""
@@ -379,7 +407,7 @@ memory_budget
         model = self._noise_of(record)
         if model is None:
             return clean, clean
-        scale, noise = NOISE_SCALES.get(self.modality, 1.0), self._random_numbers(clean, model, record)
+        scale, noise = NOISE_SCALES.get(self.modality, 1.0), self._random_numbers(clean, model, record.noise_seed)
         noisy = model.sample(clean, noise, self.tilt_angles, noise_scale=scale)
         if self.modality != "faket":
             return noisy, noisy
@@ -389,14 +417,17 @@ memory_budget
         """Transfer the style to noisy tilts `(tilt, y, x)` for `"faket"`; other modalities keep the noisy tilts."""
         return noisy if self.modality != "faket" else self.restyle(content, noisy, series=record.style_series)
 
-    def _reconstruct(self, tilts: Tensor, specimen: Specimen, record: SimulationRecord) -> Tensor:
-        """Reconstruct the tomogram `(z, y, x)` from tilts `(tilt, y, x)`, after `ctf_correction`."""
+    def _reconstruct(
+        self, tilts: Tensor, specimen: Specimen, record: SimulationRecord, *, some: IntArray | None = None
+    ) -> Tensor:
+        """Reconstruct the tomogram `(z, y, x)` from (`some`) tilts `(tilt, y, x)`, after `ctf_correction`."""
         if self.ctf_correction is not None:
             pixel_size = specimen.voxel_size if self.response is None else self.response.pixel_size
             tilts = self._ctf_of(record).correct(tilts, pixel_size, method=self.ctf_correction)
+        angles = as_tilt_angles(self.tilt_angles)
         return reconstruct(
-            tilts,
-            self.tilt_angles,
+            tilts if some is None else tilts[torch.from_numpy(some).to(tilts.device)],
+            angles if some is None else angles[some],
             depth=specimen.labels.shape[0],
             filter=self.filter,
             bin=specimen.bin,
@@ -420,6 +451,60 @@ memory_budget
             voxel_size=specimen.label_voxel_size,
             record=record,
         )
+
+    # What is made beside the tomogram --------------------------------------------------------------------------------
+
+    def check_companions(self, halves: str | None, *, clean: bool) -> None:
+        """Raise a `ValueError` if a simulator cannot make halves, or a clean tomogram; see `simulate`."""
+        if halves is not None:
+            check_choice("halves", halves, HALVES)
+        if self._is_given and (clean or halves == "exposures"):
+            raise ValueError(
+                f"expected simulated noise for {'a clean tomogram' if clean else 'halves of the exposure'}, got "
+                '`noise="given"`: noise that tilts have already cannot be taken out of them; give clean tilts, or take '
+                'halves of the "tilts"'
+            )
+        if halves == "exposures" and self.modality == "noiseless":
+            raise ValueError('expected a modality with noise for `halves="exposures"`, got "noiseless"; set `modality`')
+        if halves == "tilts" and len(tuple(self.tilt_angles)) < 2:
+            raise ValueError('expected two tilts or more for `halves="tilts"`, got one; set `halves` to "exposures"')
+
+    def _accompanied(
+        self, made: SimulatedTomogram, clean: Tensor, specimen: Specimen, more: Companions
+    ) -> SimulatedTomogram:
+        """Add halves and the clean tomogram to a tomogram of clean tilts `(tilt, y, x)`."""
+        found: dict[str, Any] = {}
+        if more.clean:
+            found["clean"] = self._reconstruct(self._signal(clean, made.record), specimen, made.record)
+        if more.halves == "tilts":
+            order = np.argsort(as_tilt_angles(self.tilt_angles), kind="stable")
+            parts = (order[0::2], order[1::2])
+            found["halves"] = tuple(
+                self._reconstruct(made.tiltseries, specimen, made.record, some=part) for part in parts
+            )
+        elif more.halves is not None:
+            tilts = self._half_exposures(clean, made.record)
+            found["halves"] = tuple(self._reconstruct(half, specimen, made.record) for half in tilts)
+        return replace(made, **found)
+
+    def _signal(self, clean: Tensor, record: SimulationRecord) -> Tensor:
+        """Return noisy tilts without their noise, `(tilt, y, x)`, from clean ones."""
+        model = self._noise_of(record)
+        scale = NOISE_SCALES.get(self.modality, 1.0)
+        return clean if model is None else model.signal(clean, self.tilt_angles, noise_scale=scale)
+
+    def _half_exposures(self, clean: Tensor, record: SimulationRecord) -> Iterator[Tensor]:
+        """Make the noisy tilts of both halves of the exposure; each half is restyled by itself."""
+        model = self._noise_of(record)
+        assert model is not None, "checked with the companions"
+        seeds = (record.noise_seed, torch_seed(record.seed, "halves", epoch=record.epoch, tomogram=record.tomogram))
+        noise, other = (self._random_numbers(clean, model, seed) for seed in seeds)
+        scale = NOISE_SCALES.get(self.modality, 1.0)
+        halves = model.half_exposures(clean, noise, other, self.tilt_angles, noise_scale=scale)
+        contents = halves
+        if self.modality == "faket":
+            contents = model.half_exposures(clean, noise, other, self.tilt_angles, noise_scale=CONTENT_NOISE)
+        return (self._restyle(content, half, record) for content, half in zip(contents, halves, strict=True))
 
     # What the stages need --------------------------------------------------------------------------------------------
 
@@ -467,10 +552,10 @@ memory_budget
             model = model.with_background(int(generator.integers(len(model.backgrounds))))
         return model.baseline() if self.modality == "baseline" else model
 
-    def _random_numbers(self, clean: Tensor, model: NoiseModel, record: SimulationRecord) -> Tensor:
+    def _random_numbers(self, clean: Tensor, model: NoiseModel, seed: int) -> Tensor:
         if self.modality == "noiseless" or not model.draws:
             return clean.new_zeros(()).expand_as(clean)  # takes no memory
-        generator = torch_generator(record.noise_seed, clean.device)
+        generator = torch_generator(seed, clean.device)
         return self.imperfections.coloured(torch.randn(clean.shape, generator=generator, device=clean.device))
 
     def restyle(self, content: Tensor, noisy: Tensor, *, series: int) -> Tensor:

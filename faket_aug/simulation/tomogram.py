@@ -14,6 +14,7 @@ from faket_aug._checks import FileFormatError, check_same_shape
 from faket_aug.formats._json import seal, unseal
 from faket_aug.microscope.misalignment import TiltErrors
 from faket_aug.simulation.saving import (
+    HALF_FILES,
     NOISELESS_FILE,
     RECORD_FILE,
     TOMOGRAM_FILE,
@@ -24,7 +25,7 @@ from faket_aug.simulation.saving import (
     rewritten_folder,
 )
 from faket_aug.specimens.grandmodel import GrandModel
-from faket_aug.specimens.particles import Labelled
+from faket_aug.specimens.particles import Labelled, check_companions
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,6 +120,26 @@ class SimulationRecord:
             raise FileFormatError(f"{file}: {error}") from error
 
 
+#: Halves of a tomogram with independent noise: of every other tilt, or of half of the exposure of each.
+HALVES = ("tilts", "exposures")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Companions:
+    """What is made beside a tomogram, see `FakETSimulator.simulate`; nothing by default."""
+
+    halves: str | None = None
+    clean: bool = False
+
+    def __bool__(self) -> bool:
+        """Whether anything is."""
+        return self.halves is not None or self.clean
+
+    def asked(self) -> dict[str, Any]:
+        """Return what to ask a simulator for: the arguments that are not the default."""
+        return ({} if self.halves is None else {"halves": self.halves}) | ({"clean": True} if self.clean else {})
+
+
 @dataclass(frozen=True, kw_only=True)
 class SimulatedTomogram(Labelled):
     """A tomogram, its labels, and the tilt-series it was reconstructed from.
@@ -137,6 +158,10 @@ class SimulatedTomogram(Labelled):
         Å, of the tomogram.
     record
         The record that makes the tomogram again from its specimen.
+    halves
+        Two tomograms `(z, y, x)` with the same signal and independent noise, where they were asked for.
+    clean
+        `(z, y, x)`, the tomogram without noise, in its unit, where it was asked for.
     name
         For messages; by default the specimen's.
     particles, class_names, not_particles
@@ -152,12 +177,15 @@ class SimulatedTomogram(Labelled):
     tilt_angles: FloatArray
     tomogram: Tensor
     record: SimulationRecord
+    halves: tuple[Tensor, Tensor] | None = None
+    clean: Tensor | None = None
     name: str = ""
 
     def __post_init__(self) -> None:
         if not self.name:
             object.__setattr__(self, "name", self.record.specimen)
         super().__post_init__()
+        check_companions(self.halves, self.clean, self.tomogram)
 
     @property
     def bin(self) -> int:
@@ -178,8 +206,9 @@ class SimulatedTomogram(Labelled):
 
         The files are `projections.mrc`, `.tlt` and `.rawtlt` (`projections_unbinned` where the tilts are finer than the
         tomogram), `reconstruction.mrc`, `class_mask.mrc`, `occupancy_mask.mrc`, `class_conversion_table.txt`, the lists
-        of particles, and `record.json`, which makes the tomogram again from its specimen. Each file is complete or does
-        not exist. The record is written last: a folder without it is not finished. `TiltSeries.read` reads the folder.
+        of particles, and `record.json`, which makes the tomogram again from its specimen. Halves are written as
+        `reconstruction_even.mrc` (the first) and `reconstruction_odd.mrc`. Each file is complete or does not exist. The
+        record is written last: a folder without it is not finished. `TiltSeries.read` reads the folder.
         `GrandModel.from_shrec` reads it, too, if `specimen` was given (set `z_range=None` for tomograms of 512³, which
         would be cut as those of SHREC 2021).
 
@@ -195,7 +224,8 @@ class SimulatedTomogram(Labelled):
         specimen
             The specimen of the tomogram. If it is given, its density is written as `grandmodel.mrc`.
         noiseless
-            `(z, y, x)`, the tomogram without noise, written as `reconstruction_noiseless.mrc`.
+            `(z, y, x)`, the tomogram without noise, written as `reconstruction_noiseless.mrc`; by default `clean`, if
+            it was made.
         copick_project
             Folder of the copick project, which several tomograms may share; by default `copick` within the folder.
         origin
@@ -215,6 +245,7 @@ class SimulatedTomogram(Labelled):
         """
         check_formats(formats)
         check_names(self.all_class_names, formats, tomogram=Path(folder).resolve().name)
+        noiseless = self.clean if noiseless is None else noiseless
         if noiseless is not None:
             check_same_shape("noiseless", noiseless.shape, "tomogram", self.tomogram.shape)
         if specimen is not None:
@@ -225,6 +256,7 @@ class SimulatedTomogram(Labelled):
             f"projections{unbinned}.mrc": (self.tiltseries, fine),
             TOMOGRAM_FILE: (self.tomogram, coarse),
             NOISELESS_FILE: (noiseless, coarse),
+            **{name: (half, coarse) for name, half in zip(HALF_FILES, self.halves or (None, None), strict=True)},
             f"grandmodel{unbinned}.mrc": (None if specimen is None else specimen.density, fine),
             "class_mask.mrc": (self.labels, coarse),
             "occupancy_mask.mrc": (self.instances, coarse),

@@ -136,11 +136,28 @@ class VariedSimulator:
         record = simulator.draw(specimen, seed=seed, epoch=epoch, tomogram=tomogram)
         return replace(record, settings=dict(record.settings) | {DRAWN: drawn.to_dict()})
 
-    def __call__(self, specimen: Specimen, *, seed: int, epoch: int = 0, tomogram: int = 0) -> SimulatedTomogram:
+    def __call__(
+        self,
+        specimen: Specimen,
+        *,
+        seed: int,
+        epoch: int = 0,
+        tomogram: int = 0,
+        halves: str | None = None,
+        clean: bool = False,
+    ) -> SimulatedTomogram:
         """Simulate a specimen with settings that are drawn for it, see `FakETSimulator.__call__`."""
-        return self.simulate(specimen, self.draw(specimen, seed=seed, epoch=epoch, tomogram=tomogram))
+        record = self.draw(specimen, seed=seed, epoch=epoch, tomogram=tomogram)
+        return self.simulate(specimen, record, halves=halves, clean=clean)
 
-    def simulate(self, specimen: Specimen, record: SimulationRecord) -> SimulatedTomogram:
+    def check_companions(self, halves: str | None, *, clean: bool) -> None:
+        """Raise a `ValueError` if one of the simulators cannot make halves, or a clean tomogram."""
+        for simulator in self.simulators:
+            simulator.check_companions(halves, clean=clean)
+
+    def simulate(
+        self, specimen: Specimen, record: SimulationRecord, *, halves: str | None = None, clean: bool = False
+    ) -> SimulatedTomogram:
         """Make the tomogram of a record, or make it again, see `FakETSimulator.simulate`.
 
         Only the simulators must be those that the record was drawn with, not variation and weights.
@@ -153,7 +170,7 @@ class VariedSimulator:
         simulator = drawn.applied(self.simulators[drawn.simulator])
         # A choice of tilts hardly comes again: its geometry is not kept.
         with nullcontext() if drawn.tilts is None else geometry_cache.unchanged():
-            return simulator.simulate(specimen, record)
+            return simulator.simulate(specimen, record, halves=halves, clean=clean)
 
 
 #: Whatever makes tomograms of specimens.
