@@ -32,6 +32,7 @@ from faket_aug.microscope.ctf import ContrastTransfer
 from faket_aug.microscope.damage import ExposureDamage
 from faket_aug.microscope.defocus import DefocusEstimate, fit_defocus
 from faket_aug.microscope.detector import Detector
+from faket_aug.microscope.flavours import Deconvolution
 from faket_aug.microscope.imperfections import Imperfections
 from faket_aug.microscope.misalignment import Misalignment
 from faket_aug.microscope.noise import NoiseModel
@@ -63,6 +64,7 @@ __all__ = [
     "CacheError",
     "ContrastTransfer",
     "CopickSpecimens",
+    "Deconvolution",
     "DefocusEstimate",
     "Detector",
     "ExposureDamage",

@@ -147,6 +147,7 @@ def _settings() -> dict[str, Setting]:
     style = (*TRANSFER, "step_size", "keep_spectrum", "quantiles")
     machine = ("device", "threads", "memory_budget")
     microscope = {name: simulator.pop(name) for name in ("ctf", "ctf_correction")}
+    filtered = {name: simulator.pop(name) for name in ("flavour", "low_pass", "deconvolution")}
     microscope |= settings_of(Imperfections)
     modality = simulator.pop("modality")
     groups: dict[str, dict[str, Setting]] = {
@@ -160,7 +161,7 @@ def _settings() -> dict[str, Setting]:
         STYLE: encoder | {name: simulator.pop(name) for name in style},
         MICROSCOPE: noise | microscope,
         f"{TILTS} ": {"tilt_angles": angles} | {n: simulator.pop(n) for n in list(simulator) if n not in machine},
-        f" {TILTS}": simulator,
+        f" {TILTS}": filtered | simulator,
         WRITTEN: {
             "formats": setting_of(SimulatedTomogram.save, "formats", choices=PARTICLE_FORMATS),
             "noiseless": own["noiseless"],

@@ -26,7 +26,7 @@ class PatchDataset(IterableDataset[dict[str, Any]]):
 
     An item is a dict:
 
-    - `image`: float32, `(1, z, y, x)`;
+    - `image`: float32, `(1, z, y, x)`; with `flavours` one channel for each, `(c, z, y, x)`;
     - `label`: int64, `(z, y, x)`, class numbers, if `"labels"` is among the `targets`;
     - `index`: int, names the item within an epoch;
     - `tomogram`: int, the tomogram that the patch is cut from;
@@ -221,6 +221,10 @@ class FakETDataset(PatchDataset):
         Make pairs for a denoiser: `image` and `image_other` show the same place in two halves of the tomogram, with the
         same signal and independent noise. `"tilts"`: halves of every other tilt. `"exposures"`: each tilt drawn twice,
         with the noise of half the exposure. With `normalize` both have the scale of `image`. None for no pairs.
+    flavours
+        Flavours of the tomogram, which become the channels of `image`, in this order: `"raw"`, `"phase-flip"`,
+        `"wiener"`, `"low-pass"`, `"deconvolved"`, see `FakETSimulator`. Each channel is normalized by itself. Without
+        any the image has the simulator's own flavour. Halves and clean images have the first of them.
     seed
         The seed of all random numbers.
     rank, world_size
@@ -264,6 +268,7 @@ class FakETDataset(PatchDataset):
         radii: Mapping[int | str, float] | None = None,
         targets: Sequence[str] | PatchTargets = ("labels",),
         halves: str | None = None,
+        flavours: Sequence[str] = (),
         seed: int = 0,
         rank: int | None = None,
         world_size: int | None = None,
@@ -281,6 +286,7 @@ class FakETDataset(PatchDataset):
             target=target,
             targets=PatchTargets.of(targets),
             halves=halves,
+            flavours=flavours,
         )
         source = SimulatedSource(
             specimens,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Self
 
@@ -41,6 +41,8 @@ class LabelledTomogram(Labelled):
         Two tomograms `(z, y, x)` with the same signal and independent noise, for a dataset with `halves`.
     clean
         `(z, y, x)`, the tomogram without noise, for `"clean"` among the targets.
+    flavours
+        The tomogram in other flavours `(z, y, x)`, by their names, for a dataset with `flavours`.
     instances, voxel_size, class_names, not_particles, name
         As of `Labelled`.
 
@@ -53,13 +55,15 @@ class LabelledTomogram(Labelled):
     tomogram: Tensor
     halves: tuple[Tensor, Tensor] | None = None
     clean: Tensor | None = None
+    flavours: Mapping[str, Tensor] = field(default_factory=dict)
     name: str = "tomogram"
 
     def __post_init__(self) -> None:
         super().__post_init__()
         check_ndim("tomogram", self.tomogram, "z y x")
-        check_companions(self.halves, self.clean, self.tomogram)
-        for one in (self.tomogram, *(self.halves or ()), *(() if self.clean is None else (self.clean,))):
+        check_companions(self.halves, self.clean, self.flavours, self.tomogram)
+        more = () if self.clean is None else (self.clean,)
+        for one in (self.tomogram, *(self.halves or ()), *more, *self.flavours.values()):
             check_finite(one, self.name)
         if self.labels.shape != self.tomogram.shape:
             raise FileFormatError(

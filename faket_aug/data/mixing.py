@@ -58,9 +58,14 @@ class MixedSource(Agreeing):
                 raise ValueError(f"expected `real` and `fake` with the same `{name}`, got {own} and {other}")
         # A source of one's own has targets of its own.
         told = [source.targets for source in (real, fake) if isinstance(source, SampledSource)]
-        pairs = {source.sampler.halves is not None for source in (real, fake) if isinstance(source, SampledSource)}
-        if len(pairs) > 1:
+        sampled = [source.sampler for source in (real, fake) if isinstance(source, SampledSource)]
+        if len({sampler.halves is not None for sampler in sampled}) > 1:
             raise ValueError("expected `real` and `fake` both with `halves`, or both without, got one of each")
+        flavours = [sampler.companions.flavours for sampler in sampled]
+        if len(set(flavours)) > 1:
+            raise ValueError(
+                f"expected `real` and `fake` with the same `flavours`, got {flavours[0]} and {flavours[1]}"
+            )
         if len({(frozenset(one.names), one.max_particles) for one in told}) > 1:
             raise ValueError(
                 f"expected `real` and `fake` with the same `targets` and `max_particles`, got {told[0]} and {told[1]}"

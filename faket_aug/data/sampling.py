@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Self
 
@@ -21,7 +21,7 @@ from faket_aug.data.labelled import LabelledTomogram
 from faket_aug.data.patches import Size, clamp_center, cut, normalize, normalize_as, sphere_labels
 from faket_aug.data.targets import PatchTargets, Picked, Placement, draw_targets, number_instances
 from faket_aug.geometry import half_turn_about_tilt_axis
-from faket_aug.simulation.tomogram import HALVES, Companions, SimulatedTomogram
+from faket_aug.simulation.tomogram import Companions, SimulatedTomogram
 from faket_aug.specimens.particles import Labelled, ParticleTable
 
 TARGETS = ("shape", "sphere")
@@ -63,6 +63,8 @@ class LiveTomogram:
         `(z, y, x)`, where they are a target.
     beside
         More volumes `(z, y, x)`, floating point, that are cut and turned as the tomogram is, by their keys in an item.
+    channels
+        More volumes `(z, y, x)` that are further channels of the image.
     specimen
         The name of the specimen, or of the tomogram.
     """
@@ -75,6 +77,7 @@ class LiveTomogram:
     picked: Picked
     instances: Tensor | None = None
     beside: Mapping[str, Tensor] = field(default_factory=dict)
+    channels: tuple[Tensor, ...] = ()
     specimen: str = ""
 
     @classmethod
@@ -89,10 +92,11 @@ class LiveTomogram:
     ) -> Self:
         """Keep what patches need of a tomogram; `instances` and the `channels` of heatmaps where they are targets.
 
-        With halves among the `companions` the first half takes the tomogram's place.
+        With halves among the `companions` the first half takes the tomogram's place, with flavours the first flavour.
         """
         more = Companions() if companions is None else companions
-        image, other = (made.tomogram, None) if more.halves is None or made.halves is None else made.halves
+        first, *more_channels = [made.flavours[name] for name in more.flavours] or [made.tomogram]
+        image, other = (first, None) if more.halves is None or made.halves is None else made.halves
         beside = {OTHER_HALF: other, CLEAN: made.clean if more.clean else None}
         nearest = np.rint(made.particles.positions)
         inside = ((nearest >= 0) & (nearest < np.array(made.labels.shape))).all(axis=1)
@@ -107,13 +111,14 @@ class LiveTomogram:
             picked=Picked.of(made.particles, made.not_particles, radii, channels),
             instances=made.instances if instances else None,
             beside={key: volume for key, volume in beside.items() if volume is not None},
+            channels=tuple(more_channels),
             specimen=made.name,
         )
 
 
 @dataclass(frozen=True, kw_only=True)
 class Patch:
-    """A patch: its image (float32) and label (int64) `(z, y, x)`, its centre (z, y, x), and the class at its centre.
+    """A patch: its image (float32) `(channel, z, y, x)`, its label (int64) `(z, y, x)`, its centre and the class there.
 
     Without `"labels"` among the targets the label is None. `targets` holds the entries of all others.
     """
@@ -139,11 +144,12 @@ class PatchSampler:
     target: str
     targets: PatchTargets = PatchTargets()  # noqa: RUF009 - frozen
     halves: str | None = None
+    flavours: Sequence[str] = ()
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "targets", PatchTargets.of(self.targets))
-        if self.halves is not None:
-            check_choice("halves", self.halves, HALVES)
+        if self.halves is not None and len(self.companions.flavours) > 1:
+            raise ValueError(f"expected at most one of `flavours` with `halves`, got {', '.join(self.flavours)}")
         check_count("shift", self.shift, zero=True)
         check_fraction("background_fraction", self.background_fraction)
         check_choice("target", self.target, TARGETS)
@@ -151,13 +157,15 @@ class PatchSampler:
     @property
     def companions(self) -> Companions:
         """What tomograms have to bring beside themselves."""
-        return Companions(halves=self.halves, clean=CLEAN in self.targets)
+        return Companions(halves=self.halves, clean=CLEAN in self.targets, flavours=self.flavours)
 
     def check_companions(self, made: SimulatedTomogram | LabelledTomogram) -> None:
         """Raise a `ValueError` if a tomogram lacks its halves, or the clean one, where they are asked for."""
         lacking = [("halves", "set `halves` to None")] if self.halves is not None and made.halves is None else []
         if CLEAN in self.targets and made.clean is None:
             lacking.append((CLEAN, f"leave {CLEAN!r} out of `targets`"))
+        for name in set(self.companions.flavours) - set(made.flavours):
+            lacking.append((f"flavours[{name!r}]", "leave it out of `flavours`"))
         for name, advice in lacking:
             raise ValueError(f"expected a tomogram with `{name}`, got one without; give them, or {advice}")
 
@@ -213,26 +221,29 @@ class PatchSampler:
         image = cut(live.tomogram, center, self.patch_size).to(where, torch.float32)
         label = self._label(live, center).to(where, torch.int64)
         beside = {key: cut(one, center, self.patch_size).to(where, torch.float32) for key, one in live.beside.items()}
+        channels = [cut(one, center, self.patch_size).to(where, torch.float32) for one in live.channels]
         if turned:
             image, label = half_turn_about_tilt_axis(image), half_turn_about_tilt_axis(label)
+            channels = [half_turn_about_tilt_axis(one) for one in channels]
             beside = {key: half_turn_about_tilt_axis(one) for key, one in beside.items()}
         if self.normalize:
             # One scale for all: what is not the image would otherwise be scaled by its own noise.
             beside = {key: normalize_as(one, image) for key, one in beside.items()}
-            image = normalize(image)
+            image, channels = normalize(image), [normalize(one) for one in channels]
         parameters = None
         if self.augmentation is not None:
             drawn = numpy_generator(seed, "augmentation", epoch=epoch, tomogram=tomogram, patch=patch)
             parameters = self.augmentation.draw(drawn)
             image, label = self.augmentation.apply(image, label, parameters)
             beside = {key: self.augmentation.apply_to_image(one, parameters) for key, one in beside.items()}
+            channels = [self.augmentation.apply_to_image(one, parameters) for one in channels]
             if self.normalize and self.augmentation.interpolates:
                 beside = {key: normalize_as(one, image) for key, one in beside.items()}
                 # It was normalised before, too, so that the interpolation fills in the mean at the border.
-                image = normalize(image)
+                image, channels = normalize(image), [normalize(one) for one in channels]
         # Copies of their own: views would keep the whole tomogram alive.
         return Patch(
-            image=image.clone(memory_format=torch.contiguous_format).to(device),
+            image=torch.stack([image, *channels]).to(device),
             label=label.clone(memory_format=torch.contiguous_format).to(device) if "labels" in self.targets else None,
             position=center,
             particle_class=particle_class,
@@ -368,6 +379,8 @@ class TomogramPatches:
         """Draw the patch of this number."""
         with torch.no_grad(), intra_op_threads(self.threads):
             more = () if self.live.instances is None else (self.live.instances,)
-            use_on_current_stream((self.live.tomogram, self.live.labels, *more, *self.live.beside.values()))
+            use_on_current_stream(
+                (self.live.tomogram, self.live.labels, *more, *self.live.beside.values(), *self.live.channels)
+            )
             address = {"seed": self.seed, "epoch": self.epoch, "tomogram": self.tomogram, "patch": patch}
             return self.sampler.sample(self.live, **address, device=self.device)

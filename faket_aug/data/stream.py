@@ -229,7 +229,7 @@ class PatchStream:
         # A mixture puts the patches of all of its sources on one device.
         place = self.source.item_device
         return {
-            "image": drawn.image[None].to(place),
+            "image": drawn.image.to(place),
             **({} if drawn.label is None else {"label": drawn.label.to(place)}),
             "index": tomogram * self.source.patches_per_tomogram + patch,
             "tomogram": tomogram,

@@ -17,8 +17,8 @@ class TomogramSimulator(Protocol):
     is called with the same specimen and numbers. For workers that are started by `spawn` it has to pickle. The
     `settings` of the tomogram's record have to tell it apart from simulators that make other tomograms.
 
-    A dataset with `halves`, or with `"clean"` among its targets, also gives the arguments `halves="tilts"` (or
-    `"exposures"`) and `clean=True`. Others do not, and a call without them is enough.
+    A dataset with `halves`, with `"clean"` among its targets, or with `flavours` also gives these arguments:
+    `halves="tilts"` (or `"exposures"`), `clean=True`, `flavours=(...)`. For others a call without them is enough.
     """
 
     @property
@@ -57,7 +57,7 @@ def check_simulator(simulator: object, companions: Companions | None = None) -> 
         )
     check = getattr(simulator, "check_companions", None)
     if more and check is not None:
-        check(more.halves, clean=more.clean)
+        check(more)
 
 
 def check_made(made: object, simulator: object) -> None:

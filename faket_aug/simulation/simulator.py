@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
@@ -21,11 +21,12 @@ from faket_aug._runtime.threads import DEVICE, THREADS, intra_op_threads, usable
 from faket_aug.geometry import Angles, as_tilt_angles
 from faket_aug.microscope.ctf import CORRECTIONS, ContrastTransfer
 from faket_aug.microscope.file import read_microscope
+from faket_aug.microscope.flavours import FLAVOURS, LOW_PASS, WITH_CTF, Deconvolution, deconvolve, low_passed
 from faket_aug.microscope.imperfections import Imperfections
 from faket_aug.microscope.noise import CONTENT_NOISE, GIVEN, GivenNoise, NoiseModel, ResponseNoise
 from faket_aug.microscope.response import MicroscopeResponse
 from faket_aug.simulation.own_parts import own_class
-from faket_aug.simulation.tomogram import HALVES, Companions, SimulatedTomogram, SimulationRecord
+from faket_aug.simulation.tomogram import Companions, SimulatedTomogram, SimulationRecord
 from faket_aug.specimens.grandmodel import GrandModel
 from faket_aug.specimens.tilted import Specimen, TiltedSpecimen
 from faket_aug.statistics import FULL_RANGE
@@ -87,6 +88,14 @@ class FakETSimulator:
     ctf_correction
         `"phase-flip"` or `"wiener"`: tilts are corrected for `ctf`, or for the `response` of the noise, before the
         reconstruction, see `ContrastTransfer.correct`. The tilt-series itself is not corrected.
+    flavour
+        How the tomogram is processed, in place of `ctf_correction`. `"raw"`: not at all. `"phase-flip"`, `"wiener"`: as
+        by `ctf_correction`. `"low-pass"`: filtered to `low_pass`. `"deconvolved"`: as IsoNet does it, see
+        `Deconvolution`. By default `ctf_correction` says it.
+    low_pass
+        Å, where the flavour `"low-pass"` keeps half of the amplitude.
+    deconvolution
+        Settings of the flavour `"deconvolved"`.
     imperfections
         Misalignment, radiation damage and the transfer of the detector, applied to clean tilts; none by default.
     crowd
@@ -126,6 +135,9 @@ memory_budget
     noise: NoiseModel | Literal["given"] | None = None
     ctf: ContrastTransfer | None = None
     ctf_correction: str | None = None
+    flavour: str | None = None
+    low_pass: float = LOW_PASS
+    deconvolution: Deconvolution = field(default_factory=Deconvolution)
     imperfections: Imperfections = field(default_factory=Imperfections)
     crowd: float = 1.0
     background: str = "own"
@@ -209,6 +221,16 @@ memory_budget
             check_choice("ctf_correction", self.ctf_correction, CORRECTIONS)
             if self.ctf is None and self.response is None:
                 raise ValueError("expected `ctf`, or noise with a `response`, for `ctf_correction`, got neither")
+        if self.flavour is not None:
+            check_choice("flavour", self.flavour, FLAVOURS)
+            self._check_flavours((self.flavour,), "flavour")
+            if self.ctf_correction is not None:
+                raise ValueError(
+                    f"expected `flavour` or `ctf_correction`, got both, {self.flavour!r} and {self.ctf_correction!r}"
+                )
+        check_positive("low_pass", self.low_pass)
+        if not isinstance(self.deconvolution, Deconvolution):
+            raise ValueError(f"expected `deconvolution` to be a `Deconvolution`, got {self.deconvolution!r}")
         if self.modality in NOISY_MODALITIES and self.noise is None:
             raise ValueError(f"expected `noise` for the modality {self.modality!r}, got None; fit a `NoiseModel`")
 
@@ -287,6 +309,7 @@ memory_budget
         tomogram: int = 0,
         halves: str | None = None,
         clean: bool = False,
+        flavours: Sequence[str] = (),
     ) -> SimulatedTomogram:
         """Simulate a specimen.
 
@@ -296,7 +319,7 @@ memory_budget
             The specimen.
         seed, epoch, tomogram
             The address of all random numbers. The same address gives the same tomogram, bit for bit on a CPU.
-        halves, clean
+        halves, clean, flavours
             What else is made, see `simulate`.
 
         Raises
@@ -307,10 +330,16 @@ memory_budget
             If anything fails. The message names the specimen and the cause.
         """
         record = self.draw(specimen, seed=seed, epoch=epoch, tomogram=tomogram)
-        return self.simulate(specimen, record, halves=halves, clean=clean)
+        return self.simulate(specimen, record, halves=halves, clean=clean, flavours=flavours)
 
     def simulate(
-        self, specimen: Specimen, record: SimulationRecord, *, halves: str | None = None, clean: bool = False
+        self,
+        specimen: Specimen,
+        record: SimulationRecord,
+        *,
+        halves: str | None = None,
+        clean: bool = False,
+        flavours: Sequence[str] = (),
     ) -> SimulatedTomogram:
         """Make the tomogram of a record, or make it again.
 
@@ -328,15 +357,24 @@ memory_budget
         clean
             Also make the tomogram without noise, in the same unit: of the same tilts without their noise (and, for
             `"faket"`, before the style transfer), with the same correction and filter.
+        flavours
+            Also make the tomogram in each of these flavours, see `flavour` of the simulator. Halves and the clean
+            tomogram then have the first of them.
 
         Raises
         ------
         ValueError
             If the settings of the record differ from those of this simulator (the message names them), or the record is
-            of another specimen; or if halves or a clean tomogram cannot be made of the noise.
+            of another specimen; or if a half, a clean tomogram or a flavour cannot be made.
         SimulationError
             If anything fails. The message names the specimen and the cause.
         """
+        more = Companions(halves=halves, clean=clean, flavours=flavours)
+        self.check_companions(more)
+        return self.make(specimen, record, more)
+
+    def make(self, specimen: Specimen, record: SimulationRecord, more: Companions) -> SimulatedTomogram:
+        """Make the tomogram of a record, with checked companions, see `simulate`."""
         settings = self.settings()
         recorded = {RENAMED.get(key, key): value for key, value in record.settings.items()}
         # Records of 0.1.0 do not name the class of a noise model of one's own.
@@ -347,10 +385,9 @@ memory_budget
         # Names are paths as they were given; the folder may have been reached by another way.
         if Path(record.specimen).name != Path(specimen.name).name:
             raise ValueError(f"expected the specimen of the record, {record.specimen}, got {specimen.name}")
-        self.check_companions(halves, clean=clean)
         try:
             with torch.no_grad(), intra_op_threads(self.threads):
-                return self._simulate(specimen, record, Companions(halves=halves, clean=clean))
+                return self._simulate(specimen, record, more)
         except Exception as error:
             raise SimulationError(f"{specimen.name}: {type(error).__name__}: {error}") from error
 
@@ -418,12 +455,26 @@ memory_budget
         return noisy if self.modality != "faket" else self.restyle(content, noisy, series=record.style_series)
 
     def _reconstruct(
-        self, tilts: Tensor, specimen: Specimen, record: SimulationRecord, *, some: IntArray | None = None
+        self,
+        tilts: Tensor,
+        specimen: Specimen,
+        record: SimulationRecord,
+        *,
+        some: IntArray | None = None,
+        flavour: str | None = None,
     ) -> Tensor:
-        """Reconstruct the tomogram `(z, y, x)` from (`some`) tilts `(tilt, y, x)`, after `ctf_correction`."""
-        if self.ctf_correction is not None:
+        """Reconstruct the tomogram `(z, y, x)` from (`some`) tilts `(tilt, y, x)`; by default of its own flavour."""
+        flavour = self._own_flavour if flavour is None else flavour
+        volume = self._back_projected(tilts, specimen, record, flavour, some)
+        return self._filtered(volume, specimen, record, flavour)
+
+    def _back_projected(
+        self, tilts: Tensor, specimen: Specimen, record: SimulationRecord, flavour: str, some: IntArray | None
+    ) -> Tensor:
+        """Reconstruct tilts, corrected as a flavour wants it."""
+        if flavour in CORRECTIONS:
             pixel_size = specimen.voxel_size if self.response is None else self.response.pixel_size
-            tilts = self._ctf_of(record).correct(tilts, pixel_size, method=self.ctf_correction)
+            tilts = self._ctf_of(record).correct(tilts, pixel_size, method=flavour)
         angles = as_tilt_angles(self.tilt_angles)
         return reconstruct(
             tilts if some is None else tilts[torch.from_numpy(some).to(tilts.device)],
@@ -452,12 +503,24 @@ memory_budget
             record=record,
         )
 
+    def _filtered(self, volume: Tensor, specimen: Specimen, record: SimulationRecord, flavour: str) -> Tensor:
+        """Filter a tomogram `(z, y, x)` of raw tilts, as a flavour wants it."""
+        if flavour == "low-pass":
+            return low_passed(volume, specimen.label_voxel_size, self.low_pass)
+        if flavour == "deconvolved":
+            return deconvolve(volume, specimen.label_voxel_size, self._ctf_of(record), self.deconvolution)
+        return volume
+
+    @property
+    def _own_flavour(self) -> str:
+        return self.flavour or self.ctf_correction or "raw"
+
     # What is made beside the tomogram --------------------------------------------------------------------------------
 
-    def check_companions(self, halves: str | None, *, clean: bool) -> None:
-        """Raise a `ValueError` if a simulator cannot make halves, or a clean tomogram; see `simulate`."""
-        if halves is not None:
-            check_choice("halves", halves, HALVES)
+    def check_companions(self, more: Companions) -> None:
+        """Raise a `ValueError` if a simulator cannot make halves, a clean tomogram or flavours; see `simulate`."""
+        halves, clean = more.halves, more.clean
+        self._check_flavours(more.flavours, "flavours")
         if self._is_given and (clean or halves == "exposures"):
             raise ValueError(
                 f"expected simulated noise for {'a clean tomogram' if clean else 'halves of the exposure'}, got "
@@ -474,18 +537,46 @@ memory_budget
     ) -> SimulatedTomogram:
         """Add halves and the clean tomogram to a tomogram of clean tilts `(tilt, y, x)`."""
         found: dict[str, Any] = {}
+        flavour = self._usable(more.flavours[0]) if more.flavours else None
         if more.clean:
-            found["clean"] = self._reconstruct(self._signal(clean, made.record), specimen, made.record)
+            found["clean"] = self._reconstruct(self._signal(clean, made.record), specimen, made.record, flavour=flavour)
+        if more.flavours:
+            found["flavours"] = self._in_flavours(made, specimen, more.flavours)
         if more.halves == "tilts":
             order = np.argsort(as_tilt_angles(self.tilt_angles), kind="stable")
             parts = (order[0::2], order[1::2])
             found["halves"] = tuple(
-                self._reconstruct(made.tiltseries, specimen, made.record, some=part) for part in parts
+                self._reconstruct(made.tiltseries, specimen, made.record, some=part, flavour=flavour) for part in parts
             )
         elif more.halves is not None:
             tilts = self._half_exposures(clean, made.record)
-            found["halves"] = tuple(self._reconstruct(half, specimen, made.record) for half in tilts)
+            found["halves"] = tuple(self._reconstruct(half, specimen, made.record, flavour=flavour) for half in tilts)
         return replace(made, **found)
+
+    def _in_flavours(self, made: SimulatedTomogram, specimen: Specimen, flavours: Sequence[str]) -> dict[str, Tensor]:
+        """Make the tomogram in several flavours; each correction of the tilts is reconstructed once."""
+        own, found = self._own_flavour, {}
+        kept = {own: made.tomogram} if own in ("raw", *CORRECTIONS) else {}
+        for name in flavours:
+            flavour = self._usable(name)
+            tilts = flavour if flavour in CORRECTIONS else "raw"
+            if tilts not in kept:
+                kept[tilts] = self._back_projected(made.tiltseries, specimen, made.record, tilts, None)
+            found[name] = self._filtered(kept[tilts], specimen, made.record, flavour)
+        return found
+
+    def _usable(self, flavour: str) -> str:
+        """Return the raw flavour where nothing can be corrected: settings that were drawn may have no CTF."""
+        return "raw" if flavour in WITH_CTF and self.ctf is None and self.response is None else flavour
+
+    def _check_flavours(self, flavours: Sequence[str], name: str) -> None:
+        """Raise a `ValueError` if there is no contrast transfer function for one of the flavours."""
+        lacking = [flavour for flavour in flavours if self._usable(flavour) != flavour]
+        if lacking:
+            raise ValueError(
+                f"expected `ctf`, or noise with a `response`, for {lacking[0]!r} in `{name}`, got neither; set "
+                '`ctf`, or take "raw" or "low-pass"'
+            )
 
     def _signal(self, clean: Tensor, record: SimulationRecord) -> Tensor:
         """Return noisy tilts without their noise, `(tilt, y, x)`, from clean ones."""
@@ -620,6 +711,9 @@ memory_budget
         crowded = self.noise_model is not None and self.noise_model.crowd is not None
         return (
             ({"crowd": self.crowd} if crowded else {})
+            | ({} if self.flavour is None else {"flavour": self.flavour})
+            | ({} if self.low_pass == LOW_PASS else {"low_pass": float(self.low_pass)})
+            | ({} if self.deconvolution == Deconvolution() else {"deconvolution": asdict(self.deconvolution)})
             | ({"background": self.background} if self.background != "own" else {})
             | ({"noise_class": own_class(noise)} if own_class(noise) else {})
             | {

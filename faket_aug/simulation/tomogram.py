@@ -10,8 +10,9 @@ from typing import Any, Self
 from torch import Tensor
 
 from faket_aug._arrays import FloatArray
-from faket_aug._checks import FileFormatError, check_same_shape
+from faket_aug._checks import FileFormatError, check_choice, check_same_shape
 from faket_aug.formats._json import seal, unseal
+from faket_aug.microscope.flavours import FLAVOURS
 from faket_aug.microscope.misalignment import TiltErrors
 from faket_aug.simulation.saving import (
     HALF_FILES,
@@ -130,14 +131,27 @@ class Companions:
 
     halves: str | None = None
     clean: bool = False
+    flavours: Sequence[str] = ()
+
+    def __post_init__(self) -> None:
+        if isinstance(self.flavours, str):
+            raise ValueError(f"expected `flavours` to be a tuple of names, got {self.flavours!r}; set it to a tuple")
+        object.__setattr__(self, "flavours", tuple(self.flavours))
+        if self.halves is not None:
+            check_choice("halves", self.halves, HALVES)
+        for name in self.flavours:
+            check_choice("flavours", name, FLAVOURS)
+        if len(set(self.flavours)) < len(self.flavours):
+            raise ValueError(f"expected each of `flavours` once, got {self.flavours}")
 
     def __bool__(self) -> bool:
         """Whether anything is."""
-        return self.halves is not None or self.clean
+        return bool(self.asked())
 
     def asked(self) -> dict[str, Any]:
         """Return what to ask a simulator for: the arguments that are not the default."""
-        return ({} if self.halves is None else {"halves": self.halves}) | ({"clean": True} if self.clean else {})
+        named: dict[str, Any] = {"halves": self.halves, "clean": self.clean, "flavours": self.flavours}
+        return {name: value for name, value in named.items() if value}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -162,6 +176,8 @@ class SimulatedTomogram(Labelled):
         Two tomograms `(z, y, x)` with the same signal and independent noise, where they were asked for.
     clean
         `(z, y, x)`, the tomogram without noise, in its unit, where it was asked for.
+    flavours
+        The tomogram in other flavours, `(z, y, x)` each, by their names, where they were asked for.
     name
         For messages; by default the specimen's.
     particles, class_names, not_particles
@@ -179,13 +195,14 @@ class SimulatedTomogram(Labelled):
     record: SimulationRecord
     halves: tuple[Tensor, Tensor] | None = None
     clean: Tensor | None = None
+    flavours: Mapping[str, Tensor] = field(default_factory=dict)
     name: str = ""
 
     def __post_init__(self) -> None:
         if not self.name:
             object.__setattr__(self, "name", self.record.specimen)
         super().__post_init__()
-        check_companions(self.halves, self.clean, self.tomogram)
+        check_companions(self.halves, self.clean, self.flavours, self.tomogram)
 
     @property
     def bin(self) -> int:

@@ -206,11 +206,13 @@ class Labelled:
         )
 
 
-def check_companions(halves: Sequence[Tensor] | None, clean: Tensor | None, tomogram: Tensor) -> None:
-    """Raise a `ValueError` unless halves and the clean tomogram, where they are given, have the tomogram's shape."""
+def check_companions(
+    halves: Sequence[Tensor] | None, clean: Tensor | None, flavours: Mapping[str, Tensor], tomogram: Tensor
+) -> None:
+    """Raise a `ValueError` unless what goes with a tomogram, where it is given, has the tomogram's shape."""
     if halves is not None and len(halves) != 2:
         raise ValueError(f"expected two `halves` of a tomogram, got {len(halves)}")
-    for name, one in [*(("halves", half) for half in halves or ()), ("clean", clean)]:
+    for name, one in [*(("halves", half) for half in halves or ()), ("clean", clean), *flavours.items()]:
         if one is not None:
             check_same_shape(name, one.shape, "tomogram", tomogram.shape)
 
