@@ -20,6 +20,7 @@ from faket_aug.data.dataset import FakETDataset, LabelledPatches, PatchDataset
 from faket_aug.data.labelled import LabelledTomogram
 from faket_aug.data.mixing import MixedPatches
 from faket_aug.data.targets import PatchTargets
+from faket_aug.data.tilt_dataset import TiltDataset
 from faket_aug.formats.structures import fetch_structure
 from faket_aug.formats.tilt_metadata import TiltMetadata
 from faket_aug.generation.filaments import FilamentSpecies
@@ -100,6 +101,7 @@ __all__ = [
     "StepChoice",
     "StyleBank",
     "StyleTargets",
+    "TiltDataset",
     "TiltMetadata",
     "TiltSeries",
     "TiltedSpecimen",

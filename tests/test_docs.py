@@ -119,6 +119,7 @@ def check_training(names: dict[str, Any]) -> None:
     assert taught["positions"].shape[1:] == (256, 3)
     assert taught["count"].shape == taught["half_turn"].shape == (len(taught["image"]),)
     assert names["state"]["delivered"]
+    assert names["tilted"]["image"].shape[1:] == (1, 48, 64)
     assert names["many"]["image"].shape == (3, 16, 16, 16)
     for key in ("image", "image_other", "clean"):
         assert names["pair"][key].shape[1:] == (1, 16, 16, 16)

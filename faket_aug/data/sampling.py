@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Self
+from typing import Any, Protocol, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -40,6 +40,50 @@ def check_radii(radii: Mapping[int | str, float] | None, target: str, targets: P
     for key, radius in (radii or {}).items():
         if key == 0 or not 0 < radius < float("inf"):
             raise ValueError(f"expected `radii` of more than 0 Å for classes other than 0, got {radius!r} for {key!r}")
+
+
+def check_labels(labelled: Labelled, targets: PatchTargets, target: str, *, class_balanced: bool) -> None:
+    """Refuse, or warn of, settings that ask for instances or a particle table that a specimen does not have."""
+    drawn, spheres = targets.with_particles, target == "sphere" and "labels" in targets
+    asks = spheres or drawn or class_balanced
+    if "instances" in targets and labelled.instances is None:
+        raise ValueError(
+            "expected instances for `targets` with instances, got none; read `instances` (SHREC's occupancy mask), "
+            "or leave them out of `targets`"
+        )
+    if not asks or len(labelled.particles) or not bool(labelled.labels.any()):
+        return
+    if drawn:
+        raise ValueError(
+            f"expected a particle table for `targets` {', '.join(drawn)}, got labels without one; read `picks` or "
+            "`particles`, or leave them out of `targets`"
+        )
+    if spheres:
+        raise ValueError(
+            'expected a particle table for `target="sphere"`, got labels without one: all would be background; '
+            'read `picks` or `particles`, or set `target="shape"`'
+        )
+    warnings.warn(
+        f"{labelled.name}: expected a particle table for `class_balanced`, got labels without one; its patches are "
+        "cut at random positions",
+        stacklevel=3,
+    )
+
+
+class Live(Protocol):
+    """What patches are cut from."""
+
+    def tensors(self) -> tuple[Tensor, ...]:
+        """Return all volumes, or tilts; the first tells the device."""
+
+
+class Sampler(Protocol):
+    """How patches are drawn of what is live."""
+
+    def sample(
+        self, live: Any, *, seed: int, epoch: int, tomogram: int, patch: int, device: torch.device | str = "cpu"
+    ) -> Patch:
+        """Draw the patch of an address, and put it on a device."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,6 +123,11 @@ class LiveTomogram:
     beside: Mapping[str, Tensor] = field(default_factory=dict)
     channels: tuple[Tensor, ...] = ()
     specimen: str = ""
+
+    def tensors(self) -> tuple[Tensor, ...]:
+        """Return what patches are cut from."""
+        instances = () if self.instances is None else (self.instances,)
+        return self.tomogram, self.labels, *instances, *self.beside.values(), *self.channels
 
     @classmethod
     def of(
@@ -171,30 +220,7 @@ class PatchSampler:
 
     def check(self, labelled: Labelled) -> None:
         """Refuse, or warn of, settings that ask for instances or a particle table that a specimen does not have."""
-        drawn, spheres = self.targets.with_particles, self.target == "sphere" and "labels" in self.targets
-        asks = spheres or drawn or self.class_balanced
-        if "instances" in self.targets and labelled.instances is None:
-            raise ValueError(
-                "expected instances for `targets` with instances, got none; read `instances` (SHREC's occupancy mask), "
-                "or leave them out of `targets`"
-            )
-        if not asks or len(labelled.particles) or not bool(labelled.labels.any()):
-            return
-        if drawn:
-            raise ValueError(
-                f"expected a particle table for `targets` {', '.join(drawn)}, got labels without one; read `picks` or "
-                "`particles`, or leave them out of `targets`"
-            )
-        if spheres:
-            raise ValueError(
-                'expected a particle table for `target="sphere"`, got labels without one: all would be background; '
-                'read `picks` or `particles`, or set `target="shape"`'
-            )
-        warnings.warn(
-            f"{labelled.name}: expected a particle table for `class_balanced`, got labels without one; its patches are "
-            "cut at random positions",
-            stacklevel=2,
-        )
+        check_labels(labelled, self.targets, self.target, class_balanced=self.class_balanced)
 
     def sample(
         self,
@@ -346,7 +372,7 @@ class TomogramPatches:
     Parameters
     ----------
     live
-        The tomogram.
+        The tomogram, or its tilts.
     sampler
         Draws the patches.
     seed, epoch, tomogram
@@ -359,8 +385,8 @@ class TomogramPatches:
         What is done to the items, in this order.
     """
 
-    live: LiveTomogram
-    sampler: PatchSampler
+    live: Live
+    sampler: Sampler
     seed: int
     epoch: int
     tomogram: int
@@ -378,9 +404,6 @@ class TomogramPatches:
     def draw(self, patch: int) -> Patch:
         """Draw the patch of this number."""
         with torch.no_grad(), intra_op_threads(self.threads):
-            more = () if self.live.instances is None else (self.live.instances,)
-            use_on_current_stream(
-                (self.live.tomogram, self.live.labels, *more, *self.live.beside.values(), *self.live.channels)
-            )
+            use_on_current_stream(self.live.tensors())
             address = {"seed": self.seed, "epoch": self.epoch, "tomogram": self.tomogram, "patch": patch}
             return self.sampler.sample(self.live, **address, device=self.device)

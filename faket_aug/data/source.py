@@ -14,7 +14,7 @@ from faket_aug.data.agreement import Agreement, Members
 from faket_aug.data.labelled import LabelledTomogram
 from faket_aug.data.patches import Size, check_fits
 from faket_aug.data.progress import Changes
-from faket_aug.data.sampling import LiveTomogram, PatchSampler, TomogramPatches, Transform, check_radii
+from faket_aug.data.sampling import Live, LiveTomogram, PatchSampler, TomogramPatches, Transform, check_radii
 from faket_aug.data.targets import PatchTargets
 from faket_aug.generation.generator import GrandModelGenerator
 from faket_aug.simulation.own_parts import TomogramSimulator, check_made, check_simulator
@@ -181,7 +181,7 @@ class SampledSource(Agreeing):
             )
         return channels
 
-    def _patches(
+    def patches(
         self,
         made: SimulatedTomogram | LabelledTomogram,
         radii: Mapping[int, float],
@@ -191,14 +191,19 @@ class SampledSource(Agreeing):
         *,
         threads: int,
     ) -> TomogramPatches:
+        """Get a tomogram ready to draw patches from it."""
+        live = LiveTomogram.of(
+            made,
+            radii=radii,
+            instances="instances" in self.targets,
+            channels=channels,
+            companions=self.sampler.companions,
+        )
+        return self._drawn_from(live, epoch, tomogram, threads=threads)
+
+    def _drawn_from(self, live: Live, epoch: int, tomogram: int, *, threads: int) -> TomogramPatches:
         patches = TomogramPatches(
-            live=LiveTomogram.of(
-                made,
-                radii=radii,
-                instances="instances" in self.targets,
-                channels=channels,
-                companions=self.sampler.companions,
-            ),
+            live=live,
             sampler=self.sampler,
             seed=self.seed,
             epoch=epoch,
@@ -280,8 +285,7 @@ class SimulatedSource(SampledSource):
         agreement = agreement or self.agreement
         specimen = self._specimen(epoch, tomogram, agreement)
         with _naming(specimen):
-            check_fits(self.patch_size, specimen.labels.shape)
-            self.sampler.check(specimen)
+            self.check_specimen(specimen)
             numbering = agreement.numbering(specimen)
             radii = self._radii_in_voxels(specimen, specimen.class_names if numbering is None else numbering[1])
             channels = self._channels(agreement)
@@ -289,9 +293,16 @@ class SimulatedSource(SampledSource):
         made = self.simulator(specimen, seed=self.seed, epoch=epoch, tomogram=tomogram, **asked)
         check_made(made, self.simulator)
         with _naming(specimen):
-            self.sampler.check_companions(made)
+            if self.sampler.companions:
+                self.sampler.check_companions(made)
         made = made if numbering is None else numbering.of(made)
-        return self._patches(made, radii, channels, epoch, tomogram, threads=self.simulator.threads)
+        with _naming(specimen):
+            return self.patches(made, radii, channels, epoch, tomogram, threads=self.simulator.threads)
+
+    def check_specimen(self, specimen: Specimen) -> None:
+        """Raise a `ValueError` if patches cannot be drawn of a specimen."""
+        check_fits(self.patch_size, specimen.labels.shape)
+        self.sampler.check(specimen)
 
     def _specimen(self, epoch: int, tomogram: int, agreement: Agreement) -> Specimen:
         if not isinstance(self.specimens, GrandModelGenerator):
@@ -352,7 +363,7 @@ class LabelledSource(SampledSource):
             numbering = agreement.numbering(made)
             made = made if numbering is None else numbering.of(made)
             radii = self._radii_in_voxels(made, made.class_names)
-            return self._patches(made, radii, self._channels(agreement), epoch, tomogram, threads=1)
+            return self.patches(made, radii, self._channels(agreement), epoch, tomogram, threads=1)
 
 
 def _count(what: str, things: Sequence[object], wanted: int | None) -> int:

@@ -220,9 +220,10 @@ class PatchStream:
         # What trains on the GPU goes on while the next tomogram is made there.
         with self._side_stream.of([maker.device for _, maker in self.source.makers()], self._cuda_index):
             made = self.source.make(epoch, tomogram)
-            if made.live.tomogram.is_cuda:
+            first = made.live.tensors()[0]
+            if first.is_cuda:
                 # The reader uses another stream.
-                torch.cuda.current_stream(made.live.tomogram.device).synchronize()
+                torch.cuda.current_stream(first.device).synchronize()
         return made
 
     def _item(self, drawn: Patch, tomogram: int, patch: int) -> dict[str, Any]:
