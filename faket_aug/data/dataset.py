@@ -10,9 +10,10 @@ from typing import Any
 from torch.utils.data import IterableDataset
 
 from faket_aug.data.augmentation import PatchAugmentation
+from faket_aug.data.drawn import Transform
 from faket_aug.data.labelled import LabelledTomogram
 from faket_aug.data.patches import as_size
-from faket_aug.data.sampling import PatchSampler, Transform
+from faket_aug.data.sampling import PatchSampler
 from faket_aug.data.source import Agreeing, LabelledSource, SimulatedSource, Source
 from faket_aug.data.stream import PatchStream
 from faket_aug.data.targets import PatchTargets

@@ -13,8 +13,8 @@ from faket_aug._checks import check_count, check_fraction
 from faket_aug._random import numpy_generator
 from faket_aug.data.agreement import Agreement, Members
 from faket_aug.data.dataset import FakETDataset, PatchDataset
+from faket_aug.data.drawn import TomogramPatches, Transform
 from faket_aug.data.patches import Size
-from faket_aug.data.sampling import TomogramPatches, Transform
 from faket_aug.data.source import Agreeing, Maker, SampledSource, Source
 
 #: The share of real tomograms: one number, or numbers at some epochs with straight lines between them.

@@ -11,10 +11,11 @@ from faket_aug._checks import SimulationError, check_count
 from faket_aug._random import numpy_generator
 from faket_aug._runtime.threads import intra_op_threads
 from faket_aug.data.agreement import Agreement, Members
+from faket_aug.data.drawn import Live, TomogramPatches, Transform
 from faket_aug.data.labelled import LabelledTomogram
 from faket_aug.data.patches import Size, check_fits
 from faket_aug.data.progress import Changes
-from faket_aug.data.sampling import Live, LiveTomogram, PatchSampler, TomogramPatches, Transform, check_radii
+from faket_aug.data.sampling import LiveTomogram, PatchSampler, check_radii
 from faket_aug.data.targets import PatchTargets
 from faket_aug.generation.generator import GrandModelGenerator
 from faket_aug.simulation.own_parts import TomogramSimulator, check_made, check_simulator

@@ -18,6 +18,7 @@ from faket_aug._runtime.distributed import current_gpu, known_ranks
 from faket_aug._runtime.memory import keep_memory
 from faket_aug._runtime.threads import SideStream, in_forked_process, usable_device
 from faket_aug._runtime.workers import watch_the_reader
+from faket_aug.data.drawn import Patch, TomogramPatches
 from faket_aug.data.progress import (
     MAX_STREAMS,
     Resume,
@@ -27,7 +28,6 @@ from faket_aug.data.progress import (
     stream_order,
 )
 from faket_aug.data.readers import check_readers, in_a_chain, reads_in_order, warn_of_uneven_ranks
-from faket_aug.data.sampling import Patch, TomogramPatches
 from faket_aug.data.source import Source
 
 _FORMAT = 1

@@ -8,8 +8,8 @@ from dataclasses import replace
 import numpy as np
 
 from faket_aug.data.dataset import PatchDataset
+from faket_aug.data.drawn import TomogramPatches, Transform
 from faket_aug.data.labelled import LabelledTomogram
-from faket_aug.data.sampling import TomogramPatches, Transform
 from faket_aug.data.source import SimulatedSource
 from faket_aug.data.targets import PatchTargets
 from faket_aug.data.tilt_patches import TiltSampler
@@ -18,7 +18,6 @@ from faket_aug.simulation.own_parts import TomogramSimulator
 from faket_aug.simulation.tomogram import SimulatedTomogram
 from faket_aug.specimens.tilted import Specimen
 from faket_aug.tomography.resample import RESAMPLING
-
 
 #: Rows of the particles of an item: more than in a patch of a tomogram, which shows a part of the beam's path only.
 _MAX_PARTICLES = 1024

@@ -13,8 +13,9 @@ from torch import Tensor
 from faket_aug._arrays import FloatArray, IntArray
 from faket_aug._checks import check_choice, check_count, check_fraction
 from faket_aug._random import numpy_generator
+from faket_aug.data.drawn import Patch
 from faket_aug.data.patches import Size, check_fits, clamp_center, cut, normalize, sphere_labels
-from faket_aug.data.sampling import TARGETS, Patch, check_labels
+from faket_aug.data.sampling import TARGETS, check_labels
 from faket_aug.data.targets import PatchTargets, Picked, draw_heatmaps, padded_particles
 from faket_aug.geometry import axis_index, turns
 from faket_aug.simulation.tomogram import Companions, SimulatedTomogram
