@@ -39,7 +39,7 @@ from faket_aug.microscope.misalignment import Misalignment
 from faket_aug.microscope.noise import NoiseModel
 from faket_aug.microscope.response import MicroscopeResponse
 from faket_aug.simulation.fit_microscope import FittedMicroscope, fit_microscope
-from faket_aug.simulation.own_parts import TomogramSimulator
+from faket_aug.simulation.own_parts import TiltReconstruction, TomogramSimulator
 from faket_aug.simulation.simulator import MODALITIES, FakETSimulator
 from faket_aug.simulation.step_size import StepChoice, choose_step_size
 from faket_aug.simulation.tomogram import SimulatedTomogram, SimulationRecord
@@ -51,6 +51,7 @@ from faket_aug.specimens.particles import ParticleTable
 from faket_aug.specimens.readers import CopickSpecimens, FolderSpecimens, PolnetSpecimens, read_specimens
 from faket_aug.specimens.tilted import TiltedSpecimen
 from faket_aug.style.bank import StyleBank
+from faket_aug.style.encoder import StyleEncoder
 from faket_aug.style.transfer import StyleTargets, stylize
 from faket_aug.style.vgg19 import VGG19Features
 from faket_aug.tilts.alignment import align_by_neighbours
@@ -100,9 +101,11 @@ __all__ = [
     "SimulationRecord",
     "StepChoice",
     "StyleBank",
+    "StyleEncoder",
     "StyleTargets",
     "TiltDataset",
     "TiltMetadata",
+    "TiltReconstruction",
     "TiltSeries",
     "TiltedSpecimen",
     "TomogramSimulator",

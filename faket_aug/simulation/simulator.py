@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from functools import cached_property
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -16,6 +15,7 @@ from torch import Tensor
 from faket_aug._arrays import IntArray
 from faket_aug._checks import SimulationError, check_choice, check_count, check_positive, check_same_size
 from faket_aug._deprecations import renamed_settings
+from faket_aug._identity import described
 from faket_aug._random import numpy_generator, torch_generator, torch_seed
 from faket_aug._runtime.threads import DEVICE, THREADS, intra_op_threads, usable_device
 from faket_aug.geometry import Angles, as_tilt_angles
@@ -25,12 +25,19 @@ from faket_aug.microscope.flavours import FLAVOURS, LOW_PASS, WITH_CTF, Deconvol
 from faket_aug.microscope.imperfections import Imperfections
 from faket_aug.microscope.noise import CONTENT_NOISE, GIVEN, GivenNoise, NoiseModel, ResponseNoise
 from faket_aug.microscope.response import MicroscopeResponse
-from faket_aug.simulation.own_parts import own_class
-from faket_aug.simulation.tomogram import Companions, SimulatedTomogram, SimulationRecord
+from faket_aug.simulation.own_parts import (
+    TiltReconstruction,
+    check_noise,
+    check_reconstructed,
+    check_reconstruction,
+    own_class,
+)
+from faket_aug.simulation.tomogram import Companions, SimulatedTomogram, SimulationRecord, package_versions
 from faket_aug.specimens.grandmodel import GrandModel
 from faket_aug.specimens.tilted import Specimen, TiltedSpecimen
 from faket_aug.statistics import FULL_RANGE
 from faket_aug.style.bank import StyleBank
+from faket_aug.style.encoder import StyleEncoder
 from faket_aug.style.style_transfer import StyleTransfer, check_style_numbers
 from faket_aug.style.transfer import (
     AVERAGE_DECAY,
@@ -40,7 +47,6 @@ from faket_aug.style.transfer import (
     MEMORY_BUDGET,
     STEP_SIZE,
 )
-from faket_aug.style.vgg19 import VGG19Features
 from faket_aug.tomography.filters import FILTER, FILTERS
 from faket_aug.tomography.projection import BACKEND, BACKENDS, EXTEND, EXTENDS, project
 from faket_aug.tomography.reconstruction import reconstruct
@@ -57,8 +63,6 @@ BACKGROUNDS = ("own", "measured")
 NOISE_SCALES = {"noiseless": 0.0, "content": CONTENT_NOISE}
 #: What else to do where the style has other pixels.
 _STYLE_PIXELS = "or set the `pixel_size` of the style's tilt-series if its file says it wrongly"
-#: Packages, besides torch, whose version may change the last bits of a result.
-_PACKAGES = ("faket_aug", "numpy", "scipy")
 #: New names of settings in the records, files and calls of 0.1.0.
 RENAMED = {"binning": "resampling"}
 #: Settings of the style transfer: the simulator has each of them, too.
@@ -107,10 +111,13 @@ class FakETSimulator:
     style
         The style bank, which only `"faket"` needs. Or a `StyleTransfer`, which has its own features and settings.
     features
-        The encoder that built the style bank.
+        The encoder that built the style bank: a `VGG19Features`, or one of your own (`StyleEncoder`).
     step_size, iterations, style_weights, content_layers, content_weight, average_decay, keep_spectrum, quantiles, \
 memory_budget
         Settings of the style transfer, see `StyleTransfer`.
+    reconstruction
+        A reconstruction of your own in place of `reconstruct`, see `TiltReconstruction`. `filter` and `resampling` do
+        not matter then.
     filter
         Filter of the reconstruction, see `reconstruct`.
     resampling
@@ -142,7 +149,7 @@ memory_budget
     crowd: float = 1.0
     background: str = "own"
     style: StyleBank | StyleTransfer | None = None
-    features: VGG19Features | None = None
+    features: StyleEncoder | None = None
     style_weights: Sequence[float] | None = None
     content_layers: Sequence[int] = CONTENT_LAYERS
     content_weight: float = CONTENT_WEIGHT
@@ -156,6 +163,7 @@ memory_budget
     extend: str = EXTEND
     backend: str = BACKEND
     memory_budget: int = MEMORY_BUDGET
+    reconstruction: TiltReconstruction | None = None
     device: str = DEVICE
     threads: int = THREADS
 
@@ -197,10 +205,12 @@ memory_budget
                 "`NoiseModel.fit_unpaired` or `faket-aug fit`"
             )
         check_style_numbers(self)
+        check_reconstruction(self.reconstruction)
 
     def _check_noise(self) -> None:
         if not isinstance(self.noise, NoiseModel | str | None):
             raise ValueError(f"expected `noise` to be a `NoiseModel`, got {self.noise!r}")
+        check_noise(self.noise_model)
         if isinstance(self.noise, str):
             check_choice("noise", self.noise, [GIVEN])
         if self._is_given and self.modality not in GIVEN_MODALITIES:
@@ -295,7 +305,7 @@ memory_budget
             noise_seed=torch_seed(seed, "noise", epoch=epoch, tomogram=tomogram),
             style_series=style_series,
             settings=self.settings(),
-            versions={"torch": str(torch.__version__)} | {name: version(name) for name in _PACKAGES},
+            versions=package_versions(),
             defocus=defocus,
             misalignment=self.imperfections.drawn(len(self.tilt_angles), alignment),
         )
@@ -377,8 +387,9 @@ memory_budget
         """Make the tomogram of a record, with checked companions, see `simulate`."""
         settings = self.settings()
         recorded = {RENAMED.get(key, key): value for key, value in record.settings.items()}
-        # Records of 0.1.0 do not name the class of a noise model of one's own.
-        recorded.setdefault("noise_class", settings.get("noise_class"))
+        # Records of 0.1.0 do not name the class of a noise model of one's own, nor its settings.
+        for name in ("noise_class", "noise_settings"):
+            recorded.setdefault(name, settings.get(name))
         differing = [key for key in settings if recorded.get(key) != settings[key]]
         if differing:
             raise ValueError(f"expected a record with this simulator's settings, got others for {', '.join(differing)}")
@@ -476,9 +487,14 @@ memory_budget
             pixel_size = specimen.voxel_size if self.response is None else self.response.pixel_size
             tilts = self._ctf_of(record).correct(tilts, pixel_size, method=flavour)
         angles = as_tilt_angles(self.tilt_angles)
+        if some is not None:
+            tilts, angles = tilts[torch.from_numpy(some).to(tilts.device)], angles[some]
+        if self.reconstruction is not None:
+            made = self.reconstruction(tilts, angles, depth=specimen.labels.shape[0], bin=specimen.bin)
+            return check_reconstructed(made, specimen.labels.shape, self.reconstruction)
         return reconstruct(
-            tilts if some is None else tilts[torch.from_numpy(some).to(tilts.device)],
-            angles if some is None else angles[some],
+            tilts,
+            angles,
             depth=specimen.labels.shape[0],
             filter=self.filter,
             bin=specimen.bin,
@@ -716,6 +732,9 @@ memory_budget
             | ({} if self.deconvolution == Deconvolution() else {"deconvolution": asdict(self.deconvolution)})
             | ({"background": self.background} if self.background != "own" else {})
             | ({"noise_class": own_class(noise)} if own_class(noise) else {})
+            # The text of `to_json` is the user's own: whether it tells all is not known.
+            | ({"noise_settings": described(noise)["settings"]} if own_class(noise) else {})
+            | ({} if self.reconstruction is None else {"reconstruction": described(self.reconstruction)})
             | {
                 "tilt_angles": list(self.tilt_angles),
                 "modality": self.modality,

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Self
 
+import torch
 from torch import Tensor
 
 from faket_aug._arrays import FloatArray
 from faket_aug._checks import FileFormatError, check_choice, check_same_shape
+from faket_aug._identity import described
+from faket_aug._random import torch_seed
 from faket_aug.formats._json import seal, unseal
 from faket_aug.microscope.flavours import FLAVOURS
 from faket_aug.microscope.misalignment import TiltErrors
@@ -27,6 +31,16 @@ from faket_aug.simulation.saving import (
 )
 from faket_aug.specimens.grandmodel import GrandModel
 from faket_aug.specimens.particles import Labelled, check_companions
+
+#: Key of a record's settings: a simulator of one's own.
+SIMULATOR = "simulator"
+#: Packages, besides torch, whose version may change the last bits of a result.
+_PACKAGES = ("faket_aug", "numpy", "scipy")
+
+
+def package_versions() -> dict[str, str]:
+    """Return the versions of the packages that a tomogram depends on."""
+    return {"torch": str(torch.__version__)} | {name: version(name) for name in _PACKAGES}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,6 +82,58 @@ class SimulationRecord:
         # JSON has only lists.
         object.__setattr__(self, "defocus", tuple(self.defocus))
         object.__setattr__(self, "misalignment", tuple(tuple(row) for row in self.misalignment))
+
+    @classmethod
+    def of(
+        cls, simulator: object, specimen: Labelled, *, seed: int, epoch: int = 0, tomogram: int = 0, **settings: Any
+    ) -> Self:
+        """Make the record of a tomogram that a simulator of your own makes.
+
+        Parameters
+        ----------
+        simulator
+            It stands in the settings as `simulator`, with its class and its settings: those that its method
+            `settings()` returns, as JSON types, or else its attributes.
+        specimen
+            The specimen.
+        seed, epoch, tomogram
+            The address of all random numbers. `noise_seed` is drawn from it, for `torch.Generator.manual_seed`.
+        **settings
+            More settings, as JSON types; `modality` is what files of the tomogram are named after.
+
+        Raises
+        ------
+        TypeError
+            If an attribute of the simulator cannot be told apart from others; the message names it.
+        """
+        record = cls(
+            seed=seed,
+            epoch=epoch,
+            tomogram=tomogram,
+            specimen=specimen.name,
+            noise_seed=torch_seed(seed, "noise", epoch=epoch, tomogram=tomogram),
+            style_series=-1,
+            settings={"modality": "noisy"} | settings,
+            versions=package_versions(),
+        )
+        return record.told_by(simulator)
+
+    def told_by(self, simulator: object) -> Self:
+        """Return the record with the class and the settings of a simulator that goes on from another one's tomogram.
+
+        Parameters
+        ----------
+        simulator
+            As for `of`.
+
+        Raises
+        ------
+        TypeError
+            As for `of`.
+        """
+        before = [self.settings[SIMULATOR]] if SIMULATOR in self.settings else []
+        told = [*before, described(simulator)]
+        return replace(self, settings=dict(self.settings) | {SIMULATOR: told[0] if len(told) == 1 else told})
 
     def to_json(self) -> str:
         """Write the record as JSON text."""
