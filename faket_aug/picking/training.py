@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, replace
@@ -23,6 +22,7 @@ from faket_aug.picking.checkpoints import (
     PREVIOUS,
     explaining_the_disk,
     load_plain_weights,
+    plain_settings,
     plain_weights,
     read_checkpoint,
     remove_checkpoints,
@@ -35,6 +35,7 @@ from faket_aug.picking.history import TrainingHistory
 from faket_aug.picking.loaders import check_order, datasets_of, ending_workers, voxel_size_of
 from faket_aug.picking.logs import LOGS, TrainingLog, progress_bar
 from faket_aug.picking.losses import tversky_loss
+from faket_aug.picking.picker import PICKER, PickerDescription
 from faket_aug.picking.precision import autocast
 from faket_aug.picking.preparation import Preparation
 from faket_aug.picking.ranks import Ranks
@@ -53,6 +54,7 @@ def fit(
     settings: TrainingSettings,
     validation: Validation | None = None,
     depends_on: Mapping[str, Any] | None = None,
+    describes: PickerDescription | None = None,
     resume: bool | None = None,
     log: str = "csv",
     device: torch.device | str | None = None,
@@ -80,6 +82,8 @@ def fit(
         the end. All ranks call it; the number of rank 0 counts.
     depends_on
         Everything else that the weights depend on, as JSON types. A checkpoint is resumed only if this is the same.
+    describes
+        What the network is for; kept with its weights, so that `load_picker` gives the network ready to use.
     resume
         Whether to go on from `checkpoint.pt`; by default if there is one.
     log
@@ -124,8 +128,9 @@ def fit(
         make_writable_folder(folder)
     place = next(network.parameters()).device if device is None else torch.device(device)
     network.to(place).train()
-    own = _as_json({**asdict(settings), **(depends_on or {})})
+    own = plain_settings({**asdict(settings), **(depends_on or {})})
     run = _Run(network, loader, settings, own, folder, Ranks(place))
+    run.picker = None if describes is None else describes.to_dict()
     run.begin(resume)
     writes, done = run.ranks.rank == 0, len(run.history.losses)
     with (
@@ -171,6 +176,7 @@ class _Run:
         self.history = TrainingHistory(losses=[], validations=[])
         self.best_model: dict[str, Tensor] | None = None
         self.preparation: Preparation | None = None
+        self.picker: dict[str, Any] | None = None
         #: The lowest and the highest value of the images so far, where they are.
         self.extremes: tuple[Tensor, Tensor] | None = None
         self.epoch = 0
@@ -312,6 +318,7 @@ class _Run:
             "model": plain_weights(self.network.state_dict()),
             "best_model": self.best_model,
             "preparation": None if preparation is None else preparation.to_dict(),
+            PICKER: self.picker,
             "optimizer": self.optimizer.state_dict(),
             **asdict(self.history),
         }
@@ -326,6 +333,7 @@ class _Run:
                 "settings": dict(self.own),
                 "model": plain_weights(self.best_model),
                 "preparation": None if preparation is None else preparation.to_dict(),
+                PICKER: self.picker,
                 "step": (self.history.best or (0, 0.0))[0],
             }
             write_state(self.folder / BEST, state)
@@ -351,6 +359,7 @@ class _Run:
         if state.get("preparation") is not None:
             self.preparation = Preparation(**state["preparation"])
             set_preparation(self.network, self.preparation)
+        self.picker = self.picker or state.get(PICKER)
         self.optimizer.load_state_dict(state["optimizer"])
         self.history = TrainingHistory.from_state(state)
         self.best_model = state["best_model"]
@@ -384,12 +393,3 @@ class _Run:
             self.loader.dataset.load_state_dict(state)  # type: ignore[attr-defined]
         else:
             self.skip = state
-
-
-def _as_json(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """What a file gives back of the settings: lists for tuples, strings for keys."""
-    try:
-        plain: dict[str, Any] = json.loads(json.dumps(dict(settings)))
-    except TypeError as error:
-        raise TypeError(f"expected `depends_on` of JSON types, got {error}") from error
-    return plain
