@@ -74,8 +74,8 @@ def signals_held_back() -> Iterator[None]:
         for number, handler in ours.items():
             signal.signal(number, handler)
         # Also after an error, which then is the context of what the handler raises.
-        for number in came[:1]:
-            ours[signal.Signals(number)](number, None)
+        for first in came[:1]:
+            ours[signal.Signals(first)](first, None)
 
 
 @contextmanager
