@@ -56,7 +56,7 @@ class LiveTilts:
     tilt_angles
         `(tilt,)`, degrees, as the microscope says them.
     labels
-        `(z, y, x)`.
+        `(z, y, x)`, with y last in memory.
     picked
         The particles to pick; positions and radii in voxels of the labels.
     errors
@@ -88,7 +88,8 @@ class LiveTilts:
         return cls(
             tilts=bin_images(made.tiltseries, bin, method=resampling),
             tilt_angles=made.tilt_angles,
-            labels=made.labels,
+            # A ray meets whole rows of y: so they are read from one place.
+            labels=made.labels.permute(0, 2, 1).contiguous().permute(0, 2, 1),
             picked=picked,
             errors=errors,
             scale=bin / made.bin,
@@ -161,31 +162,41 @@ class LiveTilts:
     def _along_rays(self, tilt: int, y: FloatArray, x: FloatArray) -> Tensor:
         """Find the class of the rays at (y, x), in voxels of the labels about the axis: `(y, x)`, int64."""
         depth, height, width = (int(n) for n in self.labels.shape)
+        rows = np.rint(y).astype(np.int64) + axis_index(height)
+        inside = (rows >= 0) & (rows < height)
+        classes = torch.zeros(len(y), len(x), dtype=torch.int64, device=self.labels.device)
+        column, index = self._voxels_on_rays(tilt, x)
+        if not inside.any() or not len(index):
+            return classes
+        low, high = int(rows[inside].min()), int(rows[inside].max()) + 1
+        # Rows of voxels that no ray meets, and background, which is most of a specimen, are left out.
+        lines = self.labels.permute(0, 2, 1).view(depth * width, height)[:, low:high]
+        met = lines[torch.from_numpy(index).to(lines.device)]  # (voxel, y)
+        place, line = met.nonzero(as_tuple=True)
+        ray = torch.from_numpy(column).to(lines.device)[place] * (high - low) + line
+        count = int(met.max()) + 1
+        length = torch.bincount(ray * count + met[place, line], minlength=len(x) * (high - low) * count)
+        # The longest path, and of equal ones the lowest class.
+        numbers = torch.arange(count, device=length.device)
+        best = (length.view(len(x), high - low, count) * count + (count - 1 - numbers)).amax(dim=-1)
+        seen = torch.where(best < count, 0, count - 1 - best % count)
+        known = torch.from_numpy(np.flatnonzero(inside)).to(classes.device)
+        classes[known] = seen.T[torch.from_numpy(rows[inside] - low).to(seen.device)]
+        return classes
+
+    def _voxels_on_rays(self, tilt: int, x: FloatArray) -> tuple[IntArray, IntArray]:
+        """List the voxels of a section across the tilt axis that rays at x meet: which ray, and `z · width + x`."""
+        depth, _, width = (int(n) for n in self.labels.shape)
         cosine, sine = self._direction(tilt)
         reach = math.ceil((depth / 2 + float(np.abs(x).max()) * abs(sine)) / max(cosine, 1e-3)) + 1
         if not self.wrapped:
             reach = min(reach, math.ceil(math.hypot(depth, width) / 2) + 1)
         step = np.arange(-reach, reach + 1)
-        rows = np.rint(y).astype(np.int64) + axis_index(height)
         z = np.rint(x[:, None] * sine + step * cosine).astype(np.int64) + axis_index(depth)  # (x, step)
         column = np.rint(x[:, None] * cosine - step * sine).astype(np.int64) + axis_index(width)
         column = column % width if self.wrapped else column
-        outside = (z < 0) | (z >= depth) | (column < 0) | (column >= width)
-        index = torch.from_numpy(np.where(outside, depth * width, z * width + column)).to(self.labels.device)
-        known = torch.from_numpy(rows.clip(0, height - 1)).to(self.labels.device)
-        planes = self.labels[:, known].permute(0, 2, 1).reshape(depth * width, len(rows))
-        # What lies outside is one more row, of background.
-        planes = torch.cat([planes, planes.new_zeros(1, len(rows))])
-        met = planes[index.flatten()].view(*index.shape, len(rows))  # (x, step, y)
-        best = torch.zeros(len(x), len(rows), dtype=torch.int64, device=met.device)
-        classes = torch.zeros_like(best)
-        for number in torch.unique(met).tolist():
-            if number:
-                length = (met == number).sum(dim=1)
-                classes = torch.where(length > best, number, classes)
-                best = torch.maximum(length, best)
-        inside = torch.from_numpy((rows >= 0) & (rows < height)).to(classes.device)
-        return (classes * inside).T
+        ray, place = np.nonzero((z >= 0) & (z < depth) & (column >= 0) & (column < width))
+        return ray, (z * width + column)[ray, place]
 
     def _direction(self, tilt: int) -> tuple[float, float]:
         """Return cosine and sine of the angle at which the specimen was projected."""
