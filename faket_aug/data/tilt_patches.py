@@ -64,6 +64,9 @@ class LiveTilts:
         plane and the error of the tilt angle in degrees.
     scale
         Voxels of the labels in a pixel of the tilts.
+    axis
+        `(3,)`, where the axis of rotation lies in the labels, (z, y, x). It goes through voxel `n // 2` of the density,
+        and a voxel of coarser labels is the middle of a block of voxels of the density.
     wrapped
         Whether copies of the specimen lie beside it along x.
     specimen
@@ -76,6 +79,7 @@ class LiveTilts:
     picked: Picked
     errors: FloatArray
     scale: float
+    axis: FloatArray
     wrapped: bool
     specimen: str
 
@@ -93,6 +97,7 @@ class LiveTilts:
             picked=picked,
             errors=errors,
             scale=bin / made.bin,
+            axis=np.array([(axis_index(made.bin * n) - (made.bin - 1) / 2) / made.bin for n in made.labels.shape]),
             wrapped=made.record.settings.get("extend") == "wrap",
             specimen=made.name,
         )
@@ -105,7 +110,7 @@ class LiveTilts:
         """Find the particles whose centre lies in a tilt."""
         particles = self.picked.particles
         cosine, sine = self._direction(tilt)
-        about_axis = particles.positions - np.array([axis_index(n) for n in self.labels.shape])
+        about_axis = particles.positions - self.axis
         shifts, rows = self._copies(cosine, sine), np.arange(len(particles))
         rows = np.tile(rows, len(shifts))
         z, y, x = np.tile(about_axis, (len(shifts), 1)).T
@@ -162,7 +167,7 @@ class LiveTilts:
     def _along_rays(self, tilt: int, y: FloatArray, x: FloatArray) -> Tensor:
         """Find the class of the rays at (y, x), in voxels of the labels about the axis: `(y, x)`, int64."""
         depth, height, width = (int(n) for n in self.labels.shape)
-        rows = np.rint(y).astype(np.int64) + axis_index(height)
+        rows = np.rint(y + self.axis[1]).astype(np.int64)
         inside = (rows >= 0) & (rows < height)
         classes = torch.zeros(len(y), len(x), dtype=torch.int64, device=self.labels.device)
         column, index = self._voxels_on_rays(tilt, x)
@@ -192,8 +197,8 @@ class LiveTilts:
         if not self.wrapped:
             reach = min(reach, math.ceil(math.hypot(depth, width) / 2) + 1)
         step = np.arange(-reach, reach + 1)
-        z = np.rint(x[:, None] * sine + step * cosine).astype(np.int64) + axis_index(depth)  # (x, step)
-        column = np.rint(x[:, None] * cosine - step * sine).astype(np.int64) + axis_index(width)
+        z = np.rint(x[:, None] * sine + step * cosine + self.axis[0]).astype(np.int64)  # (x, step)
+        column = np.rint(x[:, None] * cosine - step * sine + self.axis[2]).astype(np.int64)
         column = column % width if self.wrapped else column
         ray, place = np.nonzero((z >= 0) & (z < depth) & (column >= 0) & (column < width))
         return ray, (z * width + column)[ray, place]
