@@ -11,7 +11,7 @@ from typing import Any, Self
 import numpy as np
 import torch
 
-from faket_aug._checks import check_count, check_positive
+from faket_aug._checks import check_choice, check_count, check_positive
 from faket_aug._random import seed_sequence
 from faket_aug._runtime.threads import intra_op_threads
 from faket_aug.formats.particles import match_names
@@ -21,7 +21,7 @@ from faket_aug.generation.ice import IceSlab, Slab
 from faket_aug.generation.membranes import MembraneSpecies
 from faket_aug.generation.ranges import as_count
 from faket_aug.generation.species import FiducialSpecies, ParticleSpecies
-from faket_aug.generation.stamp import Stamp, hull_points, uniform_directions
+from faket_aug.generation.stamp import INTERPOLATIONS, Stamp, hull_points, uniform_directions
 from faket_aug.generation.templates import ParticleTemplate
 from faket_aug.specimens.grandmodel import GrandModel
 
@@ -66,6 +66,9 @@ class GrandModelGenerator:
     gap
         Å. The distance between voxels of two masks, from centre to centre, is larger than this. By default masks may
         touch.
+    interpolation
+        How rotated templates are sampled. `"sharp"` keeps their power within 5 % up to 0.45 cycles per voxel.
+        `"linear"` makes the specimens of earlier versions, whose particles lose up to 40 % of it there.
     class_table
         Names of the class numbers, as in other specimens (0 is background). All labelled species must be in it.
     device
@@ -106,6 +109,7 @@ class GrandModelGenerator:
     slab: IceSlab | None = None
     occupancy: float | None = None
     gap: float = 0.0
+    interpolation: str = "sharp"
     class_table: Mapping[int, str] | None = None
     device: str = "cpu"
     threads: int = 1
@@ -126,6 +130,7 @@ class GrandModelGenerator:
         check_positive("voxel_size", self.voxel_size)
         check_positive("gap", self.gap, zero=True)
         check_count("threads", self.threads)
+        check_choice("interpolation", self.interpolation, INTERPOLATIONS)
         if self.occupancy is not None and not 0 < self.occupancy <= MAX_OCCUPANCY:
             raise ValueError(f"expected `occupancy` of more than 0 and at most {MAX_OCCUPANCY}, got {self.occupancy!r}")
         if not self._species:
@@ -247,9 +252,17 @@ class GrandModelGenerator:
             return expected
         # The area of the membranes is fixed, so the number of particles on them does not change.
         free = {i: pair for i, pair in expected.items() if not pair[0].membrane_bound}
-        filled = sum(count * species.mask_voxels for species, count in free.values())
+        filled = sum(count * self._mask_voxels(i, placing=streams is not None) for i, (_, count) in free.items())
         factor = self.occupancy * ice_voxels / filled if filled else 0.0
         return expected | {i: (species, factor * count) for i, (species, count) in free.items()}
+
+    def _mask_voxels(self, index: int, *, placing: bool) -> float:
+        """Return the voxels of a particle of a species; where none is placed, near enough without its stamps."""
+        species = self._species[index]
+        assert isinstance(species, ParticleSpecies)
+        if self.interpolation == "linear" or not placing:
+            return species.mask_voxels
+        return float(np.mean([stamp.volume for stamp in self._stamps()[index]]))
 
     # Making ----------------------------------------------------------------------------------------------------------
 
@@ -330,10 +343,17 @@ class GrandModelGenerator:
         """Prepare the templates of all species, once for each process."""
         if self.device not in self._stamps_on:
             self._stamps_on[self.device] = [
-                [Stamp.of(template, device=self.device) for template in species.templates_at(self.voxel_size)]
+                [
+                    Stamp.of(template, device=self.device, interpolation=self._interpolation(species))
+                    for template in species.templates_at(self.voxel_size)
+                ]
                 for species in self._species
             ]
         return self._stamps_on[self.device]
+
+    def _interpolation(self, species: AnySpecies) -> str:
+        # The edge of a bead is steeper than a Fourier series of its voxels can be: waves would surround it.
+        return "linear" if isinstance(species, FiducialSpecies) else self.interpolation
 
 
 def _drawn(species: AnySpecies, generator: np.random.Generator) -> float:

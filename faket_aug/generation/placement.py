@@ -184,6 +184,7 @@ def place_templates(
     *,
     shape: Sequence[int],
     device: torch.device | str = "cpu",
+    interpolation: str = "sharp",
 ) -> Tensor:
     """Draw the density of particles with known positions and orientations.
 
@@ -198,6 +199,8 @@ def place_templates(
         `(z, y, x)` of the result. Particles may extend beyond it.
     device
         Device on which the density is made.
+    interpolation
+        `"sharp"` or `"linear"`, see `GrandModelGenerator`.
 
     Returns
     -------
@@ -214,7 +217,8 @@ def place_templates(
     canvas = Canvas(shape, device=device)
     for number, template in templates.items():
         rows = np.flatnonzero(particles.classes == number)
-        stamp, positions = Stamp.of(template, device=device), particles.positions[rows]
+        stamp = Stamp.of(template, device=device, interpolation=interpolation)
+        positions = particles.positions[rows]
         orientations = np.where(np.isnan(particles.orientations[rows]), np.eye(3), particles.orientations[rows])
         centers = np.rint(positions).astype(np.int64)
         for i, cube, _ in stamp.turned(orientations, positions - centers):
