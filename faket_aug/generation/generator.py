@@ -19,6 +19,7 @@ from faket_aug.generation.assembly import AnySpecies, Assembly, Task
 from faket_aug.generation.filaments import FilamentSpecies
 from faket_aug.generation.ice import IceSlab, Slab
 from faket_aug.generation.membranes import MembraneSpecies
+from faket_aug.generation.packing import PACKINGS
 from faket_aug.generation.ranges import as_count
 from faket_aug.generation.species import FiducialSpecies, ParticleSpecies
 from faket_aug.generation.stamp import INTERPOLATIONS, Stamp, hull_points, uniform_directions
@@ -29,6 +30,8 @@ from faket_aug.specimens.grandmodel import GrandModel
 MAX_OCCUPANCY = 0.64
 #: A warning is given if a smaller fraction of what was asked for is placed.
 _ENOUGH = 0.98
+#: Classes that fill this share of all particles' volume are placed close to each other where one found no room.
+_MUCH = 0.15
 _MAX_CLASSES = 255
 #: Voxel sizes whose relative difference is smaller are the same.
 _SAME_VOXEL_SIZE = 1e-3
@@ -66,6 +69,9 @@ class GrandModelGenerator:
     gap
         Å. The distance between voxels of two masks, from centre to centre, is larger than this. By default masks may
         touch.
+    packing
+        What becomes of particles that find no room at random places. `"dense"`: all places and more orientations are
+        tried. `"random"`: they are left out, as in earlier versions.
     interpolation
         How rotated templates are sampled. `"sharp"` keeps their power within 5 % up to 0.45 cycles per voxel.
         `"linear"` makes the specimens of earlier versions, whose particles lose up to 40 % of it there.
@@ -109,6 +115,7 @@ class GrandModelGenerator:
     slab: IceSlab | None = None
     occupancy: float | None = None
     gap: float = 0.0
+    packing: str = "dense"
     interpolation: str = "sharp"
     class_table: Mapping[int, str] | None = None
     device: str = "cpu"
@@ -130,6 +137,7 @@ class GrandModelGenerator:
         check_positive("voxel_size", self.voxel_size)
         check_positive("gap", self.gap, zero=True)
         check_count("threads", self.threads)
+        check_choice("packing", self.packing, PACKINGS)
         check_choice("interpolation", self.interpolation, INTERPOLATIONS)
         if self.occupancy is not None and not 0 < self.occupancy <= MAX_OCCUPANCY:
             raise ValueError(f"expected `occupancy` of more than 0 and at most {MAX_OCCUPANCY}, got {self.occupancy!r}")
@@ -303,27 +311,10 @@ class GrandModelGenerator:
             return self._generate(seed, epoch, tomogram)
 
     def _generate(self, seed: int, epoch: int, tomogram: int) -> GrandModel:
-        sequences = seed_sequence(seed, "generation", epoch=epoch, tomogram=tomogram).spawn(1 + len(self._species))
-        own, *streams = (np.random.default_rng(sequence) for sequence in sequences)
-        slab = self._slab(own)
-        assembly = Assembly(
-            self._size, slab, voxel_size=self.voxel_size, gap=self.gap / self.voxel_size, device=self.device
-        )
-        counts = self._particle_counts(slab.voxels(self._size), streams)
-        numbers = self._numbers
-        tasks = [
-            Task(
-                species=species,
-                stamps=stamps,
-                number=numbers[species.class_name] if species.label else 0,
-                count=_whole(counts[i][1] if i in counts else _drawn(species, stream), stream),
-                generator=stream,
-            )
-            for i, (species, stamps, stream) in enumerate(zip(self._species, self._stamps(), streams, strict=True))
-        ]
-        # Large things, and those bound to certain positions, come first, as long as there is room.
-        for task in sorted(tasks, key=lambda task: task.order):
-            assembly.add(task)
+        assembly = self._assembled(seed, epoch, tomogram, frozenset())
+        if self.packing == "dense" and (close := self._close_classes(assembly)):
+            # What lacks room gets it where the large particles leave no gaps between them.
+            assembly = self._assembled(seed, epoch, tomogram, close)
         if self.slab is not None and self.slab.vacuum_density:
             assembly.add_vacuum(self.slab.vacuum_density)
         name = f"generated specimen {tomogram} of epoch {epoch}, seed {seed}"
@@ -338,6 +329,58 @@ class GrandModelGenerator:
             not_particles=self._not_particles,
             name=name,
         )
+
+    def _assembled(self, seed: int, epoch: int, tomogram: int, close: frozenset[str]) -> Assembly:
+        """Assemble the specimen of an address; the particles of some classes are placed close to each other."""
+        sequences = seed_sequence(seed, "generation", epoch=epoch, tomogram=tomogram).spawn(1 + len(self._species))
+        own, *streams = (np.random.default_rng(sequence) for sequence in sequences)
+        slab = self._slab(own)
+        assembly = Assembly(
+            self._size,
+            slab,
+            voxel_size=self.voxel_size,
+            gap=self.gap / self.voxel_size,
+            device=self.device,
+            packing=self.packing,
+            close=close,
+        )
+        counts = self._particle_counts(slab.voxels(self._size), streams)
+        numbers = self._numbers
+        tasks = [
+            Task(
+                species=species,
+                stamps=stamps,
+                number=numbers[species.class_name] if species.label else 0,
+                count=_whole(counts[i][1] if i in counts else _drawn(species, stream), stream),
+                generator=stream,
+            )
+            for i, (species, stamps, stream) in enumerate(zip(self._species, self._stamps(), streams, strict=True))
+        ]
+        # Large things, and those bound to certain positions, come first, as long as there is room.
+        assembly.asked.update({task.species.class_name: 0 for task in tasks})
+        for task in tasks:
+            assembly.asked[task.species.class_name] += task.count
+        for task in sorted(tasks, key=lambda task: task.order):
+            assembly.add(task)
+            if self.packing == "dense" and not close and self._close_classes(assembly):
+                # The rest will be assembled anew.
+                break
+        return assembly
+
+    def _close_classes(self, assembly: Assembly) -> frozenset[str]:
+        """Name the classes that have to be placed close; none, as long as all found room.
+
+        They are the class that found none, those that were placed before it, the larger ones, and all that take much
+        of the room.
+        """
+        free = [one for one in self._species if isinstance(one, ParticleSpecies) and not one.membrane_bound]
+        volumes = {one.class_name: one.mask_voxels * assembly.asked[one.class_name] for one in free}
+        placed = [name for name in assembly.wanted if name in volumes]
+        short = [i for i, name in enumerate(placed) if assembly.placed[name] < _ENOUGH * assembly.wanted[name]]
+        if not short:
+            return frozenset()
+        large = {name for name, volume in volumes.items() if volume >= _MUCH * sum(volumes.values())}
+        return frozenset(placed[: short[0] + 1]) | large
 
     def _stamps(self) -> list[list[Stamp]]:
         """Prepare the templates of all species, once for each process."""

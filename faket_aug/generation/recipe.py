@@ -13,6 +13,7 @@ from faket_aug.generation.filaments import FILAMENT_PRESETS, FilamentSpecies
 from faket_aug.generation.generator import GrandModelGenerator
 from faket_aug.generation.ice import IceSlab
 from faket_aug.generation.membranes import MEMBRANE_KINDS, MembraneSpecies
+from faket_aug.generation.packing import PACKINGS
 from faket_aug.generation.ranges import Range
 from faket_aug.generation.species import SIDES, FiducialSpecies, ParticleSpecies
 from faket_aug.generation.stamp import INTERPOLATIONS
@@ -76,9 +77,9 @@ _READING = settings_of(
 )
 _WHOLE = settings_of(GrandModelGenerator)
 #: Settings of a recipe that the generator has under the same name.
-_OF_THE_WHOLE = ("shape", "occupancy", "gap", "interpolation")
+_OF_THE_WHOLE = ("shape", "occupancy", "gap", "packing", "interpolation")
 #: What settings were, by name, before records and sets told them.
-BEFORE: dict[str, Any] = {"interpolation": "linear"}
+BEFORE: dict[str, Any] = {"packing": "random", "interpolation": "linear"}
 #: All that a recipe may say. A class that `counts` or `concentrations` do not name is left out, if they name others.
 RECIPE: dict[str, Setting] = {
     **{name: _OWN[name] for name in ("templates", "distractors")},
@@ -161,6 +162,7 @@ RECIPE: dict[str, Setting] = {
     ),
     "slab_tilt": setting_of(IceSlab, "tilt", name="slab_tilt", hint=Range | None, default=None),
     "gap": _WHOLE["gap"],
+    "packing": setting_of(GrandModelGenerator, "packing", choices=PACKINGS),
     "interpolation": setting_of(GrandModelGenerator, "interpolation", choices=INTERPOLATIONS),
     "shape": setting_of(
         GrandModelGenerator,
