@@ -101,8 +101,7 @@ class Assembly:
         self.canvas = Canvas(self.shape, device=device)
         self.membranes: list[Membrane] = []
         self._membrane_voxels: list[int] = []
-        #: Numbers of each class that are asked for in all, that have been, and that were placed.
-        self.asked: Counter[str] = Counter()
+        #: Numbers of each class that were asked for, and that were placed.
         self.wanted: Counter[str] = Counter()
         self.placed: Counter[str] = Counter()
 

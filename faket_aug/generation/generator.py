@@ -28,6 +28,8 @@ from faket_aug.specimens.grandmodel import GrandModel
 
 #: Random packings of equal spheres fill no more: Scott and Kilgour, J. Phys. D 2, 863 (1969).
 MAX_OCCUPANCY = 0.64
+#: Equal spheres at random places, none of which is moved, fill no more: Feder, J. Theor. Biol. 87, 237 (1980).
+RANDOM_OCCUPANCY = 0.38
 #: A warning is given if a smaller fraction of what was asked for is placed.
 _ENOUGH = 0.98
 #: Classes that fill this share of all particles' volume are placed close to each other where one found no room.
@@ -64,14 +66,15 @@ class GrandModelGenerator:
     slab
         The slab of ice; by default the ice fills the specimen.
     occupancy
-        Fraction of the ice that the particles' masks fill, up to about 0.3. Counts and concentrations of `particles`
+        Fraction of the ice that the particles' masks fill, up to about 0.4. Counts and concentrations of `particles`
         then only give their ratios (1 each, where neither is given). Those of membrane-bound particles stay absolute.
     gap
         Å. The distance between voxels of two masks, from centre to centre, is larger than this. By default masks may
         touch.
     packing
-        What becomes of particles that find no room at random places. `"dense"`: all places and more orientations are
-        tried. `"random"`: they are left out, as in earlier versions.
+        What is done where random places fall short. `"dense"`: classes that fill much of the ice are placed close to
+        each other, where correlation finds room (above an `occupancy` of 0.38 at once). `"random"`: particles without
+        room are left out, as in earlier versions.
     interpolation
         How rotated templates are sampled. `"sharp"` keeps their power within 5 % up to 0.45 cycles per voxel.
         `"linear"` makes the specimens of earlier versions, whose particles lose up to 40 % of it there.
@@ -311,8 +314,9 @@ class GrandModelGenerator:
             return self._generate(seed, epoch, tomogram)
 
     def _generate(self, seed: int, epoch: int, tomogram: int) -> GrandModel:
-        assembly = self._assembled(seed, epoch, tomogram, frozenset())
-        if self.packing == "dense" and (close := self._close_classes(assembly)):
+        hopeless = self.packing == "dense" and (self.occupancy or 0.0) > RANDOM_OCCUPANCY
+        assembly = self._assembled(seed, epoch, tomogram, self._large() if hopeless else frozenset())
+        if self.packing == "dense" and not hopeless and (close := self._close_classes(assembly)):
             # What lacks room gets it where the large particles leave no gaps between them.
             assembly = self._assembled(seed, epoch, tomogram, close)
         if self.slab is not None and self.slab.vacuum_density:
@@ -357,9 +361,6 @@ class GrandModelGenerator:
             for i, (species, stamps, stream) in enumerate(zip(self._species, self._stamps(), streams, strict=True))
         ]
         # Large things, and those bound to certain positions, come first, as long as there is room.
-        assembly.asked.update({task.species.class_name: 0 for task in tasks})
-        for task in tasks:
-            assembly.asked[task.species.class_name] += task.count
         for task in sorted(tasks, key=lambda task: task.order):
             assembly.add(task)
             if self.packing == "dense" and not close and self._close_classes(assembly):
@@ -374,13 +375,21 @@ class GrandModelGenerator:
         of the room.
         """
         free = [one for one in self._species if isinstance(one, ParticleSpecies) and not one.membrane_bound]
-        volumes = {one.class_name: one.mask_voxels * assembly.asked[one.class_name] for one in free}
-        placed = [name for name in assembly.wanted if name in volumes]
+        names = {one.class_name for one in free}
+        placed = [name for name in assembly.wanted if name in names]
         short = [i for i, name in enumerate(placed) if assembly.placed[name] < _ENOUGH * assembly.wanted[name]]
         if not short:
             return frozenset()
-        large = {name for name, volume in volumes.items() if volume >= _MUCH * sum(volumes.values())}
-        return frozenset(placed[: short[0] + 1]) | large
+        return frozenset(placed[: short[0] + 1]) | self._large()
+
+    def _large(self) -> frozenset[str]:
+        """Name the classes that take much of the room."""
+        counts = self._particle_counts(self._slab(None).voxels(self._size)).values()
+        free = [(species, count * species.mask_voxels) for species, count in counts if not species.membrane_bound]
+        volumes: dict[str, float] = {}
+        for species, volume in free:
+            volumes[species.class_name] = volumes.get(species.class_name, 0.0) + volume
+        return frozenset(name for name, volume in volumes.items() if volume >= _MUCH * sum(volumes.values()))
 
     def _stamps(self) -> list[list[Stamp]]:
         """Prepare the templates of all species, once for each process."""

@@ -14,8 +14,8 @@ from faket_aug._arrays import IntArray
 from faket_aug.generation.placement import FREE, Room
 from faket_aug.generation.stamp import Mask, _steps
 
-#: How particles find their places. `"dense"`: those that find none at random are put where correlation tells that there
-#: is room; `"random"`: they are left out.
+#: What is done with particles that find no room at random places: `"dense"` places them, and the large ones anew, close
+#: to each other, where correlation tells that there is room; `"random"` leaves them out.
 PACKINGS = ("dense", "random")
 #: Voxels along a cell: correlations are computed with cells, and what they find is tested voxel by voxel.
 _CELL = 2

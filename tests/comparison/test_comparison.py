@@ -717,7 +717,7 @@ def test_a_comparison_of_version_0_1_goes_on(folders: Path) -> None:
         **{"templates": [str(folders / "maps")], "shape": [16, 48, 48], "count": 3, "normalize": False},
         **{"factor": 2.5, "threshold": None, "fiducials": {}},
     }
-    kept["generated"] |= {"interpolation": "sharp"}
+    kept["generated"] |= {"interpolation": "sharp", "packing": "dense"}
     assert made.differences(kept) == []
     assert made.to_dict()["generated"]["interpolation"] == "sharp"
     # One that tells none was made before there was a choice.

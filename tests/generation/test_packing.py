@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from typing import Any
 
 import numpy as np
 import pytest
@@ -31,10 +32,10 @@ def rod(length: float, width: float, name: str) -> ParticleTemplate:
     return ParticleTemplate(density=torch.from_numpy(density), voxel_size=10.0, threshold=2.0, name=name)
 
 
-def crowded(packing: str, occupancy: float, **settings: object) -> GrandModelGenerator:
+def crowded(packing: str, occupancy: float, **settings: Any) -> GrandModelGenerator:
     """Balls and rods in equal numbers."""
     species = [ParticleSpecies(templates=rod(*size)) for size in ((7.0, 7.0, "ball"), (9.0, 3.5, "rod"))]
-    given = {"particles": species, "shape": (60, 72, 84), "occupancy": occupancy, "packing": packing}
+    given: dict[str, Any] = {"particles": species, "shape": (60, 72, 84), "occupancy": occupancy, "packing": packing}
     return GrandModelGenerator(**(given | settings))
 
 
@@ -84,11 +85,18 @@ def test_places_lie_in_the_ice() -> None:
 
 def test_a_denser_crowd() -> None:
     """More particles are placed where random places fall short; no voxel belongs to two."""
-    random, dense = (filled(crowded(packing, 0.42)) for packing in ("random", "dense"))
-    assert dense[0] > random[0] + 0.01
-    assert dense[1] > random[1]
-    made = crowded("dense", 0.3).generate(seed=3)
-    assert float((made.labels > 0).double().mean()) == pytest.approx(0.3, abs=0.01)
+    (random, few), (dense, many) = (filled(crowded(packing, 0.42)) for packing in ("random", "dense"))
+    assert random < 0.32
+    assert dense > 0.39
+    assert many > 1.15 * few
+    made = crowded("dense", 0.38).generate(seed=3)
+    assert made.instances is not None
+    # Each voxel belongs to one particle: where masks overlapped, the first would have lost some.
+    sizes = torch.bincount(made.instances.flatten().long())[1:].numpy()
+    for number in (1, 2):
+        own = sizes[made.particles.classes == number]
+        assert own.min() > 0.9 * np.median(own)
+    assert float((made.labels > 0).double().mean()) == pytest.approx(0.38, abs=0.01)
 
 
 def test_where_there_is_room_nothing_changes() -> None:
@@ -102,7 +110,8 @@ def test_a_crowd_is_a_function_of_its_address() -> None:
     """The same address is the same crowd, for any number of threads."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)
-        one, two = (crowded("dense", 0.42, threads=threads).generate(seed=4) for threads in (1, 2))
+        small = {"shape": (44, 50, 56), "occupancy": 0.4}
+        one, two = (crowded("dense", **small, threads=threads).generate(seed=4) for threads in (1, 2))
     assert torch.equal(one.labels, two.labels)
     assert np.array_equal(one.particles.positions, two.particles.positions)
 
@@ -113,11 +122,11 @@ def test_orientations_in_a_crowd() -> None:
     axes = []
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)
-        for tomogram in range(6):
+        for tomogram in range(3):
             made = crowded("dense", 0.40).generate(seed=5, tomogram=tomogram)
             axes.append(made.particles.orientations[made.particles.classes == 2][:, :, 0])
     heights = np.abs(np.concatenate(axes))
-    assert len(heights) > 150
+    assert len(heights) > 180
     for axis in range(3):
         assert kstest(heights[:, axis], "uniform").pvalue > 0.01
 
