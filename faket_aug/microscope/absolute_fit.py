@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -20,7 +21,7 @@ from faket_aug.microscope.spectra import RING_WIDTH, RINGS, SeriesSpectra
 
 #: What an envelope falls by as a rule, and by how much that differs: pixels (linear), pixels² (square). With an
 #: absolute scale, a steep envelope with much other matter looks like a flat one with less.
-_USUAL = {"linear": (0.3, 0.3), "square": (3.0, 3.0)}
+_USUAL = {"linear": (0.3, 0.3), "linear_tilt": (0.0, 1.0), "square": (3.0, 3.0)}
 #: Standard error of the amplitude contrast, and its range. Programs that fit rings take 0.07 to 0.1 by convention. At
 #: 300 kV, what protein scatters inelastically more than ice does makes 0.04; large particles show the difference.
 _CONTRAST_ERROR = 0.01
@@ -34,7 +35,7 @@ _FULLEST = 0.5
 _PARTICLES = (0.012, 0.025)
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class Matter:
     """How dense the specimens of a fit are, so that the crowd's density follows from its power.
 
@@ -42,16 +43,27 @@ class Matter:
     ----------
     depth
         Voxels along z.
+    thickness
+        `(ring,)`, voxels, how deep all matter is at each frequency; at least the specimens' depth.
     solid
         Potential of matter without gaps above ice, V; 0 if it is not known. Then particles do not displace the crowd.
     """
 
     depth: float
+    thickness: FloatArray | None = None
     solid: float = 0.0
 
     def __post_init__(self) -> None:
         check_positive("depth", self.depth)
         check_positive("solid", self.solid, zero=True)
+
+    @property
+    def whole(self) -> FloatArray:
+        """`(ring,)`, voxels, how deep all matter is."""
+        found: FloatArray = np.maximum(
+            0.0 if self.thickness is None else self.thickness, np.full(len(RINGS), self.depth)
+        )
+        return found
 
 
 class AbsoluteFit(PowerFit):
@@ -76,7 +88,7 @@ class AbsoluteFit(PowerFit):
         self._matter = matter
         self._tilt_2, self._tilt_4, self._logs = _common_curve(targets, scales)
         tilts = [
-            CrowdTilts.of(one.tilt_angles, pixel_size=pixel_size, depth=matter.depth, width=width)
+            CrowdTilts.of(one.tilt_angles, pixel_size=pixel_size, depth=matter.whole, width=width)
             for one, width in zip(targets, widths, strict=True)
         ]
         #: The power of the specimens, and of each medium with a variance of 1 V²: `(kind, pair, ring)`, ...
@@ -103,7 +115,7 @@ class AbsoluteFit(PowerFit):
         return best
 
     def _start(self, offset: float) -> FloatArray:
-        common = [self._tilt_2, self._tilt_4, _USUAL["square"][0], 2.0, _USUAL["linear"][0], self._contrast]
+        common = [self._tilt_2, self._tilt_4, _USUAL["square"][0], 2.0, _USUAL["linear"][0], 0.5, self._contrast]
         each = [n for pair in zip(self._logs, self._places(offset), strict=True) for n in pair]
         return np.array([*common, *each])
 
@@ -172,8 +184,11 @@ class AbsoluteFit(PowerFit):
     def crowd(self, parameters: FloatArray) -> CrowdField | None:
         """What the specimens do not explain: all matter less the specimens, whose contrast in a crowd is lower."""
         media = np.stack([medium(RINGS / self._pixel_size, length) for length in LENGTHS])
-        total = self._amounts(parameters) @ np.concatenate([self._own[None], media])
+        # All matter is as dense above and below the specimens as there, if they have a part of its depth only.
+        whole, depth = self._matter.whole, self._matter.depth
+        total = self._amounts(parameters) @ np.concatenate([self._own[None] * depth / whole, media])
         excess, displaced, mean = self._excess(parameters), 0.0, 0.0
+        excess *= float((depth / whole)[self._of_particles()].mean())
         # More crowd takes more contrast from the specimens, which then explain less.
         for _ in range(_ROUNDS):
             mean = (excess / (1 - displaced) ** 2 - 1) * self._density
@@ -185,22 +200,39 @@ class AbsoluteFit(PowerFit):
         if self._matter.solid:
             # The crowd has less room: where particles are, there is none.
             rest /= 1 - min(self._density / self._matter.solid, _FULLEST)
-        if not (rest > 0).any() or excess <= 1:
+        if excess <= 1:
+            rest[:] = 0.0
+        deepest = float(whole.max())
+        if deepest == depth and not (rest > 0).any():
             return None
-        frequencies = tuple((RINGS / self._pixel_size).tolist())
-        power = tuple(rest.tolist())
-        return CrowdField(frequencies=frequencies, power=power, mean=max(mean, 0.0), solid=self._matter.solid)
+        deeper: dict[str, Any] = {}
+        if deepest > depth:
+            # What is less deep than the deepest is spread over the same room.
+            beyond = total / interpolation_loss(RINGS) * (whole - depth) / (deepest - depth)
+            deeper = {"beyond": tuple(beyond.tolist()), "depth": deepest * self._pixel_size}
+        return CrowdField(
+            frequencies=tuple((RINGS / self._pixel_size).tolist()),
+            power=tuple(rest.tolist()),
+            mean=max(mean, 0.0),
+            solid=self._matter.solid,
+            **deeper,
+        )
 
     def _excess(self, parameters: FloatArray) -> float:
         """The power of all matter divided by that of the specimens, where particles count."""
+        inside = self._of_particles()
+        amounts = self._amounts(parameters)
+        total = sum(float(np.tensordot(amounts, one, 1)[:, inside].sum()) for one in self._shared)
+        return max(total, 1e-300) / max(sum(float(one[0][:, inside].sum()) for one in self._shared), 1e-300)
+
+    def _of_particles(self) -> npt.NDArray[np.bool_]:
+        """The rings at which the crowd is compared with the specimens."""
         low, high = (q * self._pixel_size for q in _PARTICLES)
         band = (max(low, FIT_RANGE[0]), min(high, FIT_RANGE[1]))
         if band[1] - band[0] < 2 * RING_WIDTH:
             band = FIT_RANGE
-        inside = (band[0] <= RINGS) & (band[1] >= RINGS)
-        amounts = self._amounts(parameters)
-        total = sum(float(np.tensordot(amounts, one, 1)[:, inside].sum()) for one in self._shared)
-        return max(total, 1e-300) / max(sum(float(one[0][:, inside].sum()) for one in self._shared), 1e-300)
+        inside: npt.NDArray[np.bool_] = (band[0] <= RINGS) & (band[1] >= RINGS)
+        return inside
 
     @property
     def _density(self) -> float:
