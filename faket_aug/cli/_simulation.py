@@ -213,12 +213,8 @@ def _run(work: Work, progress: Callable[[int, int], None], source: Source, parts
     count = work.count or source.count or 1
     named = {number: name for number, name in source.class_names.items() if number > 0}
     check_names(named, options.value("formats"), tomogram=tomogram_folder(folder, 0).name)
-<<<<<<< HEAD
-    defaults = Options.defaults() | (BEFORE if options.recipe else {})
-=======
     parts.unstyled.check_companions(Companions(halves=options["halves"]))
-    defaults = Options.defaults()
->>>>>>> main
+    defaults = Options.defaults() | (BEFORE if options.recipe else {})
     open_set(folder, _settings(options, source, parts), options.to_json(), defaults=defaults, renamed=RENAMED)
     remove_parts(folder / STYLE_CACHE, older_than=ABANDONED)
     mine = work.shard.indices(count)
