@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from faket_aug.picking import peaks
+from faket_aug.picking.locating import locate, most_likely
 from faket_aug.picking.peaks import Sphere, find_peaks, in_large_blobs, score_places, spheres_of
 
 SHAPE = (30, 64, 70)
@@ -93,3 +94,24 @@ def test_spheres_follow_from_templates() -> None:
     found = spheres_of({1: 125.0, 2: 5.0}, target_radius=0.6, voxel_size=10.0)
     assert (found[1].radius, found[1].distance) == (7.5, 12.5)
     assert (found[2].radius, found[2].distance) == (1.0, 1.0)
+
+
+@pytest.mark.touches_global_rng
+@pytest.mark.parametrize("method", ["components", "mean-shift"])
+def test_other_methods_split_what_is_too_large(method: str) -> None:
+    """A blob of millions of voxels is no pick in the first row: pieces beyond three particles are split by peaks."""
+    volume = _balls(PLACES[2:], 6.0)
+    volume[:, :, 55:] = 1.0
+    spheres = {1: Sphere(radius=6.0, distance=6.0)}
+    found = locate(volume[None], spheres, method=method)
+    assert np.linalg.norm(found.positions[0] - PLACES[2]) < 0.6
+    assert found.scores is not None
+    assert found.scores[0] > 0.9
+    assert found.sizes.max() < 3 * spheres[1].volume
+    assert len(locate(volume[None], spheres, method=method, within=torch.zeros(SHAPE, dtype=torch.bool))) == 0
+
+
+def test_most_likely_class() -> None:
+    """The background takes a voxel where it has more than each class."""
+    probabilities = torch.tensor([[0.4, 0.1, 0.45], [0.3, 0.1, 0.5]]).reshape(2, 1, 1, 3)
+    assert most_likely(probabilities).flatten().tolist() == [1, 0, 2]
