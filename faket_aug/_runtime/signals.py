@@ -55,6 +55,30 @@ def sigterm_ends_in_order() -> Iterator[None]:
 
 
 @contextmanager
+def signals_held_back() -> Iterator[None]:
+    """Let the body end before Ctrl-C or SIGTERM is heard: what must not be left half done, and is done soon.
+
+    This does nothing outside the main thread.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    ours = {number: handler for number, handler in handlers.items() if callable(handler)}
+    came: list[int] = []
+    for number in ours:
+        signal.signal(number, lambda number, _: came.append(number))
+    try:
+        yield
+    finally:
+        for number, handler in ours.items():
+            signal.signal(number, handler)
+        # Also after an error, which then is the context of what the handler raises.
+        for first in came[:1]:
+            ours[signal.Signals(first)](first, None)
+
+
+@contextmanager
 def signals_end_soon(last_words: Callable[[int], object] = lambda number: None) -> Iterator[None]:
     """Let Ctrl-C and SIGTERM end this program within two seconds, also from an operation that takes longer.
 

@@ -12,6 +12,7 @@ from faket_aug.picking.inference import segment
 from faket_aug.picking.losses import tversky_loss
 from faket_aug.picking.matching import MatchPeaks, TemplateMatch, match_template
 from faket_aug.picking.network import DeepFinderNet
+from faket_aug.picking.picker import Picker, PickerDescription, load_picker, set_thresholds
 from faket_aug.picking.preparation import Preparation
 from faket_aug.picking.ranks import RankError, distributed_job
 from faket_aug.picking.scoring import (
@@ -32,6 +33,8 @@ __all__ = [
     "DistanceScore",
     "MatchPeaks",
     "PairedPicks",
+    "Picker",
+    "PickerDescription",
     "Picks",
     "Preparation",
     "RankError",
@@ -44,11 +47,13 @@ __all__ = [
     "evaluate_shrec",
     "f_beta_score",
     "fit",
+    "load_picker",
     "load_weights",
     "match_template",
     "pick",
     "score_by_distance",
     "segment",
+    "set_thresholds",
     "tversky_loss",
     "write_picks",
 ]

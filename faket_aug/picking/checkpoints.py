@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import shutil
 import warnings
@@ -184,6 +185,21 @@ def load_weights(network: nn.Module, path: str | Path) -> None:
     load_plain_weights(network, state, path)
     if saved.get("preparation") is not None:
         set_preparation(network, Preparation(**saved["preparation"]))
+
+
+def plain_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what a file gives back of settings: lists for tuples, strings for keys.
+
+    Raises
+    ------
+    TypeError
+        If they are no JSON types.
+    """
+    try:
+        plain: dict[str, Any] = json.loads(json.dumps(dict(settings)))
+    except TypeError as error:
+        raise TypeError(f"expected `depends_on` of JSON types, got {error}") from error
+    return plain
 
 
 def set_preparation(network: nn.Module, preparation: Preparation | None) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Self
 
 
@@ -17,12 +17,15 @@ class TrainingHistory:
         The loss of each step.
     validations
         Step and value of each validation; the lower the value, the better.
+    scores
+        Step and further numbers of each validation, by name; without those that gave none.
     stopped_early
         Whether the training ended because its validations no longer got better.
     """
 
     losses: list[float]
     validations: list[tuple[int, float]]
+    scores: list[tuple[int, dict[str, float]]] = field(default_factory=list)
     stopped_early: bool = False
 
     @property
@@ -39,4 +42,7 @@ class TrainingHistory:
     def from_state(cls, state: Mapping[str, Any]) -> Self:
         """Take the history out of a checkpoint."""
         pairs = [(int(step), float(value)) for step, value in state["validations"]]
-        return cls(losses=list(state["losses"]), validations=pairs, stopped_early=bool(state["stopped_early"]))
+        # Checkpoints of 0.1.0 know no scores.
+        scores = [(int(step), {str(n): float(v) for n, v in by.items()}) for step, by in state.get("scores", [])]
+        ended = bool(state["stopped_early"])
+        return cls(losses=list(state["losses"]), validations=pairs, scores=scores, stopped_early=ended)

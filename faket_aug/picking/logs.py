@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from io import StringIO
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -70,10 +71,13 @@ class TrainingLog:
         if self._board is not None:
             self._board.flush()
         elif self._kind == "csv":
-            lines = [",".join(COLUMNS)]
+            more = dict.fromkeys(name for row in self._rows.values() for name in row if name not in COLUMNS)
+            names = (*COLUMNS[1:], *more)
+            text = StringIO()
+            csv.writer(text, lineterminator="\n").writerow((COLUMNS[0], *names))
             for step, row in sorted(self._rows.items()):
-                lines.append(",".join([str(step), *(f"{row[n]:.9g}" if n in row else "" for n in COLUMNS[1:])]))
-            write_text(self.path, "\n".join(lines) + "\n")
+                text.write(",".join([str(step), *(f"{row[n]:.9g}" if n in row else "" for n in names)]) + "\n")
+            write_text(self.path, text.getvalue())
 
 
 @contextmanager
@@ -91,9 +95,19 @@ def progress_bar(steps: int, *, done: int, shown: bool) -> Iterator[Callable[[in
         yield lambda step, loss: None
         return
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
 
-    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
+    columns = (
+        *(TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn()),
+        *(TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn()),
+    )
     with Progress(*columns, console=Console(stderr=True)) as bar:
         task = bar.add_task("first batch", total=steps, completed=done)
         yield lambda step, loss: bar.update(task, completed=step, description=f"loss {loss:.3f}")
@@ -117,9 +131,9 @@ def read_log(path: str | Path) -> dict[int, dict[str, float]]:
         return {}
     try:
         rows = list(csv.reader(read_text(path, what=what).splitlines()))
-        if not rows or tuple(rows[0]) != COLUMNS:
+        if not rows or tuple(rows[0][: len(COLUMNS)]) != COLUMNS or len(set(rows[0])) < len(rows[0]):
             raise ValueError(f"columns {','.join(rows[0]) if rows else 'none'}")
-        return dict(_numbers(row) for row in rows[1:])
+        return dict(_numbers(row, rows[0]) for row in rows[1:])
     except FileFormatError:
         raise
     except (ValueError, OverflowError, csv.Error) as error:
@@ -129,10 +143,10 @@ def read_log(path: str | Path) -> dict[int, dict[str, float]]:
         ) from error
 
 
-def _numbers(row: list[str]) -> tuple[int, dict[str, float]]:
-    if len(row) != len(COLUMNS):
+def _numbers(row: list[str], columns: list[str]) -> tuple[int, dict[str, float]]:
+    if len(row) != len(columns):
         raise ValueError(f"{len(row)} columns in {','.join(row)}")
-    return int(row[0]), {name: float(value) for name, value in zip(COLUMNS[1:], row[1:], strict=True) if value}
+    return int(row[0]), {name: float(value) for name, value in zip(columns[1:], row[1:], strict=True) if value}
 
 
 def _tensorboard(folder: Path, steps: int) -> Any:

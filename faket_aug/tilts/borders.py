@@ -15,7 +15,6 @@ A tilt of which less than `LEAST_LEFT` would remain is left as it is: clean proj
 from __future__ import annotations
 
 import math
-from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -85,7 +84,8 @@ def _border(image: Image) -> Mask | None:
 def _runs(line: Image) -> list[tuple[int, int]]:
     """Where along a line the same value comes `RUN` times and more: (first, last + 1)."""
     ends = np.flatnonzero(np.concatenate([[True], line[1:] != line[:-1], [True]]))
-    return [(int(a), int(b)) for a, b in pairwise(ends) if b - a >= min(RUN, len(line))]
+    long = np.flatnonzero(np.diff(ends) >= min(RUN, len(line)))
+    return [(int(ends[one]), int(ends[one + 1])) for one in long]
 
 
 def _region(image: Image, value: float, longest: int) -> Mask | None:
