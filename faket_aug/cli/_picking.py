@@ -35,6 +35,7 @@ from faket_aug.picking.control import compare_with_control
 from faket_aug.picking.finding import (
     FindSettings,
     FoundPicks,
+    check_voxel_size,
     chosen_thresholds,
     find_particles,
     spheres_of_picker,
@@ -220,6 +221,8 @@ def _check_output(work: PickWork) -> None:
 def _thresholds(work: PickWork, picker: Picker) -> float | dict[int, float] | None:
     """Read the thresholds that were given, by class number."""
     if not isinstance(work.thresholds, Mapping):
+        if work.thresholds is not None:
+            check_fraction("--threshold", work.thresholds)
         return work.thresholds
     names = {name.lower(): number for number, name in picker.description.class_names.items()}
     unknown = [name for name in work.thresholds if name.lower() not in names]
@@ -247,6 +250,7 @@ def _tomograms(work: PickWork, picker: Picker) -> list[_Tomogram]:
         size = work.voxel_size or header
         if not size > 0:
             raise FileFormatError(f"{path}: expected a voxel size in the header, got 0; set --voxel-size in Å")
+        check_voxel_size(size, picker.description.voxel_size, source=f"{path}: ")
         record = _reconstruction(path)
         name = work.names[row] if work.names else _name(given, path, record)
         _check_made_alike(path, record, size, picker)

@@ -284,6 +284,25 @@ class _Work:
 # The tomogram ---------------------------------------------------------------------------------------------------------
 
 
+def check_voxel_size(voxel_size: float, wanted: float, *, source: str = "") -> None:
+    """Raise a `ValueError` unless a tomogram can be resampled to the training's voxel size, Å.
+
+    Parameters
+    ----------
+    voxel_size, wanted
+        Å, of the tomogram and of the training.
+    source
+        Goes before the message.
+    """
+    ratio = voxel_size / wanted
+    if not 1 / MOST_BINNED <= ratio <= MOST_ENLARGED:
+        way = "reconstruct it with a smaller `bin`" if ratio > 1 else "bin it"
+        raise ValueError(
+            f"{source}expected a tomogram with voxels of about {wanted:g} Å, on which the picker was trained, got "
+            f"{voxel_size:g} Å; {way}, correct the voxel size, or train on such voxels"
+        )
+
+
 def _resampled(
     tomogram: Tensor, within: Tensor | None, voxel_size: float, wanted: float
 ) -> tuple[Tensor, Tensor | None, list[str]]:
@@ -292,13 +311,8 @@ def _resampled(
         raise ValueError(f"expected `within` of shape {tuple(tomogram.shape)}, got {tuple(within.shape)}")
     if same_size(voxel_size, wanted):
         return tomogram.to(torch.float32), within, []
+    check_voxel_size(voxel_size, wanted)
     ratio = voxel_size / wanted
-    if not 1 / MOST_BINNED <= ratio <= MOST_ENLARGED:
-        way = "reconstruct it with a smaller `bin`" if ratio > 1 else "bin it"
-        raise ValueError(
-            f"expected a tomogram with voxels of about {wanted:g} Å, on which the picker was trained, got "
-            f"{voxel_size:g} Å; {way}, correct the voxel size, or train on such voxels"
-        )
     shape = [max(round(n * ratio), 4) for n in tomogram.shape]
     note = f"resampled from voxels of {voxel_size:g} Å to the training's {wanted:g} Å"
     if ratio > 1:
