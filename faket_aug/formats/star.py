@@ -275,6 +275,17 @@ def has_tomogram_names(path: str | Path) -> bool:
     return any(name in table for table in tables for name in (*_TOMOGRAM_NAMES, "rlnTomoParticlesFile"))
 
 
+def star_tomogram_names(path: str | Path) -> list[str]:
+    """List the tomograms whose particles a STAR file holds, or an optimisation set's particles do."""
+    path = Path(path)
+    blocks = star_tables(path)
+    files = next((block for block in blocks.values() if "rlnTomoParticlesFile" in block), None)
+    if files is not None:
+        particles = _named_file(path, files, "rlnTomoParticlesFile")
+        return [] if particles.resolve() == path.resolve() else star_tomogram_names(particles)
+    return list(dict.fromkeys(_tomogram_names(_particle_table(blocks, path), path)))
+
+
 def read_star_voxel_size(path: str | Path) -> float:
     """Read the voxel size, Å, that the coordinates of a STAR file of particles count in; 0 where it says none."""
     path = Path(path)
