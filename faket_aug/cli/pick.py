@@ -123,7 +123,7 @@ def pick(
     with another --threshold it takes no time.
     """
     from faket_aug.cli._console import showing_progress, showing_warnings
-    from faket_aug.cli._picking import PickWork
+    from faket_aug.cli._pick_checks import PickWork
     from faket_aug.cli._picking import run as run_work
 
     told = {n: read_setting(_ALL[n], one, _ALL[n].option) for n, one in given.items() if one not in (None, [], ())}
