@@ -161,6 +161,8 @@ def read_work(output: Path, config: Path | None, given: Mapping[str, Any]) -> Tr
     simulated = {name: one for name, one in values.items() if name in SIMULATION and name not in _OWN}
     if values.get("microscope") is not None:
         simulated["noise"] = values["microscope"]
+    if not simulated.get("templates") and not simulated.get("specimens"):
+        raise ValueError("expected particles to learn, got none; set --templates, or --specimens of files")
     try:
         settings = PickerTraining(**own)
         options = Options(_with_defaults(simulated, settings))

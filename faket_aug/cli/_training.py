@@ -15,11 +15,13 @@ from faket_aug.data.labelled import LabelledTomogram
 from faket_aug.formats._atomic import make_writable_folder
 from faket_aug.formats.mrc import read_mrc
 from faket_aug.picking.checkpoints import CHECKPOINT
+from faket_aug.picking.picker import weights_of
 from faket_aug.simulation.saving import check_names
 from faket_aug.training.classes import TaughtClasses, teach
+from faket_aug.training.data import PickerData
 from faket_aug.training.picture import Shown
 from faket_aug.training.real import read_real
-from faket_aug.training.train import PickerData, PickerRun
+from faket_aug.training.train import PickerRun
 
 
 def make_run(work: TrainingWork) -> PickerRun:
@@ -41,6 +43,9 @@ def make_run(work: TrainingWork) -> PickerRun:
             "--output to another"
         ) from error
     _check_output(work.output)
+    start = files.get("resume_from")
+    if start is not None and weights_of(start).parent.resolve() == work.output.resolve():
+        raise ValueError(f"expected --output to be another folder than --resume-from, got {work.output} for both")
     source, parts = make_source(options), make_parts(options)
     specimens, classes = teach(source.specimens, files.get("classes", ()))
     check_names(dict(classes.names), ("shrec", "star5"), tomogram="tomogram_0000")
@@ -54,18 +59,15 @@ def make_run(work: TrainingWork) -> PickerRun:
         real=real,
         watched=watched,
     )
-    run = PickerRun(
+    return PickerRun(
         data,
         work.output,
         settings=work.settings,
         seed=options.seed,
         depends_on=depends_on,
-        start=files.get("resume_from"),
+        start=start,
         device=device,
     )
-    if run.start is not None and run.start.parent.resolve() == work.output.resolve():
-        raise ValueError(f"expected --output to be another folder than --resume-from, got {work.output} for both")
-    return run
 
 
 def _check_output(folder: Path) -> None:

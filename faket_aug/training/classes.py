@@ -97,19 +97,25 @@ def _of_files(specimens: Sequence[GrandModel], wanted: Sequence[str]) -> tuple[S
     first = specimens[0]
     known = [name for number, name in first.all_class_names.items() if number not in first.not_particles]
     chosen = _chosen(known, known, wanted)
-    names = dict(enumerate(chosen, start=1))
-    taught = TaughtSpecimens(specimens, names)
-    radii: dict[int, float] = {}
-    for index in range(min(len(specimens), _READ)):
-        radii |= {number: radius for number, radius in _radii(taught[index]).items() if number not in radii}
-        if len(radii) == len(names):
+    sizes: dict[str, float] = {}
+    read = min(len(specimens), _READ)
+    for index in range(read):
+        trial = dict(enumerate(chosen, start=1))
+        found = _radii(only(first if index == 0 else specimens[index], trial))
+        sizes |= {trial[number]: radius for number, radius in found.items() if trial[number] not in sizes}
+        if len(sizes) == len(chosen):
             break
-    missing = [name for number, name in names.items() if number not in radii]
-    if missing:
+    missing = [name for name in chosen if name not in sizes]
+    if missing and (wanted or not sizes):
         raise ValueError(
             f"{first.name}: expected labelled particles of {', '.join(missing)} with their list, to know how large "
-            f"they are, got none in {min(len(specimens), _READ)} specimens; set `classes` to those that there are"
+            f"they are, got none in {read} specimens; set `classes` to those that there are"
         )
+    # A table of classes may name more than there are.
+    chosen = [name for name in chosen if name in sizes]
+    names = dict(enumerate(chosen, start=1))
+    taught = TaughtSpecimens(specimens, names)
+    radii = {number: sizes[name] for number, name in names.items()}
     others = tuple(name for name in known if name not in chosen)
     return taught, TaughtClasses(names=names, radii=radii, others=others)
 

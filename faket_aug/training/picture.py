@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -28,7 +28,7 @@ from faket_aug.picking.history import TrainingHistory
 from faket_aug.picking.inference import class_probabilities
 
 #: Voxels along y and x that are shown, and sections that the network is given around the one that is shown.
-SIDE, DEPTH = 256, 32
+SIDE, DEPTH = 192, 32
 #: Probabilities below this are not coloured.
 _LEAST = 0.05
 REAL = "real F1 "
@@ -65,20 +65,31 @@ class Shown:
     @classmethod
     def of(cls, tomogram: Tensor, *, name: str, voxel_size: float, labels: Tensor | None = None) -> Shown:
         """Take the middle of a tomogram `(z, y, x)`, or its richest section where it has labels."""
-        depth, height, width = tomogram.shape
+        depth = len(tomogram)
         labelled = labels is not None and bool(labels.any())
         section = richest_section(labels) if labels is not None and labelled else depth // 2
         low = min(max(section - DEPTH // 2, 0), max(depth - DEPTH, 0))
-        rows, columns = (slice((n - min(n, SIDE)) // 2, (n + min(n, SIDE)) // 2) for n in (height, width))
-        image = _smooth_section(tomogram, 0, section, LOW_PASS / voxel_size)[rows, columns]
-        part = "" if (height, width) == tuple(image.shape) else f", its middle {image.shape[1]} × {image.shape[0]}"
-        return cls(
-            slab=tomogram[low : low + DEPTH, rows, columns].float().clone(),
+        whole = cls(
+            slab=tomogram[low : low + DEPTH].float(),
             place=section - low,
-            image=image,
-            title=f"{name}, z = {section}{part}",
+            image=_smooth_section(tomogram, 0, section, LOW_PASS / voxel_size),
+            title=f"{name}, z = {section}",
             voxel_size=voxel_size,
-            labels=labels[section, rows, columns] if labels is not None and labelled else None,
+            labels=labels[section] if labels is not None and labelled else None,
+        )
+        return whole.cropped(SIDE, SIDE)
+
+    def cropped(self, height: int, width: int) -> Shown:
+        """Return its middle, of at most this size: two that are compared are shown at one magnification."""
+        rows, columns = (
+            slice((n - min(n, side)) // 2, (n + min(n, side)) // 2)
+            for n, side in zip(self.image.shape, (height, width), strict=True)
+        )
+        return replace(
+            self,
+            slab=self.slab[:, rows, columns].clone(),
+            image=self.image[rows, columns],
+            labels=None if self.labels is None else self.labels[rows, columns],
         )
 
     def probabilities(self, network: nn.Module, *, precision: str, device: str) -> Tensor:
@@ -114,8 +125,8 @@ def draw_training(
     steps
         Of the whole training.
     """
-    figure = Figure(figsize=(14.5, 9.8), layout="constrained")
-    parts: npt.NDArray[Any] = figure.subfigures(2, 1, squeeze=False, height_ratios=[1.0, 1.55])[:, 0]
+    figure = Figure(figsize=(14.5, 9.4), layout="constrained")
+    parts: npt.NDArray[Any] = figure.subfigures(2, 1, squeeze=False, height_ratios=[1.0, 1.75])[:, 0]
     curves: npt.NDArray[Any] = parts[0].subplots(1, 2)
     loss_panel(curves[0], history.losses, title=f"training loss, {len(history.losses)} of {steps} steps")
     _score_panel(curves[1], history, class_names)
@@ -151,7 +162,7 @@ def _score_panel(axes: Axes, history: TrainingHistory, class_names: Mapping[int,
     axes.set_ylim(0, 1)
     axes.set_xlim(0, 1.02 * max(len(history.losses), 1))
     axes.grid(alpha=0.3)
-    axes.legend(fontsize=8, frameon=False, ncols=2, loc="lower right")
+    axes.legend(fontsize=8, frameon=False, ncols=2)
 
 
 def _probability_overlay(axes: Axes, probabilities: Tensor) -> None:

@@ -74,7 +74,7 @@ class PickerTraining:
         If a setting is impossible.
     """
 
-    steps: int = 3000
+    steps: int = 4000
     batch_size: int = 8
     patch_size: int = 32
     learning_rate: float | None = None
@@ -83,7 +83,7 @@ class PickerTraining:
     widths: Sequence[int] = (16, 24, 32)
     targets: str = "spheres"
     target_radius: float = 0.6
-    patches_per_tomogram: int = 128
+    patches_per_tomogram: int = 64
     tomograms_per_epoch: int = 48
     background_share: float = 0.2
     class_balanced: bool = True

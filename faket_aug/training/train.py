@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -14,9 +14,6 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from faket_aug._checks import check_same_size
-from faket_aug.data.dataset import FakETDataset, LabelledPatches, PatchDataset
-from faket_aug.data.labelled import LabelledTomogram
-from faket_aug.data.mixing import MixedPatches
 from faket_aug.figures import save_figure
 from faket_aug.formats._atomic import remove_parts
 from faket_aug.generation.generator import GrandModelGenerator
@@ -37,10 +34,7 @@ from faket_aug.picking.ranks import Ranks
 from faket_aug.picking.run import VALIDATION
 from faket_aug.picking.settings import LEARNING_RATE, TrainingSettings
 from faket_aug.picking.training import fit
-from faket_aug.simulation.simulator import FakETSimulator
-from faket_aug.simulation.varied import Simulator
-from faket_aug.specimens.grandmodel import GrandModel
-from faket_aug.training.classes import TaughtClasses
+from faket_aug.training.data import PickerData, digest_of, picker_dataset, plain_simulator
 from faket_aug.training.picture import Shown, draw_training
 from faket_aug.training.settings import AUTO, FINE_TUNING_RATE, PickerTraining
 from faket_aug.training.validation import Validation, held_out, make_validation, read_validation
@@ -48,31 +42,6 @@ from faket_aug.training.validation import Validation, held_out, make_validation,
 PICTURE = "training.png"
 #: Learning rate of networks of the default widths, which are narrower than DeepFinder's.
 RATE = 10 * LEARNING_RATE
-
-
-@dataclass(frozen=True, kw_only=True)
-class PickerData:
-    """What a picker is trained on.
-
-    Parameters
-    ----------
-    specimens
-        From `teach`: a generator, or specimens of files.
-    classes
-        From `teach`.
-    simulator
-        Makes the tomograms.
-    real
-        Labelled real tomograms, with the classes' numbers.
-    watched
-        A real tomogram that the picture shows; labels are not needed.
-    """
-
-    specimens: GrandModelGenerator | Sequence[GrandModel]
-    classes: TaughtClasses
-    simulator: Simulator
-    real: Sequence[LabelledTomogram] = ()
-    watched: Shown | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -163,7 +132,7 @@ class PickerRun:
     # Checks ----------------------------------------------------------------------------------------------------------
 
     def _described(self) -> PickerDescription:
-        simulator, classes, settings = _first(self.data.simulator), self.data.classes, self.settings
+        simulator, classes, settings = plain_simulator(self.data.simulator), self.data.classes, self.settings
         specimens = self.data.specimens
         if isinstance(specimens, GrandModelGenerator):
             voxel_size, bin = specimens.voxel_size, 1
@@ -219,7 +188,7 @@ class PickerRun:
         found = {name: getattr(self.settings, name) for name in names}
         found |= {"seed": self.seed, "classes": dict(self.description.class_names)}
         if self.data.real:
-            found |= {"real_share": self.settings.real_share, "real": [_digest(one) for one in self.data.real]}
+            found |= {"real_share": self.settings.real_share, "real": [digest_of(one) for one in self.data.real]}
         if self.start is not None:
             found["resume_from"] = self._start_digest(self.start)
         return found
@@ -331,7 +300,10 @@ class PickerRun:
         if real is None and self.data.real:
             own = self.data.real[0]
             real = Shown.of(own.tomogram, name="your labelled tomogram", voxel_size=own.voxel_size)
-        return simulated, real
+        if real is None:
+            return simulated, None
+        height, width = (min(sides) for sides in zip(simulated.image.shape, real.image.shape, strict=True))
+        return simulated.cropped(height, width), real.cropped(height, width)
 
     def _draw(self, network: nn.Module, history: TrainingHistory, shown: tuple[Shown, Shown | None]) -> None:
         simulated, real = shown
@@ -364,45 +336,11 @@ class PickerRun:
         if made.workers:
             more = {"multiprocessing_context": "spawn", "persistent_workers": True}
         return DataLoader(
-            self._dataset(),
+            picker_dataset(self.data, self.training_specimens, made, seed=self.seed, device=self.device),
             batch_size=made.batch_size,
             num_workers=made.workers,
             generator=torch.Generator().manual_seed(self.seed),
             **more,
-        )
-
-    def _dataset(self) -> PatchDataset:
-        made, masks = self.settings, self.settings.targets == "masks"
-        radii = {name: made.target_radius * self.data.classes.radii[n] for n, name in self.data.classes.names.items()}
-        patches: dict[str, Any] = {
-            "patch_size": made.patch_size,
-            "patches_per_tomogram": made.patches_per_tomogram,
-            "shift": made.patch_size // 4,
-            "class_balanced": made.class_balanced,
-            "background_fraction": made.background_share,
-            "seed": self.seed,
-            # What workers send goes through the main memory.
-            "item_device": "cpu" if made.workers else self.device,
-        }
-        target: dict[str, Any] = {"target": "shape"} if masks else {"target": "sphere", "radii": radii}
-        fake = FakETDataset(
-            self.training_specimens,
-            self.data.simulator,
-            tomograms_per_epoch=made.tomograms_per_epoch,
-            **patches,
-            **target,
-        )
-        if not self.data.real or made.real_share == 0:
-            return fake
-        whole = {name: radius / made.target_radius for name, radius in radii.items()}
-        real = LabelledPatches(self.data.real, target="sphere", radii=whole if masks else radii, **patches)
-        return MixedPatches(
-            real,
-            fake,
-            real_share=made.real_share,
-            tomograms_per_epoch=made.tomograms_per_epoch,
-            seed=self.seed,
-            item_device=patches["item_device"],
         )
 
     def _with_thresholds(self, validation: Validation | None) -> PickerDescription:
@@ -415,13 +353,3 @@ class PickerRun:
         if thresholds == dict(picker.description.thresholds):
             return picker.description
         return set_thresholds(self.folder, thresholds)
-
-
-def _first(simulator: Simulator) -> FakETSimulator:
-    return simulator if isinstance(simulator, FakETSimulator) else simulator.simulators[0]
-
-
-def _digest(tomogram: LabelledTomogram) -> str:
-    digest = hashlib.sha256(tomogram.tomogram.contiguous().numpy().tobytes())
-    digest.update(tomogram.particles.classes.tobytes() + tomogram.particles.positions.tobytes())
-    return digest.hexdigest()
