@@ -20,6 +20,7 @@ from _helpers import blobs, specimen, write_shrec
 from PIL import Image
 
 from faket_aug.cli import main
+from faket_aug.cli._reconstruction import read_like
 from faket_aug.cli._train_options import SETTINGS, in_option_names
 from faket_aug.formats.mrc import read_mrc, write_mrc
 from faket_aug.formats.star import read_particles_star
@@ -161,6 +162,12 @@ def test_its_validation_tomogram(whole: Path) -> None:
     listed = read_particles_star(folder / "particles_relion5.star", voxel_size=10.0, shape=(16, 24, 32))
     assert sorted(set(listed["tomogram_0000"].names)) == ["long", "small"]
     assert len(listed["tomogram_0000"]) == 12
+
+
+def test_a_tomogram_like_its_own(whole: Path) -> None:
+    """`reconstruct --like` takes filter, correction, voxel size and depth from a run."""
+    expected = {"filter": "shrec", "ctf_correction": None, "depth": 16, "voxel_size": 10.0}
+    assert read_like(whole) == expected
 
 
 def test_its_settings_are_read(whole: Path, command: Command, templates: Path, tmp_path: Path) -> None:
