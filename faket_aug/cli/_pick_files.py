@@ -11,6 +11,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Circle, Patch
+from matplotlib.ticker import FuncFormatter
 from torch import Tensor
 
 from faket_aug._checks import FileFormatError
@@ -270,29 +271,33 @@ def draw_scores(
     figure = Figure(figsize=(9.0, 0.6 + 2.4 * len(names)), layout="constrained")
     grid = figure.subplots(len(names), 2, squeeze=False)
     for row, (number, name) in zip(grid, names.items(), strict=True):
-        _histogram(row[0], found, number, "scores", np.linspace(0, 1, 41))
+        _histogram(row[0], found, number, "scores")
         row[0].axvline(thresholds[number], color="0.2", linewidth=1.2, linestyle="--")
         row[0].text(thresholds[number], 0.98, " counts", fontsize=8, va="top", transform=row[0].get_xaxis_transform())
         row[0].set_title(f"{name}: scores", fontsize=10)
-        _histogram(row[1], found, number, "sizes", np.linspace(0, 1.1, 45), scale=volumes[number])
+        row[0].legend(fontsize=8, frameon=False, loc="upper right")
+        _histogram(row[1], found, number, "sizes", scale=volumes[number])
         row[1].set_title(f"{name}: share of its sphere that is labelled", fontsize=10)
-    grid[0][0].legend(fontsize=8, frameon=False)
     return figure
 
 
-def _histogram(axes: Axes, found: TomogramPicks, number: int, what: str, edges: Any, *, scale: float = 1.0) -> None:
+def _histogram(axes: Axes, found: TomogramPicks, number: int, what: str, *, scale: float = 1.0) -> None:
+    """Draw counts, of all picks that are listed, over a score or a share."""
     lists = [("in the tomogram", found.picks, 1.0, label_color(number))]
     if found.control is not None:
-        lists.append(("in as much noise", found.control.picks, 1 / found.control.share, "0.35"))
+        lists.append(("in as much noise", found.control.picks, 1 / found.control.share, "0.25"))
+    own = [np.asarray(getattr(one, what), dtype=np.float64)[one.classes == number] / scale for _, one, _, _ in lists]
+    edges = np.linspace(0, max(0.1, *(1.05 * float(values.max(initial=0.0)) for values in own)), 41)
     most = 1.0
-    for label, picks, weight, color in lists:
-        values = np.asarray(getattr(picks, what), dtype=np.float64)[picks.classes == number] / scale
-        counts, _ = np.histogram(values.clip(edges[0], edges[-1]), edges)
+    for values, (label, _, weight, color) in zip(own, lists, strict=True):
+        counts, _ = np.histogram(values, edges)
         most = max(most, float(counts.max()) * weight)
-        filled = label == "in the tomogram"
-        axes.stairs(counts * weight, edges, fill=filled, color=color, alpha=0.75 if filled else 1.0, label=label)
+        is_tomogram = label == "in the tomogram"
+        style: dict[str, Any] = {"fill": True, "alpha": 0.75} if is_tomogram else {"linewidth": 1.5}
+        axes.stairs(counts * weight, edges, color=color, label=f"{len(values) * weight:.0f} {label}", **style)
     # Counts go over orders of magnitude: below 1 the axis is linear.
     axes.set_yscale("symlog", linthresh=1.0)
-    axes.set_ylim(0, 2 * most)
+    axes.set_ylim(0, 3 * most)
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda count, _: f"{count:g}"))
     axes.set_ylabel("picks", fontsize=9)
     axes.grid(alpha=0.3)

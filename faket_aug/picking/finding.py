@@ -45,6 +45,8 @@ SIGN_SIZE = (64, 160, 160)
 _TIMES, _LEAST = 3.0, 12
 #: Score from which on picks are counted there, and where neither training nor control give a threshold.
 DEFAULT_THRESHOLD = 0.3
+#: Voxels of a cube whose noise is looked at, and the share of the usual noise that it has to have.
+_CUBE, _GRAIN = 8, 0.2
 #: Å, of blocks whose means show the contrast of what is dense.
 _BLOCK = 40.0
 
@@ -104,7 +106,7 @@ class FoundPicks:
     Parameters
     ----------
     picks
-        All with a score of 0.05 or more, also poor ones; positions in voxels of the tomogram.
+        All with a score of 0.002 or more, also poor ones; positions in voxels of the tomogram.
     control
         What it finds in noise; `None` without control.
     in_large_blobs
@@ -169,10 +171,12 @@ def find_particles(
     description = picker.description
     work = _Work(picker, made, spheres_of_picker(picker))
     volume, region, notes = _resampled(tomogram, within, voxel_size, description.voxel_size)
+    # What was filled in has no noise, and would look like anything once it is scaled to a standard deviation of 1.
+    region = grainy_voxels(volume) if region is None else grainy_voxels(volume) & region
     volume = _with_dark_particles(work, volume, region, made.contrast)
     tell(0.05)
     # Tiles of the control and of the tomogram take the same time each.
-    searched = measured_voxels(volume) if region is None else measured_voxels(volume) & region
+    searched = measured_voxels(volume) & region
     box = control_box(bounding_box(searched))
     part = 0.9 * volume[box].numel() / (volume[box].numel() + volume.numel()) if made.control else 0.0
     control = None
@@ -351,6 +355,33 @@ def bounding_box(mask: Tensor) -> tuple[slice, ...]:
     return tuple(box)
 
 
+def grainy_voxels(volume: Tensor) -> Tensor:
+    """Tell which voxels have noise as the tomogram has it: differences of neighbours are not a fifth of the usual ones.
+
+    Corners that an aligned series did not cover are filled smoothly; there is nothing in them to find.
+
+    Parameters
+    ----------
+    volume
+        `(z, y, x)`.
+
+    Returns
+    -------
+    `(z, y, x)`, bool, in cubes of 8 voxels a side.
+    """
+    steps = torch.zeros_like(volume, dtype=torch.float32)
+    steps[..., 1:] = (volume[..., 1:] - volume[..., :-1]).square_()
+    if volume.shape[-1] > 1:
+        steps[..., 0] = steps[..., 1]
+    sides = [min(_CUBE, n) for n in volume.shape]
+    power = functional.avg_pool3d(steps[None], sides, ceil_mode=True, count_include_pad=False)[0]
+    usual = power[power > 0].median() if bool((power > 0).any()) else power.new_zeros(())
+    grainy = power > _GRAIN**2 * usual
+    for axis, (side, length) in enumerate(zip(sides, volume.shape, strict=True)):
+        grainy = grainy.repeat_interleave(side, dim=axis).narrow(axis, 0, length)
+    return grainy
+
+
 def skewness(volume: Tensor, voxel_size: float) -> float:
     """Return the skewness of a tomogram's means over blocks of 40 Å: below 0 where what is dense is dark."""
     side = max(1, round(_BLOCK / voxel_size))
@@ -361,11 +392,11 @@ def skewness(volume: Tensor, voxel_size: float) -> float:
     return float(deviation.pow(3).mean() / variance.pow(1.5)) if float(variance) > 0 else 0.0
 
 
-def _with_dark_particles(work: _Work, volume: Tensor, region: Tensor | None, contrast: str) -> Tensor:
+def _with_dark_particles(work: _Work, volume: Tensor, region: Tensor, contrast: str) -> Tensor:
     if contrast == "bright":
         return -volume
     if contrast == AUTO:
-        within = measured_voxels(volume) if region is None else measured_voxels(volume) & region
+        within = measured_voxels(volume) & region
         part = volume[control_box(bounding_box(within), SIGN_SIZE)]
         part = part - part.mean()
         counts = []

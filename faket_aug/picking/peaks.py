@@ -18,8 +18,10 @@ from faket_aug._arrays import FloatArray, IntArray
 from faket_aug._checks import check_fraction, check_ndim, check_positive
 from faket_aug.picking.clustering import Picks
 
-#: Peaks with less are not listed.
-LEAST_SCORE = 0.05
+#: Peaks with less are not listed: a network may be little certain in real tomograms, and be right all the same.
+LEAST_SCORE = 0.002
+#: Of each class, no more than these are listed, the best ones.
+MOST_PEAKS = 20_000
 #: The shell around a sphere reaches to so many of its radii.
 SHELL = 1.5
 #: A blob of voxels that are more likely particle than not is large if it holds so many particles.
@@ -95,7 +97,7 @@ def find_peaks(
     spheres
         What each class's particles look like; classes without one are left out.
     least_score
-        Peaks with less are not listed.
+        Peaks with less are not listed, and 20,000 of each class at most.
     within
         `(z, y, x)`, bool: where picks may lie; by default everywhere.
 
@@ -146,7 +148,7 @@ def keep_apart(picks: Picks, spheres: Mapping[int, Sphere]) -> Picks:
 
     assert picks.scores is not None, "only picks with scores have a best one"
     order = np.lexsort((*picks.positions.T[::-1], -picks.scores))
-    picks = picks.chosen(order)
+    picks = picks.chosen(order[: MOST_PEAKS * len(spheres)])
     if not len(picks):
         return picks
     distances = np.array([spheres[int(number)].distance for number in picks.classes])

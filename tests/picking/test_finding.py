@@ -10,7 +10,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from faket_aug.picking.finding import FindSettings, FoundPicks, chosen_thresholds, find_particles, skewness
+from faket_aug.picking.finding import (
+    FindSettings,
+    FoundPicks,
+    chosen_thresholds,
+    find_particles,
+    grainy_voxels,
+    skewness,
+)
 from faket_aug.picking.picker import Picker, PickerDescription
 from faket_aug.picking.preparation import Preparation
 from faket_aug.tomography.resample import resample_volume
@@ -143,3 +150,19 @@ def test_only_within_the_mask() -> None:
 def test_bad_settings_of_finding(name: str, value: object) -> None:
     with pytest.raises(ValueError, match=f"expected `{name}` to be one of"):
         FindSettings(**{name: value})  # type: ignore[arg-type]
+
+
+def test_what_was_filled_in_is_not_looked_at() -> None:
+    """A smooth corner, which looks like anything once it is scaled, has no picks and does not count for the control."""
+    volume = balls()
+    z, y, x = (torch.arange(n, dtype=torch.float32) for n in SHAPE)
+    smooth = 0.3 * torch.sin(z[:, None, None] / 5) * torch.sin(y[:, None] / 4) * torch.sin(x / 5)
+    volume[:, :24] = smooth[:, :24]
+    grainy = grainy_voxels(volume)
+    assert grainy.shape == SHAPE
+    assert not bool(grainy[:, :24].any())
+    assert bool(grainy[:, 24:].all())
+    found = find_particles(picker(), volume, voxel_size=SIZE, settings=QUICK)
+    assert (found.picks.positions[:, 1] > 23).all()
+    assert len(found.picks.above(0.3)) == 12
+    assert not bool(grainy_voxels(torch.zeros(9, 9, 9)).any())
