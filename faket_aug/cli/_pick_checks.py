@@ -59,7 +59,7 @@ class PickWork:
     probabilities
         Where the probabilities are written.
     device, threads
-        Where it runs.
+        Where it runs, and with how many intra-op threads; by default torch's own number.
     """
 
     run: Path
@@ -76,7 +76,7 @@ class PickWork:
     unbinned_pixel_size: float | None = None
     probabilities: Path | None = None
     device: str
-    threads: int
+    threads: int | None = None
 
     @property
     def folder(self) -> Path:

@@ -73,7 +73,7 @@ def run(work: PickWork, progress: Callable[[int, int], None], say: Callable[[str
     done: list[tuple[TomogramPicks, ParticleList]] = []
     total = 100 * len(tomograms)
     skipped = 0
-    with torch.no_grad(), intra_op_threads(work.threads):
+    with torch.no_grad(), intra_op_threads(work.threads or torch.get_num_threads()):
         for number, one in enumerate(tomograms):
             depends_on = _depends_on(work, one, weights)
             record = _kept(work, one, depends_on)

@@ -80,8 +80,21 @@ _OTHERS: dict[str, Setting] = {
             name="unbinned_pixel_size",
             help="Å, of the tilt-series before binning, which RELION counts in.",
         ),
-        setting_of(load_picker, "device", hint=str, default=FakETSimulator.device, group="The machine"),
-        replace(setting_of(FakETSimulator, "threads", group="The machine"), default=2),
+        setting_of(
+            load_picker,
+            "device",
+            hint=str,
+            default=FakETSimulator.device,
+            help="Where the network computes, cpu or cuda.",
+            group="The machine",
+        ),
+        Setting(
+            name="threads",
+            hint=int | None,
+            default=None,
+            help="Of the CPU; by default as many as it has cores. Their number changes the last bits.",
+            group="The machine",
+        ),
     )
 }
 _ALL = _FIND | _OTHERS
