@@ -358,7 +358,7 @@ def bounding_box(mask: Tensor) -> tuple[slice, ...]:
 def grainy_voxels(volume: Tensor) -> Tensor:
     """Tell which voxels have noise as the tomogram has it: differences of neighbours are 0.4 of the usual ones or more.
 
-    Corners that an aligned series did not cover are filled smoothly: there is nothing to find in them and at their edge.
+    Corners that an aligned series did not cover are filled smoothly: nothing is to be found in them and at their edge.
 
     Parameters
     ----------
