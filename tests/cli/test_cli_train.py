@@ -28,6 +28,7 @@ from faket_aug.picking import load_picker
 from faket_aug.picking.checkpoints import BEST, CHECKPOINT, read_checkpoint, read_state
 from faket_aug.picking.logs import read_log
 from faket_aug.simulation.saving import is_whole
+from faket_aug.training.train import PickerRun
 
 Command = Callable[..., str]
 #: Specimens and a network that are small; a training of two validations.
@@ -98,6 +99,18 @@ def whole(templates: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
             main()
     assert not stop.value.code
     return folder
+
+
+@pytest.fixture(autouse=True)
+def few_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A picture takes as long as the rest of a small run: it is drawn where one is looked at."""
+    draw = PickerRun._draw
+
+    def where_watched(run: PickerRun, *given: Any) -> None:
+        if run.data.watched is not None:
+            draw(run, *given)
+
+    monkeypatch.setattr(PickerRun, "_draw", where_watched)
 
 
 def weights(folder: Path, name: str = CHECKPOINT) -> dict[str, torch.Tensor]:
