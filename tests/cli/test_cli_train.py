@@ -379,6 +379,25 @@ def test_a_signal(templates: Path, tmp_path: Path, number: signal.Signals, statu
     assert len(read_checkpoint(tmp_path / "run")["losses"]) == 5
 
 
+@pytest.mark.slow
+def test_two_processes(templates: Path, tmp_path: Path) -> None:
+    """`torchrun` trains on two ranks: one of them writes and speaks, and the same command goes on."""
+    own = ["train", "--templates", templates, *SMALL, *STEPS, "--output", tmp_path / "run"]
+    call = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--standalone", "--no-python"]
+    call += [sys.executable, "-c", "from faket_aug.cli import main; main()", *map(str, own)]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}
+    for steps in ("4", "6"):
+        done = subprocess.run(
+            [*call, "--steps", steps], env=environment, capture_output=True, text=True, timeout=200, check=False
+        )
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.count(f"trained {steps} steps") == 1
+    checkpoint = read_checkpoint(tmp_path / "run")
+    assert len(checkpoint["losses"]) == 6
+    assert len(checkpoint["positions"]) == 2
+    assert set(load_picker(tmp_path / "run").description.thresholds) == {1, 2}
+
+
 # --- what a user can get wrong ----------------------------------------------------------------------------------------
 
 
