@@ -295,7 +295,7 @@ class PickerRun:
     def _shown(self, validation: Validation) -> tuple[Shown, Shown | None]:
         """Choose what the picture shows: a simulated tomogram, and the user's own."""
         first = validation.tomograms[0]
-        simulated = Shown.of(first.tomogram, name="simulated", voxel_size=first.voxel_size, labels=first.labels)
+        simulated = Shown.of(first.tomogram, name="simulated, for validation", voxel_size=first.voxel_size, labels=first.labels)
         real = self.data.watched
         if real is None and self.data.real:
             own = self.data.real[0]
