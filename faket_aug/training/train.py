@@ -40,6 +40,8 @@ from faket_aug.training.settings import AUTO, FINE_TUNING_RATE, PickerTraining
 from faket_aug.training.validation import Validation, held_out, make_validation, read_validation
 
 PICTURE = "training.png"
+#: Seconds; a time limit that is over before the first step ends the training after it.
+_AT_ONCE = 1e-6
 #: Learning rate of networks of the default widths, which are narrower than DeepFinder's.
 RATE = 10 * LEARNING_RATE
 
@@ -263,7 +265,7 @@ class PickerRun:
             device=self.device,
             on_step=told.step,
             on_validation=validated,
-            time_limit=None if limit is None else max(60 * limit - (time.monotonic() - self.begun), 1.0),
+            time_limit=None if limit is None else max(60 * limit - (time.monotonic() - self.begun), _AT_ONCE),
         )
         description = ranks.tell(lambda: self._with_thresholds(validation))
         return TrainedPicker(history=history, description=description)
@@ -295,7 +297,9 @@ class PickerRun:
     def _shown(self, validation: Validation) -> tuple[Shown, Shown | None]:
         """Choose what the picture shows: a simulated tomogram, and the user's own."""
         first = validation.tomograms[0]
-        simulated = Shown.of(first.tomogram, name="simulated, for validation", voxel_size=first.voxel_size, labels=first.labels)
+        simulated = Shown.of(
+            first.tomogram, name="simulated, for validation", voxel_size=first.voxel_size, labels=first.labels
+        )
         real = self.data.watched
         if real is None and self.data.real:
             own = self.data.real[0]
