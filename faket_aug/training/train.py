@@ -129,6 +129,8 @@ class PickerRun:
         #: What tomograms depend on, also those of the validation.
         self.simulated_by = plain_settings(depends_on or {})
         self.depends_on = plain_settings(self.simulated_by | self._depends_on())
+        #: Steps that were taken before.
+        self.done = 0
         self._check_folder()
 
     # Checks ----------------------------------------------------------------------------------------------------------
@@ -213,16 +215,22 @@ class PickerRun:
         return digest.hexdigest()
 
     def _check_folder(self) -> None:
-        """Refuse a folder that holds a training with other settings."""
+        """Refuse a folder that holds a training with other settings; see how far one of these is."""
         if not any((self.folder / name).is_file() for name in (CHECKPOINT, PREVIOUS)):
             return
-        saved = read_checkpoint(self.folder)["settings"]
-        listed = other_settings(saved, plain_settings({**asdict(self.fit_settings), **self.depends_on}))
+        saved = read_checkpoint(self.folder)
+        self.done = len(saved["losses"])
+        listed = other_settings(saved["settings"], plain_settings({**asdict(self.fit_settings), **self.depends_on}))
         if listed:
             raise ValueError(
                 f"{self.folder}: expected the settings that this training was begun with, got other {listed}; go on "
                 "with those, or set `output` to another folder"
             )
+
+    def minutes_left(self) -> float | None:
+        """Return how long the training may still take; None without a limit."""
+        limit = self.settings.time_limit
+        return None if limit is None else max(limit - (time.monotonic() - self.begun) / 60, 0.0)
 
     # Training --------------------------------------------------------------------------------------------------------
 
@@ -252,7 +260,7 @@ class PickerRun:
             self._draw(network, history, shown)
             told.validated(history)
 
-        limit = self.settings.time_limit
+        left = self.minutes_left()
         history = fit(
             network,
             loader,
@@ -265,7 +273,7 @@ class PickerRun:
             device=self.device,
             on_step=told.step,
             on_validation=validated,
-            time_limit=None if limit is None else max(60 * limit - (time.monotonic() - self.begun), _AT_ONCE),
+            time_limit=None if left is None else max(60 * left, _AT_ONCE),
         )
         description = ranks.tell(lambda: self._with_thresholds(validation))
         return TrainedPicker(history=history, description=description)
