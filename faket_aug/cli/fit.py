@@ -33,6 +33,7 @@ _FITTING: dict[str, Setting] = {
     "exposure": setting_of(fit_microscope, "exposure", group=_TARGET),
     "count": setting_of(fit_microscope, "count", group=_SPECIMENS),
     "fit_crowd": replace(setting_of(fit_microscope, "crowd", name="fit_crowd", group=_SPECIMENS), choices=CROWDS),
+    "thickness": setting_of(fit_microscope, "thickness", group=_SPECIMENS),
     "defocus": setting_of(fit_microscope, "defocus", group=_OPTICS),
 }
 _OWN_OPTICS: dict[str, Setting] = {

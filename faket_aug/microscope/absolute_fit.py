@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -42,16 +43,30 @@ class Matter:
     ----------
     depth
         Voxels along z.
+    thickness
+        Voxels, how deep all matter is; at least the specimens' depth. What they do not explain is as deep.
     solid
         Potential of matter without gaps above ice, V; 0 if it is not known. Then particles do not displace the crowd.
     """
 
     depth: float
+    thickness: float = 0.0
     solid: float = 0.0
 
     def __post_init__(self) -> None:
         check_positive("depth", self.depth)
+        check_positive("thickness", self.thickness, zero=True)
         check_positive("solid", self.solid, zero=True)
+
+    @property
+    def whole(self) -> float:
+        """Voxels, how deep all matter is."""
+        return max(self.depth, self.thickness)
+
+    @property
+    def part(self) -> float:
+        """The fraction of this depth that the specimens have."""
+        return self.depth / self.whole
 
 
 class AbsoluteFit(PowerFit):
@@ -76,7 +91,7 @@ class AbsoluteFit(PowerFit):
         self._matter = matter
         self._tilt_2, self._tilt_4, self._logs = _common_curve(targets, scales)
         tilts = [
-            CrowdTilts.of(one.tilt_angles, pixel_size=pixel_size, depth=matter.depth, width=width)
+            CrowdTilts.of(one.tilt_angles, pixel_size=pixel_size, depth=matter.whole, width=width)
             for one, width in zip(targets, widths, strict=True)
         ]
         #: The power of the specimens, and of each medium with a variance of 1 V²: `(kind, pair, ring)`, ...
@@ -103,7 +118,7 @@ class AbsoluteFit(PowerFit):
         return best
 
     def _start(self, offset: float) -> FloatArray:
-        common = [self._tilt_2, self._tilt_4, _USUAL["square"][0], 2.0, _USUAL["linear"][0], self._contrast]
+        common = [self._tilt_2, self._tilt_4, _USUAL["square"][0], 2.0, _USUAL["linear"][0], 0.5, self._contrast]
         each = [n for pair in zip(self._logs, self._places(offset), strict=True) for n in pair]
         return np.array([*common, *each])
 
@@ -172,8 +187,10 @@ class AbsoluteFit(PowerFit):
     def crowd(self, parameters: FloatArray) -> CrowdField | None:
         """What the specimens do not explain: all matter less the specimens, whose contrast in a crowd is lower."""
         media = np.stack([medium(RINGS / self._pixel_size, length) for length in LENGTHS])
-        total = self._amounts(parameters) @ np.concatenate([self._own[None], media])
-        excess, displaced, mean = self._excess(parameters), 0.0, 0.0
+        # All matter is as dense above and below the specimens as there, if they have a part of the depth only.
+        part = self._matter.part
+        total = self._amounts(parameters) @ np.concatenate([self._own[None] * part, media])
+        excess, displaced, mean = self._excess(parameters) * part, 0.0, 0.0
         # More crowd takes more contrast from the specimens, which then explain less.
         for _ in range(_ROUNDS):
             mean = (excess / (1 - displaced) ** 2 - 1) * self._density
@@ -185,11 +202,21 @@ class AbsoluteFit(PowerFit):
         if self._matter.solid:
             # The crowd has less room: where particles are, there is none.
             rest /= 1 - min(self._density / self._matter.solid, _FULLEST)
-        if not (rest > 0).any() or excess <= 1:
+        if excess <= 1:
+            rest[:] = 0.0
+        if part == 1 and not (rest > 0).any():
             return None
-        frequencies = tuple((RINGS / self._pixel_size).tolist())
-        power = tuple(rest.tolist())
-        return CrowdField(frequencies=frequencies, power=power, mean=max(mean, 0.0), solid=self._matter.solid)
+        deeper: dict[str, Any] = {}
+        if part < 1:
+            beyond = tuple((total / interpolation_loss(RINGS)).tolist())
+            deeper = {"beyond": beyond, "depth": self._matter.whole * self._pixel_size}
+        return CrowdField(
+            frequencies=tuple((RINGS / self._pixel_size).tolist()),
+            power=tuple(rest.tolist()),
+            mean=max(mean, 0.0),
+            solid=self._matter.solid,
+            **deeper,
+        )
 
     def _excess(self, parameters: FloatArray) -> float:
         """The power of all matter divided by that of the specimens, where particles count."""

@@ -45,6 +45,11 @@ class CrowdField:
     solid
         Potential of matter without any gaps above ice, V: where a specimen has this density, there is no crowd. Without
         it (0), the crowd is added everywhere.
+    depth
+        Å, how deep matter is; as deep as the specimen where this is deeper, or for 0.
+    beyond
+        `(n,)`, V² Å³: the spectrum of all matter above and below a specimen that is less deep, where there are no
+        particles.
 
     Raises
     ------
@@ -56,14 +61,17 @@ class CrowdField:
     power: tuple[float, ...]
     mean: float = 0.0
     solid: float = 0.0
+    depth: float = 0.0
+    beyond: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
-        if len(self.frequencies) != len(self.power) or len(self.power) < 2:
+        counts = {len(self.power), len(self.beyond) or len(self.power)}
+        if counts != {len(self.frequencies)} or len(self.power) < 2:
             raise ValueError(
-                f"expected the power of a crowd at two frequencies or more, got {len(self.power)} powers at "
-                f"{len(self.frequencies)} frequencies"
+                f"expected the power of a crowd at two frequencies or more, got {len(self.power)} powers"
+                f"{f' and {len(self.beyond)} beyond' if self.beyond else ''} at {len(self.frequencies)} frequencies"
             )
-        for name in ("frequencies", "power", "mean", "solid"):
+        for name in ("frequencies", "power", "mean", "solid", "depth", "beyond"):
             values = np.atleast_1d(np.asarray(getattr(self, name), dtype=np.float64))
             if not np.isfinite(values).all() or (values < 0).any():
                 raise ValueError(f"expected `{name}` of a crowd to be finite and 0 or more, got {values.min():g}")
@@ -113,17 +121,25 @@ class CrowdField:
         -------
         `(z, y, x)`, float32, V, with a mean of 0. It is periodic along y and x.
         """
-        device = generator.device
+        white = self._white(shape, voxel_size, generator)
+        return self._filtered(white, self.power, voxel_size)[: shape[0]].contiguous()
+
+    def _white(self, shape: Sequence[int], voxel_size: float, generator: torch.Generator) -> Tensor:
+        """Draw white noise for a volume, and for the margin below it."""
         depth = shape[0] + math.ceil(_MARGIN / voxel_size)
-        white = torch.randn((depth, *shape[1:]), generator=generator, device=device)
-        sides = ((depth, torch.fft.fftfreq), (shape[1], torch.fft.fftfreq), (shape[2], torch.fft.rfftfreq))
+        return torch.randn((depth, *shape[1:]), generator=generator, device=generator.device)
+
+    def _filtered(self, white: Tensor, power: Sequence[float], voxel_size: float) -> Tensor:
+        """Give white noise `(z, y, x)` a spectrum."""
+        device, depth = white.device, white.shape[0]
+        sides = zip(white.shape, (torch.fft.fftfreq, torch.fft.fftfreq, torch.fft.rfftfreq), strict=True)
         z, y, x = (frequency(n, device=device).square() for n, frequency in sides)
         transform = torch.fft.rfftn(white)
         # Plane by plane: the frequencies of the whole volume would take as much memory as its transform.
         plane = y[:, None] + x
         step = self.frequencies[-1] / (_TABLE - 1)
-        power = self.spectrum(np.arange(_TABLE, dtype=np.float64) * step)
-        amplitude = np.sqrt(power / voxel_size**3)
+        wanted = np.interp(np.arange(_TABLE, dtype=np.float64) * step, self.frequencies, power, right=0.0)
+        amplitude = np.sqrt(wanted / voxel_size**3)
         table = torch.from_numpy(np.append(amplitude, [0.0, 0.0])).to(device, torch.float32)
         for place in range(depth):
             at = ((plane + z[place]).sqrt() / (voxel_size * step)).clamp_(max=float(_TABLE))
@@ -131,7 +147,7 @@ class CrowdField:
             transform[place] *= torch.lerp(table[low], table[low + 1], at - low)
         transform[0, 0, 0] = 0
         field: Tensor = torch.fft.irfftn(transform, s=white.shape)
-        return field[: shape[0]].contiguous()
+        return field
 
     def around(
         self, density: Tensor, voxel_size: float, generator: torch.Generator, *, strength: float = 1.0
@@ -151,21 +167,34 @@ class CrowdField:
 
         Returns
         -------
-        `(z, y, x)`, float32. The crowd's mean is subtracted: around a particle the density is 0 in the mean.
+        `(z, y, x)`, float32. The crowd's mean is subtracted: around a particle the density is 0 in the mean. If the
+        crowd is deeper than the specimen, so is the result; the specimen is in its middle.
         """
         check_ndim("density", density, "z y x")
-        density = density.to(torch.float32)
-        field = self.sample(density.shape, voxel_size, generator).mul_(strength)
+        depth, density = density.shape[0], density.to(torch.float32)
+        more = math.ceil(max(round(self.depth / voxel_size) - depth, 0) / 2)
+        whole = (depth + 2 * more, *density.shape[1:])
+        white = self._white(whole, voxel_size, generator)
+        field = self._filtered(white, self.power, voxel_size)[more : more + depth].mul_(strength)
         if self.solid:
             field *= (1 - density / self.solid).clamp_(0, 1)
             density = torch.where(
                 density > 0, density - strength * self.mean * (density / self.solid).clamp(max=1), density
             )
-        return field.add_(density)
+        field += density
+        if not more:
+            return field.contiguous()
+        # From the same numbers, so that nothing shows where one becomes the other.
+        result = self._filtered(white, self.beyond or self.power, voxel_size)[: whole[0]].mul_(strength)
+        result[more : more + depth] = field
+        return result
 
     def to_dict(self) -> dict[str, Any]:
         """Return the crowd as JSON types."""
-        return asdict(self) | {"frequencies": list(self.frequencies), "power": list(self.power)}
+        data = asdict(self) | {"frequencies": list(self.frequencies), "power": list(self.power)}
+        data["beyond"] = list(self.beyond)
+        # As files were before crowds had a depth of their own.
+        return {name: value for name, value in data.items() if value or name not in ("depth", "beyond")}
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Self:
@@ -178,9 +207,12 @@ class CrowdField:
         """
         try:
             lists = {name: tuple(float(value) for value in data[name]) for name in ("frequencies", "power")}
+            lists["beyond"] = tuple(float(value) for value in data.get("beyond", ()))
             return cls(**(dict(data) | lists))
         except (TypeError, KeyError) as error:
-            raise ValueError(f"expected `frequencies`, `power`, `mean`, `solid` of a crowd, got {data!r}") from error
+            raise ValueError(
+                f"expected `frequencies`, `power`, `mean`, `solid`, `depth`, `beyond` of a crowd, got {data!r}"
+            ) from error
 
 
 def medium(frequencies: FloatArray, length: float) -> FloatArray:

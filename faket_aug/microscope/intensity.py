@@ -134,15 +134,20 @@ class ContrastReport:
     explained
         The power that the specimens share from tilt to tilt, divided by what was measured. None if the scale is the
         power's.
+    thickness
+        Å, how deep all matter is, of each series; empty where it was given or could not be told.
     """
 
     source: tuple[str, ...]
     zero: tuple[float, ...]
     zero_error: tuple[float, ...]
     explained: float | None = None
+    thickness: tuple[float, ...] = ()
 
     @classmethod
-    def of(cls, scales: Sequence[AbsoluteScale], explained: float | None) -> ContrastReport:
+    def of(
+        cls, scales: Sequence[AbsoluteScale], explained: float | None, *, thickness: Sequence[float] = ()
+    ) -> ContrastReport:
         """Summarize the scales of some series."""
         lines = [one.transfer for one in scales]
         finite = [bool(np.isfinite(line.zero_error)) for line in lines]
@@ -151,6 +156,7 @@ class ContrastReport:
             zero=tuple(line.zero if own else 0.0 for line, own in zip(lines, finite, strict=True)),
             zero_error=tuple(line.zero_error if own else 0.0 for line, own in zip(lines, finite, strict=True)),
             explained=explained,
+            thickness=tuple(thickness),
         )
 
     def lines(self) -> list[str]:
@@ -166,6 +172,9 @@ class ContrastReport:
         ]
         if self.explained is None:
             return result
+        if self.thickness:
+            listed = ", ".join(f"{one:.0f}" for one in self.thickness)
+            result.append(f"matter is {listed} Å deep, as neighbouring tilts show")
         if not 1 / _ODD < self.explained < _ODD:
             return [
                 *result,
@@ -185,7 +194,9 @@ class ContrastReport:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the report as JSON types."""
-        return {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()}
+        data = {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()}
+        # As files were before the thickness was estimated.
+        return data if self.thickness else {name: value for name, value in data.items() if name != "thickness"}
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> ContrastReport:
@@ -198,6 +209,7 @@ class ContrastReport:
         """
         try:
             lists = {name: tuple(data[name]) for name in ("source", "zero", "zero_error")}
+            lists["thickness"] = tuple(float(value) for value in data.get("thickness", ()))
             if not set(lists["source"]) <= set(SCALE_SOURCES):
                 raise ValueError(f"expected sources of {', '.join(SCALE_SOURCES)}, got {data['source']!r}")
             return cls(**(dict(data) | lists))

@@ -42,6 +42,7 @@ from faket_aug.microscope.noise_curves import (
 )
 from faket_aug.microscope.response import ORDER, MicroscopeResponse
 from faket_aug.microscope.spectra import matching_spectra, sorted_spectra
+from faket_aug.microscope.thickness import matter_thickness
 from faket_aug.microscope.unpaired import fit_response
 from faket_aug.statistics import FULL_RANGE, match_mean_std, standardize
 
@@ -52,6 +53,8 @@ GIVEN = "given"
 _FORMAT = 1
 #: e⁻/Å² of each tilt, or of every tilt.
 Exposure = FloatArray | Sequence[float] | float | None
+#: Matter is as deep as the specimens unless it is found to be deeper by this factor.
+_DEEPER = 1.2
 _POWER = (
     "the scale of the contrast is not known: gray values do not tell it, and no exposure was given. It is taken from "
     "the power of the given specimens: with half as many particles as were measured, each gets 1.4 times the contrast "
@@ -246,9 +249,11 @@ class NoiseModel(ABC):
         pixel_size: float,
         ctf: ContrastTransfer | Sequence[ContrastTransfer] | None = None,
         order: int = ORDER,
+        power_order: int | None = None,
         scale: str | None = None,
         exposure: Exposure | Sequence[Exposure] = None,
         depth: float | None = None,
+        thickness: float | None = None,
         solid: float = 0.0,
         measured: Tensor | Sequence[Tensor | None] | None = None,
     ) -> ResponseNoise:
@@ -274,7 +279,9 @@ class NoiseModel(ABC):
         ctf
             The microscope, or one for each target, see `unpaired.fit_response`.
         order
-            Order of the polynomials over the tilt angle.
+            Order of the polynomials of the tilts' means over the tilt angle.
+        power_order
+            Order of the polynomials of the noise power; by default a quarter of the number of tilts, up to 8.
         scale
             Where the scale of the contrast comes from. `"intensity"`: gray values, whose zero is found from their
             noise. `"exposure"`: noise and exposure. `"power"`: the power of the clean projections; then particles are
@@ -284,6 +291,9 @@ class NoiseModel(ABC):
         depth
             Voxels, how deep the specimens of the clean projections are. By default a quarter of their width. The
             variance of the crowd, other matter that the specimens do not explain, is in inverse proportion to it.
+        thickness
+            Voxels, how deep all matter of the measured specimens is, if it is deeper than `depth`. By default what the
+            tilts show (`thickness.matter_thickness`), the mean of the series that tell.
         solid
             Potential of matter without gaps above ice, V, which lets particles displace the crowd; 0 if not known.
         measured
@@ -312,7 +322,8 @@ class NoiseModel(ABC):
             sorted_spectra(t, a, f"series {i}: target", measured=m)
             for i, (t, a, m) in enumerate(zip(targets, angles, masks, strict=True))
         ]
-        check_order(order, [one.tilt_angles for one in spectra if len(one.tilt_angles) > 1])
+        for one_order in (order, order if power_order is None else power_order):
+            check_order(one_order, [one.tilt_angles for one in spectra if len(one.tilt_angles) > 1])
         if scale is not None:
             check_choice("scale", scale, SCALE_SOURCES)
         first = ctf if isinstance(ctf, ContrastTransfer) else ctf[0] if ctf else ContrastTransfer.within()
@@ -337,14 +348,17 @@ class NoiseModel(ABC):
         absolute = all(one.source != "power" for one in scales)
         # Clean tilts without noise are clipped where the measured ones are: not at their own standard deviation.
         limits = [clipping_limit(s, t) for s, t in zip(scales, spectra, strict=True)] if absolute else None
+        found = _thicknesses(targets, angles, masks) if absolute and thickness is None else []
+        whole = thickness or (float(np.mean(found)) if found else 0.0)
+        depth = depth or max([one.shape[-1] / 4 for one in cleans], default=1.0)
         fit = fit_response(
             spectra,
             matching_spectra(cleans, others, spectra, limits),
             pixel_size=pixel_size,
             ctf=ctf,
-            order=order,
+            order=power_order,
             scales=scales,
-            matter=Matter(depth=depth or max([one.shape[-1] / 4 for one in cleans], default=1.0), solid=solid),
+            matter=Matter(depth=depth, thickness=whole if whole > _DEEPER * depth else 0.0, solid=solid),
             widths=[int(one.shape[-1]) for one in targets],
         )
         series = tuple(series_of_gain(s, gain) for s, gain in zip(spectra, fit.gains, strict=True))
@@ -353,7 +367,7 @@ class NoiseModel(ABC):
             order=order,
             response=fit.response,
             crowd=fit.crowd,
-            contrast=ContrastReport.of(scales, fit.explained),
+            contrast=ContrastReport.of(scales, fit.explained, thickness=[one * pixel_size for one in found]),
             backgrounds=tuple(_background(t, a, m, pixel_size) for t, a, m in zip(targets, angles, masks, strict=True)),
         )
 
@@ -616,6 +630,14 @@ def _sorted_exposure(exposure: Exposure, tilt_angles: Angles) -> FloatArray | fl
         )
     result: FloatArray = values[np.unique(angles, return_index=True)[1]]
     return result
+
+
+def _thicknesses(
+    targets: Sequence[Tensor], tilt_angles: Sequence[Angles], masks: Sequence[Tensor | None]
+) -> list[float]:
+    """How deep the matter is of the series that tell, pixels."""
+    each = [matter_thickness(t, a, measured=m) for t, a, m in zip(targets, tilt_angles, masks, strict=True)]
+    return [one.voxels for one in each if one is not None]
 
 
 def _background(tilts: Tensor, tilt_angles: Angles, measured: Tensor | None, pixel_size: float) -> SlowBackground:

@@ -32,7 +32,7 @@ _LEAST_NOISE = 0.01
 class Envelope:
     """How the gain falls with the frequency k (cycles per pixel) and with the tilt angle, `u = θ / 60°`.
 
-    `exp(log_scale + tilt_2 u² + tilt_4 u⁴ − (square + square_tilt u²) k² − linear k)`.
+    `exp(log_scale + tilt_2 u² + tilt_4 u⁴ − (square + square_tilt u²) k² − (linear + linear_tilt u²) k)`.
 
     Parameters
     ----------
@@ -45,6 +45,8 @@ class Envelope:
         Pixels², 0 or more: partial coherence, motion, misaligned tilts, radiation damage.
     linear
         Pixels, 0 or more: the transfer of the detector.
+    linear_tilt
+        Pixels, 0 or more: tilts whose misalignment differs within the image, or from tilt to tilt.
     """
 
     log_scale: float
@@ -53,6 +55,7 @@ class Envelope:
     square: float = 0.0
     square_tilt: float = 0.0
     linear: float = 0.0
+    linear_tilt: float = 0.0
 
     def __post_init__(self) -> None:
         for name, value in asdict(self).items():
@@ -68,6 +71,10 @@ class Envelope:
         """Return the coefficient of k² of each tilt, `(tilt,)`, pixels²."""
         return self.square + self.square_tilt * u**2
 
+    def slope(self, u: FloatArray) -> FloatArray:
+        """Return the coefficient of k of each tilt, `(tilt,)`, pixels."""
+        return self.linear + self.linear_tilt * u**2
+
     def gain(self, u: FloatArray, frequencies: FloatArray, transfer: FloatArray) -> FloatArray:
         """Return the gain `(tilt, n)`: the envelope times a contrast transfer function.
 
@@ -80,9 +87,13 @@ class Envelope:
         transfer
             `(n,)`, the contrast transfer function at these frequencies.
         """
-        falling = np.exp(-self.falloff(u)[:, None] * frequencies**2 - self.linear * frequencies)
+        falling = np.exp(-self.falloff(u)[:, None] * frequencies**2 - self.slope(u)[:, None] * frequencies)
         result: FloatArray = self.scale(u)[:, None] * falling * transfer
         return result
+
+    def to_dict(self) -> dict[str, float]:
+        """Return the envelope as JSON types; without `linear_tilt` where it is 0, as in files of version 0.1.0."""
+        return {name: value for name, value in asdict(self).items() if value or name != "linear_tilt"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -196,11 +207,12 @@ class MicroscopeResponse:
         self.ctf.check_sampling(self.pixel_size, min(grid.shape))
         transfer = self.ctf.curve(grid.radius / self.pixel_size)
         u = self._u(angles)
-        scale, falloff, power = self.envelope.scale(u), self.envelope.falloff(u), self.noise_power(angles)
+        scale, falloff, slope = self.envelope.scale(u), self.envelope.falloff(u), self.envelope.slope(u)
+        power = self.noise_power(angles)
         intensity = self.intensity(angles)
         result = torch.empty_like(clean)
         for tilt in range(clean.shape[0]):
-            falling = torch.exp(-float(falloff[tilt]) * grid.radius**2 - self.envelope.linear * grid.radius)
+            falling = torch.exp(-float(falloff[tilt]) * grid.radius**2 - float(slope[tilt]) * grid.radius)
             signal = grid.filtered(clean[tilt], transfer * falling * float(scale[tilt]))
             colour = radial_filter(np.sqrt(power[tilt]) * noise_scale, shape, clean.device).to(clean.dtype)
             grain = torch.fft.irfft2(torch.fft.rfft2(noise[tilt]) * colour, s=shape)
@@ -242,7 +254,7 @@ class MicroscopeResponse:
         envelope = Envelope(
             log_scale=float(np.log(self.envelope.scale(u)).mean()),
             square=float(self.envelope.falloff(u).mean()),
-            linear=self.envelope.linear,
+            linear=float(self.envelope.slope(u).mean()),
         )
         return replace(self, envelope=envelope, noise=(tuple(self.noise_power(angles).mean(axis=0).tolist()),))
 
@@ -251,7 +263,7 @@ class MicroscopeResponse:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the response as JSON types."""
-        return asdict(self) | {"ctf": self.ctf.to_dict()}
+        return asdict(self) | {"ctf": self.ctf.to_dict(), "envelope": self.envelope.to_dict()}
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Self:

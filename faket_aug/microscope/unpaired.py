@@ -15,8 +15,11 @@ from faket_aug.microscope.crowd import CrowdField
 from faket_aug.microscope.ctf import ContrastTransfer
 from faket_aug.microscope.intensity import AbsoluteScale
 from faket_aug.microscope.power_fit import FIT_RANGE, Pairs, PowerFit
-from faket_aug.microscope.response import ANGLE_UNIT, ORDER, MicroscopeResponse
+from faket_aug.microscope.response import ANGLE_UNIT, MicroscopeResponse
 from faket_aug.microscope.spectra import RINGS, SeriesSpectra
+
+#: Largest order of the noise power's polynomials by default. Exposures and ice change less smoothly than parabolas.
+_FINEST = 8
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -62,7 +65,7 @@ def fit_response(
     *,
     pixel_size: float,
     ctf: ContrastTransfer | Sequence[ContrastTransfer] | None = None,
-    order: int = ORDER,
+    order: int | None = None,
     names: Sequence[str] = (),
     scales: Sequence[AbsoluteScale] = (),
     matter: Matter | None = None,
@@ -94,7 +97,8 @@ def fit_response(
         defocus is taken as known. The amplitude contrast is a start value. By default 300 kV, and a defocus from 0.2 to
         10 µm.
     order
-        Order of the polynomials of the noise power over the tilt angle.
+        Order of the polynomials of the noise power over the tilt angle; by default a quarter of the number of tilts,
+        up to 8.
     names
         Names of the targets in messages.
     scales
@@ -178,7 +182,8 @@ def fit_response(
         noises.append(noise)
         weights = target.counts / target.counts.sum()
         gains.append(SeriesGain(signal=signal @ weights, noise=noise @ weights))
-    response = replace(response, noise=_smooth(np.concatenate(angles), np.concatenate(noises), order))
+    fine = min(max(len(one) for one in angles) // 4, _FINEST) if order is None else order
+    response = replace(response, noise=_smooth(np.concatenate(angles), np.concatenate(noises), fine))
     return ResponseFit(response=response, gains=gains, crowd=fit.crowd(found), explained=fit.explained(found))
 
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from faket_aug._arrays import FloatArray
-from faket_aug._checks import check_choice, check_count, check_same_size
+from faket_aug._checks import check_choice, check_count, check_positive, check_same_size
 from faket_aug._random import torch_generator, torch_seed
 from faket_aug.geometry import joint_angles, nearest_tilts
 from faket_aug.microscope.ctf import ContrastTransfer
@@ -204,6 +204,7 @@ def fit_microscope(
     scale: str | None = None,
     exposure: float | None = None,
     crowd: str = "field",
+    thickness: float | None = None,
     tilt_axis: float | None = None,
     extend: str | None = None,
     shape: Sequence[int] = BUILT_IN_SHAPE,
@@ -248,6 +249,9 @@ def fit_microscope(
         What becomes of matter that was measured, and that the specimens do not explain. `"field"`: it is a random
         density, which simulations add. `"occupancy"`: more particles (or fewer) are generated until they explain it;
         for a `GrandModelGenerator` only. How many is in the report.
+    thickness
+        Å, how deep the matter of the measured specimens is, for the crowd, where it is deeper than the specimens. By
+        default what neighbouring tilts show.
     tilt_axis
         Degrees from the image's +y to the tilt axis, positive towards −x.
     extend
@@ -297,12 +301,14 @@ def fit_microscope(
     angles = joint_angles(*(one.tilt_angles for one in measured))
     tell = progress or (lambda done, total: None)
     check_choice("crowd", crowd, CROWDS)
+    if thickness is not None:
+        check_positive("thickness", thickness)
     if crowd == "occupancy" and not hasattr(specimens, "scaled"):
         raise ValueError(
             'expected specimens of a `GrandModelGenerator` for `crowd="occupancy"`, which makes more of their '
             f'particles, got {type(specimens).__name__}; set `crowd` to "field"'
         )
-    order = {} if noise_order is None else {"order": noise_order}
+    order = {} if noise_order is None else {"order": noise_order, "power_order": noise_order}
     factor, noise = 1.0, None
     for _ in range(_ROUNDS if crowd == "occupancy" else 1):
         own: Any = specimens if factor == 1 else specimens.scaled(factor)  # type: ignore[union-attr]
@@ -318,6 +324,7 @@ def fit_microscope(
             scale=scale,
             exposure=[_exposures(one) if exposure is None else exposure for one in measured],
             depth=first.density.shape[0],
+            thickness=None if thickness is None else thickness / pixel_size,
             solid=_solid(first),
             **order,
         )

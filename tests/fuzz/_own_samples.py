@@ -6,6 +6,7 @@ import hashlib
 import io
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -29,7 +30,11 @@ from faket_aug.formats.copick import (
     read_copick_segmentation,
     write_copick,
 )
+from faket_aug.microscope.background import SlowBackground
+from faket_aug.microscope.crowd import CrowdField, medium
 from faket_aug.microscope.file import MicroscopeFile, read_microscope, write_microscope
+from faket_aug.microscope.intensity import ContrastReport
+from faket_aug.microscope.noise import ResponseNoise
 from faket_aug.microscope.response import Envelope
 from faket_aug.microscope.spectra import RINGS
 from faket_aug.picking.checkpoints import load_weights, read_state, write_state
@@ -92,6 +97,24 @@ def _microscope(path: Path) -> None:
     noise = NoiseModel(series=noise_model().series, response=response)
     style = {"step_size": 0.02, "keep_spectrum": True}
     write_microscope(path, MicroscopeFile(noise=noise, tilt_angles=TILTS, style=style, about={"specimens": 2}))
+
+
+def _whole_microscope(path: Path) -> None:
+    """With all that a fit finds: the crowd, the scale of the contrast, slow backgrounds."""
+    _microscope(path)
+    model = read_microscope(path)
+    assert isinstance(model.noise, ResponseNoise)
+    spectrum = tuple((0.25 * medium(RINGS / 10.0, 15.0)).tolist())
+    crowd = CrowdField(
+        frequencies=tuple((RINGS / 10.0).tolist()), power=spectrum, mean=0.3, solid=3.0, depth=900.0, beyond=spectrum
+    )
+    contrast = ContrastReport(
+        source=("intensity",), zero=(-90.0,), zero_error=(0.5,), explained=0.5, thickness=(900.0,)
+    )
+    tilts = torch.randn(len(TILTS), 40, 40, generator=torch.Generator().manual_seed(0)) + 100
+    background = SlowBackground.of(tilts, TILTS, 50.0)
+    noise = replace(model.noise, crowd=crowd, contrast=contrast, backgrounds=(background,), background=0)
+    write_microscope(path, replace(model, noise=noise))
 
 
 OPTIONS: dict[str, Any] = {
@@ -245,6 +268,9 @@ OWN: dict[str, Sample] = {
         read=read_microscope,
     ),
     "microscope JSON": Sample(file="microscope.json", make=_microscope, read=read_microscope, checksum=True),
+    "microscope JSON, all parts": Sample(
+        file="microscope.json", make=_whole_microscope, read=read_microscope, checksum=True
+    ),
     "microscope JSON, 0.1.0": Sample(file="microscope.json", make=_unsealed(_microscope), read=read_microscope),
     "simulate JSON": Sample(
         file="settings.json", make=_text(json.dumps(OPTIONS, indent=1)), read=lambda p: Options.read(p, {})

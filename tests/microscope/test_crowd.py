@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -89,6 +90,27 @@ def test_particles_displace_it() -> None:
     )
 
 
+def test_matter_deeper_than_the_specimen() -> None:
+    """Above and below the specimen, which stays in the middle, is matter with a spectrum of its own."""
+    beyond = _field(variance=1.0).power
+    crowd = replace(_field(mean=0.6, solid=3.0), depth=800.0, beyond=beyond)
+    density = torch.zeros(40, 48, 48)
+    density[15:25, 18:30, 18:30] = 3.0
+    around = crowd.around(density, 10.0, _generator())
+    assert around.shape == (80, 48, 48)
+    assert torch.allclose(around[35:45, 18:30, 18:30], torch.tensor(3.0 - 0.6), atol=1e-5)
+    assert float(around[20:60, :12].std()) == pytest.approx(0.5, rel=0.15)
+    assert float(around[:20].std()) == pytest.approx(1.0, rel=0.15)
+    assert float(around[60:].std()) == pytest.approx(1.0, rel=0.15)
+    # The same random numbers: at the border one field is half of the other.
+    assert torch.allclose(
+        around[20, :8], replace(crowd, beyond=crowd.power).around(density, 10.0, _generator())[20, :8]
+    )
+    assert replace(crowd, depth=400.0).around(density, 10.0, _generator()).shape == density.shape
+    odd = replace(crowd, depth=511.0).around(density, 10.0, _generator())
+    assert odd.shape[0] == 52
+
+
 @pytest.mark.parametrize(
     ("values", "message"),
     [
@@ -97,6 +119,8 @@ def test_particles_displace_it() -> None:
         ({"power": (1.0, float("nan"))}, "`power` of a crowd to be finite"),
         ({"frequencies": (0.1, 0.1)}, "increasing `frequencies`"),
         ({"mean": -1.0}, "`mean` of a crowd"),
+        ({"depth": float("inf")}, "`depth` of a crowd"),
+        ({"beyond": (1.0, 1.0, 1.0)}, "2 powers and 3 beyond at 2 frequencies"),
     ],
 )
 def test_bad_crowds(values: dict[str, object], message: str) -> None:
@@ -125,10 +149,15 @@ def test_json() -> None:
     """Noise with a crowd comes back from its text; a wrong crowd is refused."""
     noise = _noise(_field(mean=0.3, solid=3.0))
     assert NoiseModel.from_json(noise.to_json()) == noise
+    assert not {"depth", "beyond"} & set(json.loads(noise.to_json())["crowd"])
+    deep = _noise(replace(_field(), depth=900.0, beyond=_field(variance=1.0).power))
+    assert NoiseModel.from_json(deep.to_json()) == deep
     assert "crowd" not in json.loads(_noise(None).to_json())
     content = json.loads(noise.to_json()) | {"checksum": None}
     for wrong in ({"crowd": {"power": [1]}}, {"crowd": 1}, {"crowd": content["crowd"] | {"more": 1}}):
-        with pytest.raises(ValueError, match="expected `frequencies`, `power`, `mean`, `solid` of a crowd"):
+        with pytest.raises(
+            ValueError, match="expected `frequencies`, `power`, `mean`, `solid`, `depth`, `beyond` of a crowd"
+        ):
             NoiseModel.from_json(json.dumps(content | wrong))
 
 
