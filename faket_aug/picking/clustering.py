@@ -112,7 +112,7 @@ class Picks:
         if unknown:
             raise ValueError(f"expected names of all classes in `class_names`, got none for {unknown}")
         names = tuple(class_names[int(number)] for number in self.classes)
-        return ParticleList(names, self.positions, np.full((len(self), 3, 3), np.nan))
+        return ParticleList(names, self.positions, np.full((len(self), 3, 3), np.nan), self.scores)
 
 
 def pick(

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import math
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from itertools import pairwise, product
-from typing import NamedTuple
+from itertools import product
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +16,7 @@ from faket_aug.data.patches import as_size
 from faket_aug.picking.network import SIZE_MULTIPLE, DeepFinderNet
 from faket_aug.picking.precision import PRECISIONS, autocast
 from faket_aug.picking.preparation import LocalNormalization, Preparation
+from faket_aug.picking.tiles import Span, balanced, falling_weights, inner_part, spans_of, target_part, with_next
 
 BLENDS = ("crop", "linear")
 TILE_SIZE = 128
@@ -29,15 +28,6 @@ DEFAULT_WINDOW = 56
 #: the tilts' missing wedge into itself.
 HALF_TURNS = ((), (1, 2), (0, 1), (0, 2))
 FLIPS = (1, 2, 4)
-
-
-class _Span(NamedTuple):
-    """A tile along one axis: its `start` and `stop`, and the part from `first` to `last` that it alone decides."""
-
-    start: int
-    stop: int
-    first: int
-    last: int
 
 
 def segment(
@@ -184,14 +174,16 @@ def _prepared(
     overlap: int,
     normalized: bool,
     preparation: Preparation | None,
-) -> tuple[_Image, list[list[_Span]]]:
+) -> tuple[_Image, list[list[Span]]]:
     """Check a tomogram, prepare it as the training's patches were, and lay tiles over it."""
     check_ndim("tomogram", tomogram, "z y x")
     check_finite(tomogram, "tomogram")
     size = as_size(tile_size)
     check_tiles(size, overlap, tomogram.shape)
     padded = _Image.of(tomogram.to(torch.float32), None if normalized else _preparation(network, preparation))
-    return padded, [_spans(n, _balanced(n, side, overlap), overlap) for n, side in zip(padded.shape, size, strict=True)]
+    return padded, [
+        spans_of(n, balanced(n, side, overlap), overlap) for n, side in zip(padded.shape, size, strict=True)
+    ]
 
 
 def _device(network: nn.Module, device: torch.device | str | None) -> torch.device:
@@ -258,7 +250,7 @@ class _Image:
             return cls(tomogram, None)
         return cls(tomogram, LocalNormalization(tomogram, preparation.patch_size, extremes=preparation.extremes))
 
-    def tile(self, spans: Sequence[_Span]) -> Tensor:
+    def tile(self, spans: Sequence[Span]) -> Tensor:
         """Return a tile `(z, y, x)`."""
         pairs = list(zip(spans, self.tomogram.shape, strict=True))
         box = tuple(slice(span.start, min(span.stop, n)) for span, n in pairs)
@@ -269,30 +261,10 @@ class _Image:
         return functional.pad(values[None, None], (0, extra[2], 0, extra[1], 0, extra[0]), mode="replicate")[0, 0]
 
 
-def _spans(length: int, tile: int, overlap: int) -> list[_Span]:
-    """Cover an axis by tiles; the last one is moved back so that it ends with the axis."""
-    if tile >= length:
-        return [_Span(0, length, 0, length)]
-    step = tile - overlap
-    starts = [*range(0, length - tile, step), length - tile]
-    # Two neighbours share [next start, this stop); each keeps its half.
-    seams = [0, *((a + tile + b) // 2 for a, b in pairwise(starts)), length]
-    return [_Span(s, s + tile, a, b) for s, a, b in zip(starts, seams[:-1], seams[1:], strict=True)]
-
-
-def _balanced(length: int, tile: int, overlap: int) -> int:
-    """Return the smallest tile with which no more tiles cover an axis."""
-    if tile >= length:
-        return tile
-    count = math.ceil((length - overlap) / (tile - overlap))
-    needed = math.ceil((length + (count - 1) * overlap) / count)
-    return needed + (-needed) % SIZE_MULTIPLE
-
-
 def _logits(
     network: nn.Module,
     padded: _Image,
-    spans: Sequence[_Span],
+    spans: Sequence[Span],
     device: torch.device,
     inner: Sequence[slice] | None = None,
     flipped: Sequence[int] = (),
@@ -317,28 +289,18 @@ def _logits(
     return logits.flip([axis + 1 for axis in flipped]) if flipped else logits
 
 
-def _inner(tile: Sequence[_Span]) -> list[slice]:
-    """Return the part of a tile that it alone decides, within it."""
-    return [slice(span.first - span.start, span.last - span.start) for span in tile]
-
-
-def _target(tile: Sequence[_Span]) -> tuple[slice, ...]:
-    """Return the same part, within the tomogram."""
-    return tuple(slice(span.first, span.last) for span in tile)
-
-
-def _crop(network: nn.Module, padded: _Image, spans: Sequence[list[_Span]], device: torch.device) -> Tensor:
+def _crop(network: nn.Module, padded: _Image, spans: Sequence[list[Span]], device: torch.device) -> Tensor:
     labels = torch.zeros(padded.shape, dtype=torch.uint8, device=padded.device)
     for tile in product(*spans):
-        logits = _logits(network, padded, tile, device, _inner(tile))
-        labels[_target(tile)] = logits.argmax(dim=0).to(labels)
+        logits = _logits(network, padded, tile, device, inner_part(tile))
+        labels[target_part(tile)] = logits.argmax(dim=0).to(labels)
     return labels
 
 
 def _probabilities(
     network: nn.Module,
     padded: _Image,
-    spans: Sequence[list[_Span]],
+    spans: Sequence[list[Span]],
     device: torch.device,
     turns: Sequence[Sequence[int]],
     known: Tensor | None,
@@ -348,10 +310,10 @@ def _probabilities(
     found: Tensor | None = None
     tiles = list(product(*spans))
     for number, tile in enumerate(tiles):
-        target = tuple(slice(part.start, min(part.stop, n)) for part, n in zip(_target(tile), shape, strict=True))
+        target = tuple(slice(part.start, min(part.stop, n)) for part, n in zip(target_part(tile), shape, strict=True))
         wanted = None if known is None else known[target]
         if wanted is None or bool(wanted.any()):
-            inner = _inner(tile)
+            inner = inner_part(tile)
             # `Tensor.softmax` is float32's in any case; the mean of bfloat16 numbers would be a coarse one.
             parts = (_logits(network, padded, tile, device, inner, axes).float().softmax(dim=0) for axes in turns)
             mean = sum(parts, torch.zeros((), device=device)) / len(turns)
@@ -370,15 +332,15 @@ def _probabilities(
     return found
 
 
-def _linear(network: nn.Module, padded: _Image, spans: Sequence[list[_Span]], device: torch.device) -> Tensor:
+def _linear(network: nn.Module, padded: _Image, spans: Sequence[list[Span]], device: torch.device) -> Tensor:
     """Sum up weighted probabilities over a slab, along z; what no later tile sees is decided and dropped."""
     labels = torch.zeros(padded.shape, dtype=torch.uint8, device=padded.device)
     slab: Tensor | None = None
-    for span, done in _with_next(spans[0]):
+    for span, done in with_next(spans[0]):
         for across in product(*spans[1:]):
             tile = (span, *across)
             probability = _logits(network, padded, tile, device).float().softmax(dim=0)
-            weighted = (probability * _weights(probability.shape[1:], device)).to(padded.device)
+            weighted = (probability * falling_weights(probability.shape[1:], device)).to(padded.device)
             if slab is None:
                 slab = weighted.new_zeros((len(weighted), span.stop - span.start, *padded.shape[1:]))
             slab[:, :, across[0].start : across[0].stop, across[1].start : across[1].stop] += weighted
@@ -387,19 +349,3 @@ def _linear(network: nn.Module, padded: _Image, spans: Sequence[list[_Span]], de
         labels[span.start : done] = slab[:, : done - span.start].argmax(dim=0).to(labels)
         slab = functional.pad(slab[:, done - span.start :], (0, 0, 0, 0, 0, done - span.start))
     return labels
-
-
-def _with_next(spans: Sequence[_Span]) -> Iterator[tuple[_Span, int]]:
-    """Each tile, and where the next one begins (its own end for the last)."""
-    starts = [span.start for span in spans[1:]] + [spans[-1].stop]
-    return zip(spans, starts, strict=True)
-
-
-def _weights(shape: Sequence[int], device: torch.device) -> Tensor:
-    """Weights `(z, y, x)` that fall linearly to the borders, never to 0."""
-    weights = torch.ones(tuple(shape), device=device)
-    for axis, n in enumerate(shape):
-        index = torch.arange(n, device=device, dtype=torch.float32)
-        ramp = torch.minimum(index + 1, n - index) / n
-        weights *= ramp.reshape([-1 if a == axis else 1 for a in range(3)])
-    return weights

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -18,14 +18,18 @@ from faket_aug._arrays import FloatArray, IntArray
 from faket_aug._checks import check_fraction, check_ndim, check_positive
 from faket_aug.picking.clustering import Picks
 
-#: Peaks with less are not listed.
-LEAST_SCORE = 0.05
+#: Peaks with less are not listed: a network may be little certain in real tomograms, and be right all the same.
+LEAST_SCORE = 0.002
+#: Of each class, no more than these are listed, the best ones.
+MOST_PEAKS = 20_000
 #: The shell around a sphere reaches to so many of its radii.
 SHELL = 1.5
 #: A blob of voxels that are more likely particle than not is large if it holds so many particles.
 LARGE_BLOB = 3.0
 #: Voxels of a block that is looked at at once; a block takes some 40 bytes for each.
 BLOCK = 2**24
+#: Times that a pick is moved to the centre of what is around it.
+_MOVES = 2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,13 +97,14 @@ def find_peaks(
     spheres
         What each class's particles look like; classes without one are left out.
     least_score
-        Peaks with less are not listed.
+        Peaks with less are not listed, and 20,000 of each class at most.
     within
         `(z, y, x)`, bool: where picks may lie; by default everywhere.
 
     Returns
     -------
-    The best first. Sizes are the voxels that the sphere holds, as the sum of their probabilities.
+    The best first, at the centre of what is likely around them. Sizes are the voxels that the sphere holds, as the sum
+    of their probabilities.
 
     Raises
     ------
@@ -127,7 +132,8 @@ def find_peaks(
         sizes=np.rint(np.concatenate(sizes)).astype(np.int64),
         scores=np.concatenate(scores).astype(np.float64).clip(0.0, 1.0),
     )
-    return keep_apart(every, spheres)
+    # Two maxima of one blob may have one centre.
+    return keep_apart(_centered(probabilities, spheres, keep_apart(every, spheres)), spheres)
 
 
 def no_picks() -> Picks:
@@ -142,7 +148,7 @@ def keep_apart(picks: Picks, spheres: Mapping[int, Sphere]) -> Picks:
 
     assert picks.scores is not None, "only picks with scores have a best one"
     order = np.lexsort((*picks.positions.T[::-1], -picks.scores))
-    picks = picks.chosen(order)
+    picks = picks.chosen(order[: MOST_PEAKS * len(spheres)])
     if not len(picks):
         return picks
     distances = np.array([spheres[int(number)].distance for number in picks.classes])
@@ -185,6 +191,33 @@ def score_places(
         full, around = (float((values * one[own].to(values.device)).sum()) for one in (inner, outer))
         scores[row] = full - around
     return scores.clip(0.0, 1.0)
+
+
+def _centered(probabilities: Tensor, spheres: Mapping[int, Sphere], picks: Picks) -> Picks:
+    """Move each pick to the centre of mass of what is likely within the particle's radius, by half of it at most.
+
+    Where more is labelled than the sphere, its maximum is a plateau.
+    """
+    positions = picks.positions.copy()
+    limits = np.array(probabilities.shape[1:])
+    for row, number in enumerate(picks.classes.tolist()):
+        radius = spheres[number].distance
+        place = positions[row]
+        for _ in range(_MOVES):
+            low = np.ceil(place - radius).astype(np.int64).clip(0, limits - 1)
+            high = (np.floor(place + radius).astype(np.int64) + 1).clip(low + 1, limits)
+            box = tuple(slice(int(a), int(b)) for a, b in zip(low, high, strict=True))
+            steps = [np.arange(a, b) - at for a, b, at in zip(low, high, place, strict=True)]
+            near = sum(np.ix_(*(step**2 for step in steps))) <= radius**2
+            weights = probabilities[(number - 1, *box)].to(torch.float32).cpu().numpy() * near
+            mass = float(weights.sum())
+            if mass <= 0:
+                break
+            shift = np.array([(weights * step).sum() for step in np.ix_(*steps)]) / mass
+            place = place + shift
+        if np.linalg.norm(place - positions[row]) <= radius / 2:
+            positions[row] = place
+    return replace(picks, positions=positions)
 
 
 # Blobs ----------------------------------------------------------------------------------------------------------------

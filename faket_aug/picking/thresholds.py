@@ -150,4 +150,4 @@ def _best(scores: FloatArray, hits: FloatArray, particles: int, beta: float) -> 
 
 def _above(scores: FloatArray) -> float:
     """Return a number above all scores."""
-    return math.nextafter(max(float(scores.max(initial=0.0)), 0.0), math.inf)
+    return min(math.nextafter(max(float(scores.max(initial=0.0)), 0.0), math.inf), 1.0)

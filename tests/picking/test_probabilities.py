@@ -7,9 +7,10 @@ import torch
 from torch import Tensor, nn
 
 from faket_aug.picking import DeepFinderNet
-from faket_aug.picking.inference import _balanced, _spans, class_probabilities, segment
+from faket_aug.picking.inference import class_probabilities, segment
 from faket_aug.picking.network import SIZE_MULTIPLE
 from faket_aug.picking.preparation import Preparation
+from faket_aug.picking.tiles import balanced, spans_of
 from tests._helpers import generator
 
 SHAPE = (20, 44, 53)
@@ -121,10 +122,10 @@ def test_only_what_is_wanted_is_computed() -> None:
 def test_tiles_are_balanced() -> None:
     """No more tiles than of the largest size, each as small as it can be, and all voxels are covered."""
     for length, tile, overlap in ((200, 128, 32), (512, 128, 32), (164, 120, 64), (100, 128, 32), (132, 128, 32)):
-        side = _balanced(length, tile, overlap)
+        side = balanced(length, tile, overlap)
         assert side <= tile
         assert side % SIZE_MULTIPLE == 0
-        spans = _spans(length, side, overlap)
-        assert len(spans) == len(_spans(length, tile, overlap))
+        spans = spans_of(length, side, overlap)
+        assert len(spans) == len(spans_of(length, tile, overlap))
         assert [n for span in spans for n in range(span.first, span.last)] == list(range(length))
-    assert (_balanced(200, 128, 32), _balanced(512, 128, 32)) == (116, 128)
+    assert (balanced(200, 128, 32), balanced(512, 128, 32)) == (116, 128)
