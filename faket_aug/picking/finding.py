@@ -46,7 +46,7 @@ _TIMES, _LEAST = 3.0, 12
 #: Score from which on picks are counted there, and where neither training nor control give a threshold.
 DEFAULT_THRESHOLD = 0.3
 #: Voxels of a cube whose noise is looked at, and the share of the usual noise that it has to have.
-_CUBE, _GRAIN = 8, 0.2
+_CUBE, _GRAIN = 8, 0.4
 #: Å, of blocks whose means show the contrast of what is dense.
 _BLOCK = 40.0
 
@@ -356,9 +356,9 @@ def bounding_box(mask: Tensor) -> tuple[slice, ...]:
 
 
 def grainy_voxels(volume: Tensor) -> Tensor:
-    """Tell which voxels have noise as the tomogram has it: differences of neighbours are not a fifth of the usual ones.
+    """Tell which voxels have noise as the tomogram has it: differences of neighbours are 0.4 of the usual ones or more.
 
-    Corners that an aligned series did not cover are filled smoothly; there is nothing in them to find.
+    Corners that an aligned series did not cover are filled smoothly: nothing is to be found in them and at their edge.
 
     Parameters
     ----------
@@ -367,7 +367,7 @@ def grainy_voxels(volume: Tensor) -> Tensor:
 
     Returns
     -------
-    `(z, y, x)`, bool, in cubes of 8 voxels a side.
+    `(z, y, x)`, bool, in cubes of 8 voxels a side, without those beside smooth ones.
     """
     steps = torch.zeros_like(volume, dtype=torch.float32)
     steps[..., 1:] = (volume[..., 1:] - volume[..., :-1]).square_()
@@ -376,7 +376,8 @@ def grainy_voxels(volume: Tensor) -> Tensor:
     sides = [min(_CUBE, n) for n in volume.shape]
     power = functional.avg_pool3d(steps[None], sides, ceil_mode=True, count_include_pad=False)[0]
     usual = power[power > 0].median() if bool((power > 0).any()) else power.new_zeros(())
-    grainy = power > _GRAIN**2 * usual
+    smooth = functional.max_pool3d((power <= _GRAIN**2 * usual).float()[None], 3, stride=1, padding=1)[0]
+    grainy = smooth == 0
     for axis, (side, length) in enumerate(zip(sides, volume.shape, strict=True)):
         grainy = grainy.repeat_interleave(side, dim=axis).narrow(axis, 0, length)
     return grainy

@@ -160,9 +160,9 @@ def test_what_was_filled_in_is_not_looked_at() -> None:
     volume[:, :24] = smooth[:, :24]
     grainy = grainy_voxels(volume)
     assert grainy.shape == SHAPE
-    assert not bool(grainy[:, :24].any())
-    assert bool(grainy[:, 24:].all())
+    assert not bool(grainy[:, :32].any())
+    assert bool(grainy[:, 32:].all())
     found = find_particles(picker(), volume, voxel_size=SIZE, settings=QUICK)
-    assert (found.picks.positions[:, 1] > 23).all()
+    assert (found.picks.positions[:, 1] > 31).all()
     assert len(found.picks.above(0.3)) == 12
     assert not bool(grainy_voxels(torch.zeros(9, 9, 9)).any())
