@@ -194,6 +194,20 @@ def test_its_settings_are_read(whole: Path, command: Command, templates: Path, t
     assert len(read_checkpoint(tmp_path / "other")["losses"]) == 1
 
 
+def test_nothing_in_place_of_a_default_is_kept(command: Command, templates: Path, tmp_path: Path) -> None:
+    """`--variation none` stands in the file, and means the same there."""
+    own = ["--templates", templates, *SMALL, "--steps", 1]
+    command(*own, "--variation", "none", "--output", tmp_path / "run")
+    content = tomllib.loads((tmp_path / "run" / "settings.toml").read_text())
+    assert content["variation"] == "none"
+    assert "patience" not in content
+    command("--config", tmp_path / "run" / "settings.toml", "--output", tmp_path / "again")
+    losses = [read_checkpoint(tmp_path / name)["losses"] for name in ("run", "again")]
+    assert losses[0] == losses[1]
+    command(*own, "--output", tmp_path / "varied")
+    assert read_checkpoint(tmp_path / "varied")["losses"] != losses[0]
+
+
 def test_the_same_command_goes_on(whole: Path, command: Command, templates: Path, tmp_path: Path) -> None:
     """A training that ended after fewer steps goes on, bit for bit; once done, it is left as it is."""
     run = tmp_path / "run"
