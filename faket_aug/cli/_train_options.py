@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import torch
 
 from faket_aug._checks import FileFormatError
-from faket_aug._reading import read_setting, read_table
+from faket_aug._reading import NONE, read_setting, read_table
 from faket_aug._settings import IsPath, Setting, as_json, settings_of
 from faket_aug.cli._options import SETTINGS as SIMULATION
 from faket_aug.cli._options import SEVERAL, Options, flat
@@ -224,6 +224,9 @@ def write_settings(work: TrainingWork) -> None:
         value = work.given.get(name)
         if value not in (None, ()):
             content[name] = as_json(read_setting(setting, value, name, _whole))
+        elif name in work.given and value is None and setting.default is not None:
+            # Nothing was asked for in place of something.
+            content[name] = NONE
     write_toml(work.output / SETTINGS_FILE, content, head="faket-aug train --config settings.toml --output run")
 
 

@@ -100,11 +100,13 @@ def _train(run: PickerRun, console: Any, *, shown: bool) -> TrainedPicker:
             progress.update(first, completed=done, total=total)
             if done == total:
                 progress.update(first, visible=False)
-                steps.append(progress.add_task("first tomogram", total=run.settings.steps))
+                steps.append(progress.add_task("first tomogram", total=run.settings.steps, completed=run.done))
 
         def step(number: int, loss: float) -> None:
             if steps:
-                progress.update(steps[0], completed=number, description=f"loss {loss:.3f}")
+                left = run.minutes_left()
+                limit = "" if left is None else f", {left:.0f} min to the limit"
+                progress.update(steps[0], completed=number, description=f"loss {loss:.3f}{limit}")
 
         def validated(history: TrainingHistory) -> None:
             console.print(_validation(history), soft_wrap=True)

@@ -70,7 +70,7 @@ def write_toml(path: str | Path, content: Mapping[str, Any], *, head: str = "") 
 
 
 def _key(name: str) -> str:
-    return name if re.fullmatch(r"[A-Za-z0-9_-]+", name) else json.dumps(name)
+    return name if re.fullmatch(r"[A-Za-z0-9_-]+", name) else _toml(name)
 
 
 def _toml(value: Any) -> str:
@@ -83,4 +83,4 @@ def _toml(value: Any) -> str:
         # TOML wants digits on both sides of the point, and has words of its own for what is not finite.
         return repr(value) if "e" not in repr(value) or "." in repr(value) else repr(value).replace("e", ".0e")
     # Strings, whole numbers and truth values are written alike; DEL alone is not.
-    return json.dumps(value, ensure_ascii=True).replace("\x7f", "\\u007f")
+    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")

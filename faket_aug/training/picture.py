@@ -133,6 +133,8 @@ def draw_training(
     sections: npt.NDArray[Any] = parts[1].subplots(1, 3)
     shown = simulated if real is None else real
     tilt_panel(sections[0], simulated.image, title=simulated.title, pixel_size=simulated.voxel_size)
+    if simulated.labels is not None:
+        _outlines(sections[0], simulated.labels)
     if real is None:
         tilt_panel(sections[1], simulated.image, title="its labels", pixel_size=simulated.voxel_size)
         if simulated.labels is not None:
@@ -163,6 +165,14 @@ def _score_panel(axes: Axes, history: TrainingHistory, class_names: Mapping[int,
     axes.set_xlim(0, 1.02 * max(len(history.losses), 1))
     axes.grid(alpha=0.3)
     axes.legend(fontsize=8, frameon=False, ncols=2)
+
+
+def _outlines(axes: Axes, labels: Tensor) -> None:
+    """Draw a line around what is labelled, so that the image within stays seen."""
+    numbers: npt.NDArray[Any] = np.asarray(labels.cpu().numpy())
+    for number in np.unique(numbers[numbers > 0]):
+        inside = (numbers == number).astype(np.float64)
+        axes.contour(inside, levels=[0.5], colors=[label_color(int(number))], linewidths=1.0)
 
 
 def _probability_overlay(axes: Axes, probabilities: Tensor) -> None:

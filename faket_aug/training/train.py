@@ -40,6 +40,8 @@ from faket_aug.training.settings import AUTO, FINE_TUNING_RATE, PickerTraining
 from faket_aug.training.validation import Validation, held_out, make_validation, read_validation
 
 PICTURE = "training.png"
+#: Seconds; a time limit that is over before the first step ends the training after it.
+_AT_ONCE = 1e-6
 #: Learning rate of networks of the default widths, which are narrower than DeepFinder's.
 RATE = 10 * LEARNING_RATE
 
@@ -127,6 +129,8 @@ class PickerRun:
         #: What tomograms depend on, also those of the validation.
         self.simulated_by = plain_settings(depends_on or {})
         self.depends_on = plain_settings(self.simulated_by | self._depends_on())
+        #: Steps that were taken before.
+        self.done = 0
         self._check_folder()
 
     # Checks ----------------------------------------------------------------------------------------------------------
@@ -211,16 +215,22 @@ class PickerRun:
         return digest.hexdigest()
 
     def _check_folder(self) -> None:
-        """Refuse a folder that holds a training with other settings."""
+        """Refuse a folder that holds a training with other settings; see how far one of these is."""
         if not any((self.folder / name).is_file() for name in (CHECKPOINT, PREVIOUS)):
             return
-        saved = read_checkpoint(self.folder)["settings"]
-        listed = other_settings(saved, plain_settings({**asdict(self.fit_settings), **self.depends_on}))
+        saved = read_checkpoint(self.folder)
+        self.done = len(saved["losses"])
+        listed = other_settings(saved["settings"], plain_settings({**asdict(self.fit_settings), **self.depends_on}))
         if listed:
             raise ValueError(
                 f"{self.folder}: expected the settings that this training was begun with, got other {listed}; go on "
                 "with those, or set `output` to another folder"
             )
+
+    def minutes_left(self) -> float | None:
+        """Return how long the training may still take; None without a limit."""
+        limit = self.settings.time_limit
+        return None if limit is None else max(limit - (time.monotonic() - self.begun) / 60, 0.0)
 
     # Training --------------------------------------------------------------------------------------------------------
 
@@ -250,7 +260,7 @@ class PickerRun:
             self._draw(network, history, shown)
             told.validated(history)
 
-        limit = self.settings.time_limit
+        left = self.minutes_left()
         history = fit(
             network,
             loader,
@@ -263,7 +273,7 @@ class PickerRun:
             device=self.device,
             on_step=told.step,
             on_validation=validated,
-            time_limit=None if limit is None else max(60 * limit - (time.monotonic() - self.begun), 1.0),
+            time_limit=None if left is None else max(60 * left, _AT_ONCE),
         )
         description = ranks.tell(lambda: self._with_thresholds(validation))
         return TrainedPicker(history=history, description=description)
@@ -295,7 +305,9 @@ class PickerRun:
     def _shown(self, validation: Validation) -> tuple[Shown, Shown | None]:
         """Choose what the picture shows: a simulated tomogram, and the user's own."""
         first = validation.tomograms[0]
-        simulated = Shown.of(first.tomogram, name="simulated", voxel_size=first.voxel_size, labels=first.labels)
+        simulated = Shown.of(
+            first.tomogram, name="simulated, for validation", voxel_size=first.voxel_size, labels=first.labels
+        )
         real = self.data.watched
         if real is None and self.data.real:
             own = self.data.real[0]

@@ -28,6 +28,7 @@ from faket_aug.picking import load_picker
 from faket_aug.picking.checkpoints import BEST, CHECKPOINT, read_checkpoint, read_state
 from faket_aug.picking.logs import read_log
 from faket_aug.simulation.saving import is_whole
+from faket_aug.training.train import PickerRun
 
 Command = Callable[..., str]
 #: Specimens and a network that are small; a training of two validations.
@@ -98,6 +99,18 @@ def whole(templates: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
             main()
     assert not stop.value.code
     return folder
+
+
+@pytest.fixture(autouse=True)
+def few_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A picture takes as long as the rest of a small run: it is drawn where one is looked at."""
+    draw = PickerRun._draw
+
+    def where_watched(run: PickerRun, *given: Any) -> None:
+        if run.data.watched is not None:
+            draw(run, *given)
+
+    monkeypatch.setattr(PickerRun, "_draw", where_watched)
 
 
 def weights(folder: Path, name: str = CHECKPOINT) -> dict[str, torch.Tensor]:
@@ -181,6 +194,20 @@ def test_its_settings_are_read(whole: Path, command: Command, templates: Path, t
     assert len(read_checkpoint(tmp_path / "other")["losses"]) == 1
 
 
+def test_nothing_in_place_of_a_default_is_kept(command: Command, templates: Path, tmp_path: Path) -> None:
+    """`--variation none` stands in the file, and means the same there."""
+    own = ["--templates", templates, *SMALL, "--steps", 1]
+    command(*own, "--variation", "none", "--output", tmp_path / "run")
+    content = tomllib.loads((tmp_path / "run" / "settings.toml").read_text())
+    assert content["variation"] == "none"
+    assert "patience" not in content
+    command("--config", tmp_path / "run" / "settings.toml", "--output", tmp_path / "again")
+    losses = [read_checkpoint(tmp_path / name)["losses"] for name in ("run", "again")]
+    assert losses[0] == losses[1]
+    command(*own, "--output", tmp_path / "varied")
+    assert read_checkpoint(tmp_path / "varied")["losses"] != losses[0]
+
+
 def test_the_same_command_goes_on(whole: Path, command: Command, templates: Path, tmp_path: Path) -> None:
     """A training that ended after fewer steps goes on, bit for bit; once done, it is left as it is."""
     run = tmp_path / "run"
@@ -249,9 +276,9 @@ def test_a_simulated_set_is_read(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """What `simulate` wrote serves as specimens."""
+    """What `simulate` wrote serves as specimens, also without SHREC's list."""
     options = ["--templates", templates, "--counts", "3", "--shape", "16,24,32", "--tilt-angles=-50:50:25"]
-    arguments = ["simulate", tmp_path / "set", *options, "--snr", "1", "--formats", "shrec,star5"]
+    arguments = ["simulate", tmp_path / "set", *options, "--snr", "1", "--formats", "star5"]
     monkeypatch.setattr(sys, "argv", ["faket-aug", *map(str, arguments)])
     with pytest.raises(SystemExit):
         main()
@@ -364,6 +391,25 @@ def test_a_signal(templates: Path, tmp_path: Path, number: signal.Signals, statu
     said = f"faket-aug: stopped by {number.name}; run the same command again to finish"
     assert done.stderr.strip().splitlines()[-1] == said
     assert len(read_checkpoint(tmp_path / "run")["losses"]) == 5
+
+
+@pytest.mark.slow
+def test_two_processes(templates: Path, tmp_path: Path) -> None:
+    """`torchrun` trains on two ranks: one of them writes and speaks, and the same command goes on."""
+    own = ["train", "--templates", templates, *SMALL, *STEPS, "--output", tmp_path / "run"]
+    call = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--standalone", "--no-python"]
+    call += [sys.executable, "-c", "from faket_aug.cli import main; main()", *map(str, own)]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}
+    for steps in ("4", "6"):
+        done = subprocess.run(
+            [*call, "--steps", steps], env=environment, capture_output=True, text=True, timeout=200, check=False
+        )
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.count(f"trained {steps} steps") == 1
+    checkpoint = read_checkpoint(tmp_path / "run")
+    assert len(checkpoint["losses"]) == 6
+    assert len(checkpoint["positions"]) == 2
+    assert set(load_picker(tmp_path / "run").description.thresholds) == {1, 2}
 
 
 # --- what a user can get wrong ----------------------------------------------------------------------------------------
