@@ -191,6 +191,10 @@ def test_copick(
         near = torch.cdist(torch.from_numpy(PLACES), torch.from_numpy(found.positions)).min(dim=1).values
         assert float(near.max()) < 1.0
     assert (tmp_path / "project_picks" / "TS_1.png").is_file()
+    (written,) = (project / "ExperimentRuns" / "TS_1" / "Picks").glob("*.json")
+    scores = [point["score"] for point in json.loads(written.read_text())["points"]]
+    assert scores == sorted(scores, reverse=True)
+    assert 0.4 < scores[-1] < scores[0] < 1.0
 
 
 def test_several_classes(
