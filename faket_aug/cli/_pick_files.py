@@ -273,9 +273,8 @@ def draw_scores(
     for row, (number, name) in zip(grid, names.items(), strict=True):
         _histogram(row[0], found, number, "scores")
         row[0].axvline(thresholds[number], color="0.2", linewidth=1.2, linestyle="--")
-        row[0].text(thresholds[number], 0.98, " counts", fontsize=8, va="top", transform=row[0].get_xaxis_transform())
-        row[0].set_title(f"{name}: scores", fontsize=10)
-        row[0].legend(fontsize=8, frameon=False, loc="upper right")
+        row[0].set_title(f"{name}: scores; from {thresholds[number]:.2f} on (dashed) they count", fontsize=10)
+        row[0].legend(fontsize=8, frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.1), ncols=2)
         _histogram(row[1], found, number, "sizes", scale=volumes[number])
         row[1].set_title(f"{name}: share of its sphere that is labelled", fontsize=10)
     return figure

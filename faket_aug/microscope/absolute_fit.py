@@ -21,7 +21,7 @@ from faket_aug.microscope.spectra import RING_WIDTH, RINGS, SeriesSpectra
 
 #: What an envelope falls by as a rule, and by how much that differs: pixels (linear), pixels² (square). With an
 #: absolute scale, a steep envelope with much other matter looks like a flat one with less.
-_USUAL = {"linear": (0.3, 0.3), "square": (3.0, 3.0)}
+_USUAL = {"linear": (0.3, 0.3), "linear_tilt": (0.0, 1.0), "square": (3.0, 3.0)}
 #: Standard error of the amplitude contrast, and its range. Programs that fit rings take 0.07 to 0.1 by convention. At
 #: 300 kV, what protein scatters inelastically more than ice does makes 0.04; large particles show the difference.
 _CONTRAST_ERROR = 0.01
@@ -35,7 +35,7 @@ _FULLEST = 0.5
 _PARTICLES = (0.012, 0.025)
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class Matter:
     """How dense the specimens of a fit are, so that the crowd's density follows from its power.
 
@@ -44,29 +44,26 @@ class Matter:
     depth
         Voxels along z.
     thickness
-        Voxels, how deep all matter is; at least the specimens' depth. What they do not explain is as deep.
+        `(ring,)`, voxels, how deep all matter is at each frequency; at least the specimens' depth.
     solid
         Potential of matter without gaps above ice, V; 0 if it is not known. Then particles do not displace the crowd.
     """
 
     depth: float
-    thickness: float = 0.0
+    thickness: FloatArray | None = None
     solid: float = 0.0
 
     def __post_init__(self) -> None:
         check_positive("depth", self.depth)
-        check_positive("thickness", self.thickness, zero=True)
         check_positive("solid", self.solid, zero=True)
 
     @property
-    def whole(self) -> float:
-        """Voxels, how deep all matter is."""
-        return max(self.depth, self.thickness)
-
-    @property
-    def part(self) -> float:
-        """The fraction of this depth that the specimens have."""
-        return self.depth / self.whole
+    def whole(self) -> FloatArray:
+        """`(ring,)`, voxels, how deep all matter is."""
+        found: FloatArray = np.maximum(
+            0.0 if self.thickness is None else self.thickness, np.full(len(RINGS), self.depth)
+        )
+        return found
 
 
 class AbsoluteFit(PowerFit):
@@ -187,10 +184,11 @@ class AbsoluteFit(PowerFit):
     def crowd(self, parameters: FloatArray) -> CrowdField | None:
         """What the specimens do not explain: all matter less the specimens, whose contrast in a crowd is lower."""
         media = np.stack([medium(RINGS / self._pixel_size, length) for length in LENGTHS])
-        # All matter is as dense above and below the specimens as there, if they have a part of the depth only.
-        part = self._matter.part
-        total = self._amounts(parameters) @ np.concatenate([self._own[None] * part, media])
-        excess, displaced, mean = self._excess(parameters) * part, 0.0, 0.0
+        # All matter is as dense above and below the specimens as there, if they have a part of its depth only.
+        whole, depth = self._matter.whole, self._matter.depth
+        total = self._amounts(parameters) @ np.concatenate([self._own[None] * depth / whole, media])
+        excess, displaced, mean = self._excess(parameters), 0.0, 0.0
+        excess *= float((depth / whole)[self._of_particles()].mean())
         # More crowd takes more contrast from the specimens, which then explain less.
         for _ in range(_ROUNDS):
             mean = (excess / (1 - displaced) ** 2 - 1) * self._density
@@ -204,12 +202,14 @@ class AbsoluteFit(PowerFit):
             rest /= 1 - min(self._density / self._matter.solid, _FULLEST)
         if excess <= 1:
             rest[:] = 0.0
-        if part == 1 and not (rest > 0).any():
+        deepest = float(whole.max())
+        if deepest == depth and not (rest > 0).any():
             return None
         deeper: dict[str, Any] = {}
-        if part < 1:
-            beyond = tuple((total / interpolation_loss(RINGS)).tolist())
-            deeper = {"beyond": beyond, "depth": self._matter.whole * self._pixel_size}
+        if deepest > depth:
+            # What is less deep than the deepest is spread over the same room.
+            beyond = total / interpolation_loss(RINGS) * (whole - depth) / (deepest - depth)
+            deeper = {"beyond": tuple(beyond.tolist()), "depth": deepest * self._pixel_size}
         return CrowdField(
             frequencies=tuple((RINGS / self._pixel_size).tolist()),
             power=tuple(rest.tolist()),
@@ -220,14 +220,19 @@ class AbsoluteFit(PowerFit):
 
     def _excess(self, parameters: FloatArray) -> float:
         """The power of all matter divided by that of the specimens, where particles count."""
+        inside = self._of_particles()
+        amounts = self._amounts(parameters)
+        total = sum(float(np.tensordot(amounts, one, 1)[:, inside].sum()) for one in self._shared)
+        return max(total, 1e-300) / max(sum(float(one[0][:, inside].sum()) for one in self._shared), 1e-300)
+
+    def _of_particles(self) -> npt.NDArray[np.bool_]:
+        """The rings at which the crowd is compared with the specimens."""
         low, high = (q * self._pixel_size for q in _PARTICLES)
         band = (max(low, FIT_RANGE[0]), min(high, FIT_RANGE[1]))
         if band[1] - band[0] < 2 * RING_WIDTH:
             band = FIT_RANGE
-        inside = (band[0] <= RINGS) & (band[1] >= RINGS)
-        amounts = self._amounts(parameters)
-        total = sum(float(np.tensordot(amounts, one, 1)[:, inside].sum()) for one in self._shared)
-        return max(total, 1e-300) / max(sum(float(one[0][:, inside].sum()) for one in self._shared), 1e-300)
+        inside: npt.NDArray[np.bool_] = (band[0] <= RINGS) & (band[1] >= RINGS)
+        return inside
 
     @property
     def _density(self) -> float:

@@ -247,7 +247,7 @@ class CrowdTilts:
     shared: FloatArray
 
     @classmethod
-    def of(cls, tilt_angles: Angles, *, pixel_size: float, depth: float, width: int) -> CrowdTilts:
+    def of(cls, tilt_angles: Angles, *, pixel_size: float, depth: float | FloatArray, width: int) -> CrowdTilts:
         """Compute the powers.
 
         Parameters
@@ -257,27 +257,29 @@ class CrowdTilts:
         pixel_size
             Å, of pixels and voxels.
         depth
-            Voxels, how deep the crowd is. Across the tilt axis it goes on beyond the image.
+            Voxels, how deep the crowd is, or `(ring,)`, at each frequency. Across the tilt axis it goes on beyond the
+            image.
         width
             Pixels of the image across the axis.
         """
         angles = as_tilt_angles(tilt_angles)
         media = np.stack([medium(RINGS / pixel_size, length) for length in LENGTHS]) / pixel_size**3
-        path = depth / np.cos(np.deg2rad(angles)).clip(0.05)
+        deep = np.broadcast_to(np.asarray(depth, dtype=np.float64), RINGS.shape)
+        path = deep / np.cos(np.deg2rad(angles)).clip(0.05)[:, None]
         step = float(np.median(np.diff(angles))) if len(angles) > 1 else LINE_STEP
         line = LINE * min(1.0, LINE_STEP / step)
-        common = np.array([_overlap(*pair, depth, width, line) for pair in pairwise(angles)]).reshape(-1, len(RINGS))
+        common = np.array([_overlap(*pair, deep, width, line) for pair in pairwise(angles)]).reshape(-1, len(RINGS))
         between = np.sqrt(path[1:] * path[:-1])
-        return cls(power=media[:, None] * path[:, None], shared=media[:, None] * (between[:, None] * common))
+        return cls(power=media[:, None] * path, shared=media[:, None] * (between * common))
 
 
-def _overlap(before: float, after: float, depth: float, width: int, line: float) -> FloatArray:
+def _overlap(before: float, after: float, depth: FloatArray, width: int, line: float) -> FloatArray:
     """How much the projections of a slab share at two angles, near the Fourier line of the axis; `(ring,)`."""
     across = np.linspace(0, 1, _SAMPLES) * np.minimum(line, np.maximum(RINGS, 1e-9))[:, None]
     one, other = np.deg2rad((before, after))
     middle = (one + other) / 2
     # A point that lies higher moves across the axis from one tilt to the next, ...
-    rise = np.sinc(across * (other - one) * depth / np.cos(middle))
+    rise = np.sinc(across * (other - one) * depth[:, None] / np.cos(middle))
     # ... and one that lies farther from the axis, too, since tilts are foreshortened.
     window = fade(width, torch.device("cpu")).numpy().astype(np.float64) ** 2
     place = np.arange(width) - (width - 1) / 2

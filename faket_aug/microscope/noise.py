@@ -41,8 +41,8 @@ from faket_aug.microscope.noise_curves import (
     strengthened_series,
 )
 from faket_aug.microscope.response import ORDER, MicroscopeResponse
-from faket_aug.microscope.spectra import matching_spectra, sorted_spectra
-from faket_aug.microscope.thickness import matter_thickness
+from faket_aug.microscope.spectra import RINGS, matching_spectra, sorted_spectra
+from faket_aug.microscope.thickness import MatterThickness, matter_thickness
 from faket_aug.microscope.unpaired import fit_response
 from faket_aug.statistics import FULL_RANGE, match_mean_std, standardize
 
@@ -349,8 +349,8 @@ class NoiseModel(ABC):
         # Clean tilts without noise are clipped where the measured ones are: not at their own standard deviation.
         limits = [clipping_limit(s, t) for s, t in zip(scales, spectra, strict=True)] if absolute else None
         found = _thicknesses(targets, angles, masks) if absolute and thickness is None else []
-        whole = thickness or (float(np.mean(found)) if found else 0.0)
         depth = depth or max([one.shape[-1] / 4 for one in cleans], default=1.0)
+        whole = _whole_depth(found, thickness, depth)
         fit = fit_response(
             spectra,
             matching_spectra(cleans, others, spectra, limits),
@@ -358,7 +358,7 @@ class NoiseModel(ABC):
             ctf=ctf,
             order=power_order,
             scales=scales,
-            matter=Matter(depth=depth, thickness=whole if whole > _DEEPER * depth else 0.0, solid=solid),
+            matter=Matter(depth=depth, thickness=whole, solid=solid),
             widths=[int(one.shape[-1]) for one in targets],
         )
         series = tuple(series_of_gain(s, gain) for s, gain in zip(spectra, fit.gains, strict=True))
@@ -367,7 +367,7 @@ class NoiseModel(ABC):
             order=order,
             response=fit.response,
             crowd=fit.crowd,
-            contrast=ContrastReport.of(scales, fit.explained, thickness=[one * pixel_size for one in found]),
+            contrast=ContrastReport.of(scales, fit.explained, thickness=[one.voxels * pixel_size for one in found]),
             backgrounds=tuple(_background(t, a, m, pixel_size) for t, a, m in zip(targets, angles, masks, strict=True)),
         )
 
@@ -634,10 +634,20 @@ def _sorted_exposure(exposure: Exposure, tilt_angles: Angles) -> FloatArray | fl
 
 def _thicknesses(
     targets: Sequence[Tensor], tilt_angles: Sequence[Angles], masks: Sequence[Tensor | None]
-) -> list[float]:
-    """How deep the matter is of the series that tell, pixels."""
+) -> list[MatterThickness]:
+    """How deep the matter is of the series that tell."""
     each = [matter_thickness(t, a, measured=m) for t, a, m in zip(targets, tilt_angles, masks, strict=True)]
-    return [one.voxels for one in each if one is not None]
+    return [one for one in each if one is not None]
+
+
+def _whole_depth(found: Sequence[MatterThickness], given: float | None, depth: float) -> FloatArray | None:
+    """How deep all matter is, `(ring,)`, pixels; None if it is as deep as the specimens."""
+    if given is not None:
+        return np.full(len(RINGS), given)
+    if not found or np.mean([one.voxels for one in found]) < _DEEPER * depth:
+        return None
+    mean: FloatArray = np.mean([one.at(RINGS) for one in found], axis=0)
+    return mean
 
 
 def _background(tilts: Tensor, tilt_angles: Angles, measured: Tensor | None, pixel_size: float) -> SlowBackground:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -20,6 +20,8 @@ _LARGEST = 36.0
 _FARTHEST = 26.0
 #: Cycles per pixel along the tilt axis. Below, backgrounds differ; above, there is less signal.
 _BAND = (0.05, 0.3)
+#: Parts of the spectrum that have a depth of their own.
+_BANDS = ((0.02, 0.06), (0.05, 0.1), (0.1, 0.2), (0.2, 0.35))
 #: Voxels. Depths that are tried.
 _DEPTHS: FloatArray = np.geomspace(12.0, 1500.0, 97)
 #: Degrees. How far the specimen may be inclined at a tilt of 0°.
@@ -47,11 +49,23 @@ class MatterThickness:
         Standard error, pixels.
     inclination
         Degrees. The slab is inclined about the tilt axis as one that is level at 0° is at this tilt.
+    frequencies, depths
+        `(n,)`, cycles per pixel, and `(n,)`, pixels: the depth of matter of these frequencies along the axis. Large
+        structures (the cell's shape, membranes) may be deeper than small ones. Empty where no part tells by itself.
     """
 
     voxels: float
     error: float
     inclination: float
+    frequencies: tuple[float, ...] = ()
+    depths: tuple[float, ...] = ()
+
+    def at(self, frequencies: FloatArray) -> FloatArray:
+        """Return the depth of matter at frequencies in cycles per pixel, pixels; any shape."""
+        if not self.frequencies:
+            return np.full(np.shape(frequencies), self.voxels)
+        result: FloatArray = np.interp(frequencies, self.frequencies, self.depths)
+        return result
 
 
 def matter_thickness(images: Tensor, tilt_angles: Angles, *, measured: Tensor | None = None) -> MatterThickness | None:
@@ -87,43 +101,68 @@ def matter_thickness(images: Tensor, tilt_angles: Angles, *, measured: Tensor | 
     ]
     if len(pairs) < _PARTS * 2:
         return None
-    coherence, across = _coherence(images, measured, used, pairs)
     theta = np.deg2rad([(angles[one], angles[other]) for one, other in pairs])
     step = max(float(np.median(np.diff(angles[used]))), 1e-3)
     groups = np.rint(np.rad2deg(theta[:, 1] - theta[:, 0]) / step).astype(np.int64)
-    nearest = coherence[groups == groups.min()][:, :2].ravel()
-    if nearest.mean() < max(_SHARED, _SIGNIFICANT * nearest.std() / np.sqrt(len(nearest))):
-        return None
     first = np.array([used.index(one) for one, _ in pairs])
-    part = first * _PARTS // (first.max() + 1)
-    costs = _costs(coherence, across, theta, groups, part, int(images.shape[-1]))
-    total = costs.sum(axis=2)
-    best, at = _lowest(total)
-    parts = np.array([_lowest(total - costs[:, :, part])[0] for part in range(_PARTS)])
-    error = float(parts.std() * np.sqrt(_PARTS - 1))
-    ends = (_DEPTHS[0] * 1.01, _DEPTHS[-1] / 1.01)
-    if not (ends[0] < best < ends[1]) or error > _ERROR * best:
+    geometry = _Pairs(theta, groups, first * _PARTS // (first.max() + 1), int(images.shape[-1]))
+    bands = [_BAND, *_BANDS]
+    coherences = _coherences(images, measured, used, pairs, bands)
+    whole, *each = (geometry.depth(one) for one in coherences)
+    if whole is None:
         return None
-    return MatterThickness(voxels=best, error=error, inclination=float(_INCLINATIONS[at]))
+    known = [(sum(band) / 2, one.voxels) for band, one in zip(_BANDS, each, strict=True) if one is not None]
+    frequencies, depths = zip(*known, strict=True) if known else ((), ())
+    return replace(whole, frequencies=frequencies, depths=depths)
 
 
-def _coherence(
-    images: Tensor, measured: Tensor | None, used: Sequence[int], pairs: Sequence[tuple[int, int]]
-) -> tuple[FloatArray, FloatArray]:
-    """What pairs share at frequencies across the axis, over the root of their powers; `(pair, n)`, cycles per pixel."""
+def _coherences(
+    images: Tensor,
+    measured: Tensor | None,
+    used: Sequence[int],
+    pairs: Sequence[tuple[int, int]],
+    bands: Sequence[tuple[float, float]],
+) -> list[FloatArray]:
+    """What pairs share at frequencies across the axis, over the root of their powers, `(pair, n)`, for each band."""
     height, width = images.shape[-2:]
-    along = np.abs(np.fft.fftfreq(height))
-    rows = torch.from_numpy((along >= _BAND[0]) & (along < _BAND[1]))
-    count = int(LINE * width) + 1
-    lines, power = {}, {}
-    for index in used:
-        spectrum = faded_spectrum(images[index], None if measured is None else measured[index])[rows, :count]
-        lines[index], power[index] = spectrum, max(float(spectrum.abs().square().mean()), 1e-300)
-    rows_of = [
-        ((lines[one].conj() * lines[other]).real.mean(dim=0).double() / np.sqrt(power[one] * power[other])).numpy()
-        for one, other in pairs
-    ]
-    return np.stack(rows_of), np.arange(count) / width
+    along, count = np.abs(np.fft.fftfreq(height)), int(LINE * width) + 1
+    rows = [torch.from_numpy((along >= low) & (along < high)) for low, high in bands]
+    lines = {
+        index: faded_spectrum(images[index], None if measured is None else measured[index])[:, :count] for index in used
+    }
+    found = []
+    for own in rows:
+        parts = {index: line[own] for index, line in lines.items()}
+        scaled = {i: part / part.abs().square().mean().sqrt().clamp(min=1e-30) for i, part in parts.items()}
+        shared = [(scaled[one].conj() * scaled[other]).real.mean(dim=0).double().numpy() for one, other in pairs]
+        found.append(np.stack(shared))
+    return found
+
+
+@dataclass(frozen=True, eq=False)
+class _Pairs:
+    """The angles of pairs of tilts, radians; which are equally far apart; the parts of the series."""
+
+    theta: FloatArray
+    groups: IntArray
+    part: IntArray
+    width: int
+
+    def depth(self, coherence: FloatArray) -> MatterThickness | None:
+        """The depth that a part of the spectrum tells, if it does."""
+        nearest = coherence[self.groups == self.groups.min()][:, :2].ravel()
+        if nearest.mean() < max(_SHARED, _SIGNIFICANT * nearest.std() / np.sqrt(len(nearest))):
+            return None
+        across = np.arange(coherence.shape[1]) / self.width
+        costs = _costs(coherence, across, self.theta, self.groups, self.part, self.width)
+        total = costs.sum(axis=2)
+        best, at = _lowest(total)
+        parts = np.array([_lowest(total - costs[:, :, part])[0] for part in range(_PARTS)])
+        error = float(parts.std() * np.sqrt(_PARTS - 1))
+        ends = (_DEPTHS[0] * 1.01, _DEPTHS[-1] / 1.01)
+        if not (ends[0] < best < ends[1]) or error > _ERROR * best:
+            return None
+        return MatterThickness(voxels=best, error=error, inclination=float(_INCLINATIONS[at]))
 
 
 def _costs(

@@ -223,7 +223,7 @@ def chosen_thresholds(
         Thresholds of one's own, for all classes or by class number; the others are chosen.
     rate
         Picks in noise for each pick, by which the control chooses; by default the training's thresholds are taken, or,
-        where it has none, a rate of 0.1.
+        where it has none, a rate of 0.25.
 
     Returns
     -------
@@ -255,7 +255,7 @@ def chosen_thresholds(
 
 
 #: Picks in noise for each pick, where neither training nor user say more.
-RATE = 0.1
+RATE = 0.25
 
 
 @dataclass(frozen=True)

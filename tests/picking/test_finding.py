@@ -80,7 +80,7 @@ def test_particles_and_none_in_noise() -> None:
     assert told[-1] == 1.0
     thresholds, words = chosen_thresholds(found, picker())
     assert len(found.picks.above(thresholds)) == len(PLACES)
-    assert words == "by the control, 0.1 picks in noise for each"
+    assert words == "by the control, 0.25 picks in noise for each"
 
 
 def test_thresholds_by_whom() -> None:
