@@ -20,6 +20,7 @@ from faket_aug.data.dataset import FakETDataset, LabelledPatches, PatchDataset
 from faket_aug.data.labelled import LabelledTomogram
 from faket_aug.data.mixing import MixedPatches
 from faket_aug.data.targets import PatchTargets
+from faket_aug.data.tilt_dataset import TiltDataset
 from faket_aug.formats.structures import fetch_structure
 from faket_aug.formats.tilt_metadata import TiltMetadata
 from faket_aug.generation.filaments import FilamentSpecies
@@ -32,12 +33,13 @@ from faket_aug.microscope.ctf import ContrastTransfer
 from faket_aug.microscope.damage import ExposureDamage
 from faket_aug.microscope.defocus import DefocusEstimate, fit_defocus
 from faket_aug.microscope.detector import Detector
+from faket_aug.microscope.flavours import Deconvolution
 from faket_aug.microscope.imperfections import Imperfections
 from faket_aug.microscope.misalignment import Misalignment
 from faket_aug.microscope.noise import NoiseModel
 from faket_aug.microscope.response import MicroscopeResponse
 from faket_aug.simulation.fit_microscope import FittedMicroscope, fit_microscope
-from faket_aug.simulation.own_parts import TomogramSimulator
+from faket_aug.simulation.own_parts import TiltReconstruction, TomogramSimulator
 from faket_aug.simulation.simulator import MODALITIES, FakETSimulator
 from faket_aug.simulation.step_size import StepChoice, choose_step_size
 from faket_aug.simulation.tomogram import SimulatedTomogram, SimulationRecord
@@ -49,6 +51,7 @@ from faket_aug.specimens.particles import ParticleTable
 from faket_aug.specimens.readers import CopickSpecimens, FolderSpecimens, PolnetSpecimens, read_specimens
 from faket_aug.specimens.tilted import TiltedSpecimen
 from faket_aug.style.bank import StyleBank
+from faket_aug.style.encoder import StyleEncoder
 from faket_aug.style.transfer import StyleTargets, stylize
 from faket_aug.style.vgg19 import VGG19Features
 from faket_aug.tilts.alignment import align_by_neighbours
@@ -63,6 +66,7 @@ __all__ = [
     "CacheError",
     "ContrastTransfer",
     "CopickSpecimens",
+    "Deconvolution",
     "DefocusEstimate",
     "Detector",
     "ExposureDamage",
@@ -97,8 +101,11 @@ __all__ = [
     "SimulationRecord",
     "StepChoice",
     "StyleBank",
+    "StyleEncoder",
     "StyleTargets",
+    "TiltDataset",
     "TiltMetadata",
+    "TiltReconstruction",
     "TiltSeries",
     "TiltedSpecimen",
     "TomogramSimulator",

@@ -24,6 +24,7 @@ STAGES = (
     "transform",
     "background",
     "variation",
+    "halves",
     "control",
 )
 

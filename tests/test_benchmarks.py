@@ -85,6 +85,7 @@ def test_kept_tables(path: Path) -> None:
         ("subvolume.py", "--size", "64", "--depth", "60", "--repeats", "1"),
         ("training.py", "--modality", "noisy", "--repeats", "1", "--steps", "1", "--patches", "40"),
         ("memory.py", "--size", "64", "--depth", "20", "--tilts", "3"),
+        ("denoiser.py", "--steps", "1", "--size", "64"),
     ],
     ids=lambda command: command[0],
 )

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import tomllib
 from collections.abc import Callable
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -60,7 +61,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def given(page: str) -> dict[str, Any]:
     """What a page takes from the first page, on patches of 16³."""
-    if page not in ("docs/specimens.md", "docs/training.md"):
+    if page not in ("docs/specimens.md", "docs/training.md", "docs/own-parts.md"):
         return {}
     specimens = faket_aug.ShrecSpecimens(["model_0", "model_1"])
     simulator = faket_aug.FakETSimulator(tilt_angles=ANGLES, modality="noiseless")
@@ -111,14 +112,38 @@ def check_training(names: dict[str, Any]) -> None:
     assert all(Path(name).is_file() for name in ("run/checkpoint.pt", "run_mine/checkpoint.pt", "picks.star"))
     assert 0.0 <= names["score"].localization_f1 <= 1.0
     assert names["mixed"].real_share(5) == 0.25
-    clipped = names["clipping"].simulator(names["specimens"][0], seed=0)
-    assert clipped.record.settings["clipped"] == 3.0
-    assert float(clipped.tomogram.abs().max()) < float(names["made"].tomogram.abs().max())
     taught, count = names["batch"], len(names["classes"])
     assert taught["heatmaps"].shape == (len(taught["image"]), count, 16, 16, 16)
     assert taught["positions"].shape[1:] == (256, 3)
     assert taught["count"].shape == taught["half_turn"].shape == (len(taught["image"]),)
     assert names["state"]["delivered"]
+    assert names["tilted"]["image"].shape[1:] == (1, 48, 64)
+    assert names["many"]["image"].shape == (3, 16, 16, 16)
+    for key in ("image", "image_other", "clean"):
+        assert names["pair"][key].shape[1:] == (1, 16, 16, 16)
+
+
+def check_own_parts(names: dict[str, Any]) -> None:
+    """Each part makes tomograms, and another one of its kind, with other settings, has another record."""
+    specimen, clean = names["specimens"][0], names["made"].tomogram
+    clipped = names["clipping"].simulator(specimen, seed=0)
+    assert clipped.record.settings["simulator"]["settings"]["limit"] == 3.0
+    assert float(clipped.tomogram.abs().max()) < float(clean.abs().max())
+    assert next(iter(names["clipping"]))["image"].shape == (1, 56, 56, 56)
+    speckled, iterative = names["speckled"], names["iterative"]
+    for made, other in (
+        (speckled, replace(speckled, noise=names["Multiplied"](0.9))),
+        (iterative, replace(iterative, reconstruction=names["Sirt"](steps=2))),
+    ):
+        assert made(specimen, seed=0).tomogram.shape == clean.shape
+        with pytest.raises(ValueError, match="got others for"):
+            other.simulate(specimen, made.draw(specimen, seed=0))
+    tilts = names["made"].tiltseries
+    reprojected = faket_aug.project(iterative(specimen, seed=0).tomogram, ANGLES)
+    assert float((reprojected - tilts).std()) < 0.5 * float(tilts.std())
+    styled = names["styled"](specimen, seed=0)
+    assert styled.record.settings["features"] == names["Wavelets"]().fingerprint
+    assert float((styled.tiltseries - replace(names["styled"], step_size=0.0)(specimen, seed=0).tiltseries).std()) > 0
 
 
 def check_conventions(names: dict[str, Any]) -> None:
@@ -143,6 +168,7 @@ CHECKS: dict[str, Callable[[dict[str, Any]], None]] = {
     "docs/microscope.md": check_microscope,
     "docs/specimens.md": check_specimens,
     "docs/training.md": check_training,
+    "docs/own-parts.md": check_own_parts,
     "docs/conventions.md": check_conventions,
     "docs/contributing.md": check_contributing,
 }

@@ -17,7 +17,7 @@ PACKAGE = Path(faket_aug.__file__).parent
 #: The floors of the house, from the ground up: a module imports only from rooms below its own, and from its own room.
 FLOORS: tuple[tuple[str, ...], ...] = (
     (
-        *("_runtime", "_arrays", "_checks", "_deprecations", "_masks", "_random", "_settings", "_reading"),
+        *("_runtime", "_arrays", "_checks", "_deprecations", "_identity", "_masks", "_random", "_settings", "_reading"),
         *("geometry", "statistics"),
     ),
     ("formats", "tomography"),

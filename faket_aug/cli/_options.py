@@ -25,7 +25,7 @@ from faket_aug.microscope.noise import NoiseModel
 from faket_aug.simulation.plain_settings import TRANSFER, simulator_settings, variation_setting
 from faket_aug.simulation.saving import check_formats
 from faket_aug.simulation.simulator import RENAMED, FakETSimulator
-from faket_aug.simulation.tomogram import SimulatedTomogram
+from faket_aug.simulation.tomogram import HALVES, SimulatedTomogram
 from faket_aug.specimens.readers import read_specimens
 from faket_aug.style.bank import StyleBank
 from faket_aug.style.pooling import MODES as POOLINGS
@@ -81,6 +81,9 @@ class _Files:
         File of a microscope that `faket-aug fit` wrote, or of `NoiseModel.to_json`.
     noiseless
         Also write the tomogram without noise: the other half of a denoiser's pair.
+    halves
+        Also write two halves with independent noise, reconstruction_even and _odd: of every other tilt (tilts), or of
+        each tilt's exposure (exposures).
     density
         Also write the specimen's density.
     """
@@ -89,6 +92,7 @@ class _Files:
     style: Sequence[_Path] = ()
     noise: _Path | None = None
     noiseless: bool = False
+    halves: str | None = None
     density: bool = True
 
 
@@ -143,6 +147,7 @@ def _settings() -> dict[str, Setting]:
     style = (*TRANSFER, "step_size", "keep_spectrum", "quantiles")
     machine = ("device", "threads", "memory_budget")
     microscope = {name: simulator.pop(name) for name in ("ctf", "ctf_correction")}
+    filtered = {name: simulator.pop(name) for name in ("flavour", "low_pass", "deconvolution")}
     microscope |= settings_of(Imperfections)
     modality = simulator.pop("modality")
     groups: dict[str, dict[str, Setting]] = {
@@ -156,10 +161,11 @@ def _settings() -> dict[str, Setting]:
         STYLE: encoder | {name: simulator.pop(name) for name in style},
         MICROSCOPE: noise | microscope,
         f"{TILTS} ": {"tilt_angles": angles} | {n: simulator.pop(n) for n in list(simulator) if n not in machine},
-        f" {TILTS}": simulator,
+        f" {TILTS}": filtered | simulator,
         WRITTEN: {
             "formats": setting_of(SimulatedTomogram.save, "formats", choices=PARTICLE_FORMATS),
             "noiseless": own["noiseless"],
+            "halves": replace(own["halves"], choices=HALVES),
             "density": own["density"],
             "seed": setting_of(FakETDataset, "seed"),
         },

@@ -27,6 +27,7 @@ from faket_aug.microscope.imperfections import Imperfections
 from faket_aug.microscope.noise import NoiseModel
 from faket_aug.simulation.saving import check_names, is_whole
 from faket_aug.simulation.simulator import RENAMED, FakETSimulator
+from faket_aug.simulation.tomogram import Companions
 from faket_aug.simulation.varied import Simulator, VariedSimulator
 from faket_aug.style.bank import StyleBank
 from faket_aug.style.vgg19 import VGG19Features
@@ -200,6 +201,7 @@ def _run(work: Work, progress: Callable[[int, int], None], source: Source, parts
     count = work.count or source.count or 1
     named = {number: name for number, name in source.class_names.items() if number > 0}
     check_names(named, options.value("formats"), tomogram=tomogram_folder(folder, 0).name)
+    parts.unstyled.check_companions(Companions(halves=options["halves"]))
     defaults = Options.defaults()
     open_set(folder, _settings(options, source, parts), options.to_json(), defaults=defaults, renamed=RENAMED)
     remove_parts(folder / STYLE_CACHE, older_than=ABANDONED)
@@ -233,7 +235,7 @@ class _Maker:
         given = self.source.make(index)
         # Under the name of the folder it can be found, read and simulated again.
         specimen = replace(given, name=path.name)
-        made = self.simulator(specimen, seed=options.seed, tomogram=index)
+        made = self.simulator(specimen, seed=options.seed, tomogram=index, halves=options["halves"])
         noiseless = None
         if options["noiseless"]:
             noiseless = _noiseless(self.simulator)(specimen, seed=options.seed, tomogram=index).tomogram

@@ -105,12 +105,14 @@ class PatchAugmentation:
         -------
         Image and label of the same shapes and dtypes.
         """
+        return self.apply_to_image(image, parameters), self.apply_to_labels(label, parameters)
+
+    def apply_to_image(self, image: Tensor, parameters: AugmentationParameters) -> Tensor:
+        """Apply drawn parameters to an image `(z, y, x)`, floating point (linear interpolation)."""
         check_ndim("image", image, "z y x")
         axes = _axes_to_flip(parameters)
         image = torch.flip(image, axes) if axes else image
-        if _interpolates(parameters):
-            image = _warp(image, parameters, "bilinear")
-        return image, self.apply_to_labels(label, parameters)
+        return _warp(image, parameters, "bilinear") if _interpolates(parameters) else image
 
     def apply_to_labels(self, label: Tensor, parameters: AugmentationParameters) -> Tensor:
         """Apply drawn parameters to whole numbers `(z, y, x)` less than 2²⁴: labels, or instances (nearest voxel)."""

@@ -10,9 +10,10 @@ from typing import Any
 from torch.utils.data import IterableDataset
 
 from faket_aug.data.augmentation import PatchAugmentation
+from faket_aug.data.drawn import Transform
 from faket_aug.data.labelled import LabelledTomogram
 from faket_aug.data.patches import as_size
-from faket_aug.data.sampling import PatchSampler, Transform
+from faket_aug.data.sampling import PatchSampler
 from faket_aug.data.source import Agreeing, LabelledSource, SimulatedSource, Source
 from faket_aug.data.stream import PatchStream
 from faket_aug.data.targets import PatchTargets
@@ -26,12 +27,13 @@ class PatchDataset(IterableDataset[dict[str, Any]]):
 
     An item is a dict:
 
-    - `image`: float32, `(1, z, y, x)`;
+    - `image`: float32, `(1, z, y, x)`; with `flavours` one channel for each, `(c, z, y, x)`;
     - `label`: int64, `(z, y, x)`, class numbers, if `"labels"` is among the `targets`;
     - `index`: int, names the item within an epoch;
     - `tomogram`: int, the tomogram that the patch is cut from;
     - `position`: int64, `(3,)`, the centre of the patch, (z, y, x) in voxels of the tomogram;
     - `particle_class`: int, the class of the particle that the patch is centred on; 0 for background;
+    - `image_other`: float32, `(1, z, y, x)`, the same place in the other half, with `halves`;
     - what else the `targets` ask for, see `PatchTargets`.
 
     Class numbers are those of the first specimen; other specimens' classes get them by their names. Without names equal
@@ -216,6 +218,14 @@ class FakETDataset(PatchDataset):
     targets
         What an item holds besides its image: names, such as `("labels", "heatmaps", "particles")`, or a `PatchTargets`,
         which describes them and has their settings. By default the labels alone.
+    halves
+        Make pairs for a denoiser: `image` and `image_other` show the same place in two halves of the tomogram, with the
+        same signal and independent noise. `"tilts"`: halves of every other tilt. `"exposures"`: each tilt drawn twice,
+        with the noise of half the exposure. With `normalize` both have the scale of `image`. None for no pairs.
+    flavours
+        Flavours of the tomogram, which become the channels of `image`, in this order: `"raw"`, `"phase-flip"`,
+        `"wiener"`, `"low-pass"`, `"deconvolved"`, see `FakETSimulator`. Each channel is normalized by itself. Without
+        any the image has the simulator's own flavour. Halves and clean images have the first of them.
     seed
         The seed of all random numbers.
     rank, world_size
@@ -258,6 +268,8 @@ class FakETDataset(PatchDataset):
         target: str = "shape",
         radii: Mapping[int | str, float] | None = None,
         targets: Sequence[str] | PatchTargets = ("labels",),
+        halves: str | None = None,
+        flavours: Sequence[str] = (),
         seed: int = 0,
         rank: int | None = None,
         world_size: int | None = None,
@@ -274,6 +286,8 @@ class FakETDataset(PatchDataset):
             normalize=normalize,
             target=target,
             targets=PatchTargets.of(targets),
+            halves=halves,
+            flavours=flavours,
         )
         source = SimulatedSource(
             specimens,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Self
 
@@ -22,7 +22,7 @@ from faket_aug.specimens.labelling import (
     read_labels,
     with_picks,
 )
-from faket_aug.specimens.particles import Labelled, ParticleTable
+from faket_aug.specimens.particles import Labelled, ParticleTable, check_companions
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,6 +37,12 @@ class LabelledTomogram(Labelled):
         As of `Labelled`, of the tomogram's shape. All 0 where only positions are known: then use `target="sphere"`.
     particles
         The particle table; all positions lie within the tomogram.
+    halves
+        Two tomograms `(z, y, x)` with the same signal and independent noise, for a dataset with `halves`.
+    clean
+        `(z, y, x)`, the tomogram without noise, for `"clean"` among the targets.
+    flavours
+        The tomogram in other flavours `(z, y, x)`, by their names, for a dataset with `flavours`.
     instances, voxel_size, class_names, not_particles, name
         As of `Labelled`.
 
@@ -47,12 +53,18 @@ class LabelledTomogram(Labelled):
     """
 
     tomogram: Tensor
+    halves: tuple[Tensor, Tensor] | None = None
+    clean: Tensor | None = None
+    flavours: Mapping[str, Tensor] = field(default_factory=dict)
     name: str = "tomogram"
 
     def __post_init__(self) -> None:
         super().__post_init__()
         check_ndim("tomogram", self.tomogram, "z y x")
-        check_finite(self.tomogram, self.name)
+        check_companions(self.halves, self.clean, self.flavours, self.tomogram)
+        more = () if self.clean is None else (self.clean,)
+        for one in (self.tomogram, *(self.halves or ()), *more, *self.flavours.values()):
+            check_finite(one, self.name)
         if self.labels.shape != self.tomogram.shape:
             raise FileFormatError(
                 f"{self.name}: expected labels of the tomogram's shape {tuple(self.tomogram.shape)}, got "

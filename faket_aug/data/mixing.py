@@ -13,8 +13,8 @@ from faket_aug._checks import check_count, check_fraction
 from faket_aug._random import numpy_generator
 from faket_aug.data.agreement import Agreement, Members
 from faket_aug.data.dataset import FakETDataset, PatchDataset
+from faket_aug.data.drawn import TomogramPatches, Transform
 from faket_aug.data.patches import Size
-from faket_aug.data.sampling import TomogramPatches, Transform
 from faket_aug.data.source import Agreeing, Maker, SampledSource, Source
 
 #: The share of real tomograms: one number, or numbers at some epochs with straight lines between them.
@@ -58,6 +58,14 @@ class MixedSource(Agreeing):
                 raise ValueError(f"expected `real` and `fake` with the same `{name}`, got {own} and {other}")
         # A source of one's own has targets of its own.
         told = [source.targets for source in (real, fake) if isinstance(source, SampledSource)]
+        sampled = [source.sampler for source in (real, fake) if isinstance(source, SampledSource)]
+        if len({sampler.halves is not None for sampler in sampled}) > 1:
+            raise ValueError("expected `real` and `fake` both with `halves`, or both without, got one of each")
+        flavours = [sampler.companions.flavours for sampler in sampled]
+        if len(set(flavours)) > 1:
+            raise ValueError(
+                f"expected `real` and `fake` with the same `flavours`, got {flavours[0]} and {flavours[1]}"
+            )
         if len({(frozenset(one.names), one.max_particles) for one in told}) > 1:
             raise ValueError(
                 f"expected `real` and `fake` with the same `targets` and `max_particles`, got {told[0]} and {told[1]}"

@@ -74,6 +74,13 @@ def normalize(patch: Tensor) -> Tensor:
     return torch.where(std <= 1e-7 * mean.abs(), 0.0, (wide - mean) / std).to(patch.dtype)
 
 
+def normalize_as(patch: Tensor, like: Tensor) -> Tensor:
+    """Scale a patch by the mean and the standard deviation of another one; if that one is constant, it becomes 0."""
+    wide = like.double()
+    mean, std = wide.mean(), wide.std(correction=0)
+    return torch.where(std <= 1e-7 * mean.abs(), 0.0, (patch.double() - mean) / std).to(patch.dtype)
+
+
 def sphere_labels(
     shape: Size,
     origin: npt.NDArray[np.int64],

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Self
 
 import numpy as np
@@ -14,19 +14,20 @@ from torch import Tensor
 
 from faket_aug._arrays import FloatArray
 from faket_aug._checks import check_choice, check_count, check_fraction
-from faket_aug._random import numpy_generator, torch_generator, torch_seed
-from faket_aug._runtime.threads import concrete_device, intra_op_threads, use_on_current_stream
+from faket_aug._random import numpy_generator
+from faket_aug._runtime.threads import concrete_device
 from faket_aug.data.augmentation import AugmentationParameters, PatchAugmentation, turn_of
+from faket_aug.data.drawn import Patch
 from faket_aug.data.labelled import LabelledTomogram
-from faket_aug.data.patches import Size, clamp_center, cut, normalize, sphere_labels
+from faket_aug.data.patches import Size, clamp_center, cut, normalize, normalize_as, sphere_labels
 from faket_aug.data.targets import PatchTargets, Picked, Placement, draw_targets, number_instances
 from faket_aug.geometry import half_turn_about_tilt_axis
-from faket_aug.simulation.tomogram import SimulatedTomogram
+from faket_aug.simulation.tomogram import Companions, SimulatedTomogram
 from faket_aug.specimens.particles import Labelled, ParticleTable
 
 TARGETS = ("shape", "sphere")
-#: A user's own change of an item: a function of the item and of the generator of its random numbers.
-Transform = Callable[[dict[str, Any], torch.Generator], dict[str, Any]]
+#: Keys of an item: the other half of a pair, and the image without noise.
+OTHER_HALF, CLEAN = "image_other", "clean"
 
 
 def check_radii(radii: Mapping[int | str, float] | None, target: str, targets: PatchTargets) -> None:
@@ -38,6 +39,34 @@ def check_radii(radii: Mapping[int | str, float] | None, target: str, targets: P
     for key, radius in (radii or {}).items():
         if key == 0 or not 0 < radius < float("inf"):
             raise ValueError(f"expected `radii` of more than 0 Å for classes other than 0, got {radius!r} for {key!r}")
+
+
+def check_labels(labelled: Labelled, targets: PatchTargets, target: str, *, class_balanced: bool) -> None:
+    """Refuse, or warn of, settings that ask for instances or a particle table that a specimen does not have."""
+    drawn, spheres = targets.with_particles, target == "sphere" and "labels" in targets
+    asks = spheres or drawn or class_balanced
+    if "instances" in targets and labelled.instances is None:
+        raise ValueError(
+            "expected instances for `targets` with instances, got none; read `instances` (SHREC's occupancy mask), "
+            "or leave them out of `targets`"
+        )
+    if not asks or len(labelled.particles) or not bool(labelled.labels.any()):
+        return
+    if drawn:
+        raise ValueError(
+            f"expected a particle table for `targets` {', '.join(drawn)}, got labels without one; read `picks` or "
+            "`particles`, or leave them out of `targets`"
+        )
+    if spheres:
+        raise ValueError(
+            'expected a particle table for `target="sphere"`, got labels without one: all would be background; '
+            'read `picks` or `particles`, or set `target="shape"`'
+        )
+    warnings.warn(
+        f"{labelled.name}: expected a particle table for `class_balanced`, got labels without one; its patches are "
+        "cut at random positions",
+        stacklevel=3,
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,6 +88,10 @@ class LiveTomogram:
         The particles that targets are drawn from.
     instances
         `(z, y, x)`, where they are a target.
+    beside
+        More volumes `(z, y, x)`, floating point, that are cut and turned as the tomogram is, by their keys in an item.
+    channels
+        More volumes `(z, y, x)` that are further channels of the image.
     specimen
         The name of the specimen, or of the tomogram.
     """
@@ -70,7 +103,14 @@ class LiveTomogram:
     radii: Mapping[int, float]
     picked: Picked
     instances: Tensor | None = None
+    beside: Mapping[str, Tensor] = field(default_factory=dict)
+    channels: tuple[Tensor, ...] = ()
     specimen: str = ""
+
+    def tensors(self) -> tuple[Tensor, ...]:
+        """Return what patches are cut from."""
+        instances = () if self.instances is None else (self.instances,)
+        return self.tomogram, self.labels, *instances, *self.beside.values(), *self.channels
 
     @classmethod
     def of(
@@ -80,36 +120,32 @@ class LiveTomogram:
         radii: Mapping[int, float],
         instances: bool = False,
         channels: int = 0,
+        companions: Companions | None = None,
     ) -> Self:
-        """Keep what patches need of a tomogram; `instances` and the `channels` of heatmaps where they are targets."""
+        """Keep what patches need of a tomogram; `instances` and the `channels` of heatmaps where they are targets.
+
+        With halves among the `companions` the first half takes the tomogram's place, with flavours the first flavour.
+        """
+        more = Companions() if companions is None else companions
+        first, *more_channels = [made.flavours[name] for name in more.flavours] or [made.tomogram]
+        image, other = (first, None) if more.halves is None or made.halves is None else made.halves
+        beside = {OTHER_HALF: other, CLEAN: made.clean if more.clean else None}
         nearest = np.rint(made.particles.positions)
         inside = ((nearest >= 0) & (nearest < np.array(made.labels.shape))).all(axis=1)
         # The centre of a vesicle is no particle.
         inside &= ~np.isin(made.particles.classes, sorted(made.not_particles))
         return cls(
-            tomogram=made.tomogram,
+            tomogram=image,
             labels=made.labels,
             particles=made.particles,
             centers=np.flatnonzero(inside),
             radii=radii,
             picked=Picked.of(made.particles, made.not_particles, radii, channels),
             instances=made.instances if instances else None,
+            beside={key: volume for key, volume in beside.items() if volume is not None},
+            channels=tuple(more_channels),
             specimen=made.name,
         )
-
-
-@dataclass(frozen=True, kw_only=True)
-class Patch:
-    """A patch: its image (float32) and label (int64) `(z, y, x)`, its centre (z, y, x), and the class at its centre.
-
-    Without `"labels"` among the targets the label is None. `targets` holds the entries of all others.
-    """
-
-    image: Tensor
-    label: Tensor | None
-    position: npt.NDArray[np.int64]
-    particle_class: int
-    targets: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,39 +161,35 @@ class PatchSampler:
     normalize: bool
     target: str
     targets: PatchTargets = PatchTargets()  # noqa: RUF009 - frozen
+    halves: str | None = None
+    flavours: Sequence[str] = ()
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "targets", PatchTargets.of(self.targets))
+        if self.halves is not None and len(self.companions.flavours) > 1:
+            raise ValueError(f"expected at most one of `flavours` with `halves`, got {', '.join(self.flavours)}")
         check_count("shift", self.shift, zero=True)
         check_fraction("background_fraction", self.background_fraction)
         check_choice("target", self.target, TARGETS)
 
+    @property
+    def companions(self) -> Companions:
+        """What tomograms have to bring beside themselves."""
+        return Companions(halves=self.halves, clean=CLEAN in self.targets, flavours=self.flavours)
+
+    def check_companions(self, made: SimulatedTomogram | LabelledTomogram) -> None:
+        """Raise a `ValueError` if a tomogram lacks its halves, or the clean one, where they are asked for."""
+        lacking = [("halves", "set `halves` to None")] if self.halves is not None and made.halves is None else []
+        if CLEAN in self.targets and made.clean is None:
+            lacking.append((CLEAN, f"leave {CLEAN!r} out of `targets`"))
+        for name in set(self.companions.flavours) - set(made.flavours):
+            lacking.append((f"flavours[{name!r}]", "leave it out of `flavours`"))
+        for name, advice in lacking:
+            raise ValueError(f"expected a tomogram with `{name}`, got one without; give them, or {advice}")
+
     def check(self, labelled: Labelled) -> None:
         """Refuse, or warn of, settings that ask for instances or a particle table that a specimen does not have."""
-        drawn, spheres = self.targets.with_particles, self.target == "sphere" and "labels" in self.targets
-        asks = spheres or drawn or self.class_balanced
-        if "instances" in self.targets and labelled.instances is None:
-            raise ValueError(
-                "expected instances for `targets` with instances, got none; read `instances` (SHREC's occupancy mask), "
-                "or leave them out of `targets`"
-            )
-        if not asks or len(labelled.particles) or not bool(labelled.labels.any()):
-            return
-        if drawn:
-            raise ValueError(
-                f"expected a particle table for `targets` {', '.join(drawn)}, got labels without one; read `picks` or "
-                "`particles`, or leave them out of `targets`"
-            )
-        if spheres:
-            raise ValueError(
-                'expected a particle table for `target="sphere"`, got labels without one: all would be background; '
-                'read `picks` or `particles`, or set `target="shape"`'
-            )
-        warnings.warn(
-            f"{labelled.name}: expected a particle table for `class_balanced`, got labels without one; its patches are "
-            "cut at random positions",
-            stacklevel=2,
-        )
+        check_labels(labelled, self.targets, self.target, class_balanced=self.class_balanced)
 
     def sample(
         self,
@@ -183,25 +215,35 @@ class PatchSampler:
         where = device if live.tomogram.device == concrete_device(device) and not warped else "cpu"
         image = cut(live.tomogram, center, self.patch_size).to(where, torch.float32)
         label = self._label(live, center).to(where, torch.int64)
+        beside = {key: cut(one, center, self.patch_size).to(where, torch.float32) for key, one in live.beside.items()}
+        channels = [cut(one, center, self.patch_size).to(where, torch.float32) for one in live.channels]
         if turned:
             image, label = half_turn_about_tilt_axis(image), half_turn_about_tilt_axis(label)
+            channels = [half_turn_about_tilt_axis(one) for one in channels]
+            beside = {key: half_turn_about_tilt_axis(one) for key, one in beside.items()}
         if self.normalize:
-            image = normalize(image)
+            # One scale for all: what is not the image would otherwise be scaled by its own noise.
+            beside = {key: normalize_as(one, image) for key, one in beside.items()}
+            image, channels = normalize(image), [normalize(one) for one in channels]
         parameters = None
         if self.augmentation is not None:
             drawn = numpy_generator(seed, "augmentation", epoch=epoch, tomogram=tomogram, patch=patch)
             parameters = self.augmentation.draw(drawn)
             image, label = self.augmentation.apply(image, label, parameters)
+            beside = {key: self.augmentation.apply_to_image(one, parameters) for key, one in beside.items()}
+            channels = [self.augmentation.apply_to_image(one, parameters) for one in channels]
             if self.normalize and self.augmentation.interpolates:
+                beside = {key: normalize_as(one, image) for key, one in beside.items()}
                 # It was normalised before, too, so that the interpolation fills in the mean at the border.
-                image = normalize(image)
+                image, channels = normalize(image), [normalize(one) for one in channels]
         # Copies of their own: views would keep the whole tomogram alive.
         return Patch(
-            image=image.clone(memory_format=torch.contiguous_format).to(device),
+            image=torch.stack([image, *channels]).to(device),
             label=label.clone(memory_format=torch.contiguous_format).to(device) if "labels" in self.targets else None,
             position=center,
             particle_class=particle_class,
-            targets=self._more_targets(live, center, turned, parameters),
+            targets=self._more_targets(live, center, turned, parameters)
+            | {key: one[None].clone(memory_format=torch.contiguous_format).to(device) for key, one in beside.items()},
         )
 
     def _more_targets(
@@ -263,75 +305,3 @@ def _turn(half_turn: bool, parameters: AugmentationParameters | None) -> FloatAr
     """Return what the half turn about y and, after it, the augmentation do to directions (x, y, z)."""
     turn: FloatArray = np.diag([-1.0, 1.0, -1.0]) if half_turn else np.eye(3)
     return turn if parameters is None else turn_of(parameters) @ turn
-
-
-@dataclass(frozen=True, kw_only=True)
-class ItemTransform:
-    """A transform of items, with the address of its random numbers; the number of the patch completes it."""
-
-    transform: Transform
-    seed: int
-    epoch: int
-    tomogram: int
-    threads: int
-
-    def __call__(self, item: dict[str, Any], patch: int) -> dict[str, Any]:
-        """Transform the item of a patch.
-
-        Raises
-        ------
-        TypeError
-            If the transform returns no item.
-        """
-        address = {"epoch": self.epoch, "tomogram": self.tomogram, "patch": patch}
-        generator = torch_generator(torch_seed(self.seed, "transform", **address))
-        with torch.no_grad(), intra_op_threads(self.threads):
-            made = self.transform(item, generator)
-        if not isinstance(made, dict):
-            raise TypeError(f"expected `transform` to return an item, a dict, got {type(made).__name__}; return `item`")
-        return made
-
-
-@dataclass(frozen=True, kw_only=True)
-class TomogramPatches:
-    """The patches of one tomogram, drawn by number.
-
-    Parameters
-    ----------
-    live
-        The tomogram.
-    sampler
-        Draws the patches.
-    seed, epoch, tomogram
-        The address of the random numbers; the number of the patch completes it.
-    device
-        The device that the patches are put on.
-    threads
-        Intra-op threads that draw them. Their number changes the last bits.
-    transforms
-        What is done to the items, in this order.
-    """
-
-    live: LiveTomogram
-    sampler: PatchSampler
-    seed: int
-    epoch: int
-    tomogram: int
-    device: str
-    threads: int
-    transforms: tuple[ItemTransform, ...] = ()
-
-    def transformed_by(self, transform: Transform | None, *, seed: int, epoch: int, tomogram: int) -> Self:
-        """Return the patches with one more transform of their items, by random numbers of this address."""
-        if transform is None:
-            return self
-        more = ItemTransform(transform=transform, seed=seed, epoch=epoch, tomogram=tomogram, threads=self.threads)
-        return replace(self, transforms=(*self.transforms, more))
-
-    def draw(self, patch: int) -> Patch:
-        """Draw the patch of this number."""
-        with torch.no_grad(), intra_op_threads(self.threads):
-            more = () if self.live.instances is None else (self.live.instances,)
-            use_on_current_stream((self.live.tomogram, self.live.labels, *more))
-            address = {"seed": self.seed, "epoch": self.epoch, "tomogram": self.tomogram, "patch": patch}
-            return self.sampler.sample(self.live, **address, device=self.device)

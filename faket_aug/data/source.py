@@ -11,10 +11,11 @@ from faket_aug._checks import SimulationError, check_count
 from faket_aug._random import numpy_generator
 from faket_aug._runtime.threads import intra_op_threads
 from faket_aug.data.agreement import Agreement, Members
+from faket_aug.data.drawn import Live, TomogramPatches, Transform
 from faket_aug.data.labelled import LabelledTomogram
 from faket_aug.data.patches import Size, check_fits
 from faket_aug.data.progress import Changes
-from faket_aug.data.sampling import LiveTomogram, PatchSampler, TomogramPatches, Transform, check_radii
+from faket_aug.data.sampling import LiveTomogram, PatchSampler, check_radii
 from faket_aug.data.targets import PatchTargets
 from faket_aug.generation.generator import GrandModelGenerator
 from faket_aug.simulation.own_parts import TomogramSimulator, check_made, check_simulator
@@ -181,7 +182,7 @@ class SampledSource(Agreeing):
             )
         return channels
 
-    def _patches(
+    def patches(
         self,
         made: SimulatedTomogram | LabelledTomogram,
         radii: Mapping[int, float],
@@ -191,8 +192,19 @@ class SampledSource(Agreeing):
         *,
         threads: int,
     ) -> TomogramPatches:
+        """Get a tomogram ready to draw patches from it."""
+        live = LiveTomogram.of(
+            made,
+            radii=radii,
+            instances="instances" in self.targets,
+            channels=channels,
+            companions=self.sampler.companions,
+        )
+        return self._drawn_from(live, epoch, tomogram, threads=threads)
+
+    def _drawn_from(self, live: Live, epoch: int, tomogram: int, *, threads: int) -> TomogramPatches:
         patches = TomogramPatches(
-            live=LiveTomogram.of(made, radii=radii, instances="instances" in self.targets, channels=channels),
+            live=live,
             sampler=self.sampler,
             seed=self.seed,
             epoch=epoch,
@@ -226,12 +238,12 @@ class SimulatedSource(SampledSource):
         tomograms_per_epoch: int | None,
         **settings: Any,
     ) -> None:
-        check_simulator(simulator)
         if not isinstance(specimens, GrandModelGenerator):
             tomograms_per_epoch = _count("specimen", specimens, tomograms_per_epoch)
         elif tomograms_per_epoch is None:
             raise ValueError("expected `tomograms_per_epoch` with a generator, which has no end of its own, got None")
         super().__init__(tomograms_per_epoch=tomograms_per_epoch, **settings)
+        check_simulator(simulator, self.sampler.companions)
         self._changes = {"simulator": Changes(), "specimens": Changes()}
         self._specimens, self._simulator = specimens, simulator
 
@@ -252,7 +264,7 @@ class SimulatedSource(SampledSource):
 
     @simulator.setter
     def simulator(self, simulator: TomogramSimulator) -> None:
-        check_simulator(simulator)
+        check_simulator(simulator, self.sampler.companions)
         self._simulator = simulator
         self._changes["simulator"].add()
 
@@ -274,15 +286,24 @@ class SimulatedSource(SampledSource):
         agreement = agreement or self.agreement
         specimen = self._specimen(epoch, tomogram, agreement)
         with _naming(specimen):
-            check_fits(self.patch_size, specimen.labels.shape)
-            self.sampler.check(specimen)
+            self.check_specimen(specimen)
             numbering = agreement.numbering(specimen)
             radii = self._radii_in_voxels(specimen, specimen.class_names if numbering is None else numbering[1])
             channels = self._channels(agreement)
-        made = self.simulator(specimen, seed=self.seed, epoch=epoch, tomogram=tomogram)
+        asked = self.sampler.companions.asked()
+        made = self.simulator(specimen, seed=self.seed, epoch=epoch, tomogram=tomogram, **asked)
         check_made(made, self.simulator)
+        with _naming(specimen):
+            if self.sampler.companions:
+                self.sampler.check_companions(made)
         made = made if numbering is None else numbering.of(made)
-        return self._patches(made, radii, channels, epoch, tomogram, threads=self.simulator.threads)
+        with _naming(specimen):
+            return self.patches(made, radii, channels, epoch, tomogram, threads=self.simulator.threads)
+
+    def check_specimen(self, specimen: Specimen) -> None:
+        """Raise a `ValueError` if patches cannot be drawn of a specimen."""
+        check_fits(self.patch_size, specimen.labels.shape)
+        self.sampler.check(specimen)
 
     def _specimen(self, epoch: int, tomogram: int, agreement: Agreement) -> Specimen:
         if not isinstance(self.specimens, GrandModelGenerator):
@@ -333,6 +354,7 @@ class LabelledSource(SampledSource):
         with _naming(made):
             check_fits(self.patch_size, made.labels.shape)
             self.sampler.check(made)
+            self.sampler.check_companions(made)
             shapes = self.sampler.target == "shape" and "labels" in self.targets
             if shapes and len(made.particles) and not bool(made.labels.any()):
                 raise ValueError(
@@ -342,7 +364,7 @@ class LabelledSource(SampledSource):
             numbering = agreement.numbering(made)
             made = made if numbering is None else numbering.of(made)
             radii = self._radii_in_voxels(made, made.class_names)
-            return self._patches(made, radii, self._channels(agreement), epoch, tomogram, threads=1)
+            return self.patches(made, radii, self._channels(agreement), epoch, tomogram, threads=1)
 
 
 def _count(what: str, things: Sequence[object], wanted: int | None) -> int:

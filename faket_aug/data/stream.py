@@ -18,6 +18,7 @@ from faket_aug._runtime.distributed import current_gpu, known_ranks
 from faket_aug._runtime.memory import keep_memory
 from faket_aug._runtime.threads import SideStream, in_forked_process, usable_device
 from faket_aug._runtime.workers import watch_the_reader
+from faket_aug.data.drawn import Patch, TomogramPatches
 from faket_aug.data.progress import (
     MAX_STREAMS,
     Resume,
@@ -27,7 +28,6 @@ from faket_aug.data.progress import (
     stream_order,
 )
 from faket_aug.data.readers import check_readers, in_a_chain, reads_in_order, warn_of_uneven_ranks
-from faket_aug.data.sampling import Patch, TomogramPatches
 from faket_aug.data.source import Source
 
 _FORMAT = 1
@@ -220,16 +220,17 @@ class PatchStream:
         # What trains on the GPU goes on while the next tomogram is made there.
         with self._side_stream.of([maker.device for _, maker in self.source.makers()], self._cuda_index):
             made = self.source.make(epoch, tomogram)
-            if made.live.tomogram.is_cuda:
+            first = made.live.tensors()[0]
+            if first.is_cuda:
                 # The reader uses another stream.
-                torch.cuda.current_stream(made.live.tomogram.device).synchronize()
+                torch.cuda.current_stream(first.device).synchronize()
         return made
 
     def _item(self, drawn: Patch, tomogram: int, patch: int) -> dict[str, Any]:
         # A mixture puts the patches of all of its sources on one device.
         place = self.source.item_device
         return {
-            "image": drawn.image[None].to(place),
+            "image": drawn.image.to(place),
             **({} if drawn.label is None else {"label": drawn.label.to(place)}),
             "index": tomogram * self.source.patches_per_tomogram + patch,
             "tomogram": tomogram,

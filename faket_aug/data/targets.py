@@ -21,7 +21,10 @@ from faket_aug.data.patches import Size, sphere_labels
 from faket_aug.specimens.particles import ParticleTable
 
 #: What an item may hold besides its image.
-TARGET_NAMES = ("labels", "spheres", "heatmaps", "distances", "instances", "particles", "half_turn", "specimen")
+TARGET_NAMES = (
+    *("labels", "spheres", "heatmaps", "distances", "instances", "particles", "half_turn", "specimen"),
+    "clean",
+)
 #: These need the radius of a class.
 _WITH_RADII = ("spheres", "heatmaps")
 #: A Gaussian ends at this many standard deviations, where it is 4e-6.
@@ -56,6 +59,8 @@ class PatchTargets:
         - `"half_turn"`: `half_turn`, bool: whether the dataset's `half_turn` rotated the patch about the tilt axis.
           The turns and flips of `augmentation` are not counted.
         - `"specimen"`: `specimen`, str, the specimen's (or the tomogram's) name.
+        - `"clean"`: `clean`, float32, `(1, z, y, x)`: the image without noise, in its unit. With `normalize` it is
+          scaled by the mean and the standard deviation of the image.
     sphere_share
         Radius of `spheres`, as a share of the particle's radius.
     sigma_share
@@ -238,7 +243,7 @@ def draw_targets(targets: PatchTargets, picked: Picked, placement: Placement) ->
         made["spheres"] = sphere_labels(placement.size, np.zeros(3, np.int64), classes, positions, spheres)
     if "heatmaps" in targets:
         sigmas = {number: targets.sigma_share * radius for number, radius in radii.items()}
-        made["heatmaps"] = _heatmaps(placement.size, classes, positions, sigmas, picked.channels)
+        made["heatmaps"] = draw_heatmaps(placement.size, classes, positions, sigmas, picked.channels)
     if "distances" in targets:
         made["distances"] = _distances(placement.size, positions, targets.max_distance)
     if hidden is not None:
@@ -246,7 +251,7 @@ def draw_targets(targets: PatchTargets, picked: Picked, placement: Placement) ->
             made[name] = value.masked_fill(hidden, targets.max_distance if name == "distances" else 0)
     if "particles" in targets:
         inside = placement.visible(picked.particles.positions)
-        made |= _padded(
+        made |= padded_particles(
             positions[inside],
             classes[inside],
             placement.orientations(picked.particles.orientations[inside]),
@@ -289,9 +294,26 @@ def _near(size: Size, position: FloatArray, reach: float) -> tuple[tuple[slice, 
     return box, z + y + x
 
 
-def _heatmaps(
+def draw_heatmaps(
     size: Size, classes: IntArray, positions: FloatArray, sigmas: Mapping[int, float], channels: int
 ) -> Tensor:
+    """Draw a Gaussian for each particle; see `PatchTargets`.
+
+    Parameters
+    ----------
+    size
+        (z, y, x) of the patch.
+    classes, positions
+        `(n,)` and `(n, 3)`, (z, y, x) in voxels of the patch.
+    sigmas
+        Standard deviation of each class, in voxels.
+    channels
+        How many classes there are.
+
+    Returns
+    -------
+    `(class, z, y, x)`, float32.
+    """
     maps = np.zeros((channels, *size), dtype=np.float32)
     for number, position in zip(classes.tolist(), positions, strict=True):
         sigma = sigmas.get(number)
@@ -314,7 +336,7 @@ def _distances(size: Size, positions: FloatArray, farthest: float) -> Tensor:
     return torch.from_numpy(np.sqrt(squares).astype(np.float32))
 
 
-def _padded(positions: FloatArray, classes: IntArray, orientations: FloatArray, rows: int) -> dict[str, Any]:
+def padded_particles(positions: FloatArray, classes: IntArray, orientations: FloatArray, rows: int) -> dict[str, Any]:
     """Pad the particles of a patch with rows of 0, so that patches collate."""
     count = len(classes)
     if count > rows:

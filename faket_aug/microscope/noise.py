@@ -44,7 +44,7 @@ from faket_aug.microscope.response import ORDER, MicroscopeResponse
 from faket_aug.microscope.spectra import RINGS, matching_spectra, sorted_spectra
 from faket_aug.microscope.thickness import MatterThickness, matter_thickness
 from faket_aug.microscope.unpaired import fit_response
-from faket_aug.statistics import FULL_RANGE, match_mean_std, standardize
+from faket_aug.statistics import FULL_RANGE, match_mean_std, mean_std, standardize
 
 #: Factor on the noise of the content image: a quarter, as in FakET.
 CONTENT_NOISE = 0.25
@@ -128,6 +128,44 @@ class NoiseModel(ABC):
     @abstractmethod
     def to_json(self) -> str:
         """Write the model as JSON text. Two models with the same text must make the same tilts."""
+
+    def signal(self, clean: Tensor, tilt_angles: Angles, *, noise_scale: float = 1.0) -> Tensor:
+        """Return what is left of noisy tilts without their noise, in the same unit; by default `sample` without noise.
+
+        Parameters
+        ----------
+        clean, tilt_angles
+            As for `sample`.
+        noise_scale
+            Factor on the noise of the noisy tilts, where it changes their unit.
+        """
+        return self.sample(clean, clean.new_zeros(()).expand_as(clean), tilt_angles, noise_scale=0.0)
+
+    def half_exposures(
+        self, clean: Tensor, noise: Tensor, other: Tensor, tilt_angles: Angles, *, noise_scale: float = 1.0
+    ) -> tuple[Tensor, Tensor]:
+        """Make two noisy tilts of each clean one, each of half the exposure, with independent noise.
+
+        The noise of a half is √2 times as strong. `(noise + other) / √2` and `(noise - other) / √2` are independent.
+        The mean of both halves has the noise of `sample(clean, noise, ...)`.
+
+        Parameters
+        ----------
+        clean, noise, tilt_angles, noise_scale
+            As for `sample`.
+        other
+            `(tilt, y, x)`, more random numbers, independent of `noise`.
+
+        Returns
+        -------
+        Two stacks `(tilt, y, x)`, in the unit of `sample`.
+        """
+        root = 2**0.5
+        first, second = (
+            self.sample(clean, (noise + sign * other) / root, tilt_angles, noise_scale=root * noise_scale)
+            for sign in (1, -1)
+        )
+        return first, second
 
     def baseline(self) -> NoiseModel:
         """Return the BASELINE variant, whose noise is the same for every tilt.
@@ -508,14 +546,41 @@ class WhiteNoise(FittedNoise):
 
     def sample(self, clean: Tensor, noise: Tensor, tilt_angles: Angles, *, noise_scale: float = 1.0) -> Tensor:
         """Make noisy tilts, see `NoiseModel.sample`. A constant tilt has no signal: the result is noise alone."""
+        noisy, curves = self._standardized(clean, noise, tilt_angles, noise_scale)
+        return match_mean_std(
+            noisy, torch.from_numpy(curves.mean).to(clean.device), torch.from_numpy(curves.std).to(clean.device)
+        )
+
+    def _standardized(
+        self, clean: Tensor, noise: Tensor, tilt_angles: Angles, noise_scale: float
+    ) -> tuple[Tensor, NoiseCurves]:
+        """Mix signal and noise, of tilts with a standard deviation of 1; the curves say what they become."""
         check_same_shape("noise", noise.shape, "clean", clean.shape)
         curves = self.curves(as_tilt_angles(tilt_angles, count=clean.shape[0]))
         r = _column(curves.correlation, clean)
         sigma = _column(curves.deviation, clean)
-        noisy = by_parts(_mixed, standardize(clean), noise, r, noise_scale * sigma, dtype=clean.dtype)
-        return match_mean_std(
-            noisy, torch.from_numpy(curves.mean).to(clean.device), torch.from_numpy(curves.std).to(clean.device)
-        )
+        return by_parts(_mixed, standardize(clean), noise, r, noise_scale * sigma, dtype=clean.dtype), curves
+
+    def signal(self, clean: Tensor, tilt_angles: Angles, *, noise_scale: float = 1.0) -> Tensor:
+        """Return the signal of noisy tilts, see `NoiseModel.signal`."""
+        curves = self.curves(as_tilt_angles(tilt_angles, count=clean.shape[0]))
+        total = np.hypot(curves.correlation, noise_scale * curves.deviation).clip(min=np.finfo(np.float64).tiny)
+        std = torch.from_numpy(curves.std * curves.correlation / total)
+        return match_mean_std(clean, torch.from_numpy(curves.mean).to(clean.device), std.to(clean.device))
+
+    def half_exposures(
+        self, clean: Tensor, noise: Tensor, other: Tensor, tilt_angles: Angles, *, noise_scale: float = 1.0
+    ) -> tuple[Tensor, Tensor]:
+        """Make two halves of each tilt, see `NoiseModel.half_exposures`. Their mean is `sample(clean, noise, ...)`."""
+        check_same_shape("other", other.shape, "clean", clean.shape)
+        noisy, curves = self._standardized(clean, noise, tilt_angles, noise_scale)
+        own = mean_std(noisy)[1]
+        wanted = torch.from_numpy(noise_scale * curves.deviation * curves.std).to(own)
+        scale = torch.where(own > 0, wanted / own.clamp_min(1e-300), 0.0)
+        difference = by_parts(torch.mul, other, scale[:, None, None].to(other), dtype=clean.dtype)
+        both = self.sample(clean, noise, tilt_angles, noise_scale=noise_scale)
+        # Scaling each half to the standard deviation of a whole tilt would make its signal weaker.
+        return both + difference, both - difference
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,6 +9,7 @@ from typing import Any, Self
 import numpy as np
 
 from faket_aug.microscope.ctf import PER_TILT, ContrastTransfer
+from faket_aug.microscope.flavours import WITH_CTF
 from faket_aug.microscope.misalignment import Misalignment
 from faket_aug.microscope.noise import ResponseNoise
 from faket_aug.simulation.simulator import FakETSimulator
@@ -29,7 +30,7 @@ class DrawnSettings:
         Of white noise; None for the simulator's own noise.
     exposure, contrast, defocus, crowd, step_size
         Factors, and the change of the defocus in µm.
-    background, filter, resampling
+    background, filter, resampling, flavour
         None for the simulator's own.
     tilts
         Which of the simulator's tilts are used; None for all.
@@ -49,6 +50,7 @@ class DrawnSettings:
     filter: str | None = None
     resampling: str | None = None
     step_size: float = 1.0
+    flavour: str | None = None
 
     def applied(self, simulator: FakETSimulator) -> FakETSimulator:
         """Return a simulator with these settings.
@@ -63,10 +65,14 @@ class DrawnSettings:
         for name in ("background", "filter", "resampling"):
             if getattr(self, name) is not None:
                 changes[name] = getattr(self, name)
+        if self.flavour is not None:
+            changes |= {"flavour": self.flavour, "ctf_correction": None}
         noise: Any = simulator.noise_model
         if self.snr is not None:
             # Without the response there is nothing to correct, and no measured background.
-            corrected = {} if simulator.ctf is not None else {"ctf_correction": None}
+            corrected: dict[str, Any] = {} if simulator.ctf is not None else {"ctf_correction": None}
+            if self.flavour is None and simulator.ctf is None and simulator.flavour in WITH_CTF:
+                corrected |= {"flavour": "raw"}
             changes |= {"noise": noise.as_white(self.snr), "background": "own"} | corrected
         elif (self.contrast, self.exposure) != (1.0, 1.0):
             changes["noise"] = noise.strengthened(contrast=self.contrast, exposure=self.exposure)
@@ -81,7 +87,9 @@ class DrawnSettings:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the settings as JSON types."""
-        return asdict(self) | {"tilts": None if self.tilts is None else list(self.tilts)}
+        found = asdict(self) | {"tilts": None if self.tilts is None else list(self.tilts)}
+        # Records without it are those from before there were flavours.
+        return {name: value for name, value in found.items() if name != "flavour" or value is not None}
 
     @classmethod
     def from_dict(cls, data: Any) -> Self:
@@ -93,7 +101,7 @@ class DrawnSettings:
             If it is something else.
         """
         wanted = {entry.name for entry in fields(cls)}
-        if not isinstance(data, Mapping) or set(data) != wanted:
+        if not isinstance(data, Mapping) or {*data, "flavour"} != wanted:
             found = sorted(data) if isinstance(data, Mapping) else data
             raise ValueError(
                 f"expected a record of a varied simulator, with {sorted(wanted)} in its `{DRAWN}`, got {found!r:.200}; "

@@ -24,7 +24,7 @@ from faket_aug.microscope.spectra import RINGS, series_spectra
 from faket_aug.simulation.step_size import StepChoice, choose_step_by_series
 from faket_aug.specimens.grandmodel import GrandModel
 from faket_aug.specimens.procedural import MAX_VOXEL_SIZE, procedural_specimen
-from faket_aug.style.vgg19 import VGG19Features
+from faket_aug.style.encoder import StyleEncoder
 from faket_aug.tilts.alignment import align_by_neighbours
 from faket_aug.tilts.optics import common_pixel_size, known_optics
 from faket_aug.tilts.series import TiltSeries
@@ -94,7 +94,7 @@ class FittedMicroscope:
 
     def with_step(
         self,
-        features: VGG19Features,
+        features: StyleEncoder,
         *,
         bank: Mapping[str, Any] | None = None,
         search: Mapping[str, Any] | None = None,
@@ -208,7 +208,7 @@ def fit_microscope(
     tilt_axis: float | None = None,
     extend: str | None = None,
     shape: Sequence[int] = BUILT_IN_SHAPE,
-    features: VGG19Features | None = None,
+    features: StyleEncoder | None = None,
     bank: Mapping[str, Any] | None = None,
     seed: int = 0,
     origin: Mapping[str, Any] | None = None,

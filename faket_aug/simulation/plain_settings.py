@@ -7,6 +7,7 @@ from typing import Literal
 
 from faket_aug._settings import Setting, parameter_help, setting_of, settings_of
 from faket_aug.microscope.ctf import CORRECTIONS
+from faket_aug.microscope.flavours import FLAVOURS
 from faket_aug.simulation.simulator import MODALITIES, FakETSimulator
 from faket_aug.simulation.variation import Variation
 from faket_aug.simulation.varied import VariedSimulator
@@ -17,11 +18,12 @@ from faket_aug.tomography.reconstruction import reconstruct
 from faket_aug.tomography.resample import RESAMPLINGS
 
 #: What is made of files, or depends on them.
-OF_FILES = ("tilt_angles", "noise", "style", "features")
+OF_FILES = ("tilt_angles", "noise", "style", "features", "reconstruction")
 #: Settings of the style transfer but its step.
 TRANSFER = ("style_weights", "content_layers", "content_weight", "iterations", "average_decay")
 _CHOICES = {
     **{"modality": MODALITIES, "ctf_correction": CORRECTIONS, "filter": FILTERS, "resampling": RESAMPLINGS},
+    "flavour": FLAVOURS,
     **{"extend": EXTENDS, "backend": BACKENDS},
 }
 

@@ -30,6 +30,8 @@ UNFINISHED_FILE = "unfinished"
 _UNFINISHED = "This folder is being written, or its writing was stopped. Files of what was here before:"
 TOMOGRAM_FILE = "reconstruction.mrc"
 NOISELESS_FILE = "reconstruction_noiseless.mrc"
+#: The two halves: every other tilt or frame, named as `faket-aug reconstruct --halves` does.
+HALF_FILES = ("reconstruction_even.mrc", "reconstruction_odd.mrc")
 #: Names of the lists of particles, by format. A copick project is a folder of its own.
 LIST_FILES = {
     "shrec": "particle_locations.txt",

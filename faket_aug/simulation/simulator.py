@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field, fields, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field, fields, replace
 from functools import cached_property
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -13,22 +12,32 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from faket_aug._arrays import IntArray
 from faket_aug._checks import SimulationError, check_choice, check_count, check_positive, check_same_size
 from faket_aug._deprecations import renamed_settings
+from faket_aug._identity import described
 from faket_aug._random import numpy_generator, torch_generator, torch_seed
 from faket_aug._runtime.threads import DEVICE, THREADS, intra_op_threads, usable_device
 from faket_aug.geometry import Angles, as_tilt_angles
 from faket_aug.microscope.ctf import CORRECTIONS, ContrastTransfer
 from faket_aug.microscope.file import read_microscope
+from faket_aug.microscope.flavours import FLAVOURS, LOW_PASS, WITH_CTF, Deconvolution, deconvolve, low_passed
 from faket_aug.microscope.imperfections import Imperfections
 from faket_aug.microscope.noise import CONTENT_NOISE, GIVEN, GivenNoise, NoiseModel, ResponseNoise
 from faket_aug.microscope.response import MicroscopeResponse
-from faket_aug.simulation.own_parts import own_class
-from faket_aug.simulation.tomogram import SimulatedTomogram, SimulationRecord
+from faket_aug.simulation.own_parts import (
+    TiltReconstruction,
+    check_noise,
+    check_reconstructed,
+    check_reconstruction,
+    own_class,
+)
+from faket_aug.simulation.tomogram import Companions, SimulatedTomogram, SimulationRecord, package_versions
 from faket_aug.specimens.grandmodel import GrandModel
 from faket_aug.specimens.tilted import Specimen, TiltedSpecimen
 from faket_aug.statistics import FULL_RANGE
 from faket_aug.style.bank import StyleBank
+from faket_aug.style.encoder import StyleEncoder
 from faket_aug.style.style_transfer import StyleTransfer, check_style_numbers
 from faket_aug.style.transfer import (
     AVERAGE_DECAY,
@@ -38,7 +47,6 @@ from faket_aug.style.transfer import (
     MEMORY_BUDGET,
     STEP_SIZE,
 )
-from faket_aug.style.vgg19 import VGG19Features
 from faket_aug.tomography.filters import FILTER, FILTERS
 from faket_aug.tomography.projection import BACKEND, BACKENDS, EXTEND, EXTENDS, project
 from faket_aug.tomography.reconstruction import reconstruct
@@ -55,8 +63,6 @@ BACKGROUNDS = ("own", "measured")
 NOISE_SCALES = {"noiseless": 0.0, "content": CONTENT_NOISE}
 #: What else to do where the style has other pixels.
 _STYLE_PIXELS = "or set the `pixel_size` of the style's tilt-series if its file says it wrongly"
-#: Packages, besides torch, whose version may change the last bits of a result.
-_PACKAGES = ("faket_aug", "numpy", "scipy")
 #: New names of settings in the records, files and calls of 0.1.0.
 RENAMED = {"binning": "resampling"}
 #: Settings of the style transfer: the simulator has each of them, too.
@@ -86,6 +92,14 @@ class FakETSimulator:
     ctf_correction
         `"phase-flip"` or `"wiener"`: tilts are corrected for `ctf`, or for the `response` of the noise, before the
         reconstruction, see `ContrastTransfer.correct`. The tilt-series itself is not corrected.
+    flavour
+        How the tomogram is processed, in place of `ctf_correction`. `"raw"`: not at all. `"phase-flip"`, `"wiener"`: as
+        by `ctf_correction`. `"low-pass"`: filtered to `low_pass`. `"deconvolved"`: as IsoNet does it, see
+        `Deconvolution`. By default `ctf_correction` says it.
+    low_pass
+        Å, where the flavour `"low-pass"` keeps half of the amplitude.
+    deconvolution
+        Settings of the flavour `"deconvolved"`.
     imperfections
         Misalignment, radiation damage and the transfer of the detector, applied to clean tilts; none by default.
     crowd
@@ -97,10 +111,13 @@ class FakETSimulator:
     style
         The style bank, which only `"faket"` needs. Or a `StyleTransfer`, which has its own features and settings.
     features
-        The encoder that built the style bank.
+        The encoder that built the style bank: a `VGG19Features`, or one of your own (`StyleEncoder`).
     step_size, iterations, style_weights, content_layers, content_weight, average_decay, keep_spectrum, quantiles, \
 memory_budget
         Settings of the style transfer, see `StyleTransfer`.
+    reconstruction
+        A reconstruction of your own in place of `reconstruct`, see `TiltReconstruction`. `filter` and `resampling` do
+        not matter then.
     filter
         Filter of the reconstruction, see `reconstruct`.
     resampling
@@ -125,11 +142,14 @@ memory_budget
     noise: NoiseModel | Literal["given"] | None = None
     ctf: ContrastTransfer | None = None
     ctf_correction: str | None = None
+    flavour: str | None = None
+    low_pass: float = LOW_PASS
+    deconvolution: Deconvolution = field(default_factory=Deconvolution)
     imperfections: Imperfections = field(default_factory=Imperfections)
     crowd: float = 1.0
     background: str = "own"
     style: StyleBank | StyleTransfer | None = None
-    features: VGG19Features | None = None
+    features: StyleEncoder | None = None
     style_weights: Sequence[float] | None = None
     content_layers: Sequence[int] = CONTENT_LAYERS
     content_weight: float = CONTENT_WEIGHT
@@ -143,6 +163,7 @@ memory_budget
     extend: str = EXTEND
     backend: str = BACKEND
     memory_budget: int = MEMORY_BUDGET
+    reconstruction: TiltReconstruction | None = None
     device: str = DEVICE
     threads: int = THREADS
 
@@ -184,10 +205,12 @@ memory_budget
                 "`NoiseModel.fit_unpaired` or `faket-aug fit`"
             )
         check_style_numbers(self)
+        check_reconstruction(self.reconstruction)
 
     def _check_noise(self) -> None:
         if not isinstance(self.noise, NoiseModel | str | None):
             raise ValueError(f"expected `noise` to be a `NoiseModel`, got {self.noise!r}")
+        check_noise(self.noise_model)
         if isinstance(self.noise, str):
             check_choice("noise", self.noise, [GIVEN])
         if self._is_given and self.modality not in GIVEN_MODALITIES:
@@ -208,6 +231,16 @@ memory_budget
             check_choice("ctf_correction", self.ctf_correction, CORRECTIONS)
             if self.ctf is None and self.response is None:
                 raise ValueError("expected `ctf`, or noise with a `response`, for `ctf_correction`, got neither")
+        if self.flavour is not None:
+            check_choice("flavour", self.flavour, FLAVOURS)
+            self._check_flavours((self.flavour,), "flavour")
+            if self.ctf_correction is not None:
+                raise ValueError(
+                    f"expected `flavour` or `ctf_correction`, got both, {self.flavour!r} and {self.ctf_correction!r}"
+                )
+        check_positive("low_pass", self.low_pass)
+        if not isinstance(self.deconvolution, Deconvolution):
+            raise ValueError(f"expected `deconvolution` to be a `Deconvolution`, got {self.deconvolution!r}")
         if self.modality in NOISY_MODALITIES and self.noise is None:
             raise ValueError(f"expected `noise` for the modality {self.modality!r}, got None; fit a `NoiseModel`")
 
@@ -272,12 +305,22 @@ memory_budget
             noise_seed=torch_seed(seed, "noise", epoch=epoch, tomogram=tomogram),
             style_series=style_series,
             settings=self.settings(),
-            versions={"torch": str(torch.__version__)} | {name: version(name) for name in _PACKAGES},
+            versions=package_versions(),
             defocus=defocus,
             misalignment=self.imperfections.drawn(len(self.tilt_angles), alignment),
         )
 
-    def __call__(self, specimen: Specimen, *, seed: int, epoch: int = 0, tomogram: int = 0) -> SimulatedTomogram:
+    def __call__(
+        self,
+        specimen: Specimen,
+        *,
+        seed: int,
+        epoch: int = 0,
+        tomogram: int = 0,
+        halves: str | None = None,
+        clean: bool = False,
+        flavours: Sequence[str] = (),
+    ) -> SimulatedTomogram:
         """Simulate a specimen.
 
         Parameters
@@ -286,15 +329,28 @@ memory_budget
             The specimen.
         seed, epoch, tomogram
             The address of all random numbers. The same address gives the same tomogram, bit for bit on a CPU.
+        halves, clean, flavours
+            What else is made, see `simulate`.
 
         Raises
         ------
+        ValueError
+            As for `simulate`.
         SimulationError
             If anything fails. The message names the specimen and the cause.
         """
-        return self.simulate(specimen, self.draw(specimen, seed=seed, epoch=epoch, tomogram=tomogram))
+        record = self.draw(specimen, seed=seed, epoch=epoch, tomogram=tomogram)
+        return self.simulate(specimen, record, halves=halves, clean=clean, flavours=flavours)
 
-    def simulate(self, specimen: Specimen, record: SimulationRecord) -> SimulatedTomogram:
+    def simulate(
+        self,
+        specimen: Specimen,
+        record: SimulationRecord,
+        *,
+        halves: str | None = None,
+        clean: bool = False,
+        flavours: Sequence[str] = (),
+    ) -> SimulatedTomogram:
         """Make the tomogram of a record, or make it again.
 
         Parameters
@@ -303,19 +359,37 @@ memory_budget
             The specimen that the record names.
         record
             The record, from `draw` or from an earlier tomogram. Its settings must be those of this simulator.
+        halves
+            Also make two halves of the tomogram, with the same signal and independent noise, as a denoiser needs them.
+            `"tilts"`: from every other tilt in the order of the angles, the first of them in the first half.
+            `"exposures"`: from all tilts, each drawn twice with the noise of half the exposure. The tomogram itself
+            does not change.
+        clean
+            Also make the tomogram without noise, in the same unit: of the same tilts without their noise (and, for
+            `"faket"`, before the style transfer), with the same correction and filter.
+        flavours
+            Also make the tomogram in each of these flavours, see `flavour` of the simulator. Halves and the clean
+            tomogram then have the first of them.
 
         Raises
         ------
         ValueError
             If the settings of the record differ from those of this simulator (the message names them), or the record is
-            of another specimen.
+            of another specimen; or if a half, a clean tomogram or a flavour cannot be made.
         SimulationError
             If anything fails. The message names the specimen and the cause.
         """
+        more = Companions(halves=halves, clean=clean, flavours=flavours)
+        self.check_companions(more)
+        return self.make(specimen, record, more)
+
+    def make(self, specimen: Specimen, record: SimulationRecord, more: Companions) -> SimulatedTomogram:
+        """Make the tomogram of a record, with checked companions, see `simulate`."""
         settings = self.settings()
         recorded = {RENAMED.get(key, key): value for key, value in record.settings.items()}
-        # Records of 0.1.0 do not name the class of a noise model of one's own.
-        recorded.setdefault("noise_class", settings.get("noise_class"))
+        # Records of 0.1.0 do not name the class of a noise model of one's own, nor its settings.
+        for name in ("noise_class", "noise_settings"):
+            recorded.setdefault(name, settings.get(name))
         differing = [key for key in settings if recorded.get(key) != settings[key]]
         if differing:
             raise ValueError(f"expected a record with this simulator's settings, got others for {', '.join(differing)}")
@@ -324,21 +398,23 @@ memory_budget
             raise ValueError(f"expected the specimen of the record, {record.specimen}, got {specimen.name}")
         try:
             with torch.no_grad(), intra_op_threads(self.threads):
-                return self._simulate(specimen, record)
+                return self._simulate(specimen, record, more)
         except Exception as error:
             raise SimulationError(f"{specimen.name}: {type(error).__name__}: {error}") from error
 
     # The trip of a specimen ------------------------------------------------------------------------------------------
 
-    def _simulate(self, specimen: Specimen, record: SimulationRecord) -> SimulatedTomogram:
+    def _simulate(self, specimen: Specimen, record: SimulationRecord, more: Companions) -> SimulatedTomogram:
         """Project, distort, add noise, restyle, reconstruct. No stack of tilts is kept longer than it is needed."""
         tilts = self._project(specimen, record)
         tilts = self._distort(tilts, specimen, record)
+        clean = tilts if more else None
         content, tilts = self._add_noise(tilts, record)
         tilts = self._restyle(content, tilts, record)
         del content
         tomogram = self._reconstruct(tilts, specimen, record)
-        return self._labelled(specimen, tilts, tomogram, record)
+        made = self._labelled(specimen, tilts, tomogram, record)
+        return made if clean is None else self._accompanied(made, clean, specimen, more)
 
     def _project(self, specimen: Specimen, record: SimulationRecord) -> Tensor:
         """Project a specimen `(z, y, x)` to clean tilts `(tilt, y, x)` with dark particles, or take its own tilts."""
@@ -379,7 +455,7 @@ memory_budget
         model = self._noise_of(record)
         if model is None:
             return clean, clean
-        scale, noise = NOISE_SCALES.get(self.modality, 1.0), self._random_numbers(clean, model, record)
+        scale, noise = NOISE_SCALES.get(self.modality, 1.0), self._random_numbers(clean, model, record.noise_seed)
         noisy = model.sample(clean, noise, self.tilt_angles, noise_scale=scale)
         if self.modality != "faket":
             return noisy, noisy
@@ -389,14 +465,36 @@ memory_budget
         """Transfer the style to noisy tilts `(tilt, y, x)` for `"faket"`; other modalities keep the noisy tilts."""
         return noisy if self.modality != "faket" else self.restyle(content, noisy, series=record.style_series)
 
-    def _reconstruct(self, tilts: Tensor, specimen: Specimen, record: SimulationRecord) -> Tensor:
-        """Reconstruct the tomogram `(z, y, x)` from tilts `(tilt, y, x)`, after `ctf_correction`."""
-        if self.ctf_correction is not None:
+    def _reconstruct(
+        self,
+        tilts: Tensor,
+        specimen: Specimen,
+        record: SimulationRecord,
+        *,
+        some: IntArray | None = None,
+        flavour: str | None = None,
+    ) -> Tensor:
+        """Reconstruct the tomogram `(z, y, x)` from (`some`) tilts `(tilt, y, x)`; by default of its own flavour."""
+        flavour = self._own_flavour if flavour is None else flavour
+        volume = self._back_projected(tilts, specimen, record, flavour, some)
+        return self._filtered(volume, specimen, record, flavour)
+
+    def _back_projected(
+        self, tilts: Tensor, specimen: Specimen, record: SimulationRecord, flavour: str, some: IntArray | None
+    ) -> Tensor:
+        """Reconstruct tilts, corrected as a flavour wants it."""
+        if flavour in CORRECTIONS:
             pixel_size = specimen.voxel_size if self.response is None else self.response.pixel_size
-            tilts = self._ctf_of(record).correct(tilts, pixel_size, method=self.ctf_correction)
+            tilts = self._ctf_of(record).correct(tilts, pixel_size, method=flavour)
+        angles = as_tilt_angles(self.tilt_angles)
+        if some is not None:
+            tilts, angles = tilts[torch.from_numpy(some).to(tilts.device)], angles[some]
+        if self.reconstruction is not None:
+            made = self.reconstruction(tilts, angles, depth=specimen.labels.shape[0], bin=specimen.bin)
+            return check_reconstructed(made, specimen.labels.shape, self.reconstruction)
         return reconstruct(
             tilts,
-            self.tilt_angles,
+            angles,
             depth=specimen.labels.shape[0],
             filter=self.filter,
             bin=specimen.bin,
@@ -420,6 +518,100 @@ memory_budget
             voxel_size=specimen.label_voxel_size,
             record=record,
         )
+
+    def _filtered(self, volume: Tensor, specimen: Specimen, record: SimulationRecord, flavour: str) -> Tensor:
+        """Filter a tomogram `(z, y, x)` of raw tilts, as a flavour wants it."""
+        if flavour == "low-pass":
+            return low_passed(volume, specimen.label_voxel_size, self.low_pass)
+        if flavour == "deconvolved":
+            return deconvolve(volume, specimen.label_voxel_size, self._ctf_of(record), self.deconvolution)
+        return volume
+
+    @property
+    def _own_flavour(self) -> str:
+        return self.flavour or self.ctf_correction or "raw"
+
+    # What is made beside the tomogram --------------------------------------------------------------------------------
+
+    def check_companions(self, more: Companions) -> None:
+        """Raise a `ValueError` if a simulator cannot make halves, a clean tomogram or flavours; see `simulate`."""
+        halves, clean = more.halves, more.clean
+        self._check_flavours(more.flavours, "flavours")
+        if self._is_given and (clean or halves == "exposures"):
+            raise ValueError(
+                f"expected simulated noise for {'a clean tomogram' if clean else 'halves of the exposure'}, got "
+                '`noise="given"`: noise that tilts have already cannot be taken out of them; give clean tilts, or take '
+                'halves of the "tilts"'
+            )
+        if halves == "exposures" and self.modality == "noiseless":
+            raise ValueError('expected a modality with noise for `halves="exposures"`, got "noiseless"; set `modality`')
+        if halves == "tilts" and len(tuple(self.tilt_angles)) < 2:
+            raise ValueError('expected two tilts or more for `halves="tilts"`, got one; set `halves` to "exposures"')
+
+    def _accompanied(
+        self, made: SimulatedTomogram, clean: Tensor, specimen: Specimen, more: Companions
+    ) -> SimulatedTomogram:
+        """Add halves and the clean tomogram to a tomogram of clean tilts `(tilt, y, x)`."""
+        found: dict[str, Any] = {}
+        flavour = self._usable(more.flavours[0]) if more.flavours else None
+        if more.clean:
+            found["clean"] = self._reconstruct(self._signal(clean, made.record), specimen, made.record, flavour=flavour)
+        if more.flavours:
+            found["flavours"] = self._in_flavours(made, specimen, more.flavours)
+        if more.halves == "tilts":
+            order = np.argsort(as_tilt_angles(self.tilt_angles), kind="stable")
+            parts = (order[0::2], order[1::2])
+            found["halves"] = tuple(
+                self._reconstruct(made.tiltseries, specimen, made.record, some=part, flavour=flavour) for part in parts
+            )
+        elif more.halves is not None:
+            tilts = self._half_exposures(clean, made.record)
+            found["halves"] = tuple(self._reconstruct(half, specimen, made.record, flavour=flavour) for half in tilts)
+        return replace(made, **found)
+
+    def _in_flavours(self, made: SimulatedTomogram, specimen: Specimen, flavours: Sequence[str]) -> dict[str, Tensor]:
+        """Make the tomogram in several flavours; each correction of the tilts is reconstructed once."""
+        own, found = self._own_flavour, {}
+        kept = {own: made.tomogram} if own in ("raw", *CORRECTIONS) else {}
+        for name in flavours:
+            flavour = self._usable(name)
+            tilts = flavour if flavour in CORRECTIONS else "raw"
+            if tilts not in kept:
+                kept[tilts] = self._back_projected(made.tiltseries, specimen, made.record, tilts, None)
+            found[name] = self._filtered(kept[tilts], specimen, made.record, flavour)
+        return found
+
+    def _usable(self, flavour: str) -> str:
+        """Return the raw flavour where nothing can be corrected: settings that were drawn may have no CTF."""
+        return "raw" if flavour in WITH_CTF and self.ctf is None and self.response is None else flavour
+
+    def _check_flavours(self, flavours: Sequence[str], name: str) -> None:
+        """Raise a `ValueError` if there is no contrast transfer function for one of the flavours."""
+        lacking = [flavour for flavour in flavours if self._usable(flavour) != flavour]
+        if lacking:
+            raise ValueError(
+                f"expected `ctf`, or noise with a `response`, for {lacking[0]!r} in `{name}`, got neither; set "
+                '`ctf`, or take "raw" or "low-pass"'
+            )
+
+    def _signal(self, clean: Tensor, record: SimulationRecord) -> Tensor:
+        """Return noisy tilts without their noise, `(tilt, y, x)`, from clean ones."""
+        model = self._noise_of(record)
+        scale = NOISE_SCALES.get(self.modality, 1.0)
+        return clean if model is None else model.signal(clean, self.tilt_angles, noise_scale=scale)
+
+    def _half_exposures(self, clean: Tensor, record: SimulationRecord) -> Iterator[Tensor]:
+        """Make the noisy tilts of both halves of the exposure; each half is restyled by itself."""
+        model = self._noise_of(record)
+        assert model is not None, "checked with the companions"
+        seeds = (record.noise_seed, torch_seed(record.seed, "halves", epoch=record.epoch, tomogram=record.tomogram))
+        noise, other = (self._random_numbers(clean, model, seed) for seed in seeds)
+        scale = NOISE_SCALES.get(self.modality, 1.0)
+        halves = model.half_exposures(clean, noise, other, self.tilt_angles, noise_scale=scale)
+        contents = halves
+        if self.modality == "faket":
+            contents = model.half_exposures(clean, noise, other, self.tilt_angles, noise_scale=CONTENT_NOISE)
+        return (self._restyle(content, half, record) for content, half in zip(contents, halves, strict=True))
 
     # What the stages need --------------------------------------------------------------------------------------------
 
@@ -467,10 +659,10 @@ memory_budget
             model = model.with_background(int(generator.integers(len(model.backgrounds))))
         return model.baseline() if self.modality == "baseline" else model
 
-    def _random_numbers(self, clean: Tensor, model: NoiseModel, record: SimulationRecord) -> Tensor:
+    def _random_numbers(self, clean: Tensor, model: NoiseModel, seed: int) -> Tensor:
         if self.modality == "noiseless" or not model.draws:
             return clean.new_zeros(()).expand_as(clean)  # takes no memory
-        generator = torch_generator(record.noise_seed, clean.device)
+        generator = torch_generator(seed, clean.device)
         return self.imperfections.coloured(torch.randn(clean.shape, generator=generator, device=clean.device))
 
     def restyle(self, content: Tensor, noisy: Tensor, *, series: int) -> Tensor:
@@ -535,8 +727,14 @@ memory_budget
         crowded = self.noise_model is not None and self.noise_model.crowd is not None
         return (
             ({"crowd": self.crowd} if crowded else {})
+            | ({} if self.flavour is None else {"flavour": self.flavour})
+            | ({} if self.low_pass == LOW_PASS else {"low_pass": float(self.low_pass)})
+            | ({} if self.deconvolution == Deconvolution() else {"deconvolution": asdict(self.deconvolution)})
             | ({"background": self.background} if self.background != "own" else {})
             | ({"noise_class": own_class(noise)} if own_class(noise) else {})
+            # The text of `to_json` is the user's own: whether it tells all is not known.
+            | ({"noise_settings": described(noise)["settings"]} if own_class(noise) else {})
+            | ({} if self.reconstruction is None else {"reconstruction": described(self.reconstruction)})
             | {
                 "tilt_angles": list(self.tilt_angles),
                 "modality": self.modality,

@@ -20,8 +20,8 @@ from faket_aug.simulation.simulator import FakETSimulator
 from faket_aug.specimens.tilted import Specimen
 from faket_aug.statistics import standardize
 from faket_aug.style.bank import StyleBank
+from faket_aug.style.encoder import StyleEncoder
 from faket_aug.style.transfer import style_grams, style_weights_for
-from faket_aug.style.vgg19 import VGG19Features
 from faket_aug.tilts.series import TiltSeries
 
 #: Steps that are tried, in addition to 0. The last one is the published step.
@@ -186,7 +186,7 @@ def choose_step_size(
 def choose_step_by_series(
     series: Sequence[TiltSeries],
     specimens: Sequence[Specimen],
-    features: VGG19Features,
+    features: StyleEncoder,
     *,
     bank: Mapping[str, Any] | None = None,
     search: Mapping[str, Any] | None = None,

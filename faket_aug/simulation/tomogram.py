@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Self
 
+import torch
 from torch import Tensor
 
 from faket_aug._arrays import FloatArray
-from faket_aug._checks import FileFormatError, check_same_shape
+from faket_aug._checks import FileFormatError, check_choice, check_same_shape
+from faket_aug._identity import described
+from faket_aug._random import torch_seed
 from faket_aug.formats._json import seal, unseal
+from faket_aug.microscope.flavours import FLAVOURS
 from faket_aug.microscope.misalignment import TiltErrors
 from faket_aug.simulation.saving import (
+    HALF_FILES,
     NOISELESS_FILE,
     RECORD_FILE,
     TOMOGRAM_FILE,
@@ -24,7 +30,17 @@ from faket_aug.simulation.saving import (
     rewritten_folder,
 )
 from faket_aug.specimens.grandmodel import GrandModel
-from faket_aug.specimens.particles import Labelled
+from faket_aug.specimens.particles import Labelled, check_companions
+
+#: Key of a record's settings: a simulator of one's own.
+SIMULATOR = "simulator"
+#: Packages, besides torch, whose version may change the last bits of a result.
+_PACKAGES = ("faket_aug", "numpy", "scipy")
+
+
+def package_versions() -> dict[str, str]:
+    """Return the versions of the packages that a tomogram depends on."""
+    return {"torch": str(torch.__version__)} | {name: version(name) for name in _PACKAGES}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,6 +82,58 @@ class SimulationRecord:
         # JSON has only lists.
         object.__setattr__(self, "defocus", tuple(self.defocus))
         object.__setattr__(self, "misalignment", tuple(tuple(row) for row in self.misalignment))
+
+    @classmethod
+    def of(
+        cls, simulator: object, specimen: Labelled, *, seed: int, epoch: int = 0, tomogram: int = 0, **settings: Any
+    ) -> Self:
+        """Make the record of a tomogram that a simulator of your own makes.
+
+        Parameters
+        ----------
+        simulator
+            It stands in the settings as `simulator`, with its class and its settings: those that its method
+            `settings()` returns, as JSON types, or else its attributes.
+        specimen
+            The specimen.
+        seed, epoch, tomogram
+            The address of all random numbers. `noise_seed` is drawn from it, for `torch.Generator.manual_seed`.
+        **settings
+            More settings, as JSON types; `modality` is what files of the tomogram are named after.
+
+        Raises
+        ------
+        TypeError
+            If an attribute of the simulator cannot be told apart from others; the message names it.
+        """
+        record = cls(
+            seed=seed,
+            epoch=epoch,
+            tomogram=tomogram,
+            specimen=specimen.name,
+            noise_seed=torch_seed(seed, "noise", epoch=epoch, tomogram=tomogram),
+            style_series=-1,
+            settings={"modality": "noisy"} | settings,
+            versions=package_versions(),
+        )
+        return record.told_by(simulator)
+
+    def told_by(self, simulator: object) -> Self:
+        """Return the record with the class and the settings of a simulator that goes on from another one's tomogram.
+
+        Parameters
+        ----------
+        simulator
+            As for `of`.
+
+        Raises
+        ------
+        TypeError
+            As for `of`.
+        """
+        before = [self.settings[SIMULATOR]] if SIMULATOR in self.settings else []
+        told = [*before, described(simulator)]
+        return replace(self, settings=dict(self.settings) | {SIMULATOR: told[0] if len(told) == 1 else told})
 
     def to_json(self) -> str:
         """Write the record as JSON text."""
@@ -119,6 +187,39 @@ class SimulationRecord:
             raise FileFormatError(f"{file}: {error}") from error
 
 
+#: Halves of a tomogram with independent noise: of every other tilt, or of half of the exposure of each.
+HALVES = ("tilts", "exposures")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Companions:
+    """What is made beside a tomogram, see `FakETSimulator.simulate`; nothing by default."""
+
+    halves: str | None = None
+    clean: bool = False
+    flavours: Sequence[str] = ()
+
+    def __post_init__(self) -> None:
+        if isinstance(self.flavours, str):
+            raise ValueError(f"expected `flavours` to be a tuple of names, got {self.flavours!r}; set it to a tuple")
+        object.__setattr__(self, "flavours", tuple(self.flavours))
+        if self.halves is not None:
+            check_choice("halves", self.halves, HALVES)
+        for name in self.flavours:
+            check_choice("flavours", name, FLAVOURS)
+        if len(set(self.flavours)) < len(self.flavours):
+            raise ValueError(f"expected each of `flavours` once, got {self.flavours}")
+
+    def __bool__(self) -> bool:
+        """Whether anything is."""
+        return bool(self.asked())
+
+    def asked(self) -> dict[str, Any]:
+        """Return what to ask a simulator for: the arguments that are not the default."""
+        named: dict[str, Any] = {"halves": self.halves, "clean": self.clean, "flavours": self.flavours}
+        return {name: value for name, value in named.items() if value}
+
+
 @dataclass(frozen=True, kw_only=True)
 class SimulatedTomogram(Labelled):
     """A tomogram, its labels, and the tilt-series it was reconstructed from.
@@ -137,6 +238,12 @@ class SimulatedTomogram(Labelled):
         Å, of the tomogram.
     record
         The record that makes the tomogram again from its specimen.
+    halves
+        Two tomograms `(z, y, x)` with the same signal and independent noise, where they were asked for.
+    clean
+        `(z, y, x)`, the tomogram without noise, in its unit, where it was asked for.
+    flavours
+        The tomogram in other flavours, `(z, y, x)` each, by their names, where they were asked for.
     name
         For messages; by default the specimen's.
     particles, class_names, not_particles
@@ -152,12 +259,16 @@ class SimulatedTomogram(Labelled):
     tilt_angles: FloatArray
     tomogram: Tensor
     record: SimulationRecord
+    halves: tuple[Tensor, Tensor] | None = None
+    clean: Tensor | None = None
+    flavours: Mapping[str, Tensor] = field(default_factory=dict)
     name: str = ""
 
     def __post_init__(self) -> None:
         if not self.name:
             object.__setattr__(self, "name", self.record.specimen)
         super().__post_init__()
+        check_companions(self.halves, self.clean, self.flavours, self.tomogram)
 
     @property
     def bin(self) -> int:
@@ -178,8 +289,9 @@ class SimulatedTomogram(Labelled):
 
         The files are `projections.mrc`, `.tlt` and `.rawtlt` (`projections_unbinned` where the tilts are finer than the
         tomogram), `reconstruction.mrc`, `class_mask.mrc`, `occupancy_mask.mrc`, `class_conversion_table.txt`, the lists
-        of particles, and `record.json`, which makes the tomogram again from its specimen. Each file is complete or does
-        not exist. The record is written last: a folder without it is not finished. `TiltSeries.read` reads the folder.
+        of particles, and `record.json`, which makes the tomogram again from its specimen. Halves are written as
+        `reconstruction_even.mrc` (the first) and `reconstruction_odd.mrc`. Each file is complete or does not exist. The
+        record is written last: a folder without it is not finished. `TiltSeries.read` reads the folder.
         `GrandModel.from_shrec` reads it, too, if `specimen` was given (set `z_range=None` for tomograms of 512³, which
         would be cut as those of SHREC 2021).
 
@@ -195,7 +307,8 @@ class SimulatedTomogram(Labelled):
         specimen
             The specimen of the tomogram. If it is given, its density is written as `grandmodel.mrc`.
         noiseless
-            `(z, y, x)`, the tomogram without noise, written as `reconstruction_noiseless.mrc`.
+            `(z, y, x)`, the tomogram without noise, written as `reconstruction_noiseless.mrc`; by default `clean`, if
+            it was made.
         copick_project
             Folder of the copick project, which several tomograms may share; by default `copick` within the folder.
         origin
@@ -215,6 +328,7 @@ class SimulatedTomogram(Labelled):
         """
         check_formats(formats)
         check_names(self.all_class_names, formats, tomogram=Path(folder).resolve().name)
+        noiseless = self.clean if noiseless is None else noiseless
         if noiseless is not None:
             check_same_shape("noiseless", noiseless.shape, "tomogram", self.tomogram.shape)
         if specimen is not None:
@@ -225,6 +339,7 @@ class SimulatedTomogram(Labelled):
             f"projections{unbinned}.mrc": (self.tiltseries, fine),
             TOMOGRAM_FILE: (self.tomogram, coarse),
             NOISELESS_FILE: (noiseless, coarse),
+            **{name: (half, coarse) for name, half in zip(HALF_FILES, self.halves or (None, None), strict=True)},
             f"grandmodel{unbinned}.mrc": (None if specimen is None else specimen.density, fine),
             "class_mask.mrc": (self.labels, coarse),
             "occupancy_mask.mrc": (self.instances, coarse),

@@ -11,6 +11,7 @@ import numpy as np
 
 from faket_aug._arrays import FloatArray
 from faket_aug._checks import check_choice, check_count, check_fraction, check_positive
+from faket_aug.microscope.flavours import FLAVOURS, WITH_CTF
 from faket_aug.microscope.misalignment import Misalignment
 from faket_aug.microscope.noise import FittedNoise
 from faket_aug.simulation.drawn_settings import DrawnSettings, optics
@@ -77,6 +78,9 @@ class Variation:
         Filters of the reconstruction, and ways to bin; one of them is drawn.
     step_size
         Range of a factor on the step of the style transfer; a step of 0 leaves tilts as they are.
+    flavour
+        Flavours of the tomogram, see `FakETSimulator`; one of them is drawn. Tomograms without a contrast transfer
+        function, with white noise in place of a response, are raw where it would be corrected.
 
     Raises
     ------
@@ -98,13 +102,14 @@ class Variation:
     filter: Sequence[str] = ()
     resampling: Sequence[str] = ()
     step_size: Range = 1.0
+    flavour: Sequence[str] = ()
 
     def __post_init__(self) -> None:
         if self.white is None:
             object.__setattr__(self, "white", 0.0 if self.snr is None else 1.0)
         if self.snr is None:
             object.__setattr__(self, "snr", _SNR)
-        for name in ("tilt_step", "filter", "resampling"):
+        for name in ("tilt_step", "filter", "resampling", "flavour"):
             value = getattr(self, name)
             object.__setattr__(self, name, (value,) if isinstance(value, str | int) else tuple(value))
         for name in _SHARES:
@@ -125,7 +130,7 @@ class Variation:
             raise ValueError("expected at least one `tilt_step`, got none; leave it out for all tilts")
         for step in self.tilt_step:
             check_count("tilt_step", step)
-        for name, known in (("filter", FILTERS), ("resampling", RESAMPLINGS)):
+        for name, known in (("filter", FILTERS), ("resampling", RESAMPLINGS), ("flavour", FLAVOURS)):
             for one in getattr(self, name):
                 check_choice(name, one, known)
 
@@ -184,6 +189,8 @@ class Variation:
         }
         if self.defocus != plain.defocus and optics(simulator) is None:
             wrong["defocus"] = "a `ctf`, or noise with a `response`,"
+        if set(self.flavour) & set(WITH_CTF) and optics(simulator) is None:
+            wrong["flavour"] = "a `ctf`, or noise with a `response`,"
         if self.crowd != plain.crowd and (noise is None or noise.crowd is None):
             wrong["crowd"] = "noise with a crowd"
         if self.measured_background and not (noise is not None and noise.backgrounds):
@@ -234,6 +241,10 @@ class Variation:
         if self.misalignment is not None and (white or simulator.response is None):
             misalignment = Misalignment(**{n: v * at["misalignment"] for n, v in asdict(self.misalignment).items()})
         order = generator.permutation(len(tuple(simulator.tilt_angles)))
+        # After all that was drawn before there were flavours.
+        flavour = _choice(self.flavour, float(generator.uniform())) if self.flavour else None
+        if white and simulator.ctf is None and flavour in WITH_CTF:
+            flavour = "raw"
         return DrawnSettings(
             simulator=number,
             snr=factors["snr"] if white else None,
@@ -254,6 +265,7 @@ class Variation:
             filter=_choice(self.filter, at["filter"]) if self.filter else None,
             resampling=_choice(self.resampling, at["resampling"]) if self.resampling else None,
             step_size=evenly["step_size"],
+            flavour=flavour,
         )
 
 

@@ -16,7 +16,7 @@ from faket_aug._checks import check_count
 from faket_aug._random import numpy_generator
 from faket_aug.simulation.drawn_settings import DRAWN, DrawnSettings
 from faket_aug.simulation.simulator import FakETSimulator
-from faket_aug.simulation.tomogram import SimulatedTomogram, SimulationRecord
+from faket_aug.simulation.tomogram import Companions, SimulatedTomogram, SimulationRecord
 from faket_aug.simulation.variation import STANDARD, Variation, between
 from faket_aug.specimens.tilted import Specimen, TiltedSpecimen
 from faket_aug.tomography.plane_map import geometry_cache
@@ -136,15 +136,42 @@ class VariedSimulator:
         record = simulator.draw(specimen, seed=seed, epoch=epoch, tomogram=tomogram)
         return replace(record, settings=dict(record.settings) | {DRAWN: drawn.to_dict()})
 
-    def __call__(self, specimen: Specimen, *, seed: int, epoch: int = 0, tomogram: int = 0) -> SimulatedTomogram:
+    def __call__(
+        self,
+        specimen: Specimen,
+        *,
+        seed: int,
+        epoch: int = 0,
+        tomogram: int = 0,
+        halves: str | None = None,
+        clean: bool = False,
+        flavours: Sequence[str] = (),
+    ) -> SimulatedTomogram:
         """Simulate a specimen with settings that are drawn for it, see `FakETSimulator.__call__`."""
-        return self.simulate(specimen, self.draw(specimen, seed=seed, epoch=epoch, tomogram=tomogram))
+        record = self.draw(specimen, seed=seed, epoch=epoch, tomogram=tomogram)
+        return self.simulate(specimen, record, halves=halves, clean=clean, flavours=flavours)
 
-    def simulate(self, specimen: Specimen, record: SimulationRecord) -> SimulatedTomogram:
+    def check_companions(self, more: Companions) -> None:
+        """Raise a `ValueError` if one of the simulators cannot make halves, a clean tomogram, or flavours."""
+        for simulator in self.simulators:
+            simulator.check_companions(more)
+
+    def simulate(
+        self,
+        specimen: Specimen,
+        record: SimulationRecord,
+        *,
+        halves: str | None = None,
+        clean: bool = False,
+        flavours: Sequence[str] = (),
+    ) -> SimulatedTomogram:
         """Make the tomogram of a record, or make it again, see `FakETSimulator.simulate`.
 
-        Only the simulators must be those that the record was drawn with, not variation and weights.
+        Only the simulators must be those that the record was drawn with, not variation and weights. Where white noise
+        was drawn in place of a response, there is no contrast transfer function: flavours that need one are then raw.
         """
+        more = Companions(halves=halves, clean=clean, flavours=flavours)
+        self.check_companions(more)
         drawn = DrawnSettings.from_dict(record.settings.get(DRAWN))
         if not drawn.simulator < len(self.simulators):
             raise ValueError(
@@ -153,7 +180,7 @@ class VariedSimulator:
         simulator = drawn.applied(self.simulators[drawn.simulator])
         # A choice of tilts hardly comes again: its geometry is not kept.
         with nullcontext() if drawn.tilts is None else geometry_cache.unchanged():
-            return simulator.simulate(specimen, record)
+            return simulator.make(specimen, record, more)
 
 
 #: Whatever makes tomograms of specimens.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Self
 
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from faket_aug._arrays import FloatArray, IntArray
-from faket_aug._checks import FileFormatError, check_ndim, check_positive, check_tensor
+from faket_aug._checks import FileFormatError, check_ndim, check_positive, check_same_shape, check_tensor
 from faket_aug.formats.particles import ParticleList
 
 
@@ -204,6 +204,17 @@ class Labelled:
         return ParticleList(
             tuple(names[int(table.classes[row])] for row in rows), table.positions[rows], table.orientations[rows]
         )
+
+
+def check_companions(
+    halves: Sequence[Tensor] | None, clean: Tensor | None, flavours: Mapping[str, Tensor], tomogram: Tensor
+) -> None:
+    """Raise a `ValueError` unless what goes with a tomogram, where it is given, has the tomogram's shape."""
+    if halves is not None and len(halves) != 2:
+        raise ValueError(f"expected two `halves` of a tomogram, got {len(halves)}")
+    for name, one in [*(("halves", half) for half in halves or ()), ("clean", clean), *flavours.items()]:
+        if one is not None:
+            check_same_shape(name, one.shape, "tomogram", tomogram.shape)
 
 
 def _numbers(labels: Tensor, named: set[int]) -> set[int]:

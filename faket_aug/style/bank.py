@@ -22,8 +22,8 @@ from faket_aug._runtime.threads import DEVICE
 from faket_aug.formats._atomic import ABANDONED, make_writable_folder, remove_parts, write_bytes
 from faket_aug.geometry import Angles, nearest_tilts
 from faket_aug.statistics import FULL_RANGE, clip_images, constant_images, mean_std, scale_to_unit, value_range
+from faket_aug.style.encoder import StyleEncoder, check_encoder, device_of
 from faket_aug.style.transfer import MEMORY_BUDGET, STYLE_LAYERS, StyleTargets, style_grams
-from faket_aug.style.vgg19 import VGG19Features
 from faket_aug.tilts.series import TiltSeries
 
 #: Version of the files. It is part of every key, so that files of another version are not read.
@@ -81,7 +81,7 @@ class StyleBank:
     def build(
         cls,
         tilt_series: TiltSeries | Sequence[TiltSeries],
-        features: VGG19Features,
+        features: StyleEncoder,
         *,
         style_layers: Sequence[int] = STYLE_LAYERS,
         quantiles: tuple[float, float] = FULL_RANGE,
@@ -97,7 +97,7 @@ class StyleBank:
             Unlabelled tilt-series, with any number of tilts, in any order, and of any size. Pixels that were not
             `measured` do not count.
         features
-            The encoder.
+            The encoder: a `VGG19Features`, or one of your own (`StyleEncoder`).
         style_layers
             ReLUs of the encoder, by the numbers of torchvision.
         quantiles
@@ -124,6 +124,7 @@ class StyleBank:
         if not stacks:
             raise ValueError("expected at least one style tilt-series, got none")
         layers = tuple(sorted(set(style_layers)))
+        check_encoder(features)
         features.check_layers(layers)
         check_quantiles("quantiles", quantiles)
         folder = None if cache is None else Path(cache)
@@ -180,7 +181,7 @@ class StyleBank:
 
 def _encode(
     stack: TiltSeries,
-    features: VGG19Features,
+    features: StyleEncoder,
     layers: tuple[int, ...],
     quantiles: tuple[float, float],
     memory_budget: int,
@@ -200,7 +201,7 @@ def _encode(
     features.check_size(stack.tilts.shape[-2], stack.tilts.shape[-1], layers)
     unit = scale_to_unit(stack.tilts, (low, high)).to(device)
     measured = None if stack.measured is None else stack.measured.to(device)
-    home = features.mean.device
+    home = device_of(features)
     try:
         grams = style_grams(unit, features.to(device), layers=layers, memory_budget=memory_budget, measured=measured)
     finally:
@@ -216,7 +217,7 @@ def _encode(
 
 
 def _series_key(
-    stack: TiltSeries, features: VGG19Features, layers: tuple[int, ...], quantiles: tuple[float, float]
+    stack: TiltSeries, features: StyleEncoder, layers: tuple[int, ...], quantiles: tuple[float, float]
 ) -> str:
     digest = hashlib.sha256(
         json.dumps([_FORMAT, features.fingerprint, layers, quantiles, list(stack.tilts.shape)]).encode()

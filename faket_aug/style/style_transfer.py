@@ -15,6 +15,7 @@ from faket_aug.geometry import Angles
 from faket_aug.microscope.spectra import match_spectrum
 from faket_aug.statistics import match_mean_std, mean_std
 from faket_aug.style.bank import StyleBank
+from faket_aug.style.encoder import StyleEncoder, check_encoder
 from faket_aug.style.transfer import (
     AVERAGE_DECAY,
     CONTENT_LAYERS,
@@ -25,7 +26,6 @@ from faket_aug.style.transfer import (
     style_weights_for,
     stylize,
 )
-from faket_aug.style.vgg19 import VGG19Features
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -73,7 +73,7 @@ class StyleTransfer:
     """
 
     bank: StyleBank
-    features: VGG19Features
+    features: StyleEncoder
     step_size: float = STEP_SIZE
     iterations: int = ITERATIONS
     style_weights: Sequence[float] | None = None
@@ -83,10 +83,11 @@ class StyleTransfer:
     keep_spectrum: bool = False
     quantiles: tuple[float, float] | None = None
     memory_budget: int = MEMORY_BUDGET
-    _on_device: dict[str, VGG19Features] = field(default_factory=dict, init=False, repr=False)
+    _on_device: dict[str, StyleEncoder] = field(default_factory=dict, init=False, repr=False)
 
     def __post_init__(self) -> None:
         check_style_numbers(self)
+        check_encoder(self.features)
         if self.features.fingerprint != self.bank.encoder:
             raise ValueError(
                 "expected the `features` that `style` was built with, got others (weights, pooling or precision "
@@ -142,7 +143,7 @@ class StyleTransfer:
         own = self.keep_spectrum or own_statistics
         return match_mean_std(styled, *(mean_std(noisy) if own else (style.mean, style.std)))
 
-    def _encoder(self, device: torch.device) -> VGG19Features:
+    def _encoder(self, device: torch.device) -> StyleEncoder:
         if device.type == "cpu":
             return self.features
         key = str(device)

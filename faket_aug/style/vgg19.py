@@ -15,6 +15,7 @@ from torch.nn import functional
 
 from faket_aug._checks import WeightsError, check_choice
 from faket_aug._random import torch_generator, torch_seed
+from faket_aug.style.encoder import StyleEncoder
 from faket_aug.style.pooling import MODES as POOLING_MODES
 from faket_aug.style.pooling import pool, pool_with_pullback
 from faket_aug.style.weight_files import read_state_dict
@@ -38,7 +39,7 @@ class _Saved:
     pullback: Callable[[Tensor], Tensor] | None = None
 
 
-class VGG19Features(nn.Module):
+class VGG19Features(StyleEncoder):
     """Compute features of VGG-19 after chosen ReLUs, for images in [0, 1].
 
     Parameters
@@ -111,6 +112,11 @@ class VGG19Features(nn.Module):
         """Index of the deepest ReLU for which there are weights."""
         self.load()
         return max(int(key.split("_")[1]) for key in self.convolutions) + 1
+
+    @property
+    def layers(self) -> tuple[int, ...]:
+        """The ReLUs for which there are weights."""
+        return tuple(layer for layer in RELUS if layer <= self.deepest)
 
     @property
     def fingerprint(self) -> str:

@@ -234,6 +234,7 @@ OWN_DEFAULTS = {
     ("demo/settings.py", "output"): "declared there",
     ("comparison/settings.py", "steps"): "published: 70 epochs of 100 steps",
     ("comparison/check_settings.py", "steps"): "of a small classifier",
+    ("comparison/check_settings.py", "low_pass"): "of the template matching",
 }
 
 

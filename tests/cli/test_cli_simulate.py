@@ -216,6 +216,33 @@ def test_variation(command: Command, refused: Command, templates: Path, tmp_path
     assert "expected a `ctf`, or noise with a `response`, of the simulator to vary `defocus`" in message
 
 
+@pytest.mark.parametrize("halves", ["tilts", "exposures"])
+def test_halves(command: Command, refused: Command, templates: Path, tmp_path: Path, halves: str) -> None:
+    """Two more tomograms beside each, whose mean it is; the set says which halves, and nothing else changes."""
+    command("simulate", tmp_path / "plain", *generated(templates))
+    command("simulate", tmp_path / "set", *generated(templates), "--halves", halves)
+    plain, more = content(tmp_path / "plain"), content(tmp_path / "set")
+    added = {f"tomogram_0000/reconstruction_{name}.mrc" for name in ("even", "odd")}
+    assert set(more) - set(plain) == added
+    assert {name: of for name, of in more.items() if name not in added} == plain
+    first = tmp_path / "set" / "tomogram_0000"
+    whole, even, odd = (read_mrc(first / f"reconstruction{name}.mrc")[0] for name in ("", "_even", "_odd"))
+    share = 3 / 5 if halves == "tilts" else 1 / 2
+    assert torch.allclose(share * even + (1 - share) * odd, whole, atol=1e-4 * float(whole.std()))
+    told = json.loads((tmp_path / "set" / "simulation.json").read_text())
+    assert told["options"]["halves"] == told["settings"]["halves"] == halves
+    assert added <= {f"tomogram_0000/{name}" for name in read_record_file(first / "record.json")["files"]}
+    message = refused("simulate", tmp_path / "set", *generated(templates))
+    assert "got others for halves" in message
+    message = refused("simulate", tmp_path / "other", *generated(templates), "--halves", "frames")
+    assert "tilts, exposures" in message.replace("'", "")
+    noiseless = ["--modality", "noiseless", "--halves", "exposures"]
+    options = [option for option in generated(templates) if option not in ("--snr", "0.5")]
+    message = refused("simulate", tmp_path / "other", *options, *noiseless)
+    assert 'expected a modality with noise for `halves="exposures"`' in message
+    assert not (tmp_path / "other").exists()
+
+
 @pytest.mark.parametrize(("name", "told"), [("4194", "not numbers themselves, got '4194'"), ("a b", "got 'a b'")])
 def test_names_are_checked_first(refused: Command, templates: Path, tmp_path: Path, name: str, told: str) -> None:
     """A name that cannot be written is refused before anything is simulated or written."""

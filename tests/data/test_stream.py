@@ -23,7 +23,8 @@ from _helpers import (
 from torch.utils.data import IterableDataset
 
 from faket_aug import FakETDataset, LabelledPatches, LabelledTomogram, MixedPatches, PatchDataset, SimulationError
-from faket_aug.data.sampling import LiveTomogram, TomogramPatches
+from faket_aug.data.drawn import TomogramPatches
+from faket_aug.data.sampling import LiveTomogram
 from faket_aug.data.source import Maker
 from faket_aug.data.stream import PatchStream
 

@@ -71,6 +71,7 @@ def one_particle(
     image = blobs(SHAPE, [position], 1.2) + 0.5 * blobs(SHAPE, [ahead], 1.2)
     made = LabelledTomogram(
         tomogram=image,
+        clean=image,
         labels=(2 * (blobs(SHAPE, [position], 2.0) > 0.6)).to(torch.uint8),
         instances=(blobs(SHAPE, [position], 2.0) > 0.6).to(torch.int32),
         particles=ParticleTable(classes=[2], positions=[position], orientations=rotation[None]),  # type: ignore[arg-type]

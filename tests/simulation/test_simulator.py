@@ -277,7 +277,8 @@ def test_every_setting_is_recorded() -> None:
     names = {entry.name for entry in fields(made) if entry.init}
     settings = made.settings()
     # Without a crowd, what is done with it says nothing: records of 0.1.0 do not have it.
-    assert set(settings) == names - {"crowd", "background"}
+    # What a tomogram is filtered with is told where it differs from the default.
+    assert set(settings) == names - {"crowd", "background", "flavour", "low_pass", "deconvolution", "reconstruction"}
     assert json.loads(json.dumps(settings)) == settings
 
 
@@ -696,12 +697,12 @@ def test_each_tomogram_has_the_defocus_of_one_series(tmp_path: Path) -> None:
 
 
 def test_a_specimens_trip_is_read_in_one_function() -> None:
-    """Project, distort, add noise, restyle, reconstruct: in this order, in at most 12 lines."""
+    """Project, distort, add noise, restyle, reconstruct, and what goes with it: in this order, in at most 12 lines."""
     lines = textwrap.dedent(inspect.getsource(FakETSimulator._simulate)).splitlines()
     assert len(lines) <= 12
     stages = [re.search(r"self\._(\w+)\(", line) for line in lines[2:]]
     names = [found[1] for found in stages if found]
-    assert names == ["project", "distort", "add_noise", "restyle", "reconstruct", "labelled"]
+    assert names == ["project", "distort", "add_noise", "restyle", "reconstruct", "labelled", "accompanied"]
 
 
 def test_style_transfer_in_one_object(tmp_path: Path) -> None:
