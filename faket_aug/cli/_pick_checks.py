@@ -17,8 +17,9 @@ from faket_aug.formats._atomic import make_writable_folder
 from faket_aug.formats._json import read_json
 from faket_aug.formats.mrc import read_mrc, read_mrc_shape
 from faket_aug.formats.particles import check_words
-from faket_aug.picking.finding import FindSettings, check_voxel_size
+from faket_aug.picking.finding import FindSettings
 from faket_aug.picking.picker import Picker
+from faket_aug.picking.tomogram import check_voxel_size
 from faket_aug.simulation.saving import TOMOGRAM_FILE
 
 #: Bytes of a voxel while a tomogram is looked at, of a class's probability, and of tiles and blocks of them.

@@ -10,16 +10,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from faket_aug.picking.finding import (
-    FindSettings,
-    FoundPicks,
-    chosen_thresholds,
-    find_particles,
-    grainy_voxels,
-    skewness,
-)
+from faket_aug.picking.finding import FindSettings, FoundPicks, chosen_thresholds, find_particles
 from faket_aug.picking.picker import Picker, PickerDescription
 from faket_aug.picking.preparation import Preparation
+from faket_aug.picking.tomogram import grainy_voxels, skewness
 from faket_aug.tomography.resample import resample_volume
 
 SIZE, RADIUS = 10.0, 4.0
