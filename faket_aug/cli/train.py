@@ -51,6 +51,7 @@ def train(
     """
     from rich.console import Console
 
+    from faket_aug._checks import SimulationError
     from faket_aug._runtime.distributed import known_ranks
     from faket_aug.cli._console import showing_warnings
     from faket_aug.cli._training import make_run
@@ -67,9 +68,9 @@ def train(
                 if rank == 0:
                     write_settings(work)
                 trained = _train(run, console, shown=rank == 0)
-    except (ValueError, RankError) as error:
+    except (ValueError, RankError, SimulationError) as error:
         # A worker's error ends with the line that says what was wrong.
-        raise ValueError(in_option_names(str(error).splitlines()[-1])) from error
+        raise ValueError(in_option_names((str(error) or type(error).__name__).splitlines()[-1])) from error
     if rank == 0:
         for line in _summary(run, trained):
             typer.echo(line)
