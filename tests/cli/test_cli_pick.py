@@ -216,10 +216,10 @@ def test_several_classes(
     picker = replace(_picking.load_picker("run", "cpu"), description=described)  # type: ignore[call-arg]
     monkeypatch.setattr(_picking, "load_picker", lambda run, device: picker)
     path, output = tomogram(tmp_path / "TS_1.mrc"), tmp_path / "a.star"
-    options = ("--output", output, "--threshold", "other=0.2", "--probabilities", tmp_path / "p.mrc")
+    options = ("--output", output, "--threshold", "other=0.35", "--probabilities", tmp_path / "p.mrc")
     code, _, err = pick(monkeypatch, capsys, tmp_path, path, *options)
     assert code == 0, err
-    assert "(ball 2 from a score of 0.40, 0 in noise; other 4 from a score of 0.20, 0 in noise; thresholds given" in err
+    assert "(ball 2 from a score of 0.40, 0 in noise; other 4 from a score of 0.35, 0 in noise; thresholds given" in err
     assert starfile.read(output)["faketClassName"].value_counts().to_dict() == {"other": 4, "ball": 2}
     assert (tmp_path / "p_ball.mrc").is_file()
     assert (tmp_path / "p_other.mrc").is_file()
