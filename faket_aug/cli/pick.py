@@ -42,16 +42,15 @@ _OTHERS: dict[str, Setting] = {
             name="threshold",
             hint=float | dict[str, float] | None,
             default=None,
-            help="Score from which on picks count, of all classes or by class, as `4v4r=0.4,1bxn=0.3`; by default what "
-            "the training chose.",
+            help="Score from which on picks count, of all classes or by class, as `4v4r=0.4,1bxn=0.3`; by default that "
+            "of the control, and half of what the training chose at least.",
             group=_COUNTS,
         ),
         Setting(
             name="rate",
             hint=float | None,
             default=None,
-            help="Picks in noise for each pick: thresholds by the control, in place of the training's; where it chose "
-            f"none, {RATE:g}.",
+            help=f"Picks in noise for each pick, by which the control alone chooses thresholds; by default {RATE:g}.",
             group=_COUNTS,
         ),
         replace(

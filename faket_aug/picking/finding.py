@@ -210,8 +210,9 @@ def chosen_thresholds(
     given
         Thresholds of one's own, for all classes or by class number; the others are chosen.
     rate
-        Picks in noise for each pick, by which the control chooses; by default the training's thresholds are taken, or,
-        where it has none, a rate of 0.25.
+        Picks in noise for each pick, by which the control alone chooses. By default it is 0.25, and thresholds are half
+        of those that the training chose, at least: particles of real tomograms score less than simulated ones, but in
+        noise there are no look-alikes. Without control the training's thresholds are taken.
 
     Returns
     -------
@@ -229,10 +230,13 @@ def chosen_thresholds(
     own = dict(picker.description.thresholds)
     if rate is not None and found.control is None:
         raise ValueError("expected a control for thresholds by its rate, got none; leave `control` on, or give them")
-    if found.control is not None and (rate is not None or not own):
+    if found.control is not None:
         share = RATE if rate is None else rate
         chosen = thresholds_by_control(found.picks, found.control, numbers, rate=share)
         words = f"by the control, {share:g} picks in noise for each"
+        if rate is None and own:
+            chosen = {number: max(least, LEAST_SHARE * own.get(number, 0.0)) for number, least in chosen.items()}
+            words += f", at least {LEAST_SHARE:g} times the training's"
     elif own:
         chosen, words = {number: own.get(number, DEFAULT_THRESHOLD) for number in numbers}, "chosen by the training"
     else:
@@ -242,8 +246,11 @@ def chosen_thresholds(
     return {number: float((given or {}).get(number, chosen[number])) for number in numbers}, words
 
 
-#: Picks in noise for each pick, where neither training nor user say more.
+#: Picks in noise for each pick, where the user says nothing. In a real cell the picks were then as many as template
+#: matching finds.
 RATE = 0.25
+#: Share of the training's threshold that the control's is at least.
+LEAST_SHARE = 0.5
 
 
 @dataclass(frozen=True)

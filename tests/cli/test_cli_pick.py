@@ -96,7 +96,8 @@ def test_picks_are_placed_right(
     path = tomogram(tmp_path / "TS_1.mrc")
     code, out, err = pick(monkeypatch, capsys, tmp_path, path, "--output", output, "--unbinned-pixel-size", 2.5)
     assert code == 0, err
-    assert "TS_1: 6 picks, 0 in noise of the same spectrum (ball 6 from a score of 0.40; thresholds chosen by" in err
+    assert "TS_1: 6 picks, 0 in noise of the same spectrum (ball 6 from a score of 0." in err
+    assert "thresholds by the control, 0.25 picks in noise for each, at least 0.5 times the training's)" in err
     assert f"6 picks written to {output}; look at {tmp_path / 'picks' / 'TS_1.png'}" in out
     table = starfile.read(output)
     assert set(table["rlnTomoName"]) == {"TS_1"}
@@ -216,7 +217,7 @@ def test_several_classes(
     picker = replace(_picking.load_picker("run", "cpu"), description=described)  # type: ignore[call-arg]
     monkeypatch.setattr(_picking, "load_picker", lambda run, device: picker)
     path, output = tomogram(tmp_path / "TS_1.mrc"), tmp_path / "a.star"
-    options = ("--output", output, "--threshold", "other=0.35", "--probabilities", tmp_path / "p.mrc")
+    options = ("--output", output, "--threshold", "ball=0.4,other=0.35", "--probabilities", tmp_path / "p.mrc")
     code, _, err = pick(monkeypatch, capsys, tmp_path, path, *options)
     assert code == 0, err
     assert "(ball 2 from a score of 0.40, 0 in noise; other 4 from a score of 0.35, 0 in noise; thresholds given" in err

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from faket_aug.picking import finding
 from faket_aug.picking.finding import FindSettings, FoundPicks, chosen_thresholds, find_particles
 from faket_aug.picking.picker import Picker, PickerDescription
 from faket_aug.picking.preparation import Preparation
@@ -77,17 +78,26 @@ def test_particles_and_none_in_noise() -> None:
     assert words == "by the control, 0.25 picks in noise for each"
 
 
-def test_thresholds_by_whom() -> None:
-    """Given ones go before the training's, these before the control's, unless a rate is asked for."""
+def test_thresholds_by_whom(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Given ones go first; the control's are half of the training's at least, unless a rate is asked for."""
     found = find_particles(picker(), balls(), voxel_size=SIZE, settings=QUICK)
-    trained = picker(thresholds={1: 0.42})
-    assert chosen_thresholds(found, trained) == ({1: 0.42}, "chosen by the training")
+    alone = chosen_thresholds(found, picker())[0][1]
+    trained = picker(thresholds={1: 0.98})
+    words = "by the control, 0.25 picks in noise for each, at least 0.5 times the training's"
+    assert chosen_thresholds(found, trained) == ({1: alone}, words)
+    with monkeypatch.context() as patch:
+        patch.setattr(finding, "LEAST_SHARE", 1.0)
+        assert alone < 0.9
+        assert chosen_thresholds(found, trained)[0] == {1: 0.98}
+    assert chosen_thresholds(found, picker(thresholds={1: 0.01}))[0] == {1: alone}
     assert chosen_thresholds(found, trained, given=0.2) == ({1: 0.2}, "given")
     assert chosen_thresholds(found, trained, given={1: 0.3}) == ({1: 0.3}, "given")
     assert chosen_thresholds(found, trained, rate=0.0)[1] == "by the control, 0 picks in noise for each"
+    assert chosen_thresholds(found, trained, rate=0.25)[0] == {1: alone}
     bare = find_particles(picker(), balls(), voxel_size=SIZE, settings=FindSettings(control=False))
     assert bare.control is None
     assert chosen_thresholds(bare, picker()) == ({1: 0.3}, "the default")
+    assert chosen_thresholds(bare, trained) == ({1: 0.98}, "chosen by the training")
     with pytest.raises(ValueError, match="expected a control for thresholds by its rate"):
         chosen_thresholds(bare, picker(), rate=0.1)
 
