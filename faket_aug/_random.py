@@ -25,6 +25,7 @@ STAGES = (
     "background",
     "variation",
     "halves",
+    "control",
 )
 
 

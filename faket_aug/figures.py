@@ -208,8 +208,15 @@ def simulated_beside_real(simulated: TiltSeries, real: TiltSeries, *, tilt_angle
     return figure
 
 
-def three_sections(volume: Tensor, *, voxel_size: float, title: str, low_pass: float = LOW_PASS) -> Figure:
-    """Show three orthogonal sections through the middle of a tomogram, low-passed so that particles stand out.
+def three_sections(
+    volume: Tensor,
+    *,
+    voxel_size: float,
+    title: str,
+    low_pass: float = LOW_PASS,
+    at: Sequence[int] | None = None,
+) -> Figure:
+    """Show three orthogonal sections of a tomogram, low-passed so that particles stand out.
 
     Parameters
     ----------
@@ -222,6 +229,8 @@ def three_sections(volume: Tensor, *, voxel_size: float, title: str, low_pass: f
     low_pass
         Å. Neighbouring sections within this length are averaged, and the mean is smoothed by a Gaussian that leaves
         half of the amplitude at `1 / low_pass`.
+    at
+        (z, y, x), which sections; by default those through the middle.
     """
     check_ndim("volume", volume, "z y x")
     depth, height, width = volume.shape
@@ -233,7 +242,7 @@ def three_sections(volume: Tensor, *, voxel_size: float, title: str, low_pass: f
     grid: npt.NDArray[Any] = figure.subplots(2, 2, squeeze=False, gridspec_kw=ratios)
     grid[1, 1].set_axis_off()
     for axis, (name, axes) in enumerate(zip("zyx", (grid[0, 0], grid[1, 0], grid[0, 1]), strict=True)):
-        place = volume.shape[axis] // 2
+        place = volume.shape[axis] // 2 if at is None else at[axis]
         image = _smooth_section(volume, axis, place, low_pass / voxel_size)
         tilt_panel(axes, image, title=f"{name} = {place}", pixel_size=voxel_size if axis == 0 else 0.0)
     return figure

@@ -343,6 +343,10 @@ RUN = {
         "simulate set": ["--count", "1"],
         "simulate cells": [*("--shape", "40,128,128", "--count", "1"), *("--weights", "narrow.pth")],
         "show": [],
+        "train": [
+            *("--counts", "3", "--shape", "32,64,64", "--steps", "2", "--patch-size", "16", "--batch-size", "2"),
+            *("--widths", "4,8,8", "--patches-per-tomogram", "4"),
+        ],
         "reconstruct": ALIGNED,
     },
     "docs/getting-started.md": {"fit": [], "simulate": ["--count", "1"], "show": [], "reconstruct": ALIGNED},

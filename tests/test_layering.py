@@ -28,7 +28,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("data",),
     ("figures",),
     ("picking", "demo"),
-    ("comparison",),
+    ("comparison", "training"),
     ("cli",),
 )
 
@@ -56,7 +56,7 @@ LONG_MODULES = {
 MAX_LINES = 400
 
 #: What the contents page leaves out: learning and the command line.
-NOT_ON_THE_CONTENTS_PAGE = ("picking", "demo", "comparison", "cli", "figures")
+NOT_ON_THE_CONTENTS_PAGE = ("picking", "demo", "comparison", "training", "cli", "figures")
 ROOT = ""
 
 

@@ -16,10 +16,12 @@ from faket_aug.cli.check import check
 from faket_aug.cli.compare import compare
 from faket_aug.cli.demo import demo
 from faket_aug.cli.fit import fit
+from faket_aug.cli.pick import pick
 from faket_aug.cli.reconstruct import reconstruct
 from faket_aug.cli.score import score
 from faket_aug.cli.show import show
 from faket_aug.cli.simulate import simulate
+from faket_aug.cli.train import train
 from faket_aug.formats._atomic import DISK_FULL, NOT_ALLOWED
 
 app = typer.Typer(
@@ -30,7 +32,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="markdown",
 )
-for command in (demo, simulate, fit, check, show, reconstruct, score, compare):
+for command in (demo, simulate, fit, check, show, reconstruct, train, pick, score, compare):
     app.command()(command)
 
 #: What a user can cause: it is said in one line, without a traceback.

@@ -22,11 +22,14 @@ from faket_aug.formats.mrc import read_mrc, read_mrc_shape, write_mrc
 from faket_aug.formats.tilt_metadata import TiltMetadata
 from faket_aug.microscope.ctf import ContrastTransfer
 from faket_aug.microscope.file import read_microscope
+from faket_aug.picking.checkpoints import BEST, CHECKPOINT
+from faket_aug.picking.picker import describe_run
 from faket_aug.simulation.saving import RECORD_FILE, TOMOGRAM_FILE
 from faket_aug.simulation.simulator import FakETSimulator
 from faket_aug.tilts.discovery import Metadata, _find_stack, _metadata
 from faket_aug.tilts.series import TiltSeries
 from faket_aug.tomography.reconstruction import reconstruct
+from faket_aug.training.validation import FOLDER as VALIDATION_FOLDER
 
 SUFFIXES = (".mrc", ".rec")
 PICTURE, RECORD = ".png", ".json"
@@ -53,7 +56,7 @@ class ReconstructionWork:
     output
         The tomogram.
     like
-        A microscope's file, or a set's folder or `simulation.json`.
+        A microscope's file, a set's folder or `simulation.json`, or the folder of a training.
     reading
         Settings of `TiltSeries.read`.
     settings
@@ -339,7 +342,8 @@ def read_like(path: Path) -> dict[str, Any]:
     Parameters
     ----------
     path
-        The file of a microscope, a set's folder or its `simulation.json`, or a tomogram's folder or `record.json`.
+        The file of a microscope, a set's folder or its `simulation.json`, a tomogram's folder or `record.json`, or the
+        folder of a training.
 
     Raises
     ------
@@ -347,6 +351,10 @@ def read_like(path: Path) -> dict[str, Any]:
         If it is none of these.
     """
     folder = path if path.is_dir() else path.parent
+    if any((path / name).is_file() for name in (BEST, CHECKPOINT)):
+        made = describe_run(path)
+        own = {"filter": made.filter, "ctf_correction": made.ctf_correction}
+        return own | _of_tomogram(path / VALIDATION_FOLDER) | {"voxel_size": made.voxel_size}
     if path.is_dir():
         names = (SETTINGS_FILE, RECORD_FILE)
         file = next((path / name for name in names if (path / name).is_file()), None)

@@ -2,32 +2,32 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 
 from faket_aug._checks import FileFormatError
-from faket_aug._settings import as_json
-from faket_aug.figures import label_color, save_figure
+from faket_aug.cli._score_report import as_csv, as_table, draw_score, report, report_tomograms
+from faket_aug.figures import save_figure
 from faket_aug.formats._atomic import make_writable_folder, write_text
-from faket_aug.formats._text import find_name
-from faket_aug.formats.found_particles import FoundParticles, find_geometry, find_names, find_particles
+from faket_aug.formats._text import find_name, shortened
+from faket_aug.formats.found_particles import (
+    FoundParticles,
+    find_geometry,
+    find_names,
+    find_particles,
+    find_tomograms,
+)
 from faket_aug.formats.particles import ParticleList, match_names
 from faket_aug.formats.star import Shape
-from faket_aug.picking.distances import REACH, DistanceScore, PairedPicks, score_by_distance
+from faket_aug.picking.distances import score_by_distance, score_tomograms
 from faket_aug.picking.scoring import ShrecScore, evaluate_shrec
 
 NUMBERS, TABLE, PICTURE = "score.json", "score.csv", "score.png"
 _MASK = "occupancy_mask.mrc"
-_ALL = "any class"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,6 +89,9 @@ def run(work: ScoreWork) -> list[str]:
     ValueError, FileNotFoundError, FileFormatError
         If files are missing or wrong, or do not go together.
     """
+    both = _several(work)
+    if both is not None:
+        return _run_several(work, *both)
     picks, truth = _read(work)
     voxel_size = _size(truth, picks)
     own_size = picks.voxel_size or voxel_size
@@ -109,13 +112,90 @@ def run(work: ScoreWork) -> list[str]:
         content = as_table(found, by_mask, beta=work.beta)
         about = {"picks": picks.source, "truth": truth.source, "voxel_size": voxel_size, "classes": list(classes)}
         write_text(work.output / NUMBERS, json.dumps(about | content, indent=1, allow_nan=False) + "\n")
-        write_text(work.output / TABLE, _csv(content))
+        write_text(work.output / TABLE, as_csv(content))
         save_figure(draw_score(found), work.output / PICTURE)
         lines.append(f"written to {work.output / NUMBERS} and {TABLE}; look at {work.output / PICTURE}")
     return lines
 
 
-def _read(work: ScoreWork) -> tuple[FoundParticles, FoundParticles]:
+def _several(work: ScoreWork) -> tuple[dict[str, str | None], list[str]] | None:
+    """Pair the tomograms of the truth with those of the picks, where there are several and none was chosen.
+
+    Returns
+    -------
+    By the truth's names those of the picks, `None` for tomograms without picks; and the picks' names that are left.
+    """
+    if work.of_picks.tomogram is not None or work.of_truth.tomogram is not None:
+        return None
+    if not work.truth.exists() or not work.picks.exists():
+        return None
+    true, found = find_tomograms(work.truth), find_tomograms(work.picks)
+    if len(true) < 2 or not found or work.picks_voxel_size is not None:
+        return None
+    pairs = {name: find_name(name, found) for name in true}
+    used = set(pairs.values())
+    if used == {None}:
+        raise FileFormatError(
+            f"{work.picks}: expected picks of tomograms that {work.truth} has ({shortened(', '.join(true))}), got "
+            f"{shortened(', '.join(found))}; set --tomogram and --truth-tomogram to a pair of them, or rename them"
+        )
+    return pairs, [name for name in found if name not in used]
+
+
+def _run_several(work: ScoreWork, pairs: Mapping[str, str | None], left: Sequence[str]) -> list[str]:
+    """Score the picks of several tomograms, and all of them together."""
+    lists, sizes = [], []
+    for true, found in pairs.items():
+        one = replace(
+            work, of_picks=replace(work.of_picks, tomogram=found), of_truth=replace(work.of_truth, tomogram=true)
+        )
+        picks, truth = _read(one, empty=found is None)
+        voxel_size = _size(truth, picks)
+        scale = (picks.voxel_size or voxel_size) / voxel_size
+        lists.append((replace(picks.particles, positions=picks.particles.positions * scale), truth))
+        sizes.append(voxel_size)
+    every = FoundParticles(
+        particles=_joined([truth.particles for _, truth in lists]), voxel_size=sizes[0], source=str(work.truth)
+    )
+    spelled = [
+        (_spelled(FoundParticles(particles=one, voxel_size=0.0, source=str(work.picks)), every, work), truth.particles)
+        for one, truth in lists
+    ]
+    classes = tuple(_known(name, every) for name in work.classes)
+    distance = work.distance
+    if isinstance(distance, Mapping):
+        distance = {_known(name, every): one for name, one in distance.items()}
+    total, each = score_tomograms(spelled, distance=distance, voxel_sizes=sizes, classes=classes)
+    by_name = dict(zip(pairs, each, strict=True))
+    lines = [*report(total, None, beta=work.beta), *report_tomograms(by_name, beta=work.beta)]
+    empty = [true for true, found in pairs.items() if found is None]
+    if empty:
+        lines.append(f"No picks of {shortened(', '.join(empty))}: all their particles count as missed.")
+    if left:
+        lines.append(f"Left out, since the truth has no such tomograms: picks of {shortened(', '.join(left))}.")
+    if work.output is not None:
+        make_writable_folder(work.output)
+        content = as_table(total, None, beta=work.beta)
+        tomograms = {name: as_table(one, None, beta=work.beta) for name, one in by_name.items()}
+        about = {"picks": str(work.picks), "truth": str(work.truth), "classes": list(classes), "voxel_sizes": sizes}
+        whole = about | content | {"tomograms": tomograms, "without_picks": empty, "left_out": list(left)}
+        write_text(work.output / NUMBERS, json.dumps(whole, indent=1, allow_nan=False) + "\n")
+        write_text(work.output / TABLE, as_csv(content, tomograms))
+        save_figure(draw_score(total), work.output / PICTURE)
+        lines.append(f"written to {work.output / NUMBERS} and {TABLE}; look at {work.output / PICTURE}")
+    return lines
+
+
+def _joined(lists: Sequence[ParticleList]) -> ParticleList:
+    return ParticleList(
+        tuple(name for one in lists for name in one.names),
+        np.concatenate([one.positions for one in lists]),
+        np.concatenate([one.orientations for one in lists]),
+    )
+
+
+def _read(work: ScoreWork, *, empty: bool = False) -> tuple[FoundParticles, FoundParticles]:
+    """Read picks and truth; of a tomogram without picks only the truth is read."""
     header: tuple[float, Shape | None] = (0.0, None)
     sources = [(work.volume, None), (work.truth, work.of_truth.tomogram), (work.picks, work.of_picks.tomogram)]
     for path, tomogram in sources:
@@ -127,6 +207,9 @@ def _read(work: ScoreWork) -> tuple[FoundParticles, FoundParticles]:
     names = dict(work.class_table or {}) or find_names(work.truth) or find_names(work.picks)
     truth = _found(work.truth, work.of_truth, size, header[1], names)
     own = work.picks_voxel_size
+    if empty:
+        none = ParticleList((), np.zeros((0, 3)), np.zeros((0, 3, 3)))
+        return FoundParticles(particles=none, voxel_size=0.0, source=str(work.picks)), truth
     picks = _found(work.picks, work.of_picks, own or size, header[1] if own is None else None, names)
     both = work.of_picks.tomogram is None and picks.tomogram and truth.tomogram
     if both and find_name(str(picks.tomogram), [str(truth.tomogram)]) is None:
@@ -195,109 +278,3 @@ def _by_mask(picks: ParticleList, truth: FoundParticles, classes: Sequence[str])
     rows = [row for row, name in enumerate(picks.names) if name in truth.particles.names and name not in left_out]
     kept = ParticleList(tuple(picks.names[row] for row in rows), picks.positions[rows], picks.orientations[rows])
     return evaluate_shrec(kept, truth.folder, skip=left_out)
-
-
-# What came out --------------------------------------------------------------------------------------------------------
-
-
-def as_table(found: DistanceScore, by_mask: ShrecScore | None, *, beta: float) -> dict[str, Any]:
-    """Return the numbers as JSON types."""
-    content: dict[str, Any] = {
-        "beta": beta,
-        "mean_f1": found.mean_f1,
-        "mean_f_beta": found.mean_f_beta(beta),
-        "places": _row(found.places, beta),
-        "per_class": {name: _row(one, beta) for name, one in found.per_class.items()},
-    }
-    if by_mask is not None:
-        known = {name: value for name, value in vars(by_mask).items() if name != "confusion"}
-        known |= {"mean_distance": by_mask.mean_distance if by_mask.found else None}
-        known |= {"labels": list(by_mask.labels), "confusion": by_mask.confusion.tolist()}
-        content["shrec"] = as_json(known | {"per_class": {n: asdict(one) for n, one in by_mask.per_class.items()}})
-    return content
-
-
-def _row(one: PairedPicks, beta: float) -> dict[str, float | int | None]:
-    return {
-        **{"distance": one.distance, "particles": one.particles, "picks": one.picks, "hits": one.hits},
-        **{"precision": one.precision, "recall": one.recall, "f1": one.f1, "f_beta": one.f_beta(beta)},
-        "mean_distance": one.mean_distance,
-    }
-
-
-def _csv(content: Mapping[str, Any]) -> str:
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["class", *content["places"]])
-    for name, row in [*content["per_class"].items(), (_ALL, content["places"])]:
-        writer.writerow([name, *("" if value is None else value for value in row.values())])
-    return text.getvalue()
-
-
-def report(found: DistanceScore, by_mask: ShrecScore | None, *, beta: float) -> list[str]:
-    """Say what came out: a table, means, and SHREC's own score where there is a mask."""
-    head = ("class", "within", "particles", "picks", "hits", "precision", "recall", "F1", f"F{beta:g}")
-    rows = [_words(name, one, beta) for name, one in [*found.per_class.items(), (_ALL, found.places)]]
-    widths = [max(len(row[column]) for row in [head, *rows]) for column in range(len(head))]
-    lines = ["  ".join([row[0].ljust(widths[0]), *_right(row[1:], widths[1:])]) for row in [head, *rows]]
-    lines.append(f"Mean of the classes: F1 {found.mean_f1:.3f}, F{beta:g} {found.mean_f_beta(beta):.3f}.")
-    if by_mask is not None:
-        lines.append(
-            f"By the occupancy mask (SHREC's evaluation): F1 of places {by_mask.localization_f1:.3f}, mean F1 of "
-            f"classes {by_mask.macro_f1:.3f}; hit more than once: {by_mask.double_hits}."
-        )
-    return lines
-
-
-def _right(words: Sequence[str], widths: Sequence[int]) -> list[str]:
-    return [word.rjust(width) for word, width in zip(words, widths, strict=True)]
-
-
-def _words(name: str, one: PairedPicks, beta: float) -> tuple[str, ...]:
-    shares = [None if share is None else f"{share:.3f}" for share in (one.precision, one.recall)]
-    counts = (f"{one.distance:g} Å", str(one.particles), str(one.picks), str(one.hits))
-    return (name, *counts, *(share or "–" for share in shares), f"{one.f1:.3f}", f"{one.f_beta(beta):.3f}")
-
-
-def draw_score(found: DistanceScore) -> Figure:
-    """Draw the F1 of each class, and precision and recall of all classes over the distance.
-
-    Parameters
-    ----------
-    found
-        The score.
-    """
-    count = len(found.per_class)
-    figure = Figure(figsize=(10, max(3.6, 0.32 * count + 1.6)), layout="constrained")
-    bars, curves = figure.subplots(1, 2)
-    names, rows = list(found.per_class), np.arange(count)
-    scores = [one.f1 for one in found.per_class.values()]
-    drawn = bars.barh(rows, scores, color=[label_color(number) for number in range(1, count + 1)])
-    bars.bar_label(drawn, [f"{score:.2f}" for score in scores], fontsize=8, padding=2)
-    bars.set_yticks(rows, names, fontsize=8)
-    bars.set_ylim(count - 0.5, -0.5)
-    bars.set_xlim(0, 1.1)
-    bars.set_title(f"F1 of each class, mean {found.mean_f1:.2f}", fontsize=10)
-    bars.spines[["top", "right"]].set_visible(False)
-    _draw_curves(curves, found)
-    return figure
-
-
-def _draw_curves(axes: Axes, found: DistanceScore) -> None:
-    """Draw precision and recall, hits of all classes together, over the distance that a hit may have."""
-    parts = list(found.per_class.values())
-    shares = np.linspace(0, REACH, 101)
-    hits = np.array([sum(one.hits_within(share * one.distance) for one in parts) for share in shares])
-    distances = {one.distance for one in parts}
-    unit = distances.pop() if len(distances) == 1 else 1.0
-    picks, particles = sum(one.picks for one in parts), sum(one.particles for one in parts)
-    for name, whole, style in (("precision", picks, "-"), ("recall", particles, "--")):
-        axes.plot(shares * unit, hits / max(whole, 1), style, linewidth=2.0, label=name)
-    axes.axvline(unit, color="0.6", linewidth=1.0)
-    axes.text(unit, 1.02, " the distance used", fontsize=8, color="0.4", va="bottom")
-    axes.set_xlim(0, REACH * unit)
-    axes.set_ylim(0, 1.1)
-    axes.set_xlabel("distance, Å" if unit != 1.0 else "share of each class's distance")
-    axes.set_title("precision and recall, by how near a pick must be", fontsize=10)
-    axes.grid(alpha=0.3)
-    axes.legend(fontsize=8, frameon=False)

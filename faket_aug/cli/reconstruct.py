@@ -56,8 +56,8 @@ def reconstruct(
     like: Annotated[
         Path | None,
         typer.Option(
-            help="The file of a microscope, or the folder of a simulated set: filter, resampling, CTF correction, and "
-            "as far as known voxel size and depth, are taken from it.",
+            help="The file of a microscope, or the folder of a simulated set or of a training: filter, resampling, CTF "
+            "correction, and as far as known voxel size and depth, are taken from it.",
             rich_help_panel=_HOW,
             show_default=False,
         ),

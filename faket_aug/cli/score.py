@@ -71,7 +71,8 @@ def score(
     """Score picks against the particles that are there: precision, recall, F1 and F-beta, by class.
 
     A pick finds a particle of its class within --distance; the picture shows how much depends on it. Where the truth is
-    a folder in SHREC's layout, SHREC's own evaluation is told, too.
+    a folder in SHREC's layout, SHREC's own evaluation is told, too. Lists of several tomograms are paired by name: a
+    STAR file or a folder of lists against a set, a STAR file or a copick project gives totals and each tomogram's row.
 
     As `faket-aug score picks.star set/tomogram_0007 --distance 75 --output score`, on a tomogram that `simulate` wrote.
     """

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import json
+import re
 import tomllib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from faket_aug._checks import FileFormatError
+from faket_aug.formats._atomic import write_text
 from faket_aug.formats._json import MAX_DIGITS, parse, read_text
 
 
@@ -46,3 +50,37 @@ def _check_whole_numbers(content: Any) -> None:
             _check_whole_numbers(one)
     elif isinstance(content, int) and abs(content) >= 10**MAX_DIGITS:
         raise ValueError(f"a whole number of more than {MAX_DIGITS} digits")
+
+
+def write_toml(path: str | Path, content: Mapping[str, Any], *, head: str = "") -> None:
+    """Write settings as TOML, a line for each; what is None is left out.
+
+    Parameters
+    ----------
+    path
+        The file; an earlier one stays until the new one is complete.
+    content
+        JSON types by name.
+    head
+        A comment in the first line.
+    """
+    lines = [f"# {head}"] if head else []
+    lines += [f"{_key(name)} = {_toml(value)}" for name, value in content.items() if value is not None]
+    write_text(path, "\n".join(lines) + "\n")
+
+
+def _key(name: str) -> str:
+    return name if re.fullmatch(r"[A-Za-z0-9_-]+", name) else _toml(name)
+
+
+def _toml(value: Any) -> str:
+    if isinstance(value, Mapping):
+        pairs = (f"{_key(str(name))} = {_toml(one)}" for name, one in value.items() if one is not None)
+        return f"{{ {', '.join(pairs)} }}" if value else "{}"
+    if isinstance(value, list | tuple):
+        return f"[{', '.join(map(_toml, value))}]"
+    if isinstance(value, float):
+        # TOML wants digits on both sides of the point, and has words of its own for what is not finite.
+        return repr(value) if "e" not in repr(value) or "." in repr(value) else repr(value).replace("e", ".0e")
+    # Strings, whole numbers and truth values are written alike; DEL alone is not.
+    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from faket_aug._checks import FileFormatError
@@ -13,12 +13,22 @@ from faket_aug.formats.deepfinder import read_object_list
 from faket_aug.formats.mrc import read_mrc, read_mrc_shape
 from faket_aug.formats.particles import ParticleList, read_particles_csv
 from faket_aug.formats.shrec import find_class_names, read_particle_locations
-from faket_aug.formats.star import Shape, has_tomogram_names, read_particles_star, read_star_voxel_size
+from faket_aug.formats.star import (
+    Shape,
+    has_tomogram_names,
+    read_particles_star,
+    read_star_voxel_size,
+    star_tomogram_names,
+)
 
 LIST_SUFFIXES = (".star", ".xml", ".csv", ".tsv", ".txt")
 #: The files of a folder in SHREC's layout: the list, and masks that tell in which voxels it counts.
 LOCATIONS = "particle_locations.txt"
 _MASKS = ("occupancy_mask.mrc", "class_mask.mrc")
+#: Text files beside lists that are none.
+_NO_LISTS = ("class_conversion_table", "readme", "license")
+#: Bytes of a JSON file in which a copick project says that it is one.
+_LOOKED_AT = 2**20
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,7 +72,7 @@ def find_particles(
     ----------
     path
         RELION's `.star`, DeepFinder's `.xml`, a plain `.csv` or `.tsv`, SHREC's `.txt`; a folder in SHREC's layout, or
-        one of several such; or a copick project.
+        one of several such; a folder of such files, each named as its tomogram; or a copick project.
     tomogram
         Which tomogram, where there are several: its name, its index in an XML file, its folder, or its run.
     voxel_size
@@ -86,6 +96,11 @@ def find_particles(
     path = Path(path)
     if not path.exists():
         raise FileNotFoundError(f"expected a list of particles, found none at {path}")
+    files = _list_files(path)
+    if files:
+        chosen = _chosen(str(path), list(files), tomogram, True)
+        found = find_particles(files[chosen], voxel_size=voxel_size, shape=shape, class_names=class_names)
+        return replace(found, tomogram=chosen)
     if path.suffix.lower() == ".json" or (path.is_dir() and not _shrec_folders(path)):
         return _of_copick(path, tomogram, voxel_size, user_id, session_id)
     if path.is_dir():
@@ -109,6 +124,48 @@ def find_particles(
     chosen = _chosen(str(path), list(lists), tomogram, named)
     name = chosen if named else None
     return FoundParticles(particles=lists[chosen], voxel_size=size, source=str(path), tomogram=name)
+
+
+def find_tomograms(path: str | Path) -> list[str]:
+    """List the tomograms that a path holds lists of: STAR files, XML files, folders of lists, and copick projects.
+
+    Returns
+    -------
+    Their names, or indices in an XML file; none where the path does not tell.
+
+    Raises
+    ------
+    FileFormatError
+        If a file is wrong.
+    """
+    path = Path(path)
+    if path.suffix.lower() == ".star" and path.is_file():
+        return star_tomogram_names(path) if has_tomogram_names(path) else []
+    if path.suffix.lower() == ".xml" and path.is_file():
+        return [str(index) for index in read_object_list(path)]
+    if files := _list_files(path):
+        return list(files)
+    if path.is_dir() and (folders := _shrec_folders(path)):
+        return list(folders)
+    if path.is_dir() or (path.suffix.lower() == ".json" and path.is_file()):
+        try:
+            return list(copick.read_copick_runs(path))
+        except FileNotFoundError:
+            return []
+    return []
+
+
+def _list_files(path: Path) -> dict[str, Path]:
+    """Find the lists of a folder that is neither in SHREC's layout nor a copick project, by their names."""
+    if not path.is_dir() or _shrec_folders(path) or any(map(_is_copick, path.glob("*.json"))):
+        return {}
+    files = [one for one in sorted(path.iterdir()) if one.is_file() and one.suffix.lower() in LIST_SUFFIXES]
+    return {one.stem: one for one in files if not one.name.lower().startswith(_NO_LISTS)}
+
+
+def _is_copick(path: Path) -> bool:
+    """Whether a JSON file is the configuration of a copick project."""
+    return b'"pickable_objects"' in path.read_bytes()[:_LOOKED_AT]
 
 
 def find_geometry(path: str | Path, *, tomogram: str | None = None) -> tuple[float, Shape | None]:

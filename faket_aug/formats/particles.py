@@ -32,6 +32,8 @@ class ParticleList:
         unit and origin stay at its own border.
     orientations
         `(n, 3, 3)`, rotation matrices on column vectors (x, y, z), template to specimen; NaN without orientation.
+    scores
+        `(n,)`, how certain each particle is, the higher the more; `None` where nothing is said.
 
     Raises
     ------
@@ -42,12 +44,15 @@ class ParticleList:
     names: tuple[str, ...]
     positions: npt.NDArray[np.float64]
     orientations: npt.NDArray[np.float64]
+    scores: npt.NDArray[np.float64] | None = None
 
     def __post_init__(self) -> None:
         count = len(self.names)
         shapes = (self.positions.shape, self.orientations.shape)
         if shapes != ((count, 3), (count, 3, 3)):
             raise ValueError(f"expected places and orientations of {count} particles, got arrays of {shapes}")
+        if self.scores is not None and self.scores.shape != (count,):
+            raise ValueError(f"expected scores of {count} particles, got an array of {self.scores.shape}")
 
     def __len__(self) -> int:
         return len(self.names)

@@ -49,6 +49,8 @@ VERSIONS = (3, 4, 5)
 #: Columns of our own, which RELION passes on: the class's name, and 0 where the three angles mean nothing.
 NAME_COLUMN = "faketClassName"
 ORIENTED_COLUMN = "faketOriented"
+#: RELION's score of a pick.
+SCORE_COLUMN = "rlnAutopickFigureOfMerit"
 
 _PIXELS = ("rlnCoordinateX", "rlnCoordinateY", "rlnCoordinateZ")
 _CENTERED = ("rlnCenteredCoordinateXAngst", "rlnCenteredCoordinateYAngst", "rlnCenteredCoordinateZAngst")
@@ -61,6 +63,8 @@ _TOMOGRAM_NAMES = ("rlnTomoName", "rlnMicrographName")
 _PIXEL_SIZES = ("rlnTomoTiltSeriesPixelSize", "rlnPixelSize")
 #: How the names of tomograms end that WarpTools writes.
 _WARP_NAME = ".tomostar"
+#: Å, of a pixel of coordinates that are in Å.
+_WARP_COORDINATES = 1.0
 
 
 def write_particles_star(
@@ -71,16 +75,18 @@ def write_particles_star(
     class_numbers: Mapping[str, int],
     shape: Shape | Mapping[str, Shape] | None = None,
     version: int = 5,
+    pixel_size: float | None = None,
 ) -> None:
     """Write a STAR file of particles: one table, `data_particles`, without optics groups.
 
     RELION 4 imports it; RELION 5 takes it as a set of particles and adds the optics groups of the tomograms. RELION's
-    own pixels are those of the tilt-series: scale coordinates of binned tomograms, or use version 5, which counts Å.
+    own pixels are those of the tilt-series: give `pixel_size` for those of binned tomograms.
 
     Columns: `rlnTomoName` (for version 3 also `rlnMicrographName`), the coordinates, `rlnAngleRot`, `rlnAngleTilt`,
     `rlnAnglePsi`, `rlnClassNumber`, the voxel size in Å (`rlnPixelSize` for version 3, `rlnTomoTiltSeriesPixelSize` for
     the others), and `faketClassName`, which RELION passes on. Where a particle has no orientation its angles are 0,
-    since RELION needs numbers, and a column `faketOriented` says which angles count.
+    since RELION needs numbers, and a column `faketOriented` says which angles count. Scores, where all particles have
+    them, are `rlnAutopickFigureOfMerit`.
 
     Parameters
     ----------
@@ -96,6 +102,9 @@ def write_particles_star(
         `(z, y, x)` of the tomograms, in voxels, or of each by its name; for version 5, which counts from the centre.
     version
         3 or 4 (voxels from 0) or 5 (Å from the centre).
+    pixel_size
+        Å, of the tilt-series before binning: what RELION counts in. By default the tomograms' voxel size. A voxel's
+        index times the binning is the pixel's.
 
     Raises
     ------
@@ -104,43 +113,83 @@ def write_particles_star(
     """
     check_choice("version", version, VERSIONS)
     check_positive("voxel_size", voxel_size)
+    counted = voxel_size if pixel_size is None else pixel_size
+    check_positive("pixel_size", counted)
     check_words(particles, "names of tomograms")
     partly = not all(one.oriented.all() for one in particles.values())
+    scored = _scored(particles)
     rows: list[list[str]] = []
     for name, one in particles.items():
         check_writable(one)
-        size = _shape_of(shape, name) if version == 5 else None
-        rows += _rows(name, one, numbers_of(one.names, class_numbers), voxel_size, size, partly)
+        numbers = numbers_of(one.names, class_numbers)
+        places = one.positions
+        if version == 5:
+            places = (places - np.array(_shape_of(shape, name)) / 2) * voxel_size
+        elif counted != voxel_size:
+            places = places * (voxel_size / counted)
+        rows += _rows(name, one, places, numbers, counted, partly, scored)
     names = ["rlnTomoName", *(_CENTERED if version == 5 else _PIXELS), *_ANGLES, "rlnClassNumber"]
     names += ["rlnPixelSize" if version == 3 else "rlnTomoTiltSeriesPixelSize", NAME_COLUMN]
     names += [ORIENTED_COLUMN] if partly else []
+    names += [SCORE_COLUMN] if scored else []
     if version == 3:
         names, rows = ["rlnMicrographName", *names], [[row[0], *row] for row in rows]
     write_text(path, _table(names, rows))
 
 
+def write_warp_star(
+    path: str | Path,
+    particles: Mapping[str, ParticleList],
+    *,
+    voxel_size: float,
+    class_numbers: Mapping[str, int],
+) -> None:
+    """Write a STAR file for Warp and WarpTools: places in Å from the first voxel, tomograms named `NAME.tomostar`.
+
+    `WarpTools ts_export_particles --input_star FILE --coords_angpix 1` reads it. Other columns are those of version 3
+    of `write_particles_star`; a pixel size of 1 Å says what the coordinates count in.
+
+    Parameters
+    ----------
+    path, particles, class_numbers
+        As for `write_particles_star`.
+    voxel_size
+        Å, of the tomograms.
+    """
+    named = {name.removesuffix(_WARP_NAME) + _WARP_NAME: one for name, one in particles.items()}
+    write_particles_star(
+        path, named, voxel_size=voxel_size, class_numbers=class_numbers, version=3, pixel_size=_WARP_COORDINATES
+    )
+
+
+def _scored(particles: Mapping[str, ParticleList]) -> bool:
+    return bool(particles) and all(one.scores is not None for one in particles.values())
+
+
 def _rows(
     tomogram: str,
     particles: ParticleList,
+    places: FloatArray,
     numbers: Sequence[int],
-    voxel_size: float,
-    shape: Shape | None,
+    pixel_size: float,
     partly: bool,
+    scored: bool,
 ) -> list[list[str]]:
-    places = particles.positions if shape is None else (particles.positions - np.array(shape) / 2) * voxel_size
     angles = np.nan_to_num(relion_angles(particles.orientations))
+    scores = [f"{score:.6f}" for score in particles.scores] if scored and particles.scores is not None else []
     return [
         [
             tomogram,
             *(f"{number:.6f}" for number in (x, y, z, *turns)),
             str(number),
             # All digits that tell it from its neighbours: a rounded size would move the particles far from the centre.
-            repr(float(voxel_size)),
+            repr(float(pixel_size)),
             name,
             *([str(int(known))] if partly else []),
+            *scores[row : row + 1],
         ]
-        for name, number, (z, y, x), turns, known in zip(
-            particles.names, numbers, places, angles, particles.oriented, strict=True
+        for row, (name, number, (z, y, x), turns, known) in enumerate(
+            zip(particles.names, numbers, places, angles, particles.oriented, strict=True)
         )
     ]
 
@@ -224,6 +273,17 @@ def has_tomogram_names(path: str | Path) -> bool:
     """Whether a STAR file says which tomogram its particles are in (an optimisation set's particles do)."""
     tables = star_tables(path).values()
     return any(name in table for table in tables for name in (*_TOMOGRAM_NAMES, "rlnTomoParticlesFile"))
+
+
+def star_tomogram_names(path: str | Path) -> list[str]:
+    """List the tomograms whose particles a STAR file holds, or an optimisation set's particles do."""
+    path = Path(path)
+    blocks = star_tables(path)
+    files = next((block for block in blocks.values() if "rlnTomoParticlesFile" in block), None)
+    if files is not None:
+        particles = _named_file(path, files, "rlnTomoParticlesFile")
+        return [] if particles.resolve() == path.resolve() else star_tomogram_names(particles)
+    return list(dict.fromkeys(_tomogram_names(_particle_table(blocks, path), path)))
 
 
 def read_star_voxel_size(path: str | Path) -> float:
@@ -359,7 +419,16 @@ def _particle_list(
         orientations = np.full((len(table), 3, 3), np.nan)
     if ORIENTED_COLUMN in table:
         orientations[table.numbers((ORIENTED_COLUMN,))[:, 0] == 0] = np.nan
-    return ParticleList(_class_names(table, class_names), checked_positions(places[:, ::-1].copy(), path), orientations)
+    places = checked_positions(places[:, ::-1].copy(), path)
+    return ParticleList(_class_names(table, class_names), places, orientations, _scores(table))
+
+
+def _scores(table: _Rows) -> FloatArray | None:
+    """Read the scores; a column that does not hold numbers alone says nothing."""
+    try:
+        return table.numbers((SCORE_COLUMN,))[:, 0] if SCORE_COLUMN in table else None
+    except FileFormatError:
+        return None
 
 
 def _center(shape: Shape | Mapping[str, Shape] | None, path: Path, tomogram: str) -> FloatArray:

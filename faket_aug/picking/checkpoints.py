@@ -202,6 +202,14 @@ def plain_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
     return plain
 
 
+def other_settings(saved: Mapping[str, Any], own: Mapping[str, Any]) -> str:
+    """List the settings that differ from those of a checkpoint, with both values; nothing if it can be resumed."""
+    # A longer training goes on from a shorter one.
+    names = sorted((set(saved) | set(own)) - {"steps", "checkpoint_every"})
+    other = [name for name in names if saved.get(name) != own.get(name)]
+    return ", ".join(f"{n} (was {saved.get(n)!s:.60}, is {own.get(n)!s:.60})" for n in other)
+
+
 def set_preparation(network: nn.Module, preparation: Preparation | None) -> None:
     """Tell a network how the patches that it was trained on were prepared; `segment` asks for it."""
     network.__dict__["preparation"] = preparation

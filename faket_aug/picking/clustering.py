@@ -28,7 +28,7 @@ _MOST_STEPS = 100
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Picks:
-    """Particles found in a tomogram, the largest first.
+    """Particles found in a tomogram: those with scores from the best on, others from the largest on.
 
     Parameters
     ----------
@@ -38,17 +38,22 @@ class Picks:
         `(n, 3)`, (z, y, x) in voxels: the mean position of the particle's voxels.
     sizes
         `(n,)`, number of voxels. Large picks are more certain than small ones.
+    scores
+        `(n,)`, within [0, 1], how certain each is; `None` where only the sizes tell.
     """
 
     classes: IntArray
     positions: FloatArray
     sizes: IntArray
+    scores: FloatArray | None = None
 
     def __post_init__(self) -> None:
         count = len(self.classes)
         shapes = (self.classes.shape, self.positions.shape, self.sizes.shape)
         if shapes != ((count,), (count, 3), (count,)):
             raise ValueError(f"expected picks of shapes (n,), (n, 3) and (n,), got {shapes}")
+        if self.scores is not None and self.scores.shape != (count,):
+            raise ValueError(f"expected a score for each of {count} picks, got an array of {self.scores.shape}")
 
     def __len__(self) -> int:
         return len(self.classes)
@@ -65,8 +70,35 @@ class Picks:
             least = np.array([min_sizes.get(int(number), 0) for number in self.classes], dtype=np.int64)
         else:
             least = np.full(len(self), min_sizes)
-        keep = self.sizes >= least
-        return type(self)(classes=self.classes[keep], positions=self.positions[keep], sizes=self.sizes[keep])
+        return self.chosen(self.sizes >= least)
+
+    def above(self, thresholds: float | Mapping[int, float]) -> Self:
+        """Return the picks whose score is `thresholds` or more.
+
+        Parameters
+        ----------
+        thresholds
+            One number, or one for each class. A class that is not named keeps all of its picks.
+
+        Raises
+        ------
+        ValueError
+            If the picks have no scores.
+        """
+        if self.scores is None:
+            raise ValueError("expected picks with scores, got some without; find them by `find_peaks`")
+        if isinstance(thresholds, Mapping):
+            least = np.array([thresholds.get(int(number), 0.0) for number in self.classes], dtype=np.float64)
+        else:
+            least = np.full(len(self), float(thresholds))
+        return self.chosen(self.scores >= least)
+
+    def chosen(self, rows: npt.NDArray[Any]) -> Self:
+        """Return some picks, by a mask or by their rows."""
+        scores = None if self.scores is None else self.scores[rows]
+        return type(self)(
+            classes=self.classes[rows], positions=self.positions[rows], sizes=self.sizes[rows], scores=scores
+        )
 
     def particles(self, class_names: Mapping[int, str]) -> ParticleList:
         """Return a list of particles with class names, from which all formats are written.
@@ -80,7 +112,7 @@ class Picks:
         if unknown:
             raise ValueError(f"expected names of all classes in `class_names`, got none for {unknown}")
         names = tuple(class_names[int(number)] for number in self.classes)
-        return ParticleList(names, self.positions, np.full((len(self), 3, 3), np.nan))
+        return ParticleList(names, self.positions, np.full((len(self), 3, 3), np.nan), self.scores)
 
 
 def pick(

@@ -130,19 +130,86 @@ def score_by_distance(
         distance.
     """
     check_positive("voxel_size", voxel_size)
-    names = tuple(classes) or tuple(dict.fromkeys(truth.names))
-    if missing := [name for name in names if name not in truth.names]:
-        there = ", ".join(sorted(set(truth.names))) or "no particles"
+    names = _checked_classes([picks], [truth], classes)
+    return _scored(picks, truth, names, _distances(distance, names), voxel_size)
+
+
+def score_tomograms(
+    lists: Sequence[tuple[ParticleList, ParticleList]],
+    *,
+    distance: float | Mapping[str, float] = DISTANCE,
+    voxel_sizes: Sequence[float],
+    classes: Sequence[str] = (),
+) -> tuple[DistanceScore, list[DistanceScore]]:
+    """Score the picks of several tomograms, as `score_by_distance` does those of one.
+
+    Parameters
+    ----------
+    lists
+        Picks and particles of each tomogram, with positions in its voxels. A class may be missing in some.
+    distance, classes
+        As for `score_by_distance`.
+    voxel_sizes
+        Å, of each tomogram.
+
+    Returns
+    -------
+    The score of all together, whose hits, picks and particles are sums, and the score of each.
+
+    Raises
+    ------
+    ValueError
+        As `score_by_distance`, of the particles of all tomograms.
+    """
+    names = _checked_classes([one for one, _ in lists], [one for _, one in lists], classes)
+    distances = _distances(distance, names)
+    each = [
+        _scored(picks, truth, names, distances, size) for (picks, truth), size in zip(lists, voxel_sizes, strict=True)
+    ]
+    total = DistanceScore(
+        per_class={name: _summed([one.per_class[name] for one in each]) for name in names},
+        places=_summed([one.places for one in each]),
+    )
+    return total, each
+
+
+def _summed(parts: Sequence[PairedPicks]) -> PairedPicks:
+    return PairedPicks(
+        picks=sum(one.picks for one in parts),
+        particles=sum(one.particles for one in parts),
+        distance=parts[0].distance,
+        pairs=np.sort(np.concatenate([one.pairs for one in parts])),
+    )
+
+
+def _checked_classes(
+    picks: Sequence[ParticleList], truth: Sequence[ParticleList], classes: Sequence[str]
+) -> tuple[str, ...]:
+    """Return the classes that are scored: of all tomograms together."""
+    true = tuple(dict.fromkeys(name for one in truth for name in one.names))
+    names = tuple(classes) or true
+    if missing := [name for name in names if name not in true]:
+        there = ", ".join(sorted(true)) or "no particles"
         raise ValueError(f"expected `classes` that the truth has ({there}), got {', '.join(missing)}; leave them out")
     if not names:
         raise ValueError("expected particles in the truth, got none; give another list")
-    unknown = sorted(set(picks.names) - set(truth.names))
+    unknown = sorted({name for one in picks for name in one.names} - set(true))
     if unknown and not classes:
         raise ValueError(
-            f"expected picks of classes that the truth has ({', '.join(sorted(set(truth.names)))}), got "
+            f"expected picks of classes that the truth has ({', '.join(sorted(true))}), got "
             f"{', '.join(unknown)}; rename them, or set `classes` to those that are to be scored"
         )
-    distances = _distances(distance, names)
+    return names
+
+
+def _scored(
+    picks: ParticleList,
+    truth: ParticleList,
+    names: Sequence[str],
+    distances: Mapping[str, float],
+    voxel_size: float,
+) -> DistanceScore:
+    check_positive("voxel_size", voxel_size)
     found, true = (_by_class(one, names, voxel_size) for one in (picks, truth))
     per_class = {name: _paired(found[name], true[name], distances[name]) for name in names}
     together = [np.concatenate([one[name] for name in names]) for one in (found, true)]

@@ -1,11 +1,11 @@
-"""Segmenting a whole tomogram tile by tile, so that memory stays bounded."""
+"""Segmenting a whole tomogram tile by tile, so that memory stays bounded: its classes, or their probabilities."""
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Sequence
-from itertools import pairwise, product
-from typing import NamedTuple
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from itertools import product
 
 import torch
 from torch import Tensor, nn
@@ -13,25 +13,21 @@ from torch.nn import functional
 
 from faket_aug._checks import check_choice, check_count, check_finite, check_ndim, same_size
 from faket_aug.data.patches import as_size
-from faket_aug.picking.network import SIZE_MULTIPLE
+from faket_aug.picking.network import SIZE_MULTIPLE, DeepFinderNet
 from faket_aug.picking.precision import PRECISIONS, autocast
 from faket_aug.picking.preparation import LocalNormalization, Preparation
+from faket_aug.picking.tiles import Span, balanced, falling_weights, inner_part, spans_of, target_part, with_next
 
 BLENDS = ("crop", "linear")
-TILE_SIZE = 96
+TILE_SIZE = 128
 #: Voxels that neighbouring tiles share; DeepFinder's network sees about 32 voxels to each side.
 OVERLAP = 32
 #: Side of the patches that networks of unknown training are taken to have seen; as published.
 DEFAULT_WINDOW = 56
-
-
-class _Span(NamedTuple):
-    """A tile along one axis: its `start` and `stop`, and the part from `first` to `last` that it alone decides."""
-
-    start: int
-    stop: int
-    first: int
-    last: int
+#: Axes (z, y, x) that a tile is flipped along: half turns about each axis, which change no handedness, and which turn
+#: the tilts' missing wedge into itself.
+HALF_TURNS = ((), (1, 2), (0, 1), (0, 2))
+FLIPS = (1, 2, 4)
 
 
 def segment(
@@ -57,8 +53,8 @@ def segment(
     tomogram
         `(z, y, x)`, any floating point type, of any size.
     tile_size
-        Size of a tile in voxels, one number or (z, y, x), multiples of 4. Voxels where tiles overlap are computed more
-        than once, so large tiles are faster.
+        Size of a tile in voxels at most, one number or (z, y, x), multiples of 4. Voxels where tiles overlap are
+        computed more than once, so large tiles are faster.
     overlap
         How many voxels neighbouring tiles share, a multiple of 8, less than a tile. If it is twice the distance that
         the network sees, the result does not depend on the tiles.
@@ -100,28 +96,111 @@ def segment(
     ----------
     Moebel et al., Nature Methods 18 (2021), Methods: overlapping patches; only their middles are kept.
     """
-    check_ndim("tomogram", tomogram, "z y x")
-    check_finite(tomogram, "tomogram")
     check_choice("blend", blend, BLENDS)
     check_choice("precision", precision, PRECISIONS)
-    size = as_size(tile_size)
-    check_tiles(size, overlap, tomogram.shape)
     _warn_of_voxel_size(network, voxel_size)
-    own = next((parameter.device for parameter in network.parameters()), torch.device("cpu"))
-    place = own if device is None else torch.device(device)
-    padded = _Image.of(tomogram.to(torch.float32), None if normalized else _preparation(network, preparation))
-    spans = [_spans(n, side, overlap) for n, side in zip(padded.shape, size, strict=True)]
+    padded, spans = _prepared(network, tomogram, tile_size, overlap, normalized, preparation)
+    place = _device(network, device)
     run = _crop if blend == "crop" else _linear
-    training = network.training
-    network.eval().to(place)
-    try:
-        with torch.no_grad(), autocast(place, precision):
-            labels = run(network, padded, spans, place)
-    finally:
-        network.train(training).to(own)
+    with _evaluating(network, place), autocast(place, precision):
+        labels = run(network, padded, spans, place)
     z, y, x = tomogram.shape
     labels = labels[:z, :y, :x].contiguous()
     return labels if padded.local is None else labels * padded.local.seen
+
+
+def class_probabilities(
+    network: nn.Module,
+    tomogram: Tensor,
+    *,
+    tile_size: int | Sequence[int] = TILE_SIZE,
+    overlap: int = OVERLAP,
+    precision: str = "float32",
+    device: torch.device | str | None = None,
+    normalized: bool = False,
+    preparation: Preparation | None = None,
+    voxel_size: float | None = None,
+    flips: int = 1,
+    within: Tensor | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> Tensor:
+    """Compute how likely each voxel of a tomogram belongs to each class, tile by tile.
+
+    Parameters
+    ----------
+    network, tomogram, tile_size, overlap, precision, device, normalized, preparation, voxel_size
+        As for `segment`. Each voxel takes its probabilities from the tile whose middle is nearest.
+    flips
+        The probabilities are the mean over so many half turns of the tile: 1 (as it is), 2 (also about z) or 4 (about
+        each axis). The time is so many times as long.
+    within
+        `(z, y, x)`, bool: where probabilities are wanted. Tiles without such voxels are not computed.
+    progress
+        Is told how many tiles of how many are done.
+
+    Returns
+    -------
+    `(class, z, y, x)`, float16, of the classes from 1 on, on the tomogram's device. It is 0 where nothing was measured,
+    at gold beads, and outside of `within`.
+
+    Raises
+    ------
+    ValueError
+        If a setting is impossible, or the network has more than 256 classes.
+
+    Warns
+    -----
+    UserWarning
+        If the voxel size differs by more than 2 % from the one that the network was trained on.
+    """
+    check_choice("precision", precision, PRECISIONS)
+    check_choice("flips", flips, FLIPS)
+    _warn_of_voxel_size(network, voxel_size)
+    padded, spans = _prepared(network, tomogram, tile_size, overlap, normalized, preparation)
+    known = None if padded.local is None else padded.local.seen
+    if within is not None:
+        if within.shape != tomogram.shape:
+            raise ValueError(f"expected `within` of shape {tuple(tomogram.shape)}, got {tuple(within.shape)}")
+        known = within if known is None else known & within
+    place = _device(network, device)
+    with _evaluating(network, place), autocast(place, precision):
+        return _probabilities(network, padded, spans, place, HALF_TURNS[:flips], known, progress)
+
+
+def _prepared(
+    network: nn.Module,
+    tomogram: Tensor,
+    tile_size: int | Sequence[int],
+    overlap: int,
+    normalized: bool,
+    preparation: Preparation | None,
+) -> tuple[_Image, list[list[Span]]]:
+    """Check a tomogram, prepare it as the training's patches were, and lay tiles over it."""
+    check_ndim("tomogram", tomogram, "z y x")
+    check_finite(tomogram, "tomogram")
+    size = as_size(tile_size)
+    check_tiles(size, overlap, tomogram.shape)
+    padded = _Image.of(tomogram.to(torch.float32), None if normalized else _preparation(network, preparation))
+    return padded, [
+        spans_of(n, balanced(n, side, overlap), overlap) for n, side in zip(padded.shape, size, strict=True)
+    ]
+
+
+def _device(network: nn.Module, device: torch.device | str | None) -> torch.device:
+    own = next((parameter.device for parameter in network.parameters()), torch.device("cpu"))
+    return own if device is None else torch.device(device)
+
+
+@contextmanager
+def _evaluating(network: nn.Module, place: torch.device) -> Iterator[None]:
+    """Evaluate a network on a device, and leave it as it was."""
+    training, own = network.training, _device(network, None)
+    network.eval().to(place)
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        network.train(training).to(own)
 
 
 def check_tiles(size: Sequence[int], overlap: int, shape: Sequence[int] = (2**31,) * 3) -> None:
@@ -171,7 +250,7 @@ class _Image:
             return cls(tomogram, None)
         return cls(tomogram, LocalNormalization(tomogram, preparation.patch_size, extremes=preparation.extremes))
 
-    def tile(self, spans: Sequence[_Span]) -> Tensor:
+    def tile(self, spans: Sequence[Span]) -> Tensor:
         """Return a tile `(z, y, x)`."""
         pairs = list(zip(spans, self.tomogram.shape, strict=True))
         box = tuple(slice(span.start, min(span.stop, n)) for span, n in pairs)
@@ -182,43 +261,86 @@ class _Image:
         return functional.pad(values[None, None], (0, extra[2], 0, extra[1], 0, extra[0]), mode="replicate")[0, 0]
 
 
-def _spans(length: int, tile: int, overlap: int) -> list[_Span]:
-    """Cover an axis by tiles; the last one is moved back so that it ends with the axis."""
-    if tile >= length:
-        return [_Span(0, length, 0, length)]
-    step = tile - overlap
-    starts = [*range(0, length - tile, step), length - tile]
-    # Two neighbours share [next start, this stop); each keeps its half.
-    seams = [0, *((a + tile + b) // 2 for a, b in pairwise(starts)), length]
-    return [_Span(s, s + tile, a, b) for s, a, b in zip(starts, seams[:-1], seams[1:], strict=True)]
-
-
-def _logits(network: nn.Module, padded: _Image, spans: Sequence[_Span], device: torch.device) -> Tensor:
-    logits: Tensor = network(padded.tile(spans)[None, None].to(device))[0]  # (class, z, y, x)
+def _logits(
+    network: nn.Module,
+    padded: _Image,
+    spans: Sequence[Span],
+    device: torch.device,
+    inner: Sequence[slice] | None = None,
+    flipped: Sequence[int] = (),
+) -> Tensor:
+    """Return logits `(class, z, y, x)` of a tile, or of its `inner` part; the network sees it flipped along axes."""
+    image = padded.tile(spans)[None, None].to(device)
+    if flipped:
+        image = image.flip([axis + 2 for axis in flipped])
+    if inner is None:
+        logits: Tensor = network(image)[0]
+    else:
+        sides = image.shape[2:]
+        part = [
+            slice(n - one.stop, n - one.start) if axis in flipped else one
+            for axis, (one, n) in enumerate(zip(inner, sides, strict=True))
+        ]
+        # A network of another kind, or one with a way of its own, computes all.
+        known = type(network).forward is DeepFinderNet.forward
+        logits = network(image, part)[0] if known else network(image)[(0, slice(None), *part)]
     if logits.shape[0] > 256:
         raise ValueError(f"expected a network of at most 256 classes, got {logits.shape[0]}")
-    return logits
+    return logits.flip([axis + 1 for axis in flipped]) if flipped else logits
 
 
-def _crop(network: nn.Module, padded: _Image, spans: Sequence[list[_Span]], device: torch.device) -> Tensor:
+def _crop(network: nn.Module, padded: _Image, spans: Sequence[list[Span]], device: torch.device) -> Tensor:
     labels = torch.zeros(padded.shape, dtype=torch.uint8, device=padded.device)
     for tile in product(*spans):
-        inner = tuple(slice(span.first - span.start, span.last - span.start) for span in tile)
-        logits = _logits(network, padded, tile, device)[(slice(None), *inner)]
-        target = tuple(slice(span.first, span.last) for span in tile)
-        labels[target] = logits.argmax(dim=0).to(labels)
+        logits = _logits(network, padded, tile, device, inner_part(tile))
+        labels[target_part(tile)] = logits.argmax(dim=0).to(labels)
     return labels
 
 
-def _linear(network: nn.Module, padded: _Image, spans: Sequence[list[_Span]], device: torch.device) -> Tensor:
+def _probabilities(
+    network: nn.Module,
+    padded: _Image,
+    spans: Sequence[list[Span]],
+    device: torch.device,
+    turns: Sequence[Sequence[int]],
+    known: Tensor | None,
+    progress: Callable[[int, int], None] | None,
+) -> Tensor:
+    shape = padded.tomogram.shape
+    found: Tensor | None = None
+    tiles = list(product(*spans))
+    for number, tile in enumerate(tiles):
+        target = tuple(slice(part.start, min(part.stop, n)) for part, n in zip(target_part(tile), shape, strict=True))
+        wanted = None if known is None else known[target]
+        if wanted is None or bool(wanted.any()):
+            inner = inner_part(tile)
+            # `Tensor.softmax` is float32's in any case; the mean of bfloat16 numbers would be a coarse one.
+            parts = (_logits(network, padded, tile, device, inner, axes).float().softmax(dim=0) for axes in turns)
+            mean = sum(parts, torch.zeros((), device=device)) / len(turns)
+            if found is None:
+                found = torch.zeros((len(mean) - 1, *shape), dtype=torch.float16, device=padded.device)
+            box = tuple(slice(0, part.stop - part.start) for part in target)
+            values = mean[(slice(1, None), *box)].to(found.device, found.dtype)
+            found[(slice(None), *target)] = values if wanted is None else values * wanted
+        if progress is not None:
+            progress(number + 1, len(tiles))
+    if found is None:
+        raise ValueError(
+            "expected voxels to look at, got none: the tomogram has no measured voxels within the mask; set `within` "
+            "to another part"
+        )
+    return found
+
+
+def _linear(network: nn.Module, padded: _Image, spans: Sequence[list[Span]], device: torch.device) -> Tensor:
     """Sum up weighted probabilities over a slab, along z; what no later tile sees is decided and dropped."""
     labels = torch.zeros(padded.shape, dtype=torch.uint8, device=padded.device)
     slab: Tensor | None = None
-    for span, done in _with_next(spans[0]):
+    for span, done in with_next(spans[0]):
         for across in product(*spans[1:]):
             tile = (span, *across)
             probability = _logits(network, padded, tile, device).float().softmax(dim=0)
-            weighted = (probability * _weights(probability.shape[1:], device)).to(padded.device)
+            weighted = (probability * falling_weights(probability.shape[1:], device)).to(padded.device)
             if slab is None:
                 slab = weighted.new_zeros((len(weighted), span.stop - span.start, *padded.shape[1:]))
             slab[:, :, across[0].start : across[0].stop, across[1].start : across[1].stop] += weighted
@@ -227,19 +349,3 @@ def _linear(network: nn.Module, padded: _Image, spans: Sequence[list[_Span]], de
         labels[span.start : done] = slab[:, : done - span.start].argmax(dim=0).to(labels)
         slab = functional.pad(slab[:, done - span.start :], (0, 0, 0, 0, 0, done - span.start))
     return labels
-
-
-def _with_next(spans: Sequence[_Span]) -> Iterator[tuple[_Span, int]]:
-    """Each tile, and where the next one begins (its own end for the last)."""
-    starts = [span.start for span in spans[1:]] + [spans[-1].stop]
-    return zip(spans, starts, strict=True)
-
-
-def _weights(shape: Sequence[int], device: torch.device) -> Tensor:
-    """Weights `(z, y, x)` that fall linearly to the borders, never to 0."""
-    weights = torch.ones(tuple(shape), device=device)
-    for axis, n in enumerate(shape):
-        index = torch.arange(n, device=device, dtype=torch.float32)
-        ramp = torch.minimum(index + 1, n - index) / n
-        weights *= ramp.reshape([-1 if a == axis else 1 for a in range(3)])
-    return weights

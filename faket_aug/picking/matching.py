@@ -7,7 +7,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from scipy.spatial import cKDTree
 from torch import Tensor
@@ -20,6 +19,7 @@ from faket_aug.generation.templates import ParticleTemplate
 from faket_aug.geometry import Angles, as_tilt_angles, even_rotations
 from faket_aug.microscope.ctf import ContrastTransfer
 from faket_aug.picking.correlation import RotatedTemplate, binned, correlated, template_transfer
+from faket_aug.picking.peaks import refined
 
 #: Å, and how many rotations are tried: a step of 20°, which turns the rim of a ribosome by a third of its radius.
 LOW_PASS, ROTATIONS = 40.0, 500
@@ -104,7 +104,7 @@ class TemplateMatch:
         chosen = found[_apart(found * float(self.bin), distance, count)]
         indices = self.indices.cpu().numpy()[tuple(chosen.T)]
         return MatchPeaks(
-            positions=_refined(values, chosen) * self.bin,
+            positions=refined(values, chosen) * self.bin,
             scores=values[tuple(chosen.T)].astype(np.float64),
             rotations=self.rotations[indices],
         )
@@ -221,17 +221,3 @@ def _apart(positions: FloatArray, distance: float, count: int) -> list[int]:
         if len(chosen) == count:
             break
     return chosen
-
-
-def _refined(values: npt.NDArray[np.float32], found: npt.NDArray[np.int64]) -> FloatArray:
-    """Move each maximum to that of a parabola along each axis."""
-    result = found.astype(np.float64)
-    for axis, size in enumerate(values.shape):
-        step = np.eye(3, dtype=np.int64)[axis]
-        inner = (found[:, axis] > 0) & (found[:, axis] < size - 1)
-        at = found[inner]
-        low, middle, high = (values[tuple((at + move * step).T)].astype(np.float64) for move in (-1, 0, 1))
-        bend = low - 2 * middle + high
-        moved = np.where(bend < 0, (low - high) / (2 * np.where(bend < 0, bend, 1.0)), 0.0)
-        result[inner, axis] += moved.clip(-0.5, 0.5)
-    return result

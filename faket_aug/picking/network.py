@@ -80,13 +80,16 @@ class DeepFinderNet(nn.Module):
         size: Tensor = self.get_buffer("_voxel_size")
         return float(size)
 
-    def forward(self, images: Tensor) -> Tensor:
+    def forward(self, images: Tensor, inner: Sequence[slice] | None = None) -> Tensor:
         """Compute the logits of the classes, without softmax.
 
         Parameters
         ----------
         images
             `(n, channel, z, y, x)`, tomograms or patches of mean 0 and standard deviation 1; each side a multiple of 4.
+        inner
+            (z, y, x), the part whose logits are wanted; by default all. On the way up no more is computed than this
+            part depends on; the rest of the images counts as it does for all.
 
         Returns
         -------
@@ -101,10 +104,29 @@ class DeepFinderNet(nn.Module):
         high = self.down_1(images)
         middle = self.down_2(functional.max_pool3d(high, 2))
         low = self.bottom(functional.max_pool3d(middle, 2))
+        if inner is not None:
+            return self._within(high, middle, low, inner)
         middle = self.merge_2(torch.cat([self.up_2(low), middle], dim=1))
         high = self.merge_1(torch.cat([self.up_1(middle), high], dim=1))
         logits: Tensor = self.head(high)
         return logits
+
+    def _within(self, high: Tensor, middle: Tensor, low: Tensor, inner: Sequence[slice]) -> Tensor:
+        """Go up within a part only: each level computes what the next one reads."""
+        full, half = _grown(inner, high.shape[2:]), middle.shape[2:]
+        read = _coarser(full, half)
+        wide = _grown(read, half)
+        raised = self._raised(self.up_2, low, _coarser(wide, low.shape[2:]), wide)
+        middle = self.merge_2(torch.cat([raised, _cut(middle, wide)], dim=1))
+        raised = self._raised(self.up_1, _cut(middle, _relative(read, wide)), None, full)
+        high = self.merge_1(torch.cat([raised, _cut(high, full)], dim=1))
+        logits: Tensor = self.head(_cut(high, _relative(inner, full)))
+        return logits
+
+    def _raised(self, up: nn.Module, low: Tensor, part: Sequence[slice] | None, box: Sequence[slice]) -> Tensor:
+        """Go up a level from a part that holds one voxel more at the end than `box`, where there is one."""
+        raised: Tensor = up(low if part is None else _cut(low, part))
+        return _cut(raised, [slice(0, one.stop - one.start) for one in box])
 
     def _check(self, images: Tensor) -> None:
         check_ndim("images", images, "n channel z y x")
@@ -129,6 +151,32 @@ class _Upsampling(nn.Module):
         larger = functional.interpolate(images, scale_factor=2, mode="nearest")
         # Keras pads an even kernel at the end of each axis.
         return functional.relu(self.convolution(functional.pad(larger, (0, 1) * 3)))
+
+
+#: Two convolutions of 3³ read so many voxels to each side.
+_VIEW = 2
+
+
+def _grown(box: Sequence[slice], limits: Sequence[int]) -> list[slice]:
+    """Return the part that two convolutions read for a box, in whole pairs of voxels."""
+    grown = []
+    for one, limit in zip(box, limits, strict=True):
+        start, stop = max(one.start - _VIEW, 0), min(one.stop + _VIEW, limit)
+        grown.append(slice(start - start % 2, min(stop + stop % 2, limit)))
+    return grown
+
+
+def _coarser(box: Sequence[slice], limits: Sequence[int]) -> list[slice]:
+    """Return the part of half the resolution that going up to a box reads: a voxel more at its end."""
+    return [slice(one.start // 2, min(one.stop // 2 + 1, limit)) for one, limit in zip(box, limits, strict=True)]
+
+
+def _relative(box: Sequence[slice], origin: Sequence[slice]) -> list[slice]:
+    return [slice(one.start - of.start, one.stop - of.start) for one, of in zip(box, origin, strict=True)]
+
+
+def _cut(images: Tensor, box: Sequence[slice]) -> Tensor:
+    return images[(slice(None), slice(None), *box)]
 
 
 def _convolutions(*channels: int) -> nn.Sequential:

@@ -170,6 +170,23 @@ def load_picker(run: str | Path, *, device: torch.device | str | None = None) ->
     return Picker(network=network.to(device or "cpu").eval(), description=description, path=path)
 
 
+def describe_run(run: str | Path) -> PickerDescription:
+    """Tell what a run's network is for, without making it.
+
+    Parameters
+    ----------
+    run
+        As for `load_picker`.
+
+    Raises
+    ------
+    FileNotFoundError, ValueError
+        If there is no such file, it is damaged, or it does not say what its network is for.
+    """
+    path = weights_of(run)
+    return _description(read_state(path), path)
+
+
 def weights_of(run: str | Path) -> Path:
     """Find the weights of a run: `best.pt` where there is one, else `checkpoint.pt`; a file is taken as it is.
 

@@ -20,6 +20,7 @@ from faket_aug.picking.checkpoints import (
     CHECKPOINT,
     PREVIOUS,
     load_plain_weights,
+    other_settings,
     plain_weights,
     read_checkpoint,
     remove_checkpoints,
@@ -283,12 +284,8 @@ class TrainingRun:
             write_state(self.folder / BEST, state)
 
     def load(self, state: Mapping[str, Any]) -> None:
-        saved = state["settings"]
-        # A longer training goes on from a shorter one.
-        names = sorted((set(saved) | set(self.own)) - {"steps", "checkpoint_every"})
-        other = [name for name in names if saved.get(name) != self.own.get(name)]
-        if other:
-            listed = ", ".join(f"{n} (was {saved.get(n)!s:.60}, is {self.own.get(n)!s:.60})" for n in other)
+        listed = other_settings(state["settings"], self.own)
+        if listed:
             raise ValueError(
                 f"{self.folder / CHECKPOINT}: expected a checkpoint of the same settings, got other {listed}; set "
                 "`output` to another folder, or `resume=False`"

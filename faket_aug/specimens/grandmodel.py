@@ -15,7 +15,7 @@ from faket_aug.formats.mrc import read_mrc, read_mrc_shape
 from faket_aug.formats.particles import ParticleList
 from faket_aug.specimens.labelling import as_labels, choose_voxel_size, particle_table
 from faket_aug.specimens.particles import Labelled, ParticleTable
-from faket_aug.specimens.shrec import _instances, _labels, _particles, _ShrecFiles, label_range
+from faket_aug.specimens.shrec import _instances, _labels, _matching, _particles, _ShrecFiles, label_range
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,10 +79,10 @@ class GrandModel(Labelled):
         """Read a specimen in SHREC's layout.
 
         SHREC 2020 and 2021: the folder holds `grandmodel_unbinned.mrc` or, without it, `grandmodel.mrc`; it holds
-        `class_mask.mrc` and may hold `occupancy_mask.mrc`, `particle_locations.txt` and `class_conversion_table.txt`
-        (there or in the folder above). SHREC 2019, recognised by the names of its files: `grandmodel_0.mrc`,
-        `hitbox_0.mrc` (rows of the table, counted from 1) and `particle_locations_model_0.txt`. Its labels are made
-        from the hitbox, and its particles have no orientation.
+        `class_mask.mrc` and may hold `occupancy_mask.mrc`, `particle_locations.txt` (or, without it, the list that a
+        simulated tomogram was saved with) and `class_conversion_table.txt` (there or in the folder above). SHREC 2019,
+        recognised by the names of its files: `grandmodel_0.mrc`, `hitbox_0.mrc` (rows of the table, counted from 1) and
+        `particle_locations_model_0.txt`. Its labels are made from the hitbox, and its particles have no orientation.
 
         Parameters
         ----------
@@ -119,11 +119,11 @@ class GrandModel(Labelled):
             )
         rows = slice(keep.start * bin_z, keep.stop * bin_z)
         density, header_size = read_mrc(files.density, rows=rows, memory_map=memory_map)
-        particles = _particles(files, keep)
+        particles = _particles(files, keep, shape)
         return cls(
             density=density if memory_map else density.to(torch.float32),
             labels=_labels(files, particles, keep),
-            instances=_instances(files.instances, shape, keep),
+            instances=_matching(_instances(files.instances, shape, keep), files, particles),
             particles=particles,
             voxel_size=choose_voxel_size(voxel_size, header_size, files.density),
             class_names=files.class_names,

@@ -12,8 +12,11 @@ import torch
 from torch import Tensor
 
 from faket_aug._checks import FileFormatError
+from faket_aug.formats._text import find_name
+from faket_aug.formats.deepfinder import read_object_list
 from faket_aug.formats.mrc import read_mrc, read_mrc_shape
 from faket_aug.formats.shrec import SHREC_2019_CLASSES, find_class_names, read_particle_locations
+from faket_aug.formats.star import read_particles_star
 from faket_aug.specimens.labelling import as_labels, particle_table
 from faket_aug.specimens.particles import ParticleTable
 
@@ -25,6 +28,9 @@ _SHREC_LABEL_SIZE = (512, 512, 512)
 
 
 _DENSITIES = ("grandmodel_unbinned.mrc", "grandmodel.mrc")
+_LOCATIONS = "particle_locations.txt"
+#: What a simulated tomogram may have in its place, see `SimulatedTomogram.save`.
+_OTHER_LISTS = ("particles_relion5.star", "particles_relion4.star", "particles_relion3.star", "object_list.xml")
 
 
 def _first_file(folder: Path, names: Sequence[str]) -> Path:
@@ -62,6 +68,12 @@ class _ShrecFiles:
     layout: str
     class_names: Mapping[int, str]
 
+    @property
+    def other_list(self) -> Path | None:
+        """A list of the particles for another program."""
+        paths = (self.labels.parent / name for name in _OTHER_LISTS)
+        return next((path for path in paths if path.is_file()), None)
+
     @classmethod
     def find(cls, folder: Path) -> Self:
         for hitbox in sorted(folder.glob("hitbox_*.mrc")):
@@ -70,7 +82,7 @@ class _ShrecFiles:
             locations = _first_file(folder, (f"particle_locations_model_{number}.txt",))
             return cls(density, hitbox, hitbox, locations, "2019", SHREC_2019_CLASSES)
         density, labels = _first_file(folder, _DENSITIES), _first_file(folder, ("class_mask.mrc",))
-        instances, locations = folder / "occupancy_mask.mrc", folder / "particle_locations.txt"
+        instances, locations = folder / "occupancy_mask.mrc", folder / _LOCATIONS
         return cls(
             density,
             labels,
@@ -102,8 +114,31 @@ def _instances(path: Path | None, shape: tuple[int, ...], keep: slice) -> Tensor
     return instances.to(torch.int32)
 
 
-def _particles(files: _ShrecFiles, keep: slice) -> ParticleTable:
-    if files.locations is None:
+def _particles(files: _ShrecFiles, keep: slice, shape: tuple[int, int, int]) -> ParticleTable:
+    if files.locations is not None:
+        found = read_particle_locations(files.locations, layout=files.layout)
+        return particle_table(found, files.class_names, files.locations, first=keep.start)
+    path = files.other_list
+    if path is None:
         return ParticleTable.empty()
-    found = read_particle_locations(files.locations, layout=files.layout)
-    return particle_table(found, files.class_names, files.locations, first=keep.start)
+    _, voxel_size = read_mrc(files.labels, rows=slice(0, 1))
+    names = files.class_names or None
+    if path.suffix == ".xml":
+        lists = {str(index): one for index, one in read_object_list(path, class_names=names).items()}
+    else:
+        lists = read_particles_star(path, voxel_size=voxel_size or None, shape=shape, class_names=names)
+    name = next(iter(lists)) if len(lists) == 1 else find_name(path.parent.name, lists)
+    if name is None:
+        raise FileFormatError(
+            f"{path}: expected particles of {path.parent.name}, got those of {', '.join(lists) or 'none'}; write them "
+            f"as {_LOCATIONS}"
+        )
+    return particle_table(lists[name], files.class_names, path, first=keep.start)
+
+
+def _matching(instances: Tensor | None, files: _ShrecFiles, particles: ParticleTable) -> Tensor | None:
+    """Leave out instances whose rows another program's list may lack: it has no membranes."""
+    other = files.locations is None and files.other_list is not None
+    if instances is None or not other or int(instances.max()) == len(particles):
+        return instances
+    return None

@@ -1,4 +1,4 @@
-"""Binning, shifts and rotations of tilts, which keep the axis of rotation in its pixel."""
+"""Binning, shifts and rotations of tilts, which keep the axis of rotation in its pixel; volumes of other voxels."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from functools import lru_cache
 
 import numpy as np
 import numpy.typing as npt
+import scipy.fft
 import scipy.ndimage
 import torch
 from torch import Tensor
@@ -28,6 +29,8 @@ _PLACES = 2**20
 _REACH = 5
 #: Positions may lie this far beyond the outermost pixels, by rounding.
 _ROUNDING = 1e-6
+#: Sections of a volume that are resampled at a time.
+_SECTIONS = 32
 
 
 def bin_images(images: Tensor, factor: int, *, method: str = RESAMPLING) -> Tensor:
@@ -133,6 +136,47 @@ def _spline_matrix(length: int, factor: int, grid: str) -> npt.NDArray[np.float6
     return np.stack(
         [scipy.ndimage.map_coordinates(sample, [places], order=3, mode="mirror") for sample in unit], axis=1
     )
+
+
+def resample_volume(volume: Tensor, shape: Sequence[int]) -> Tensor:
+    """Bring a volume to another number of voxels along each axis, by a cosine transform that is cut or padded.
+
+    The faces of the volume stay where they are: voxel i of the result lies at `(i + 1/2) · old / new - 1/2` of the
+    volume, and what fewer voxels cannot show is left out.
+
+    Parameters
+    ----------
+    volume
+        `(z, y, x)`.
+    shape
+        (z, y, x), of the result.
+
+    Returns
+    -------
+    float32, on the CPU.
+    """
+    check_ndim("volume", volume, "z y x")
+    values = volume.detach().cpu().to(torch.float32).numpy()
+    for axis, size in enumerate(shape):
+        check_positive("shape", size)
+        length = values.shape[axis]
+        if size == length:
+            continue
+        # Some sections of another axis at a time: the transform needs several times their memory.
+        other = (axis + 1) % 3
+        parts = np.array_split(values, max(1, values.shape[other] // _SECTIONS), axis=other)
+        values = np.concatenate([_resampled(part, axis, int(size)) for part in parts], axis=other)
+    return torch.from_numpy(values)
+
+
+def _resampled(part: npt.NDArray[np.float32], axis: int, size: int) -> npt.NDArray[np.float32]:
+    length = part.shape[axis]
+    waves = np.moveaxis(scipy.fft.dct(part, axis=axis, norm="ortho"), axis, -1)
+    kept = np.zeros((*waves.shape[:-1], size), dtype=np.float32)
+    kept[..., : min(size, length)] = waves[..., :size]
+    kept *= math.sqrt(size / length)
+    found: npt.NDArray[np.float32] = scipy.fft.idct(np.moveaxis(kept, -1, axis), axis=axis, norm="ortho")
+    return found
 
 
 def transform_images(

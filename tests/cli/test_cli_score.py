@@ -18,6 +18,7 @@ from faket_aug.cli import main
 from faket_aug.formats.mrc import write_mrc
 from faket_aug.formats.particle_lists import PARTICLE_FORMATS, write_particles
 from faket_aug.formats.particles import ParticleList
+from faket_aug.formats.star import write_particles_star
 from faket_aug.picking.distances import score_by_distance
 from faket_aug.picking.scoring import f_beta_score
 
@@ -236,3 +237,74 @@ def test_nothing_there(
         assert (code, "expected particle_locations.txt or a copick project, found neither" in err) == (1, True)
     code, _, err = score(monkeypatch, capsys, tmp_path / "none.star", truth)
     assert (code, "expected a list of particles, found none at" in err) == (1, True)
+
+
+# --- several tomograms ------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def truths(truth: Path, tmp_path: Path) -> Path:
+    """A set of two tomograms, the second without large particles."""
+    folder = tmp_path / "set"
+    folder.mkdir()
+    truth.rename(folder / "TS_1")
+    other = folder / "TS_2"
+    other.mkdir()
+    write(other / "particle_locations.txt", listed({"small": [(5, 5, 5), (5, 30, 5)]}), "shrec")
+    write_mrc(other / "occupancy_mask.mrc", torch.zeros(SHAPE, dtype=torch.int16), voxel_size=SIZE)
+    return folder
+
+
+def _star(path: Path, lists: Mapping[str, ParticleList]) -> Path:
+    write_particles_star(path, lists, voxel_size=SIZE, shape=SHAPE, class_numbers=NUMBERS)
+    return path
+
+
+SECOND = listed({"small": [(5, 5, 6)], "large": [(30, 30, 30)]})
+
+
+def test_totals_and_each_tomogram(
+    truths: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Hits, picks and particles are sums; a row for each tomogram; picks of tomograms without truth are left out."""
+    picks = _star(tmp_path / "picks.star", {"TS_1": PICKS, "TS_2_10.00Apx": SECOND, "TS_9": SECOND})
+    code, out, err = score(monkeypatch, capsys, picks, truths, "--output", tmp_path / "out")
+    assert code == 0, err
+    rows = {line.split()[0]: line.split()[1:] for line in out.splitlines() if line}
+    # Of small 2 of 3 and 1 of 2 are found, of large 1 of 2 and, in the second, none is there.
+    assert rows["small"][:5] == ["50", "Å", "5", "5", "3"]
+    assert rows["large"][:5] == ["50", "Å", "2", "2", "1"]
+    assert rows["TS_1"][:3] == ["5", "5", "3"]
+    assert rows["TS_2"][:5] == ["2", "2", "1", "0.500", "0.500"]
+    assert "Left out, since the truth has no such tomograms: picks of TS_9." in out
+    content = json.loads((tmp_path / "out" / "score.json").read_text())
+    assert content["per_class"]["small"]["hits"] == 3
+    assert content["tomograms"]["TS_2"]["per_class"]["large"]["picks"] == 1
+    with (tmp_path / "out" / "score.csv").open() as file:
+        table = list(csv.DictReader(file))
+    assert [row["hits"] for row in table if row["class"] == "small"] == ["3", "2", "1"]
+    # The same of a folder of lists.
+    folder = tmp_path / "lists"
+    folder.mkdir()
+    write(folder / "TS_1.txt", PICKS, "shrec")
+    write(folder / "TS_2.txt", SECOND, "shrec")
+    again = score(monkeypatch, capsys, folder, truths)[1]
+    assert again.splitlines()[:4] == out.splitlines()[:4]
+
+
+def test_tomograms_without_picks_count(
+    truths: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Where a list has nothing of a tomogram, its particles are missed; no pair at all is an error."""
+    picks = _star(tmp_path / "picks.star", {"TS_1": PICKS})
+    code, out, err = score(monkeypatch, capsys, picks, truths)
+    assert code == 0, err
+    assert "No picks of TS_2: all their particles count as missed." in out
+    assert "small" in out
+    code, _, err = score(monkeypatch, capsys, _star(tmp_path / "other.star", {"X": PICKS, "Y": PICKS}), truths)
+    assert code == 1
+    assert "expected picks of tomograms that" in err
+    assert "got X, Y; set --tomogram" in err
+    code, out, err = score(monkeypatch, capsys, picks, truths, "--tomogram", "TS_1")
+    assert code == 0, err
+    assert "By the occupancy mask" in out

@@ -16,7 +16,7 @@ from scipy.spatial.transform import Rotation
 
 from faket_aug import FileFormatError
 from faket_aug.formats.particles import ParticleList
-from faket_aug.formats.star import VERSIONS, read_particles_star, write_particles_star
+from faket_aug.formats.star import VERSIONS, read_particles_star, write_particles_star, write_warp_star
 
 SHAPE = (30, 41, 56)
 CLASS_NUMBERS = {"ribosome": 3, "1e5": 1, "gold": 7}
@@ -359,3 +359,50 @@ def test_shifts_ask_for_a_voxel_size(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="expected a voxel size for rlnOriginXAngst, .*; set `voxel_size` in Å"):
         read_particles_star(path)
     assert read_particles_star(path, voxel_size=2.0)["a"].positions.tolist() == [[5, 10, 18]]
+
+
+def _scored_list() -> ParticleList:
+    positions = np.array([[10.0, 20.0, 30.0], [1.5, 2.5, 3.5]])
+    return ParticleList(("a", "b"), positions, np.full((2, 3, 3), np.nan), np.array([0.75, 0.5]))
+
+
+@pytest.mark.parametrize("version", [3, 4, 5])
+def test_scores_and_the_pixels_of_the_tilt_series(tmp_path: Path, version: int) -> None:
+    """RELION gets a figure of merit and unbinned pixels; what is read in the tomogram's voxels is what was written."""
+    path = tmp_path / "picks.star"
+    write_particles_star(
+        path,
+        {"TS_1": _scored_list()},
+        voxel_size=10.0,
+        shape=(40, 60, 80),
+        version=version,
+        class_numbers={"a": 1, "b": 2},
+        pixel_size=2.5,
+    )
+    table = starfile.read(path)
+    assert table["rlnAutopickFigureOfMerit"].tolist() == [0.75, 0.5]
+    if version == 5:
+        assert table["rlnCenteredCoordinateXAngst"].tolist() == [(30 - 40) * 10.0, (3.5 - 40) * 10.0]
+    else:
+        assert table["rlnCoordinateX"].tolist() == [120.0, 14.0]
+    assert table["rlnPixelSize" if version == 3 else "rlnTomoTiltSeriesPixelSize"].tolist() == [2.5, 2.5]
+    read = read_particles_star(path, voxel_size=10.0, shape=(40, 60, 80))["TS_1"]
+    assert np.allclose(read.positions, _scored_list().positions)
+    assert read.scores is not None
+    assert read.scores.tolist() == [0.75, 0.5]
+
+
+def test_warp_counts_in_angstrom(tmp_path: Path) -> None:
+    """Coordinates are Å, the tomogram's name is Warp's, and both are read back."""
+    path = tmp_path / "picks.star"
+    write_warp_star(path, {"TS_1": _scored_list()}, voxel_size=10.0, class_numbers={"a": 1, "b": 2})
+    table = starfile.read(path)
+    assert table["rlnMicrographName"].tolist() == ["TS_1.tomostar"] * 2
+    assert table["rlnCoordinateZ"].tolist() == [100.0, 15.0]
+    read = read_particles_star(path, voxel_size=10.0)["TS_1"]
+    assert np.allclose(read.positions, _scored_list().positions)
+
+
+def test_scores_go_with_their_particles() -> None:
+    with pytest.raises(ValueError, match="expected scores of 1 particles"):
+        ParticleList(("a",), np.zeros((1, 3)), np.zeros((1, 3, 3)), np.zeros(2))

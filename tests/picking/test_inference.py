@@ -9,8 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from faket_aug.picking import DeepFinderNet
-from faket_aug.picking.inference import DEFAULT_WINDOW, _spans, segment
+from faket_aug.picking.inference import DEFAULT_WINDOW, segment
 from faket_aug.picking.preparation import LocalNormalization, Preparation
+from faket_aug.picking.tiles import spans_of
 from tests._helpers import generator
 
 SHAPE = (20, 44, 53)
@@ -53,7 +54,7 @@ def test_logits_equal_one_pass_for_deepfinder() -> None:
     with torch.no_grad():
         whole = net.inner(image[None, None])[0]
     segment(net, image, tile_size=(8, 8, 120), overlap=64, normalized=True)
-    spans = _spans(176, 120, 64)
+    spans = spans_of(176, 120, 64)
     assert len(net.seen) == len(spans) == 2
     for span, logits in zip(spans, net.seen, strict=True):
         inner = logits[..., span.first - span.start : span.last - span.start]
@@ -78,7 +79,7 @@ class _Recorder(nn.Module):
 def test_spans_cover_and_keep_alignment() -> None:
     """Every voxel is kept once; tiles begin at multiples of 4, where pooling has the same phase."""
     for length in (8, 20, 100, 104, 252):
-        spans = _spans(length, 40, 16)
+        spans = spans_of(length, 40, 16)
         assert [n for span in spans for n in range(span.first, span.last)] == list(range(length))
         assert all(span.start % 4 == 0 for span in spans)
         assert all(span.start <= span.first < span.last <= span.stop for span in spans)

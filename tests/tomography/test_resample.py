@@ -18,6 +18,7 @@ from faket_aug.tomography.resample import (
     bin_fourier,
     bin_images,
     bin_spline,
+    resample_volume,
     transform_images,
 )
 
@@ -259,3 +260,20 @@ def test_transform_errors() -> None:
         transform_images(images[:, :1], MATRICES, SHIFTS)
     with pytest.raises(ValueError, match=r"`images` of shape \(image, y, x\)"):
         transform_images(images[0], MATRICES, SHIFTS)
+
+
+@pytest.mark.parametrize("shape", [(20, 27, 24), (10, 54, 31), (20, 45, 40)])
+def test_resampled_volumes_keep_their_places(shape: tuple[int, int, int]) -> None:
+    """A ball's centre moves by `(i + 1/2) · old / new - 1/2`, and the mean stays."""
+    own, place, width = (20, 45, 40), np.array([8.0, 30.0, 12.0]), 3.0
+    grid = np.stack(np.meshgrid(*map(np.arange, own), indexing="ij"), axis=-1)
+    volume = torch.from_numpy(np.exp(-((grid - place) ** 2).sum(axis=-1) / (2 * width**2)))
+    found = resample_volume(volume + 1, shape)
+    assert found.shape == shape
+    assert found.dtype == torch.float32
+    assert float(found.mean()) == pytest.approx(float(volume.mean()) + 1, rel=1e-5)
+    weights = (found - 1).numpy()
+    grid = np.stack(np.meshgrid(*map(np.arange, shape), indexing="ij"), axis=-1)
+    center = (grid * weights[..., None]).sum(axis=(0, 1, 2)) / weights.sum()
+    back = (center + 0.5) * np.array(own) / np.array(shape) - 0.5
+    assert np.abs(back - place).max() < 0.1

@@ -1,0 +1,103 @@
+"""What `faket-aug train` does: it reads and checks its files, and makes the training that they ask for."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from faket_aug._checks import FileFormatError
+from faket_aug._runtime.threads import usable_device
+from faket_aug.cli._simulation import STYLE_CACHE, make_parts
+from faket_aug.cli._source import make_source
+from faket_aug.cli._train_options import SETTINGS_FILE, WITHOUT, TrainingWork
+from faket_aug.data.labelled import LabelledTomogram
+from faket_aug.formats._atomic import make_writable_folder
+from faket_aug.formats.mrc import read_mrc
+from faket_aug.picking.checkpoints import CHECKPOINT
+from faket_aug.picking.picker import weights_of
+from faket_aug.simulation.saving import check_names
+from faket_aug.training.classes import TaughtClasses, teach
+from faket_aug.training.data import PickerData
+from faket_aug.training.picture import Shown
+from faket_aug.training.real import read_real
+from faket_aug.training.train import PickerRun
+
+
+def make_run(work: TrainingWork) -> PickerRun:
+    """Read and check all files, and make the training that they ask for.
+
+    Raises
+    ------
+    ValueError, FileNotFoundError, FileFormatError, OSError
+        If files are missing or wrong, or settings do not go together; before anything is computed.
+    """
+    options, files = work.options, work.files
+    device = str(options.value("device"))
+    usable_device(device)
+    try:
+        make_writable_folder(work.output)
+    except OSError as error:
+        raise OSError(
+            f"expected an output folder that can be written, got {work.output} ({error.strerror or error}); set "
+            "--output to another"
+        ) from error
+    _check_output(work.output)
+    start = files.get("resume_from")
+    if start is not None and weights_of(start).parent.resolve() == work.output.resolve():
+        raise ValueError(f"expected --output to be another folder than --resume-from, got {work.output} for both")
+    source, parts = make_source(options), make_parts(options)
+    specimens, classes = teach(source.specimens, files.get("classes", ()))
+    check_names(dict(classes.names), ("shrec", "star5"), tomogram="tomogram_0000")
+    real, watched = _real(files, classes), _watched(files)
+    plain = options.without_paths() | source.settings | parts.settings(options)
+    depends_on = {name: one for name, one in plain.items() if name not in (*WITHOUT, "class_table")}
+    data = PickerData(
+        specimens=specimens,
+        classes=classes,
+        simulator=parts.simulator(options, work.output / STYLE_CACHE),
+        real=real,
+        watched=watched,
+    )
+    return PickerRun(
+        data,
+        work.output,
+        settings=work.settings,
+        seed=options.seed,
+        depends_on=depends_on,
+        start=start,
+        device=device,
+    )
+
+
+def _check_output(folder: Path) -> None:
+    """Refuse a folder with other things in it; what an earlier try left is none."""
+    known = {CHECKPOINT, SETTINGS_FILE}
+    names = {entry.name for entry in folder.iterdir() if not entry.name.startswith(".")}
+    if names and not names & known:
+        raise FileExistsError(
+            f"expected an empty folder, or one with {SETTINGS_FILE}, got {folder} with {', '.join(sorted(names)[:3])}; "
+            "set --output to another"
+        )
+
+
+def _real(files: Mapping[str, Any], classes: TaughtClasses) -> list[LabelledTomogram]:
+    tomograms, picks = files.get("real_tomograms", ()), files.get("real_picks", ())
+    if len(tomograms) != len(picks):
+        raise ValueError(
+            f"expected picks of each real tomogram, got {len(tomograms)} --real-tomograms and {len(picks)} "
+            "--real-picks; give one --real-picks after each"
+        )
+    return [read_real(tomogram, listed, classes) for tomogram, listed in zip(tomograms, picks, strict=True)]
+
+
+def _watched(files: Mapping[str, Any]) -> Shown | None:
+    path = files.get("watch")
+    if path is None:
+        return None
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"expected a tomogram for --watch, found none at {path}")
+    tomogram, size = read_mrc(path)
+    if not size > 0:
+        raise FileFormatError(f"{path}: expected a voxel size in the header, got 0; write it with one")
+    return Shown.of(tomogram.float(), name=Path(path).name, voxel_size=size)
