@@ -76,7 +76,7 @@ def run(work: PickWork, progress: Callable[[int, int], None], say: Callable[[str
     with torch.no_grad(), intra_op_threads(work.threads or torch.get_num_threads()):
         for number, one in enumerate(tomograms):
             depends_on = _depends_on(work, one, weights)
-            record = _kept(work, one, depends_on)
+            record = _kept(work, picker, one, depends_on)
             volume = None
             if record is None:
                 part = _part_of(progress, 100 * number, total)
@@ -121,10 +121,10 @@ def _depends_on(work: PickWork, one: Tomogram, weights: str) -> dict[str, Any]:
     }
 
 
-def _kept(work: PickWork, one: Tomogram, depends_on: Mapping[str, Any]) -> TomogramPicks | None:
+def _kept(work: PickWork, picker: Picker, one: Tomogram, depends_on: Mapping[str, Any]) -> TomogramPicks | None:
     """Read the picks of an earlier run of the same command."""
     path = work.folder / f"{one.name}{RECORD}"
-    if not path.is_file() or (work.probabilities is not None and not work.probabilities.is_file()):
+    if not path.is_file() or not all(file.is_file() for file in _probability_files(work, picker).values()):
         return None
     record = TomogramPicks.read(path)
     return record if record.depends_on == depends_on and record.name == one.name else None
@@ -146,8 +146,8 @@ def _picked(
         )
     except ValueError as error:
         raise ValueError(f"{one.path}: {error}") from error
-    if work.probabilities is not None:
-        _write_probabilities(work.probabilities, found, picker)
+    for number, file in _probability_files(work, picker).items():
+        write_mrc(file, found.probabilities[number - 1], voxel_size=found.voxel_size)
     record = TomogramPicks(
         name=one.name,
         voxel_size=one.voxel_size,
@@ -183,11 +183,12 @@ def _within(work: PickWork, one: Tomogram) -> Tensor | None:
     return within
 
 
-def _write_probabilities(path: Path, found: FoundPicks, picker: Picker) -> None:
-    """Write the probabilities of the class, or of each class to a file that has its name."""
-    for number, name in picker.description.class_names.items():
-        one = path if len(picker.description.class_names) == 1 else path.with_stem(f"{path.stem}_{name}")
-        write_mrc(one, found.probabilities[number - 1], voxel_size=found.voxel_size)
+def _probability_files(work: PickWork, picker: Picker) -> dict[int, Path]:
+    """Name the file of the class's probabilities, or those of the classes, which have their names; none if unwanted."""
+    path, names = work.probabilities, picker.description.class_names
+    if path is None:
+        return {}
+    return {n: path if len(names) == 1 else path.with_stem(f"{path.stem}_{name}") for n, name in names.items()}
 
 
 def _counting(

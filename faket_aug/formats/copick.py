@@ -269,7 +269,13 @@ def _write_picks(run: Any, particles: ParticleList, voxel_size: float, picked: C
         picks.meta.trust_orientation = bool(oriented.all())
         picks.meta.voxel_spacing = voxel_size
         picks.points = [
-            CopickPoint(location=places[row], transformation_=transforms[row].tolist(), instance_id=row + 1)
+            CopickPoint(
+                location=places[row],
+                transformation_=transforms[row].tolist(),
+                instance_id=row + 1,
+                # copick's own score of points without one.
+                score=1.0 if particles.scores is None else float(particles.scores[row]),
+            )
             for row in rows
         ]
         picks.store()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -172,6 +173,61 @@ def test_other_formats(
         assert len(starfile.read(several)) == 12
     else:
         assert len(find_particles(several / f"TS_2{Path(one).suffix}", class_names={1: "ball"}).particles) == 6
+
+
+def test_copick(
+    network: DarkBalls, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Picks of two tomograms become two runs of a project, where they are found again."""
+    pytest.importorskip("copick")
+    paths = [tomogram(tmp_path / f"TS_{n}.mrc", seed=n) for n in (1, 2)]
+    project = tmp_path / "project"
+    options = ("--output", project, "--format", "copick", "--no-control")
+    for _ in range(2):
+        code, _, err = pick(monkeypatch, capsys, tmp_path, *paths, *options)
+        assert code == 0, err
+    for name in ("TS_1", "TS_2"):
+        found = find_particles(project, tomogram=name, voxel_size=SIZE).particles
+        near = torch.cdist(torch.from_numpy(PLACES), torch.from_numpy(found.positions)).min(dim=1).values
+        assert float(near.max()) < 1.0
+    assert (tmp_path / "project_picks" / "TS_1.png").is_file()
+    (written,) = (project / "ExperimentRuns" / "TS_1" / "Picks").glob("*.json")
+    scores = [point["score"] for point in json.loads(written.read_text())["points"]]
+    assert scores == sorted(scores, reverse=True)
+    assert 0.4 < scores[-1] < scores[0] < 1.0
+
+
+def test_several_classes(
+    network: DarkBalls, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Each class has its threshold, its number in noise, its own probabilities and its row of the histogram."""
+    plain = network.forward
+
+    def two(images: Tensor) -> Tensor:
+        logits = plain(images)
+        # Right of the middle the balls are of the second class.
+        right = torch.arange(images.shape[-1]) > 21
+        first, second = (torch.where(side, logits[:, 1:], -20.0) for side in (~right, right))
+        return torch.cat([logits[:, :1], first, second], dim=1)
+
+    monkeypatch.setattr(network, "forward", two)
+    names, radii = {1: "ball", 2: "other"}, {1: RADIUS * SIZE, 2: RADIUS * SIZE}
+    described = replace(DESCRIPTION, class_names=names, radii=radii, thresholds={1: 0.4, 2: 0.4})
+    picker = replace(_picking.load_picker("run", "cpu"), description=described)  # type: ignore[call-arg]
+    monkeypatch.setattr(_picking, "load_picker", lambda run, device: picker)
+    path, output = tomogram(tmp_path / "TS_1.mrc"), tmp_path / "a.star"
+    options = ("--output", output, "--threshold", "other=0.35", "--probabilities", tmp_path / "p.mrc")
+    code, _, err = pick(monkeypatch, capsys, tmp_path, path, *options)
+    assert code == 0, err
+    assert "(ball 2 from a score of 0.40, 0 in noise; other 4 from a score of 0.35, 0 in noise; thresholds given" in err
+    assert starfile.read(output)["faketClassName"].value_counts().to_dict() == {"other": 4, "ball": 2}
+    assert (tmp_path / "p_ball.mrc").is_file()
+    assert (tmp_path / "p_other.mrc").is_file()
+    calls = network.calls
+    code, _, err = pick(monkeypatch, capsys, tmp_path, path, *options)
+    assert (code, network.calls) == (0, calls), err
+    with Image.open(tmp_path / "a" / "TS_1_scores.png") as image:
+        assert image.height > 600
 
 
 def test_only_a_part_of_the_tomogram_and_probabilities(
