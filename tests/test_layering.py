@@ -49,6 +49,7 @@ LONG_MODULES = {
     "formats.star": "one format, read and written",
     "formats.structures": "two formats, what they leave out, and their download",
     "formats.tilt_metadata": "one class, and how two of its kind are matched",
+    "generation.generator": "one class, its settings, their checks, and the making of a specimen",
     "generation.templates": "one class, made from maps and from atomic structures, of one file or of many",
     "microscope.noise": "the kinds of noise, and the docstrings of their three fits",
 }

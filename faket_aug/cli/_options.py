@@ -18,7 +18,7 @@ from faket_aug.formats._settings_file import load_table
 from faket_aug.formats._text import MAX_TILT
 from faket_aug.formats.particle_lists import PARTICLE_FORMATS
 from faket_aug.generation.generator import GrandModelGenerator
-from faket_aug.generation.recipe import RECIPE, as_tables
+from faket_aug.generation.recipe import BEFORE, RECIPE, as_tables
 from faket_aug.geometry import as_tilt_angles
 from faket_aug.microscope.imperfections import Imperfections
 from faket_aug.microscope.noise import NoiseModel
@@ -277,7 +277,8 @@ class Options:
 
     def to_json(self) -> dict[str, Any]:
         """Return those that were given, as JSON types, with whole paths."""
-        names = [n for n in SETTINGS if self[n] not in (None, ()) or n in WRITTEN_ALWAYS]
+        always = (*WRITTEN_ALWAYS, *(BEFORE if self.recipe else ()))
+        names = [n for n in SETTINGS if self[n] not in (None, ()) or n in always]
         return {name: as_json(_whole(name, self.value(name))) for name in names}
 
     def but(self, **changes: Any) -> Options:
@@ -336,7 +337,9 @@ def _from_file(path: Path) -> dict[str, Any]:
         options = origin.get("options") if isinstance(origin, dict) else None
         if not isinstance(options, dict):
             raise FileFormatError(f"{path}: expected `options`, settings by name, got {str(options)[:80]!r}")
-        content = options
+        generated = not set(OF_GENERATED).isdisjoint(options)
+        # A set says all that may change its numbers, but for what was not known when it was made.
+        content = (BEFORE if generated else {}) | options
     try:
         return read_table(SETTINGS, flat(content), "", lambda entry: str(path.parent / entry), renamed=RENAMED)
     except ValueError as error:

@@ -17,11 +17,12 @@ from faket_aug._runtime.threads import intra_op_threads, usable_device
 from faket_aug.cli._digests import digest_of_file
 from faket_aug.cli._look import draw_look, look_at
 from faket_aug.cli._options import TILT_ANGLES, Options, parse_angles
-from faket_aug.cli._sets import PREVIEW_FILE, Shard, missing, open_set, tomogram_folder
+from faket_aug.cli._sets import PREVIEW_FILE, SETTINGS_FILE, Shard, missing, open_set, read_settings, tomogram_folder
 from faket_aug.cli._source import Source, make_source
 from faket_aug.figures import save_figure
 from faket_aug.formats._atomic import ABANDONED, remove_parts
 from faket_aug.formats.angles import read_tilt_angles
+from faket_aug.generation.recipe import BEFORE
 from faket_aug.microscope.file import MicroscopeFile, read_microscope
 from faket_aug.microscope.imperfections import Imperfections
 from faket_aug.microscope.noise import NoiseModel
@@ -188,12 +189,23 @@ def run(work: Work, progress: Callable[[int, int], None]) -> Done:
     progress
         Is told how many tomograms of how many are there.
     """
-    options = work.options
+    options = _gone_on_with(work)
+    work = replace(work, options=options)
     # What is computed before the simulator's own threads are set has to be the same for every machine, too.
     threads = options.value("threads")
     check_count("threads", threads)
     with intra_op_threads(threads):
         return _run(work, progress, make_source(options), make_parts(options))
+
+
+def _gone_on_with(work: Work) -> Options:
+    """Return the options; a set of generated specimens that is older than a setting goes on as it was made."""
+    path = work.folder / SETTINGS_FILE
+    if not work.options.recipe or not path.is_file():
+        return work.options
+    kept = read_settings(path)
+    unknown = {name: old for name, old in BEFORE.items() if name not in kept and name not in work.options.given}
+    return work.options.but(**unknown)
 
 
 def _run(work: Work, progress: Callable[[int, int], None], source: Source, parts: Parts) -> Done:
@@ -202,7 +214,7 @@ def _run(work: Work, progress: Callable[[int, int], None], source: Source, parts
     named = {number: name for number, name in source.class_names.items() if number > 0}
     check_names(named, options.value("formats"), tomogram=tomogram_folder(folder, 0).name)
     parts.unstyled.check_companions(Companions(halves=options["halves"]))
-    defaults = Options.defaults()
+    defaults = Options.defaults() | (BEFORE if options.recipe else {})
     open_set(folder, _settings(options, source, parts), options.to_json(), defaults=defaults, renamed=RENAMED)
     remove_parts(folder / STYLE_CACHE, older_than=ABANDONED)
     mine = work.shard.indices(count)

@@ -13,7 +13,7 @@ from faket_aug._settings import IsPath, Part, Setting, as_json, from_library, se
 from faket_aug.data.dataset import FakETDataset
 from faket_aug.formats._settings_file import load_table
 from faket_aug.generation.generator import GrandModelGenerator
-from faket_aug.generation.recipe import RECIPE, make_generator
+from faket_aug.generation.recipe import BEFORE, RECIPE, make_generator
 from faket_aug.picking.clustering import METHODS, pick
 from faket_aug.picking.inference import check_tiles, segment
 from faket_aug.picking.network import DeepFinderNet
@@ -325,7 +325,10 @@ class Comparison:
 
     def to_dict(self) -> dict[str, Any]:
         """Return all settings as JSON types."""
-        return {**asdict(self), "arms": {name: asdict(arm) for name, arm in self.arms.items()}}
+        told = {**asdict(self), "arms": {name: asdict(arm) for name, arm in self.arms.items()}}
+        # What a later version may have another default for is said.
+        said = {name: RECIPE[name].default for name in BEFORE}
+        return told | ({"generated": said | dict(self.generated)} if self.generated is not None else {})
 
     def differences(self, kept: Mapping[str, Any]) -> list[str]:
         """Name the settings, but for arms, in which a comparison that was kept by `to_dict` differs from this one.
@@ -365,7 +368,7 @@ def _comparable(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Bring the recipe of `generated` to today's names, with its defaults, so that it compares."""
     if not settings.get("generated"):
         return dict(settings)
-    given = {_RENAMED_RECIPE.get(name, name): one for name, one in settings["generated"].items()}
+    given = BEFORE | {_RENAMED_RECIPE.get(name, name): one for name, one in settings["generated"].items()}
     recipe = {name: one.default for name, one in RECIPE.items()} | read_table(RECIPE, given, "generated")
     told = {name: as_json(one) for name, one in recipe.items() if one is not MISSING}
     return dict(settings) | {"generated": {name: one for name, one in told.items() if one not in (None, {}, [])}}

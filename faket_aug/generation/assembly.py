@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from faket_aug._arrays import FloatArray, IntArray
 from faket_aug.generation.filaments import FilamentSpecies, draw_filament, draw_poses
 from faket_aug.generation.ice import Slab
 from faket_aug.generation.membranes import Membrane, MembraneSpecies, draw_membrane
+from faket_aug.generation.packing import Crowd, Search
 from faket_aug.generation.placement import MEMBRANE, Canvas, DrawPlaces, Room
 from faket_aug.generation.ranges import turned_by
 from faket_aug.generation.species import FiducialSpecies, ParticleSpecies
@@ -28,6 +30,10 @@ _MEMBRANE_PROBES = 2000
 #: After this many particles of a template in a row have found no room, no more of it are tried.
 _GIVE_UP = 12
 _ORIENTATION_ROUNDS = 100
+#: Where so many of the particles have found room at random, that of the others is searched.
+_NEARLY = 0.9
+#: Particles that are rotated at once where there is little room.
+_SQUEEZED_AT_ONCE = 8
 #: Volts; the density of a filled voxel of a template whose threshold is 0.
 _LEAST = 1e-3
 #: Where a cluster has no room for one more particle, it grows by this factor, at most this often.
@@ -72,13 +78,25 @@ class Assembly:
         Voxels; see `Room`.
     device
         Device of the volumes.
+    packing
+        One of `PACKINGS`.
+    close
+        Classes whose particles are placed near each other from the start.
     """
 
     def __init__(
-        self, shape: Sequence[int], slab: Slab, *, voxel_size: float, gap: float = 0.0, device: str = "cpu"
+        self,
+        shape: Sequence[int],
+        slab: Slab,
+        *,
+        voxel_size: float,
+        gap: float = 0.0,
+        device: str = "cpu",
+        packing: str = "dense",
+        close: frozenset[str] = frozenset(),
     ) -> None:
         self.shape = tuple(int(n) for n in shape)
-        self.slab, self.voxel_size = slab, voxel_size
+        self.slab, self.voxel_size, self.packing, self.close = slab, voxel_size, packing, close
         self.room = Room(self.shape, slab, gap=gap)
         self.canvas = Canvas(self.shape, device=device)
         self.membranes: list[Membrane] = []
@@ -168,7 +186,10 @@ class Assembly:
         draw_for = self._draw_places(task, species)
         for number, stamp in enumerate(task.stamps):
             # Where one conformation finds no room, a smaller one may.
-            failed = 0
+            failed, before = 0, placed
+            if species.class_name in self.close:
+                placed += self._squeeze(task, stamp, int((which == number).sum()))
+                continue
             of = np.flatnonzero(which == number)
             orientations = self._orientations(task, stamp, len(of))
             voxels = Mask.of(stamp.offsets, self.shape)
@@ -181,6 +202,30 @@ class Assembly:
                 if center is not None:
                     self._add(task, center, fractions[of[i]], orientations[i], center[:, None] + mask.offsets, cube)
                     placed += 1
+            # Where much is lacking, all of it will be placed anew, closer.
+            enough = self.close or placed - before >= _NEARLY * len(of)
+            if self.packing == "dense" and enough and placed - before < len(of):
+                placed += self._squeeze(task, stamp, len(of) - (placed - before))
+        return placed
+
+    def _squeeze(self, task: Task, stamp: Stamp, count: int) -> int:
+        """Place particles that have found no room at random where correlation tells that there is some."""
+        crowd, voxels = Crowd(self.room), Mask.of(stamp.offsets, self.shape)
+        search = Search(crowd, stamp.mask_radius, task.generator, near=bool(self.close))
+        placed = 0
+        while placed < count and not search.is_over:
+            orientations = self._orientations(task, stamp, _SQUEEZED_AT_ONCE)
+            fractions = task.generator.random((_SQUEEZED_AT_ONCE, 3)) - 0.5
+            for i, cube, chosen in stamp.turned(orientations, fractions):
+                mask = voxels.only(chosen)
+                center = search.find(mask) if chosen.size else None
+                if center is not None:
+                    taken = center[:, None] + mask.offsets
+                    self._add(task, center, fractions[i], orientations[i], taken, cube)
+                    crowd.update(taken, math.ceil(self.room.gap))
+                    placed += 1
+                if placed == count or search.is_over:
+                    break
         return placed
 
     def _draw_places(self, task: Task, species: ParticleSpecies | FiducialSpecies) -> Callable[[int], DrawPlaces]:

@@ -351,7 +351,7 @@ def draw_filament(
     """Add up the subunits of a filament that lie completely within the specimen; None if there is none."""
     centers = np.rint(places).astype(np.int64)
     pieces, whole = [], []
-    least = _NOTHING * float(stamp.density.max())
+    least = _NOTHING * float(stamp.density[:, 0].max())
     for start in range(0, len(places), _CURVES_AT_ONCE):
         part = slice(start, start + _CURVES_AT_ONCE)
         for center, values in zip(

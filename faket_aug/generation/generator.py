@@ -11,7 +11,7 @@ from typing import Any, Self
 import numpy as np
 import torch
 
-from faket_aug._checks import check_count, check_positive
+from faket_aug._checks import check_choice, check_count, check_positive
 from faket_aug._random import seed_sequence
 from faket_aug._runtime.threads import intra_op_threads
 from faket_aug.formats.particles import match_names
@@ -19,16 +19,21 @@ from faket_aug.generation.assembly import AnySpecies, Assembly, Task
 from faket_aug.generation.filaments import FilamentSpecies
 from faket_aug.generation.ice import IceSlab, Slab
 from faket_aug.generation.membranes import MembraneSpecies
+from faket_aug.generation.packing import PACKINGS
 from faket_aug.generation.ranges import as_count
 from faket_aug.generation.species import FiducialSpecies, ParticleSpecies
-from faket_aug.generation.stamp import Stamp, hull_points, uniform_directions
+from faket_aug.generation.stamp import INTERPOLATIONS, Stamp, hull_points, uniform_directions
 from faket_aug.generation.templates import ParticleTemplate
 from faket_aug.specimens.grandmodel import GrandModel
 
 #: Random packings of equal spheres fill no more: Scott and Kilgour, J. Phys. D 2, 863 (1969).
 MAX_OCCUPANCY = 0.64
+#: Equal spheres at random places, none of which is moved, fill no more: Feder, J. Theor. Biol. 87, 237 (1980).
+RANDOM_OCCUPANCY = 0.38
 #: A warning is given if a smaller fraction of what was asked for is placed.
 _ENOUGH = 0.98
+#: Classes that fill this share of all particles' volume are placed close to each other where one found no room.
+_MUCH = 0.15
 _MAX_CLASSES = 255
 #: Voxel sizes whose relative difference is smaller are the same.
 _SAME_VOXEL_SIZE = 1e-3
@@ -61,11 +66,18 @@ class GrandModelGenerator:
     slab
         The slab of ice; by default the ice fills the specimen.
     occupancy
-        Fraction of the ice that the particles' masks fill, up to about 0.3. Counts and concentrations of `particles`
+        Fraction of the ice that the particles' masks fill, up to about 0.4. Counts and concentrations of `particles`
         then only give their ratios (1 each, where neither is given). Those of membrane-bound particles stay absolute.
     gap
         Å. The distance between voxels of two masks, from centre to centre, is larger than this. By default masks may
         touch.
+    packing
+        What is done where random places fall short. `"dense"`: classes that fill much of the ice are placed close to
+        each other, where correlation finds room (above an `occupancy` of 0.38 at once). `"random"`: particles without
+        room are left out, as in earlier versions.
+    interpolation
+        How rotated templates are sampled. `"sharp"` keeps their power within 5 % up to 0.45 cycles per voxel.
+        `"linear"` makes the specimens of earlier versions, whose particles lose up to 40 % of it there.
     class_table
         Names of the class numbers, as in other specimens (0 is background). All labelled species must be in it.
     device
@@ -106,6 +118,8 @@ class GrandModelGenerator:
     slab: IceSlab | None = None
     occupancy: float | None = None
     gap: float = 0.0
+    packing: str = "dense"
+    interpolation: str = "sharp"
     class_table: Mapping[int, str] | None = None
     device: str = "cpu"
     threads: int = 1
@@ -126,6 +140,8 @@ class GrandModelGenerator:
         check_positive("voxel_size", self.voxel_size)
         check_positive("gap", self.gap, zero=True)
         check_count("threads", self.threads)
+        check_choice("packing", self.packing, PACKINGS)
+        check_choice("interpolation", self.interpolation, INTERPOLATIONS)
         if self.occupancy is not None and not 0 < self.occupancy <= MAX_OCCUPANCY:
             raise ValueError(f"expected `occupancy` of more than 0 and at most {MAX_OCCUPANCY}, got {self.occupancy!r}")
         if not self._species:
@@ -247,9 +263,17 @@ class GrandModelGenerator:
             return expected
         # The area of the membranes is fixed, so the number of particles on them does not change.
         free = {i: pair for i, pair in expected.items() if not pair[0].membrane_bound}
-        filled = sum(count * species.mask_voxels for species, count in free.values())
+        filled = sum(count * self._mask_voxels(i, placing=streams is not None) for i, (_, count) in free.items())
         factor = self.occupancy * ice_voxels / filled if filled else 0.0
         return expected | {i: (species, factor * count) for i, (species, count) in free.items()}
+
+    def _mask_voxels(self, index: int, *, placing: bool) -> float:
+        """Return the voxels of a particle of a species; where none is placed, near enough without its stamps."""
+        species = self._species[index]
+        assert isinstance(species, ParticleSpecies)
+        if self.interpolation == "linear" or not placing:
+            return species.mask_voxels
+        return float(np.mean([stamp.volume for stamp in self._stamps()[index]]))
 
     # Making ----------------------------------------------------------------------------------------------------------
 
@@ -290,11 +314,39 @@ class GrandModelGenerator:
             return self._generate(seed, epoch, tomogram)
 
     def _generate(self, seed: int, epoch: int, tomogram: int) -> GrandModel:
+        hopeless = self.packing == "dense" and (self.occupancy or 0.0) > RANDOM_OCCUPANCY
+        assembly = self._assembled(seed, epoch, tomogram, self._large() if hopeless else frozenset())
+        if self.packing == "dense" and not hopeless and (close := self._close_classes(assembly)):
+            # What lacks room gets it where the large particles leave no gaps between them.
+            assembly = self._assembled(seed, epoch, tomogram, close)
+        if self.slab is not None and self.slab.vacuum_density:
+            assembly.add_vacuum(self.slab.vacuum_density)
+        name = f"generated specimen {tomogram} of epoch {epoch}, seed {seed}"
+        _warn_of_shortfall(name, assembly)
+        return GrandModel(
+            density=assembly.canvas.density,
+            labels=assembly.canvas.labels,
+            instances=assembly.canvas.instances,
+            particles=assembly.canvas.table(),
+            voxel_size=float(self.voxel_size),
+            class_names=self.class_names,
+            not_particles=self._not_particles,
+            name=name,
+        )
+
+    def _assembled(self, seed: int, epoch: int, tomogram: int, close: frozenset[str]) -> Assembly:
+        """Assemble the specimen of an address; the particles of some classes are placed close to each other."""
         sequences = seed_sequence(seed, "generation", epoch=epoch, tomogram=tomogram).spawn(1 + len(self._species))
         own, *streams = (np.random.default_rng(sequence) for sequence in sequences)
         slab = self._slab(own)
         assembly = Assembly(
-            self._size, slab, voxel_size=self.voxel_size, gap=self.gap / self.voxel_size, device=self.device
+            self._size,
+            slab,
+            voxel_size=self.voxel_size,
+            gap=self.gap / self.voxel_size,
+            device=self.device,
+            packing=self.packing,
+            close=close,
         )
         counts = self._particle_counts(slab.voxels(self._size), streams)
         numbers = self._numbers
@@ -311,29 +363,49 @@ class GrandModelGenerator:
         # Large things, and those bound to certain positions, come first, as long as there is room.
         for task in sorted(tasks, key=lambda task: task.order):
             assembly.add(task)
-        if self.slab is not None and self.slab.vacuum_density:
-            assembly.add_vacuum(self.slab.vacuum_density)
-        name = f"generated specimen {tomogram} of epoch {epoch}, seed {seed}"
-        _warn_of_shortfall(name, assembly)
-        return GrandModel(
-            density=assembly.canvas.density,
-            labels=assembly.canvas.labels,
-            instances=assembly.canvas.instances,
-            particles=assembly.canvas.table(),
-            voxel_size=float(self.voxel_size),
-            class_names=self.class_names,
-            not_particles=self._not_particles,
-            name=name,
-        )
+            if self.packing == "dense" and not close and self._close_classes(assembly):
+                # The rest will be assembled anew.
+                break
+        return assembly
+
+    def _close_classes(self, assembly: Assembly) -> frozenset[str]:
+        """Name the classes that have to be placed close; none, as long as all found room.
+
+        They are the class that found none, those that were placed before it, the larger ones, and all that take much
+        of the room.
+        """
+        free = [one for one in self._species if isinstance(one, ParticleSpecies) and not one.membrane_bound]
+        names = {one.class_name for one in free}
+        placed = [name for name in assembly.wanted if name in names]
+        short = [i for i, name in enumerate(placed) if assembly.placed[name] < _ENOUGH * assembly.wanted[name]]
+        if not short:
+            return frozenset()
+        return frozenset(placed[: short[0] + 1]) | self._large()
+
+    def _large(self) -> frozenset[str]:
+        """Name the classes that take much of the room."""
+        counts = self._particle_counts(self._slab(None).voxels(self._size)).values()
+        free = [(species, count * species.mask_voxels) for species, count in counts if not species.membrane_bound]
+        volumes: dict[str, float] = {}
+        for species, volume in free:
+            volumes[species.class_name] = volumes.get(species.class_name, 0.0) + volume
+        return frozenset(name for name, volume in volumes.items() if volume >= _MUCH * sum(volumes.values()))
 
     def _stamps(self) -> list[list[Stamp]]:
         """Prepare the templates of all species, once for each process."""
         if self.device not in self._stamps_on:
             self._stamps_on[self.device] = [
-                [Stamp.of(template, device=self.device) for template in species.templates_at(self.voxel_size)]
+                [
+                    Stamp.of(template, device=self.device, interpolation=self._interpolation(species))
+                    for template in species.templates_at(self.voxel_size)
+                ]
                 for species in self._species
             ]
         return self._stamps_on[self.device]
+
+    def _interpolation(self, species: AnySpecies) -> str:
+        # The edge of a bead is steeper than a Fourier series of its voxels can be: waves would surround it.
+        return "linear" if isinstance(species, FiducialSpecies) else self.interpolation
 
 
 def _drawn(species: AnySpecies, generator: np.random.Generator) -> float:

@@ -23,7 +23,8 @@ DrawPlaces = Callable[[int, IntArray, IntArray, int], IntArray]
 FREE, SOLID, MEMBRANE = 0, 1, 2
 #: Positions tried for one particle, in growing numbers: most are free at first, in a crowd one in thousands.
 _HANDFULS = (8, 64, 512, *(4096,) * 16)
-_FEW_PROBES, _PROBES = 4, 48
+#: Voxels of a mask that are tested for all positions, for those that are left, and once more.
+_PROBES = (4, 48, 400)
 
 
 class Room:
@@ -43,30 +44,40 @@ class Room:
         self.shape = tuple(int(n) for n in shape)
         self.slab = slab
         self.taken = np.zeros(math.prod(shape), np.int16)
+        self.gap = gap
         self._around = _ball_offsets(gap).T if gap >= 1 else np.zeros((0, 3), np.int64)
         bottom, top = slab.z_range(self.shape)
         self._z_range = math.floor(bottom), math.ceil(top)
 
     def find(self, mask: Mask, draw: DrawPlaces) -> IntArray | None:
         """Find a free centre `(3,)` for a mask among many that are drawn; None if none of them is free."""
-        low, high = -mask.offsets.min(axis=1), np.array(self.shape) - 1 - mask.offsets.max(axis=1)
-        low[0], high[0] = max(low[0], self._z_range[0]), min(high[0], self._z_range[1])
-        heights = turned_by(mask.offsets.T, self.slab.normal[:, None])
-        floor, ceiling = -self.slab.half - heights.min(), self.slab.half - heights.max()
+        low, high = self.limits(mask)
+        floor, ceiling = self.heights(mask)
         if (low > high).any() or floor > ceiling:
             return None
         for attempt, count in enumerate(_HANDFULS):
             centers = draw(count, low, high, attempt)
             height = self.slab.height(centers)
             centers = centers[(height >= floor) & (height <= ceiling)]
-            found = self._first_free(_steps(centers.T, self.shape), mask.steps)
+            found = self.first_free(_steps(centers.T, self.shape), mask.steps)
             if found is not None:
                 return np.array(np.unravel_index(found, self.shape))
         return None
 
-    def _first_free(self, bases: IntArray, steps: IntArray) -> int | None:
+    def limits(self, mask: Mask) -> tuple[IntArray, IntArray]:
+        """Find the lowest and the highest centre, both `(3,)`, of a mask that lies within the specimen."""
+        low, high = -mask.offsets.min(axis=1), np.array(self.shape) - 1 - mask.offsets.max(axis=1)
+        low[0], high[0] = max(low[0], self._z_range[0]), min(high[0], self._z_range[1])
+        return low, high
+
+    def heights(self, mask: Mask) -> tuple[float, float]:
+        """Find the lowest and the highest height above the ice's middle of the centre of a mask within the ice."""
+        heights = turned_by(mask.offsets.T, self.slab.normal[:, None])
+        return -self.slab.half - float(heights.min()), self.slab.half - float(heights.max())
+
+    def first_free(self, bases: IntArray, steps: IntArray) -> int | None:
         """Find the first of several centres around which no voxel is taken: test a few voxels, then more, then all."""
-        for probes in (_FEW_PROBES, _PROBES):
+        for probes in _PROBES:
             probed = steps[:: max(1, len(steps) // probes)]
             bases = bases[~self.taken[bases[:, None] + probed].any(axis=1)]
         return next((int(base) for base in bases if not self.taken[base + steps].any()), None)
@@ -184,6 +195,7 @@ def place_templates(
     *,
     shape: Sequence[int],
     device: torch.device | str = "cpu",
+    interpolation: str = "sharp",
 ) -> Tensor:
     """Draw the density of particles with known positions and orientations.
 
@@ -198,6 +210,8 @@ def place_templates(
         `(z, y, x)` of the result. Particles may extend beyond it.
     device
         Device on which the density is made.
+    interpolation
+        `"sharp"` or `"linear"`, see `GrandModelGenerator`.
 
     Returns
     -------
@@ -214,7 +228,8 @@ def place_templates(
     canvas = Canvas(shape, device=device)
     for number, template in templates.items():
         rows = np.flatnonzero(particles.classes == number)
-        stamp, positions = Stamp.of(template, device=device), particles.positions[rows]
+        stamp = Stamp.of(template, device=device, interpolation=interpolation)
+        positions = particles.positions[rows]
         orientations = np.where(np.isnan(particles.orientations[rows]), np.eye(3), particles.orientations[rows])
         centers = np.rint(positions).astype(np.int64)
         for i, cube, _ in stamp.turned(orientations, positions - centers):

@@ -13,8 +13,10 @@ from faket_aug.generation.filaments import FILAMENT_PRESETS, FilamentSpecies
 from faket_aug.generation.generator import GrandModelGenerator
 from faket_aug.generation.ice import IceSlab
 from faket_aug.generation.membranes import MEMBRANE_KINDS, MembraneSpecies
+from faket_aug.generation.packing import PACKINGS
 from faket_aug.generation.ranges import Range
 from faket_aug.generation.species import SIDES, FiducialSpecies, ParticleSpecies
+from faket_aug.generation.stamp import INTERPOLATIONS
 from faket_aug.generation.templates import ParticleTemplate, find_templates, read_templates
 
 S = TypeVar("S")
@@ -74,6 +76,10 @@ _READING = settings_of(
     described_by=(ParticleTemplate.from_map, ParticleTemplate.from_structure),
 )
 _WHOLE = settings_of(GrandModelGenerator)
+#: Settings of a recipe that the generator has under the same name.
+_OF_THE_WHOLE = ("shape", "occupancy", "gap", "packing", "interpolation")
+#: What settings were, by name, before records and sets told them.
+BEFORE: dict[str, Any] = {"packing": "random", "interpolation": "linear"}
 #: All that a recipe may say. A class that `counts` or `concentrations` do not name is left out, if they name others.
 RECIPE: dict[str, Setting] = {
     **{name: _OWN[name] for name in ("templates", "distractors")},
@@ -156,6 +162,8 @@ RECIPE: dict[str, Setting] = {
     ),
     "slab_tilt": setting_of(IceSlab, "tilt", name="slab_tilt", hint=Range | None, default=None),
     "gap": _WHOLE["gap"],
+    "packing": setting_of(GrandModelGenerator, "packing", choices=PACKINGS),
+    "interpolation": setting_of(GrandModelGenerator, "interpolation", choices=INTERPOLATIONS),
     "shape": setting_of(
         GrandModelGenerator,
         "shape",
@@ -296,7 +304,7 @@ def make_generator(
         one | {"subunit": found.get(one["subunit"], one["subunit"])} if "subunit" in one else one
         for one in as_tables("filaments", recipe.get("filaments"))
     ]
-    given = {name: recipe[name] for name in ("shape", "occupancy", "gap") if name in recipe}
+    given = {name: recipe[name] for name in _OF_THE_WHOLE if name in recipe}
     return GrandModelGenerator(
         particles=particles,
         membranes=[_made(MembraneSpecies, one, "membranes") for one in as_tables("membranes", recipe.get("membranes"))],

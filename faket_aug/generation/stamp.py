@@ -12,20 +12,29 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from faket_aug._arrays import FloatArray, IntArray
+from faket_aug._checks import check_choice
 from faket_aug.generation.ranges import turned_by
 from faket_aug.generation.templates import ParticleTemplate
 
 #: Å. Density is drawn up to this distance from the mask; farther out, templates of maps hold only noise.
 _TAIL = 30.0
+#: Voxels, the same for `"sharp"` where it is more: the end of a low-pass reaches so far.
+_SHARP_TAIL = 4.0
 
 
-#: Density below this fraction of the peak is not drawn.
-_NOTHING = 0.01
+#: Density below this fraction of the peak is not drawn; `"sharp"` draws a little more.
+_NOTHING, _SHARP_NOTHING = 0.01, 0.003
 
 
-#: A template is rotated by linear interpolation of its cubic spline, sampled at half voxels: linear interpolation of
-#: the voxels themselves would blur it, by an amount that depends on the rotation.
+#: A template is rotated by linear interpolation between samples at half voxels: linear interpolation of the voxels
+#: themselves would blur it, by an amount that depends on the rotation.
 _OVERSAMPLING = 2
+#: How the value between those samples is found. `"sharp"`: the samples are those of the Fourier series, and what linear
+#: interpolation takes away between them is added. `"linear"`: the samples are those of the cubic spline, and turned
+#: copies lose 20 % of their power at 0.35 cycles per voxel, and 40 % beyond 0.4.
+INTERPOLATIONS = ("sharp", "linear")
+#: Voxels of zeros around a box whose Fourier series is taken, so that opposite faces are not neighbours.
+_GUARD = 4
 
 
 #: Samples of one batch; with more, a CPU would only have to allocate memory.
@@ -53,7 +62,7 @@ class Stamp:
     Parameters
     ----------
     density
-        `(1, 1, z, y, x)`, sampled at half voxels.
+        `(1, c, z, y, x)`, sampled at half voxels. Of two channels the second is the correction of `"sharp"`.
     center
         `(3,)`, (x, y, z) in samples of `density`, the point about which it is rotated.
     offsets
@@ -65,6 +74,8 @@ class Stamp:
         `(m, 3)`, (x, y, z) in voxels: the outermost points of the template's mask, relative to its centre.
     mask_voxels
         Number of voxels of the template's mask.
+    volume
+        Voxels of the mask of a rotated copy, the mean over rotations and positions.
     """
 
     density: Tensor
@@ -73,6 +84,7 @@ class Stamp:
     threshold: float
     hull: FloatArray
     mask_voxels: int
+    volume: float
     _ball: Tensor = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -81,32 +93,42 @@ class Stamp:
         object.__setattr__(self, "_ball", ball)
 
     @classmethod
-    def of(cls, template: ParticleTemplate, *, device: torch.device | str = "cpu") -> Stamp:
-        """Prepare a template: crop its empty margins, and refine its grid."""
-        from scipy.ndimage import zoom
+    def of(
+        cls, template: ParticleTemplate, *, device: torch.device | str = "cpu", interpolation: str = "sharp"
+    ) -> Stamp:
+        """Prepare a template: crop its empty margins, and refine its grid.
 
+        Parameters
+        ----------
+        template
+            The template.
+        device
+            Device on which it is rotated.
+        interpolation
+            `"sharp"`, or `"linear"` as before.
+        """
+        check_choice("interpolation", interpolation, INTERPOLATIONS)
         density, center = template.density.cpu().numpy(), np.array(template.center)
         hull = hull_points(template)
-        dense = np.argwhere(np.abs(density) > _NOTHING * float(density.max())) - center
-        reach = min(_radius(dense), _radius(hull) + _TAIL / template.voxel_size)
+        sharp, reach = interpolation == "sharp", _reach(density, center, hull, _NOTHING, _TAIL / template.voxel_size)
+        if sharp:
+            reach = max(reach, _reach(density, center, hull, _SHARP_NOTHING, _SHARP_TAIL))
         # A voxel more on each side lets the spline end at 0, also where a particle is shifted by a part of a voxel.
         low = np.floor(center - reach).astype(int) - 1
         high = np.ceil(center + reach).astype(int) + 2
         outside = [(max(-a, 0), max(b - n, 0)) for a, b, n in zip(low, high, density.shape, strict=True)]
         padded = np.pad(density, outside)[tuple(slice(max(a, 0), None) for a in low)]
         box = padded[tuple(slice(0, n) for n in high - low)]
-        # Corners are aligned: sample i is at voxel i / 2.
-        sizes = [_OVERSAMPLING * (n - 1) + 1 for n in box.shape]
-        fine = zoom(box.astype(np.float64), [m / n for m, n in zip(sizes, box.shape, strict=True)], order=3)
-        assert list(fine.shape) == sizes
+        fine = _sharp_samples(box) if sharp else _spline_samples(box)
         z, y, x = _OVERSAMPLING * (center - low)
         return cls(
-            density=torch.from_numpy(fine.astype(np.float32))[None, None].to(device),
+            density=fine.to(device),
             center=(float(x), float(y), float(z)),
             offsets=_ball_offsets(reach + 1),
             threshold=template.threshold,
             hull=hull,
             mask_voxels=int(template.mask.sum()),
+            volume=float((fine[:, 0] > template.threshold).sum()) / _OVERSAMPLING**3,
         )
 
     @property
@@ -129,6 +151,7 @@ class Stamp:
         `(n, p)`, float32, on the stamp's device.
         """
         # Voxel o of the specimen holds the template at Rᵀ (o - fraction); as rows, (o - fraction) R.
+        linear = self.density.shape[1] == 1
         sizes = np.array(self.density.shape[:1:-1])
         # `grid_sample` counts from -1 at the first sample to 1 at the last.
         scale = 2 * _OVERSAMPLING / (sizes - 1)
@@ -139,9 +162,19 @@ class Stamp:
         )
         device = self.density.device
         matrix = torch.from_numpy(orientations * scale).to(device, torch.float32)
-        grid = torch.matmul(self._ball, matrix) + torch.from_numpy(shift).to(device, torch.float32)[:, None]
-        density = self.density.expand(len(grid), -1, -1, -1, -1)
-        return F.grid_sample(density, grid[:, None, None], align_corners=True)[:, 0, 0, 0]
+        to_middle = torch.from_numpy(shift).to(device, torch.float32)
+        density = self.density.expand(len(orientations), -1, -1, -1, -1)
+        if linear:
+            grid = torch.matmul(self._ball, matrix) + to_middle[:, None]
+            return F.grid_sample(density, grid[:, None, None], align_corners=True)[:, 0, 0, 0]
+        # (n, xyz, p)
+        places = torch.baddbmm(to_middle[..., None], matrix.mT, self._ball.T.expand(len(orientations), -1, -1))
+        values = F.grid_sample(density, places.mT[:, None, None], align_corners=True)[:, :, 0, 0]
+        # Position between two samples, f: what is missing there goes with f (1 - f).
+        halves = torch.from_numpy((sizes - 1) / 2).to(device, torch.float32)[:, None]
+        between = places.add_(1).mul_(halves).frac_()
+        between.addcmul_(between, between, value=-1)
+        return torch.addcmul(values[:, 0], values[:, 1], between.sum(dim=1))
 
     def turned(self, orientations: FloatArray, fractions: FloatArray) -> Iterator[tuple[int, Tensor, IntArray]]:
         """Rotate many copies in batches.
@@ -163,6 +196,44 @@ class Stamp:
                 yield start + i, cube, np.flatnonzero(masks[i])
 
 
+def _spline_samples(box: FloatArray) -> Tensor:
+    """Sample the cubic spline of a box at half voxels: `(1, 1, z, y, x)`; corners are aligned, sample i is at i / 2."""
+    from scipy.ndimage import zoom
+
+    sizes = [_OVERSAMPLING * (n - 1) + 1 for n in box.shape]
+    fine = zoom(box.astype(np.float64), [m / n for m, n in zip(sizes, box.shape, strict=True)], order=3)
+    assert list(fine.shape) == sizes
+    return torch.from_numpy(fine.astype(np.float32))[None, None]
+
+
+def _sharp_samples(box: FloatArray) -> Tensor:
+    """Sample the Fourier series of a box at half voxels, and the correction of linear interpolation between them.
+
+    Linear interpolation multiplies a wave by sinc² in the mean, along each axis. The correction restores the wave where
+    it is added with the weight Σ f (1 - f) of the positions f between two samples, whose mean is 1/2; at the samples
+    the weight is 0, and the values are exact.
+
+    Returns
+    -------
+    `(1, 2, z, y, x)`, the channels beside each other in memory; corners are aligned, sample i is at i / 2.
+    """
+    # Odd sizes have no wave at the Nyquist frequency, which would be its own negative.
+    sizes = [n + _GUARD + (n + _GUARD + 1) % 2 for n in box.shape]
+    spectrum = torch.fft.fftn(torch.from_numpy(np.ascontiguousarray(box, dtype=np.float64)), s=sizes)
+    z, y, x = (torch.sinc(torch.fft.fftfreq(n, dtype=torch.float64) / _OVERSAMPLING) ** 2 for n in sizes)
+    missing = 2 * (1 / (z[:, None, None] * y[:, None] * x) - 1)
+    fine = [_refined(part)[tuple(slice(2 * n - 1) for n in box.shape)] for part in (spectrum, spectrum * missing)]
+    return torch.stack(fine, dim=-1).float().permute(3, 0, 1, 2)[None]
+
+
+def _refined(spectrum: Tensor) -> Tensor:
+    """Sum a Fourier series `(z, y, x)` of odd sizes at half voxels."""
+    # The frequency 0 comes from the middle n // 2 to the middle n of twice the size.
+    pads = [pad for n in reversed(spectrum.shape) for pad in (n - n // 2, n // 2)]
+    fine: Tensor = torch.fft.ifftn(torch.fft.ifftshift(F.pad(torch.fft.fftshift(spectrum), pads))).real
+    return _OVERSAMPLING**3 * fine
+
+
 def hull_points(template: ParticleTemplate) -> FloatArray:
     """Find the points `(m, 3)` (x, y, z) of a template's mask that lie farthest in many directions, in voxels."""
     points = (np.argwhere(template.mask.cpu().numpy()) - np.array(template.center))[:, ::-1]
@@ -177,6 +248,12 @@ def uniform_directions() -> FloatArray:
     turn = math.pi * (3 - math.sqrt(5)) * np.arange(1000)
     level = np.sqrt(1 - height**2)
     return np.stack([level * np.cos(turn), level * np.sin(turn), height], axis=1)
+
+
+def _reach(density: FloatArray, center: FloatArray, hull: FloatArray, nothing: float, tail: float) -> float:
+    """Find up to which distance from the centre density is drawn: where it is not nothing, up to a tail of the mask."""
+    dense = np.argwhere(np.abs(density) > nothing * float(density.max())) - center
+    return min(_radius(dense), _radius(hull) + tail)
 
 
 def _radius(points: FloatArray) -> float:

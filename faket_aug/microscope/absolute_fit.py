@@ -47,11 +47,14 @@ class Matter:
         `(ring,)`, voxels, how deep all matter is at each frequency; at least the specimens' depth.
     solid
         Potential of matter without gaps above ice, V; 0 if it is not known. Then particles do not displace the crowd.
+    interpolated
+        Whether projections are as `project` makes them, with a loss across the axis.
     """
 
     depth: float
     thickness: FloatArray | None = None
     solid: float = 0.0
+    interpolated: bool = True
 
     def __post_init__(self) -> None:
         check_positive("depth", self.depth)
@@ -91,10 +94,15 @@ class AbsoluteFit(PowerFit):
             CrowdTilts.of(one.tilt_angles, pixel_size=pixel_size, depth=matter.whole, width=width)
             for one, width in zip(targets, widths, strict=True)
         ]
-        #: The power of the specimens, and of each medium with a variance of 1 V²: `(kind, pair, ring)`, ...
+        #: The power of the specimens' kind, and of each medium with a variance of 1 V²: `(kind, pair, ring)`, ...
         self._shared = [
-            np.concatenate([pairs.clean[None], one.shared[:, pairs.near]])
-            for one, pairs in zip(tilts, data, strict=True)
+            np.concatenate(
+                [
+                    (pairs.clean * _spread(one, target, matter, pixel_size, width)[pairs.near])[None],
+                    one.shared[:, pairs.near],
+                ]
+            )
+            for one, pairs, target, width in zip(tilts, data, targets, widths, strict=True)
         ]
         #: ... and `(kind, tilt, ring)`.
         self._power = [
@@ -195,8 +203,9 @@ class AbsoluteFit(PowerFit):
             if mean <= 0 or not self._matter.solid:
                 break
             displaced = min(mean / self._matter.solid, _FULLEST)
-        # Both are powers of projections, which have lost some by interpolation: so will the crowd's.
-        rest = np.maximum(total - (1 - displaced) ** 2 * self._own, 0.0) / interpolation_loss(RINGS)
+        # Powers of interpolated projections have lost some: so will the crowd's.
+        lost = interpolation_loss(RINGS) if self._matter.interpolated else np.ones(len(RINGS))
+        rest = np.maximum(total - (1 - displaced) ** 2 * self._own, 0.0) / lost
         if self._matter.solid:
             # The crowd has less room: where particles are, there is none.
             rest /= 1 - min(self._density / self._matter.solid, _FULLEST)
@@ -208,7 +217,7 @@ class AbsoluteFit(PowerFit):
         deeper: dict[str, Any] = {}
         if deepest > depth:
             # What is less deep than the deepest is spread over the same room.
-            beyond = total / interpolation_loss(RINGS) * (whole - depth) / (deepest - depth)
+            beyond = total / lost * (whole - depth) / (deepest - depth)
             deeper = {"beyond": tuple(beyond.tolist()), "depth": deepest * self._pixel_size}
         return CrowdField(
             frequencies=tuple((RINGS / self._pixel_size).tolist()),
@@ -238,6 +247,16 @@ class AbsoluteFit(PowerFit):
     def _density(self) -> float:
         """Mean potential of the specimens, V."""
         return max(-float(np.mean([pairs.clean_mean for pairs in self._data])) / self._matter.depth, 0.0)
+
+
+def _spread(tilts: CrowdTilts, target: SeriesSpectra, matter: Matter, pixel_size: float, width: int) -> FloatArray:
+    """How much less neighbours share if the same matter is spread over the whole depth, `(tilt - 1, ring)`."""
+    whole = tilts.shared[0]
+    if (matter.whole == matter.depth).all():
+        return np.ones_like(whole)
+    own = CrowdTilts.of(target.tilt_angles, pixel_size=pixel_size, depth=matter.depth, width=width).shared[0]
+    ratio: FloatArray = np.divide(whole, own, out=np.ones_like(whole), where=own > 0) * matter.depth / matter.whole
+    return ratio
 
 
 def _common_curve(

@@ -88,6 +88,8 @@ class NoiseModel(ABC):
     contrast: ContrastReport | None = None
     #: Slow backgrounds of measured series.
     backgrounds: tuple[SlowBackground, ...] = ()
+    #: Whether clean tilts keep the loss of `project`'s interpolation.
+    interpolated: bool = True
 
     def __new__(cls, *_: Any, **settings: Any) -> Self:
         if cls is NoiseModel:
@@ -293,6 +295,7 @@ class NoiseModel(ABC):
         depth: float | None = None,
         thickness: float | None = None,
         solid: float = 0.0,
+        interpolated: bool = True,
         measured: Tensor | Sequence[Tensor | None] | None = None,
     ) -> ResponseNoise:
         """Fit transfer function, noise spectrum and means to measured tilts of unknown specimens.
@@ -334,6 +337,9 @@ class NoiseModel(ABC):
             tilts show (`thickness.matter_thickness`), the mean of the series that tell.
         solid
             Potential of matter without gaps above ice, V, which lets particles displace the crowd; 0 if not known.
+        interpolated
+            Whether the clean tilts are as `project` makes them. If they were given back what interpolation takes
+            (`tomography.interpolation`), simulated tilts get it back, too.
         measured
             Which pixels of the targets count, as for `fit`.
 
@@ -396,7 +402,7 @@ class NoiseModel(ABC):
             ctf=ctf,
             order=power_order,
             scales=scales,
-            matter=Matter(depth=depth, thickness=whole, solid=solid),
+            matter=Matter(depth=depth, thickness=whole, solid=solid, interpolated=interpolated),
             widths=[int(one.shape[-1]) for one in targets],
         )
         series = tuple(series_of_gain(s, gain) for s, gain in zip(spectra, fit.gains, strict=True))
@@ -407,6 +413,7 @@ class NoiseModel(ABC):
             crowd=fit.crowd,
             contrast=ContrastReport.of(scales, fit.explained, thickness=[one.voxels * pixel_size for one in found]),
             backgrounds=tuple(_background(t, a, m, pixel_size) for t, a, m in zip(targets, angles, masks, strict=True)),
+            interpolated=interpolated,
         )
 
     @classmethod
@@ -422,7 +429,8 @@ class NoiseModel(ABC):
             return GivenNoise()
         data = unseal(text, source="noise model", what="a noise model")
         wanted = {"format", "order", "series"}
-        more = {"response", "crowd", "contrast", "backgrounds", "background", "tilt_angles", "style", "extend", "about"}
+        more = {"response", "crowd", "contrast", "backgrounds", "background", "interpolated"}
+        more |= {"tilt_angles", "style", "extend", "about"}
         if data.get("format") != _FORMAT or set(data) - more != wanted:
             raise ValueError(f"expected a noise model of format {_FORMAT}, got {text[:80]!r}")
         series = tuple(series_from_json(data["series"]))
@@ -437,6 +445,7 @@ class NoiseModel(ABC):
             contrast=None if contrast is None else ContrastReport.from_dict(contrast),
             backgrounds=_backgrounds(data.get("backgrounds", [])),
             background=data.get("background"),
+            interpolated=bool(data.get("interpolated", True)),
         )
 
 
@@ -607,6 +616,8 @@ class ResponseNoise(FittedNoise):
     background
         Which of them noisy tilts get in place of their own; None for none. `FakETSimulator` draws it for each tomogram
         if its `background` is `"measured"`.
+    interpolated
+        Whether clean tilts are as `project` makes them; if not, they are given back what its interpolation takes.
     """
 
     response: MicroscopeResponse = field()  # without a default, which the base has
@@ -614,6 +625,7 @@ class ResponseNoise(FittedNoise):
     contrast: ContrastReport | None = None
     backgrounds: tuple[SlowBackground, ...] = ()
     background: int | None = None
+    interpolated: bool = True
 
     def baseline(self) -> ResponseNoise:
         """Return the BASELINE variant: the same for every tilt."""
@@ -654,7 +666,8 @@ class ResponseNoise(FittedNoise):
 
     def _content(self) -> dict[str, Any]:
         own = {"backgrounds": [one.to_dict() for one in self.backgrounds]} if self.backgrounds else {}
-        return super()._content() | own | ({} if self.background is None else {"background": self.background})
+        more = {} if self.background is None else {"background": self.background}
+        return super()._content() | own | more | ({} if self.interpolated else {"interpolated": False})
 
 
 @dataclass(frozen=True, kw_only=True)

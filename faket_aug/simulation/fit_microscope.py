@@ -28,6 +28,7 @@ from faket_aug.style.encoder import StyleEncoder
 from faket_aug.tilts.alignment import align_by_neighbours
 from faket_aug.tilts.optics import common_pixel_size, known_optics
 from faket_aug.tilts.series import TiltSeries
+from faket_aug.tomography.interpolation import without_interpolation
 from faket_aug.tomography.projection import project
 
 #: (z, y, x) of the built-in specimens, voxels.
@@ -166,7 +167,7 @@ class FittedMicroscope:
             return self.clean
         generator = torch_generator(torch_seed(self.seed, "crowd"))
         density = self.noise.crowd.around(self.specimen.density, self.specimen.voxel_size, generator)
-        return -project(density, self.clean_angles, extend=self.extend)
+        return -_sharp(density, self.clean_angles, self.extend)
 
     @property
     def power_difference(self) -> float:
@@ -326,6 +327,7 @@ def fit_microscope(
             depth=first.density.shape[0],
             thickness=None if thickness is None else thickness / pixel_size,
             solid=_solid(first),
+            interpolated=False,
             **order,
         )
         explained = None if noise.contrast is None else noise.contrast.explained
@@ -398,11 +400,16 @@ def _projected(
         )
         advice = "set the specimens' voxel size"
         check_same_size(specimen.name, specimen.voxel_size, "the tilts' pixels", pixel_size, advice=advice)
-        clean.append(-project(specimen.density.to(torch.float32), angles, extend=extend))
+        clean.append(-_sharp(specimen.density.to(torch.float32), angles, extend))
         first = first or specimen
         progress(index + 1, total)
     assert first is not None, "there is one at least"
     return first, clean
+
+
+def _sharp(density: Tensor, angles: FloatArray, extend: str) -> Tensor:
+    """Project a density without what interpolation takes."""
+    return without_interpolation(project(density, angles, extend=extend), angles, depth=density.shape[0])
 
 
 def _aligned(series: TiltSeries, tilt_axis: float | None) -> TiltSeries:

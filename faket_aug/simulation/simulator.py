@@ -48,6 +48,7 @@ from faket_aug.style.transfer import (
     STEP_SIZE,
 )
 from faket_aug.tomography.filters import FILTER, FILTERS
+from faket_aug.tomography.interpolation import without_interpolation
 from faket_aug.tomography.projection import BACKEND, BACKENDS, EXTEND, EXTENDS, project
 from faket_aug.tomography.reconstruction import reconstruct
 from faket_aug.tomography.resample import RESAMPLING, RESAMPLINGS
@@ -423,8 +424,9 @@ memory_budget
         if isinstance(specimen, TiltedSpecimen):
             return specimen.tilts_at(self.tilt_angles).to(device, torch.float32)
         angles, same = self.imperfections.true_tilt_angles(self.tilt_angles, record.misalignment)
+        density = self._crowded(specimen, record, device)
         projected = project(
-            self._crowded(specimen, record, device),
+            density,
             angles,
             extend=self.extend,
             backend=self.backend,
@@ -432,6 +434,8 @@ memory_budget
             device=device,
             dtype=torch.float32,
         )
+        if self.noise_model is not None and not self.noise_model.interpolated:
+            projected = without_interpolation(projected, angles, depth=density.shape[0])
         # Tilts of a microscope have dark particles. The contrast is negated here, and nowhere else.
         return projected.neg_()
 

@@ -362,8 +362,9 @@ detector = {at_nyquist = 0.4}
     assert given.of("FakETSimulator")["ctf"] == faket_aug.ContrastTransfer(defocus=3.0, spread=1.0)
     assert given.of("Imperfections")["damage"] == faket_aug.ExposureDamage(per_tilt=3.0)
     (tmp_path / "again.json").write_text(json.dumps(given.to_json()))
+    always = ("dark", "weights", "precision", "formats", "noiseless", "density", "seed", "packing", "interpolation")
     assert dict(Options.read(tmp_path / "again.json", {}).given) == dict(given.given) | {
-        name: given.value(name) for name in ("dark", "weights", "precision", "formats", "noiseless", "density", "seed")
+        name: given.value(name) for name in always
     }
 
 

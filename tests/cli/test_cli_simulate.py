@@ -193,6 +193,28 @@ def test_the_record_alone_makes_it_again(command: Command, templates: Path, tmp_
     assert content(tmp_path / "again") == {name: of for name, of in before.items() if name.startswith("tomogram_0001")}
 
 
+def test_sets_of_the_old_interpolation(command: Command, refused: Command, templates: Path, tmp_path: Path) -> None:
+    """A set and a record that name no interpolation were made by the linear one, and are gone on with by it."""
+    options = [*generated(templates), "--count", 1]
+    command("simulate", tmp_path / "set", *options, "--interpolation", "linear")
+    before = content(tmp_path / "set")
+    command("simulate", tmp_path / "sharp", *options)
+    assert content(tmp_path / "sharp") != before
+    for path in (tmp_path / "set" / "simulation.json", tmp_path / "set" / "tomogram_0000" / "record.json"):
+        told = json.loads(path.read_text())
+        assert told.get("origin", told)["options"].pop("interpolation") == "linear"
+        if "settings" in told:
+            assert told["settings"].pop("interpolation") == "linear"
+        path.write_text(json.dumps(told | {"checksum": None}))
+    message = refused("simulate", tmp_path / "set", *options, "--interpolation", "sharp")
+    assert 'others for interpolation ("sharp" instead of "linear")' in message
+    assert "1 were there" in command("simulate", tmp_path / "set", *options)
+    for name in ("simulation.json", "tomogram_0000/record.json"):
+        shutil.rmtree(tmp_path / "again", ignore_errors=True)
+        command("simulate", tmp_path / "again", "--config", tmp_path / "set" / name, "--count", 1)
+        assert content(tmp_path / "again") == before
+
+
 def test_variation(command: Command, refused: Command, templates: Path, tmp_path: Path) -> None:
     """Settings are drawn for each tomogram and stand in its record, which makes it again; the file says them, too."""
     options = [*generated(templates), "--tilt-angles=-60:60:8", "--count", 2, "--noiseless"]

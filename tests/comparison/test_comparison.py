@@ -717,7 +717,12 @@ def test_a_comparison_of_version_0_1_goes_on(folders: Path) -> None:
         **{"templates": [str(folders / "maps")], "shape": [16, 48, 48], "count": 3, "normalize": False},
         **{"factor": 2.5, "threshold": None, "fiducials": {}},
     }
+    kept["generated"] |= {"interpolation": "sharp", "packing": "dense"}
     assert made.differences(kept) == []
+    assert made.to_dict()["generated"]["interpolation"] == "sharp"
+    # One that tells none was made before there was a choice.
+    older = {name: one for name, one in kept["generated"].items() if name != "interpolation"}
+    assert made.differences(kept | {"generated": older}) == ["generated"]
     assert made.differences(kept | {"steps": 5}) == ["steps"]
     assert made.differences(kept | {"generated": kept["generated"] | {"count": 4}}) == ["generated"]
     path.write_text(SMALL + recipe.format("count = 3"))

@@ -208,7 +208,8 @@ def test_labels_instances_and_density_agree(busy: GrandModel) -> None:
     assert busy.labels.dtype == torch.uint8
     assert busy.instances.dtype == torch.int32
     names = {name: number for number, name in busy.class_names.items()}
-    for name, least in (("asymmetric", 0.29), ("small", 0.99), ("bound", 1.99), ("actin", 1.19), ("fiducial", 9.9)):
+    # The steep balls beside it are surrounded by waves.
+    for name, least in (("asymmetric", 0.2), ("small", 0.99), ("bound", 1.99), ("actin", 1.19), ("fiducial", 9.9)):
         assert float(busy.density[busy.labels == names[name]].min()) > least
     assert float(busy.density[busy.labels == names["membrane"]].mean()) > 0.7
 

@@ -95,8 +95,11 @@ def test_normal_leans_as_azimuth_says() -> None:
 def test_volume_of_a_mask(made: ParticleTemplate) -> None:
     """The volume that counts are made of is that of turned copies, not the voxels that lie in the template."""
     draw = np.random.default_rng(0)
-    copies = Stamp.of(made).turned(uniform_rotations(200, draw), draw.random((200, 3)) - 0.5)
-    mean = np.mean([len(chosen) for _, _, chosen in copies])
+    poses = uniform_rotations(200, draw), draw.random((200, 3)) - 0.5
+    sharp, linear = (Stamp.of(made, interpolation=name) for name in ("sharp", "linear"))
+    mean = np.mean([len(chosen) for _, _, chosen in sharp.turned(*poses)])
+    assert sharp.volume == pytest.approx(mean, rel=0.05)
+    mean = np.mean([len(chosen) for _, _, chosen in linear.turned(*poses)])
     assert ParticleSpecies(templates=made).mask_voxels == pytest.approx(mean, rel=0.05)
     both = ParticleSpecies(templates=[made, ball(5.5)]).mask_voxels
     assert both == pytest.approx((mean + 4 / 3 * np.pi * 5.5**3) / 2, rel=0.05)

@@ -31,6 +31,7 @@ from faket_aug.microscope.response import Envelope
 from faket_aug.microscope.spectra import RINGS
 from faket_aug.specimens.procedural import procedural_specimen
 from faket_aug.tilts.optics import NOMINAL_SPREAD, known_optics
+from faket_aug.tomography.interpolation import without_interpolation
 
 ANGLES = np.arange(-60.0, 61.0, 6.0)
 SHAPE = (32, 96, 96)
@@ -98,7 +99,8 @@ def test_specimens_and_what_is_known(series: TiltSeries) -> None:
     assert own.read == [0, 1]
     assert (fitted.extend, fitted.about["options"], fitted.about["specimens"]) == ("zero", {"mine": 1}, 2)
     assert fitted.report()[0] == "series 0: defocus 3.50 µm (given)"
-    clean = [-project(procedural_specimen(shape=SHAPE, seed=9, index=i).density.float(), ANGLES) for i in range(2)]
+    dense = [procedural_specimen(shape=SHAPE, seed=9, index=i).density.float() for i in range(2)]
+    clean = [-without_interpolation(project(one, ANGLES), ANGLES, depth=len(one)) for one in dense]
     by_hand = NoiseModel.fit_unpaired(
         target=[series.tilts],
         clean=clean,
@@ -107,6 +109,7 @@ def test_specimens_and_what_is_known(series: TiltSeries) -> None:
         pixel_size=10.0,
         ctf=ContrastTransfer(defocus=3.5, voltage=200.0),
         scale="power",
+        interpolated=False,
     )
     assert fitted.noise.to_json() == by_hand.to_json()
     # In place of all that files say.
