@@ -14,7 +14,7 @@ from faket_aug._checks import FileFormatError
 from faket_aug._reading import NONE, read_setting, read_table
 from faket_aug._settings import IsPath, Setting, as_json, settings_of
 from faket_aug.cli._options import SETTINGS as SIMULATION
-from faket_aug.cli._options import SEVERAL, Options, flat
+from faket_aug.cli._options import SEVERAL, WRITTEN, Options, flat
 from faket_aug.formats._settings_file import load_table, write_toml
 from faket_aug.generation.recipe import as_tables
 from faket_aug.microscope.file import read_microscope
@@ -32,9 +32,10 @@ TRAINING, FILES, VALIDATION = "Training", "The run", "Validation and real tomogr
 OCCUPANCY = 0.08
 #: (z, y, x), voxels of generated specimens: small, so that two cores simulate many.
 SHAPE = (128, 192, 192)
+VOXEL_SIZE: float = SIMULATION["voxel_size"].default
 _Path = Annotated[str, IsPath()]
-#: Of `simulate`, and of no use here; `precision` is the training's, and `noise` is called after its file.
-WITHOUT = ("formats", "noiseless", "density", "precision", "noise")
+#: Of `simulate`, and of no use here: what is written. `precision` is the training's, `noise` is called after its file.
+WITHOUT = (*(n for n, one in SIMULATION.items() if one.group == WRITTEN and n != "seed"), "precision", "noise")
 #: Of a run that another one begins with: these are the new one's own.
 _NOT_TAKEN = (
     "steps",
@@ -59,7 +60,7 @@ class _Files:
         Names of the templates that are learned, as `4v4r,1bxn`; the others are simulated as look-alikes, and are
         background. By default all of `templates`.
     real_tomograms
-        Labelled real tomograms, each with its picks, see `real_picks` and `real_share`.
+        Real tomograms whose particles are known; each has its picks.
     real_picks
         Picks of the real tomograms, in the same order: STAR, XML, CSV, SHREC's text.
     watch
@@ -84,12 +85,21 @@ def _settings() -> dict[str, Setting]:
     microscope = replace(
         SIMULATION["noise"], name="microscope", help="The file of a microscope that `faket-aug fit` wrote.", group=FILES
     )
-    simulation = {name: one for name, one in SIMULATION.items() if name not in WITHOUT}
+    simulation = {
+        name: replace(one, help=one.help.replace("`noise`", "`microscope`"))
+        for name, one in SIMULATION.items()
+        if name not in WITHOUT
+    }
     simulation["variation"] = replace(variation_setting(), default=STANDARD, group=simulation["variation"].group)
     simulation["occupancy"] = replace(
         simulation["occupancy"], help=f"{simulation['occupancy'].help} By default {OCCUPANCY:g}, without counts."
     )
     simulation["shape"] = replace(simulation["shape"], default=SHAPE)
+    simulation["voxel_size"] = replace(
+        simulation["voxel_size"],
+        help=f"{simulation['voxel_size'].help} By default the microscope's pixel size, or {VOXEL_SIZE:g}.",
+        default=None,
+    )
     for name in ("templates", "distractors", "specimens"):
         simulation[name] = replace(simulation[name], group=FILES)
     first = {"microscope": microscope, **{name: simulation.pop(name) for name in ("templates", "distractors")}}

@@ -519,5 +519,6 @@ def test_option_names() -> None:
     )
     assert in_option_names("--noise-order") == "--noise-order"
     assert {"microscope", "templates", "classes", "steps", "watch", "resume_from"} <= set(SETTINGS)
-    assert not {"noise", "formats"} & set(SETTINGS)
+    assert not {"noise", "formats", "density", "halves"} & set(SETTINGS)
+    assert "seed" in SETTINGS
     assert json.dumps(sorted(SETTINGS))
