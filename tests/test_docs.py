@@ -174,6 +174,8 @@ CHECKS: dict[str, Callable[[dict[str, Any]], None]] = {
 }
 
 
+# A thread that makes the next tomogram may be stopped between opening a file and keeping it; Python then closes it.
+@pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")
 @pytest.mark.touches_global_rng
 @pytest.mark.parametrize("page", WITH_PYTHON, ids=names_of(WITH_PYTHON))
 def test_python_runs(page: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -27,7 +27,7 @@ from faket_aug.formats.star import read_particles_star
 from faket_aug.picking import load_picker
 from faket_aug.picking.checkpoints import BEST, CHECKPOINT, read_checkpoint, read_state
 from faket_aug.picking.logs import read_log
-from faket_aug.simulation.saving import is_whole
+from faket_aug.simulation.saving import is_whole, read_record_file
 from faket_aug.training.train import PickerRun
 
 Command = Callable[..., str]
@@ -432,10 +432,11 @@ def test_a_failed_try_leaves_nothing_that_refuses(command: Command, templates: P
     command(*own)
     (tmp_path / "run" / CHECKPOINT).unlink()
     (tmp_path / "run" / BEST).unlink()
-    path = tmp_path / "run" / "validation" / "tomogram_0000" / "reconstruction.mrc"
-    before = path.read_bytes()
+    path = tmp_path / "run" / "validation" / "tomogram_0000" / "record.json"
+    before = read_record_file(path)["origin"]["settings"]
     command(*own, "--snr", 5)
-    assert path.read_bytes() != before
+    after = read_record_file(path)["origin"]["settings"]
+    assert {name for name in before if before[name] != after[name]} == {"snr"}
     assert read_checkpoint(tmp_path / "run")["losses"]
 
 

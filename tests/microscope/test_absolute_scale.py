@@ -22,6 +22,7 @@ from faket_aug.microscope.intensity import (
 from faket_aug.microscope.interaction import interaction_constant
 from faket_aug.microscope.spectra import RINGS, SeriesSpectra, sorted_spectra
 from faket_aug.simulation.fit_microscope import fit_microscope
+from faket_aug.tomography.interpolation import without_interpolation
 
 ANGLES = np.arange(-60.0, 61.0, 4.0)
 DEFOCUS = 3.4
@@ -279,7 +280,8 @@ def test_particles_fill_up(counts: Tensor) -> None:
     """With `crowd="occupancy"` particles are generated until they explain what was measured."""
     truth = _generator(count=60).generate(seed=5)
     intensity = torch.from_numpy(ELECTRONS * TRANSMISSION ** (1 / np.cos(np.deg2rad(ANGLES))))[:, None, None]
-    clean = -project(truth.density, ANGLES, extend="wrap")
+    # A microscope does not interpolate.
+    clean = -without_interpolation(project(truth.density, ANGLES, extend="wrap"), ANGLES, depth=len(truth.density))
     contrast = ContrastTransfer(defocus=DEFOCUS).apply(clean, 10.0) * 2 * interaction_constant(300) * 10
     tilts = torch.poisson((intensity * (1 + contrast)).clamp(min=0).float(), generator=torch.Generator().manual_seed(0))
     series = TiltSeries(tilts=tilts, tilt_angles=ANGLES, pixel_size=10.0)
