@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,9 @@ from faket_aug.simulation.plain_settings import TRANSFER
 from faket_aug.style.vgg19 import VGG19Features
 from faket_aug.tilts.optics import common_pixel_size
 from faket_aug.tilts.series import TiltSeries
+
+#: Pixels. Of tilts, so many are shown along each side at most.
+_SHOWN = 384
 
 #: The ending of the picture.
 PICTURE = ".png"
@@ -133,12 +136,14 @@ def draw_fit(fitted: FittedMicroscope) -> Figure:
     top, bottom = parts[:, 0]
     axes: npt.NDArray[Any] = top.subplots(2, 3)
     low, high = float(measured.tilt_angles[0]), float(measured.tilt_angles[-1])
+    # Parts of one size, so that both have the same magnification.
+    sides = [min(*pair, _SHOWN) for pair in zip(measured.tilts.shape[1:], made.tilts.shape[1:], strict=True)]
     for column, angle in enumerate((low, 0.0, high)):
         for row, (series, name) in enumerate(((measured, "measured"), (made, "simulated"))):
             place = int(nearest_tilts([angle], series.tilt_angles)[0])
             title = f"{name}, {round(float(series.tilt_angles[place]))}°"
-            known = None if series.measured is None else _middle(series.measured[place])
-            image = _middle(series.tilts[place])
+            known = None if series.measured is None else _middle(series.measured[place], sides)
+            image = _middle(series.tilts[place], sides)
             tilt_panel(axes[row, column], image, title=title, pixel_size=series.pixel_size, measured=known)
     curves: npt.NDArray[Any] = bottom.subplots(1, 4)
     spectra, histogram, gains, noise = curves
@@ -159,9 +164,9 @@ def draw_fit(fitted: FittedMicroscope) -> Figure:
     return figure
 
 
-def _middle(image: Tensor) -> Tensor:
+def _middle(image: Tensor, sides: Sequence[int]) -> Tensor:
     """The middle of a large image, where single pixels can be seen."""
-    height, width = (min(side, 384) for side in image.shape)
+    height, width = sides
     top, left = (image.shape[0] - height) // 2, (image.shape[1] - width) // 2
     return image[top : top + height, left : left + width]
 
