@@ -305,7 +305,7 @@ class Options:
             For a wrong value on the command line.
         """
         values = {} if config is None else _from_file(config)
-        values |= {name: _from_text(name, value) for name, value in given.items()}
+        values |= {name: from_text(SETTINGS[name], value) for name, value in given.items()}
         try:
             return cls(values)
         except ValueError as error:
@@ -314,13 +314,14 @@ class Options:
             raise FileFormatError(f"{config}{', with the command line' if given else ''}: {error}") from error
 
 
-def _from_text(name: str, value: Any) -> Any:
+def from_text(setting: Setting, value: Any) -> Any:
     """Read a setting of the command line; some may be said several times."""
-    setting = SETTINGS[name]
-    if name not in SEVERAL:
+    if setting.name not in SEVERAL:
         return read_setting(setting, value, setting.option)
     found = [read_setting(setting, one, setting.option) for one in value]
-    return found[0] if len(found) == 1 else tuple(table for one in found for table in as_tables(name, one))
+    if len(found) == 1:
+        return found[0]
+    return tuple(table for one in found for table in as_tables(setting.name, one))
 
 
 def _from_file(path: Path) -> dict[str, Any]:

@@ -14,9 +14,8 @@ from faket_aug._checks import FileFormatError
 from faket_aug._reading import NONE, read_setting, read_table
 from faket_aug._settings import IsPath, Setting, as_json, settings_of
 from faket_aug.cli._options import SETTINGS as SIMULATION
-from faket_aug.cli._options import SEVERAL, WRITTEN, Options, flat
+from faket_aug.cli._options import WRITTEN, Options, flat, from_text
 from faket_aug.formats._settings_file import load_table, write_toml
-from faket_aug.generation.recipe import as_tables
 from faket_aug.microscope.file import read_microscope
 from faket_aug.picking.logs import LOGS
 from faket_aug.picking.picker import weights_of
@@ -160,7 +159,7 @@ def read_work(output: Path, config: Path | None, given: Mapping[str, Any]) -> Tr
     FileNotFoundError, FileFormatError, ValueError
         If there is no such file, or a setting is unknown or does not fit.
     """
-    told = {name: _from_text(name, value) for name, value in given.items()}
+    told = {name: from_text(SETTINGS[name], value) for name, value in given.items()}
     values = {} if config is None else _from_file(config)
     start = told.get("resume_from", values.get("resume_from"))
     if start is not None:
@@ -182,14 +181,6 @@ def read_work(output: Path, config: Path | None, given: Mapping[str, Any]) -> Tr
     except ValueError as error:
         where = "" if config is None else f"{config}{', with the command line' if given else ''}: "
         raise ValueError(f"{where}{error}") from error
-
-
-def _from_text(name: str, value: Any) -> Any:
-    setting = SETTINGS[name]
-    if name not in SEVERAL:
-        return read_setting(setting, value, setting.option)
-    found = [read_setting(setting, one, setting.option) for one in value]
-    return found[0] if len(found) == 1 else tuple(table for one in found for table in as_tables(name, one))
 
 
 def _from_file(path: Path) -> dict[str, Any]:

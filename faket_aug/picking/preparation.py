@@ -224,6 +224,11 @@ def _bounding_box(mask: Tensor) -> tuple[slice, ...]:
         raise ValueError(
             "expected a tomogram that varies, got the same value in every voxel; look at the file that it was read from"
         )
+    return box_of(mask)
+
+
+def box_of(mask: Tensor) -> tuple[slice, ...]:
+    """Find the smallest box that holds all voxels of a mask, of which there is one at least."""
     box = []
     for axis in range(mask.ndim):
         places = mask.movedim(axis, 0).flatten(1).any(dim=1).nonzero()[:, 0]

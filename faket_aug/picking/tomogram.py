@@ -12,6 +12,7 @@ from torch.nn import functional
 
 from faket_aug._arrays import FloatArray
 from faket_aug._checks import same_size
+from faket_aug.picking.preparation import box_of
 from faket_aug.tomography.resample import resample_volume
 
 #: A tomogram's voxels may be so many times as large as the training's: what is finer is lost in it. Smaller ones are
@@ -83,11 +84,7 @@ def bounding_box(mask: Tensor) -> tuple[slice, ...]:
     """
     if not bool(mask.any()):
         raise ValueError("expected measured voxels within the mask, got none; set another mask or range of sections")
-    box = []
-    for axis in range(mask.ndim):
-        rows = mask.movedim(axis, 0).flatten(1).any(dim=1).nonzero()[:, 0]
-        box.append(slice(int(rows[0]), int(rows[-1]) + 1))
-    return tuple(box)
+    return box_of(mask)
 
 
 def grainy_voxels(volume: Tensor) -> Tensor:
