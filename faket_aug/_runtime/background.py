@@ -51,6 +51,7 @@ class MakeAhead(Generic[K, V]):
         self._wanted: SimpleQueue[bool] = SimpleQueue()
         self._lock = threading.Lock()
         self._making = False
+        self._process = os.getpid()
         self._stop_before: float | None = None
         # A thread that is no daemon would be waited for when the program ends, for as long as a simulation takes.
         self._thread = threading.Thread(target=self._work, name=f"{_THREAD_NAME}_ahead", daemon=True)
@@ -77,7 +78,13 @@ class MakeAhead(Generic[K, V]):
         return value  # type: ignore[return-value]
 
     def stop(self) -> None:
-        """Stop the work at the next line of Python that it comes to, and whoever waits for its value."""
+        """Stop the work at the next line of Python that it comes to, and whoever waits for its value.
+
+        In a forked process this does nothing: the thread runs in the process that began it, and here its number may be
+        that of another thread.
+        """
+        if self._process != os.getpid():
+            return
         if self._stop_before is None:
             self._stop_before = time.monotonic() + _PATIENCE
             self._wanted.put(False)
@@ -98,6 +105,8 @@ class MakeAhead(Generic[K, V]):
 
     def wait(self) -> bool:
         """Wait until the thread has ended, for no longer than a second since `stop`; tell whether it has."""
+        if self._process != os.getpid():
+            return True
         assert self._stop_before is not None, "it was told to stop"
         while self._thread.is_alive() and time.monotonic() < self._stop_before:
             self._thread.join(_PATIENCE / 3)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ctypes
+import os
+import signal
 import sys
 import threading
 import time
@@ -13,7 +15,7 @@ from typing import Any
 import pytest
 import torch
 
-from faket_aug._runtime.background import MakeAhead, Stopped
+from faket_aug._runtime.background import MakeAhead, Stopped, stop_all
 
 
 def _threads() -> list[str]:
@@ -97,6 +99,36 @@ def test_who_waits_is_told() -> None:
     with pytest.raises(Stopped):
         ahead.take()
     gate.set()
+    ahead.close()
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+@pytest.mark.filterwarnings("ignore:.*multi-threaded:DeprecationWarning")
+def test_a_forked_process_leaves_the_thread_alone() -> None:
+    """The thread's number may be that of a thread of the forked process: stopping there raises nothing in it."""
+    gate, begun = threading.Event(), threading.Event()
+
+    def make(key: int) -> int:
+        begun.set()
+        gate.wait()
+        return key
+
+    ahead = MakeAhead(make, [7])
+    assert begun.wait(5)
+    child = os.fork()
+    if child == 0:
+        signal.alarm(20)
+        try:
+            # As if the system had given this thread the number of the one that was not taken along.
+            ahead._thread._ident = threading.get_ident()  # type: ignore[attr-defined]
+            ended = stop_all()
+            ahead.close()
+            os._exit(0 if ended else 2)
+        except BaseException:  # the test must not go on in two processes
+            os._exit(1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    gate.set()
+    assert ahead.take() == 7
     ahead.close()
 
 
