@@ -43,7 +43,7 @@ def distributed_job(device: torch.device | str) -> Iterator[int]:
     cuda = torch.device(device).type == "cuda"
     if cuda:
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
-    # An optimizer imports this module, whose functions keep the group that there is then as a default: its threads would
+    # An optimizer imports this module, whose functions keep the group of that moment as a default: its threads would
     # outlive `destroy_process_group`, and meet an interpreter that has ended, which aborts the process now and then.
     importlib.import_module("torch.distributed.nn.functional")
     distributed.init_process_group("nccl" if cuda else "gloo")

@@ -318,7 +318,7 @@ def test_threads_of_a_job_end_with_it() -> None:
         from faket_aug.picking.ranks import distributed_job
 
         def of_gloo():
-            return [name for name in (one.read_text() for one in Path("/proc/self/task").glob("*/comm")) if "gloo" in name]
+            return [one for one in Path("/proc/self/task").glob("*/comm") if "gloo" in one.read_text()]
 
         with distributed_job("cpu"):
             torch.optim.Adam([torch.zeros(1, requires_grad=True)])
