@@ -239,8 +239,7 @@ class AbsoluteFit(PowerFit):
         low = (FIT_RANGE[0] <= RINGS) & (self._particle_band()[0] > RINGS)
         if not self._matter.solid or not low.any():
             return 0.0
-        # A ring has as many waves as it is long.
-        left = float(RINGS[low] @ total[low]) / max(float(RINGS[low] @ self._own[low]), 1e-300)
+        left = float(total[low].sum()) / max(float(self._own[low].sum()), 1e-300)
         return float(np.clip(1 - np.sqrt(min(left, 1.0)), 0.0, _FULLEST))
 
     def _excess(self, parameters: FloatArray) -> float:
