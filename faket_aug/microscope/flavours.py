@@ -54,8 +54,8 @@ class Deconvolution:
     References
     ----------
     Tegunov and Cramer, Real-time cryo-electron microscopy data preprocessing with Warp, Nature Methods 16 (2019),
-    1146-1152, and https://github.com/dtegunov/tom_deconv; Liu et al., Isotropic reconstruction for electron tomography with deep learning, Nature Communications 13
-    (2022), 6482.
+    1146-1152, and https://github.com/dtegunov/tom_deconv; Liu et al., Isotropic reconstruction for electron tomography
+    with deep learning, Nature Communications 13 (2022), 6482, and https://github.com/IsoNet-cryoET/IsoNet.
     """
 
     strength: float = 1.0
