@@ -34,6 +34,8 @@ _LOOSE = 1e-6
 _WIDENED, _TRIES = 1.25, 8
 #: An atom moves as the nodes around it, so many of them.
 _AROUND = 8
+#: Times the root mean square, how far a node moves at most; and rounds in which the root mean square is kept.
+_REACH, _ROUNDS = 3.0, 30
 #: Å, from which on an atom is at a node.
 _AT_NODE = 1e-3
 
@@ -59,7 +61,8 @@ class NormalModes:
         Parameters
         ----------
         amplitude
-            Å, the root mean square over the nodes and over many draws.
+            Å, the root mean square over the nodes and over many draws. Loose ends, which the network would throw out
+            farther, are held back within three times the draw's own root mean square, which stays.
         generator
             Of chance. Neither the signs of the modes nor the choice among those of equal stiffness matter.
 
@@ -71,8 +74,20 @@ class NormalModes:
         spread = 1 / np.sqrt(self.stiffness)
         along = np.einsum("mna,na->m", self.shapes, pushes) * spread
         scale = amplitude * np.sqrt(self.shapes.shape[1] / float(spread @ spread))
-        moved: FloatArray = scale * np.einsum("m,mna->na", along, self.shapes)
+        return _held_back(scale * np.einsum("m,mna->na", along, self.shapes))
+
+
+def _held_back(moved: FloatArray) -> FloatArray:
+    """Shorten the longest displacements smoothly; the root mean square stays."""
+    lengths = np.linalg.norm(moved, axis=1, keepdims=True)
+    size = float(np.sqrt((lengths**2).mean()))
+    if size == 0:
         return moved
+    factor, held = 1.0, moved
+    for _ in range(_ROUNDS):
+        held = factor * moved / np.sqrt(1 + (factor * lengths / (_REACH * size)) ** 2)
+        factor *= size / float(np.sqrt((held**2).sum(axis=1).mean()))
+    return held
 
 
 def hessian(positions: FloatArray, cutoff: float = CUTOFF) -> csc_array:
@@ -181,7 +196,8 @@ def conformers(
     count
         How many conformers.
     amplitude
-        Å, how far residues move: the root mean square over all of them and over many conformers.
+        Å, how far residues move: the root mean square over all of them and over many conformers. No residue moves more
+        than three times as far as the conformer's root mean square.
     modes
         How many of the softest modes take part, each as much as heat moves it.
     cutoff

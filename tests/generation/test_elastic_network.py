@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from scipy.spatial import cKDTree
 
 from faket_aug import ParticleTemplate, read_templates
 from faket_aug.formats.structures import AtomicStructure, read_structure
@@ -81,14 +82,32 @@ def test_amplitude_is_as_asked() -> None:
     moved = [one.positions - whole.positions for one in conformers(whole, count=200, amplitude=2.5)]
     at_nodes = np.array(moved)[:, whole.traced]
     assert np.sqrt((at_nodes**2).sum(axis=2).mean()) == pytest.approx(2.5, rel=0.05)
-    assert np.abs(at_nodes.mean(axis=1)).max() < 0.2
+    assert np.abs(at_nodes.mean(axis=1)).max() < 0.4
     modes = normal_modes(whole.positions[whole.traced])
     along = np.einsum("mna,cna->cm", modes.shapes, at_nodes)
     wanted = 1 / np.sqrt(modes.stiffness)
     assert along.std(axis=0) / wanted == pytest.approx(np.full(20, (along.std(axis=0) / wanted).mean()), rel=0.25)
+    lengths = np.linalg.norm(at_nodes, axis=2)
+    own = np.sqrt((lengths**2).mean(axis=1))
+    assert (lengths.max(axis=1) < 3 * own).all(), "loose ends are held back"
+    assert (lengths.max(axis=1) > 1.3 * own).all()
     # An atom stays beside its residue.
     beside = np.array(moved)[:, ~whole.traced] - at_nodes
     assert np.sqrt((beside**2).sum(axis=2).mean()) < 0.6
+
+
+def test_large_structures_have_fewer_nodes() -> None:
+    """Of more than 2000 residues every second one is a node; all move as far as asked, neighbours alike."""
+    axis = np.arange(13) * 5.0
+    lattice = np.stack(np.meshgrid(axis, axis, axis, indexing="ij"), axis=-1).reshape(-1, 3)
+    whole = structure(lattice + np.random.default_rng(0).normal(0, 0.5, lattice.shape))
+    moved = next(conformers(whole, count=1, amplitude=2.0, seed=1)).positions - whole.positions
+    residues = moved[whole.traced]
+    size = np.sqrt((residues**2).sum(axis=1).mean())
+    assert 0.8 < size < 3.2, "one draw of 2 Å"
+    first, second = cKDTree(whole.positions[whole.traced]).query_pairs(6.5, output_type="ndarray").T
+    apart = np.sqrt(((residues[first] - residues[second]) ** 2).sum(axis=1).mean())
+    assert apart < 0.45 * size
 
 
 def test_the_address_decides() -> None:
