@@ -26,6 +26,7 @@ STAGES = (
     "variation",
     "halves",
     "control",
+    "conformer",
 )
 
 

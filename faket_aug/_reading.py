@@ -198,7 +198,7 @@ def _one_of(members: Sequence[Any], value: Any, called: str, places: Places, dep
     tables = [member for member in members if _is_table(member)]
     if tables and (isinstance(value, Mapping) or (isinstance(value, str) and "=" in value)):
         # Its own message says more than that nothing fits.
-        return _read(tables[0], value, called, places, depth)
+        return _read(_table_for(tables, value), value, called, places, depth)
     for member in (member for member in members if member not in tables or not isinstance(value, str)):
         try:
             return _read(member, value, called, places, depth)
@@ -207,10 +207,20 @@ def _one_of(members: Sequence[Any], value: Any, called: str, places: Places, dep
     return _refuse()
 
 
+def _table_for(tables: Sequence[Any], value: Any) -> Any:
+    """Choose the table that is meant: one by number has whole numbers for all its names, no other has."""
+    names = list(map(str, _as_table(value, dotted=True)))
+    by_number = [one for one in tables if get_args(one)[:1] == (int,)]
+    others = [one for one in tables if one not in by_number]
+    numbered = bool(names) and all(re.fullmatch("[0-9]+", name) for name in names)
+    return (by_number + others if numbered else others + by_number)[0]
+
+
 def _sequence(members: Sequence[Any], value: Any, called: str, places: Places, depth: int) -> Any:
     if isinstance(value, Mapping):
         return _refuse()
-    if isinstance(value, str) and not names_files(members[0]):
+    # A text is one table; several come as a list.
+    if isinstance(value, str) and not names_files(members[0]) and not _is_table(members[0]):
         value = [part.strip() for part in value.split(",:"[min(depth, 1)])]
     parts = list(value) if isinstance(value, list | tuple) else [value]
     fixed = len(members) if Ellipsis not in members and len(members) > 1 else None
@@ -309,7 +319,8 @@ def _own_settings(hint: Any) -> Mapping[str, Any]:
     if dataclasses.is_dataclass(hint):
         return settings_of(hint)
     if origin is Annotated:
-        return next((note.settings for note in members[1:] if isinstance(note, Part)), _own_settings(members[0]))
+        part = next((note for note in members[1:] if isinstance(note, Part)), None)
+        return _own_settings(members[0]) if part is None else part.settings if part.listed else {}
     found = (_own_settings(member) for member in members if member is not Ellipsis)
     return next((one for one in found if one), {}) if origin is not Literal else {}
 

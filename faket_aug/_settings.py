@@ -34,6 +34,8 @@ class Part:
     settings: Mapping[str, Setting]
     #: New names of old keys.
     renamed: Mapping[str, str] = field(default_factory=dict)
+    #: Whether help names them all.
+    listed: bool = True
 
 
 @dataclass(frozen=True, kw_only=True)

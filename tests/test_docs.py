@@ -23,6 +23,7 @@ import faket_aug
 import faket_aug.picking
 from faket_aug.cli import app
 from faket_aug.cli._options import Options
+from faket_aug.cli._train_options import read_work
 from faket_aug.comparison.settings import Comparison
 from tests._documents import ANGLES, PAGES, ROOT, SIZE, Block, blocks, commands, write_data
 
@@ -216,17 +217,20 @@ def test_reason_is_read(tmp_path: Path) -> None:
 
 
 def test_toml_is_read(data: Path) -> None:
-    """The settings of comparisons and of sets on the pages are read by them."""
+    """The settings of comparisons, of trainings and of sets on the pages are read by them."""
     found = [block for page in PAGES for block in blocks(page) if block.language == "toml"]
     assert found
     kinds = set()
     for block in found:
         path = data / "settings.toml"
         path.write_text(block.code)
-        comparison = "[arms." in block.code
-        kinds.add(comparison)
-        assert Comparison.from_toml(path).arms if comparison else Options.read(path, {}).given
-    assert kinds == {True, False}
+        kind = "compare" if "[arms." in block.code else "train" if "train --config" in block.code else "simulate"
+        kinds.add(kind)
+        if kind == "train":
+            assert read_work(data / "run", path, {"templates": ["particles"], "voxel_size": "10"}).options.simulators
+        else:
+            assert Comparison.from_toml(path).arms if kind == "compare" else Options.read(path, {}).given
+    assert kinds == {"compare", "train", "simulate"}
 
 
 # --- commands ---------------------------------------------------------------------------------------------------------

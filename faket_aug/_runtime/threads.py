@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import multiprocessing
-from collections.abc import Iterable, Iterator, Sequence
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -24,6 +25,61 @@ def intra_op_threads(count: int) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
+
+
+def run_side_by_side(pieces: Iterable[Callable[[], object]], count: int) -> None:
+    """Run pieces of work on `count` threads, each of which takes the next piece when it is done with one.
+
+    The threads of one parallel region wait for each other at its end. On a processor that other programs use, too, that
+    is a few milliseconds each time: many small regions on two threads are then slower than one thread. Here no thread
+    waits before all work is done, and pieces have no intra-op threads of their own.
+
+    Parameters
+    ----------
+    pieces
+        Functions whose order does not matter. The first error ends the work, and is raised.
+    count
+        Threads, this one among them. With 1 the pieces keep the intra-op threads that there are.
+    """
+    waiting = iter(list(pieces))
+    if count <= 1:
+        for piece in waiting:
+            piece()
+        return
+    errors: list[BaseException] = []
+    # What a new thread does not have from this one.
+    inference = torch.is_inference_mode_enabled()
+
+    def work() -> None:
+        # A new thread takes over the number of intra-op threads when it is asked for, not before.
+        torch.get_num_threads()
+        with torch.inference_mode(inference), torch.no_grad():
+            try:
+                for piece in waiting:
+                    if errors:
+                        return
+                    piece()
+            except BaseException as error:
+                errors.append(error)
+
+    with intra_op_threads(1):
+        others = [threading.Thread(target=work, name="faket_aug") for _ in range(count - 1)]
+        for other in others:
+            other.start()
+        work()
+        for other in others:
+            _joined(other, errors)
+    if errors:
+        raise errors[0]
+
+
+def _joined(thread: threading.Thread, errors: list[BaseException]) -> None:
+    """Wait for a thread; Ctrl-C meanwhile is one more error, for which it ends after its present piece."""
+    while thread.is_alive():
+        try:
+            thread.join()
+        except BaseException as error:
+            errors.append(error)
 
 
 def in_forked_process() -> bool:

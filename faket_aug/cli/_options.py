@@ -7,22 +7,26 @@ from dataclasses import MISSING, dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Self
 
-import numpy as np
-
 from faket_aug._checks import FileFormatError, check_count
-from faket_aug._reading import names_files, read_setting, read_table, rename
+from faket_aug._reading import NONE, names_files, read_setting, read_table, rename
 from faket_aug._settings import IsPath, Reads, Setting, as_json, parameter_help, setting_of, settings_of
+from faket_aug.cli._angles import TILT_ANGLES, parse_angles
 from faket_aug.data.dataset import FakETDataset
 from faket_aug.formats._json import verified
 from faket_aug.formats._settings_file import load_table
-from faket_aug.formats._text import MAX_TILT
 from faket_aug.formats.particle_lists import PARTICLE_FORMATS
 from faket_aug.generation.generator import GrandModelGenerator
 from faket_aug.generation.recipe import BEFORE, RECIPE, as_tables
-from faket_aug.geometry import as_tilt_angles
 from faket_aug.microscope.imperfections import Imperfections
 from faket_aug.microscope.noise import NoiseModel
-from faket_aug.simulation.plain_settings import TRANSFER, simulator_settings, variation_setting
+from faket_aug.simulation.plain_settings import (
+    MIXTURE,
+    TRANSFER,
+    WEIGHT,
+    mixture_setting,
+    simulator_settings,
+    variation_setting,
+)
 from faket_aug.simulation.saving import check_formats
 from faket_aug.simulation.simulator import RENAMED, FakETSimulator
 from faket_aug.simulation.tomogram import HALVES, SimulatedTomogram
@@ -31,36 +35,13 @@ from faket_aug.style.bank import StyleBank
 from faket_aug.style.pooling import MODES as POOLINGS
 from faket_aug.style.vgg19 import PRECISIONS, VGG19Features
 
-#: Degrees, where neither angles nor a style are given: first, last and step.
-TILT_ANGLES = "-60:60:3"
-#: More than any series has.
-_MOST_TILTS = 10_000
+#: Settings that do not go together: a simulator of a mixture that has one takes none of the others from above.
+_EITHER = (("noise", "snr"), ("noise", "noise_order"))
 #: Headings of the help.
 FILES, GENERATED, TILTS, STYLE, MICROSCOPE, WRITTEN = (
     *("Specimens from files", "Generated specimens", "Tilts and reconstruction", "Style transfer"),
     *("The microscope", "What is written"),
 )
-
-
-def parse_angles(value: Any) -> Any:
-    """Read `first:last:step` or a list into angles, degrees; a path stays as it is."""
-    if not isinstance(value, str):
-        return _possible([float(one) for one in value])
-    if value.count(":") != 2:
-        return value
-    first, last, step = (float(part) for part in value.split(":"))
-    if not (step > 0 and 0 <= last - first <= _MOST_TILTS * step):
-        raise ValueError
-    # Half a step beyond, so that rounding does not lose the last.
-    return _possible(np.arange(first, last + step / 2, step))
-
-
-def _possible(angles: Any) -> tuple[float, ...]:
-    """Refuse angles that no stage has."""
-    found = as_tilt_angles(angles)
-    if np.abs(found).max() > MAX_TILT:
-        raise ValueError
-    return tuple(found.tolist())
 
 
 _Angles = Annotated[Any, Reads("first:last:step in degrees, a file of angles, or a list", parse_angles)]
@@ -170,7 +151,17 @@ def _settings() -> dict[str, Setting]:
             "seed": setting_of(FakETDataset, "seed"),
         },
     }
-    return {n: replace(one, group=group.strip()) for group, part in groups.items() for n, one in part.items()}
+    found = {n: replace(one, group=group.strip()) for group, part in groups.items() for n, one in part.items()}
+    return found | {MIXTURE: replace(mixture_setting(of_simulator(found)), group=TILTS)}
+
+
+def of_simulator(settings: Mapping[str, Setting]) -> dict[str, Setting]:
+    """Return those settings that each simulator of a mixture may have."""
+    return {
+        name: one
+        for name, one in settings.items()
+        if one.group in (TILTS, STYLE, MICROSCOPE) and name not in ("style_cache", MIXTURE)
+    }
 
 
 SETTINGS: dict[str, Setting] = _settings()
@@ -180,12 +171,14 @@ OF_GENERATED = tuple(RECIPE)
 _ELSEWHERE = ("FakETSimulator", "Imperfections", "VGG19Features")
 #: What a set is compared by when it goes on.
 COMPARED = tuple(
-    name for name, one in SETTINGS.items() if not names_files(one.hint) and one.owners[0][0] not in _ELSEWHERE
+    name
+    for name, one in SETTINGS.items()
+    if not names_files(one.hint) and one.owners[0][0] not in _ELSEWHERE and name != MIXTURE
 )
 #: Written with their defaults, too.
 WRITTEN_ALWAYS = ("dark", "weights", "precision", "formats", "noiseless", "density", "seed")
 #: Where a list of settings may come as several options.
-SEVERAL = ("membranes", "filaments", "fiducials")
+SEVERAL = ("membranes", "filaments", "fiducials", MIXTURE)
 
 
 @dataclass(frozen=True)
@@ -215,7 +208,7 @@ class Options:
             )
         if self["dark"] and not self["specimens"]:
             raise ValueError("expected --dark of specimens from files, got it for generated ones; set --specimens")
-        for one, other in (("counts", "concentrations"), ("noise", "snr"), ("noise", "noise_order")):
+        for one, other in (("counts", "concentrations"), *_EITHER):
             if self[one] is not None and self[other] is not None:
                 raise ValueError(f"expected either {SETTINGS[one].option} or {SETTINGS[other].option}, got both")
         if self["modality"] == "faket" and not self["style"]:
@@ -265,6 +258,19 @@ class Options:
         """The modality; by default `"faket"` with a style, `"noisy"` without."""
         return str(self["modality"] or ("faket" if self["style"] else "noisy"))
 
+    @property
+    def simulators(self) -> tuple[Options, ...]:
+        """The options of each simulator of a mixture; these alone where there is none."""
+        return tuple(self._with(own, number) for number, own in enumerate(self[MIXTURE] or ())) or (self,)
+
+    def _with(self, own: Mapping[str, Any], number: int) -> Options:
+        other = {b if a in own else a for a, b in _EITHER if (a in own) != (b in own)}
+        common = {name: one for name, one in self.given.items() if name not in (MIXTURE, *other)}
+        try:
+            return replace(self, given=common | {name: one for name, one in own.items() if name != WEIGHT})
+        except ValueError as error:
+            raise ValueError(f"mixture[{number}]: {error}") from error
+
     def without_paths(self) -> dict[str, Any]:
         """Return what does not lie in files, as JSON types and with the library's defaults."""
         return {name: as_json(self.value(name)) for name in COMPARED}
@@ -279,7 +285,7 @@ class Options:
         """Return those that were given, as JSON types, with whole paths."""
         always = (*WRITTEN_ALWAYS, *(BEFORE if self.recipe else ()))
         names = [n for n in SETTINGS if self[n] not in (None, ()) or n in always]
-        return {name: as_json(_whole(name, self.value(name))) for name in names}
+        return {name: written(SETTINGS[name], self.value(name)) for name in names}
 
     def but(self, **changes: Any) -> Options:
         """Return the options with others in their place."""
@@ -321,7 +327,19 @@ def from_text(setting: Setting, value: Any) -> Any:
     found = [read_setting(setting, one, setting.option) for one in value]
     if len(found) == 1:
         return found[0]
-    return tuple(table for one in found for table in as_tables(setting.name, one))
+    return tuple(table for one in found for table in (one if setting.name == MIXTURE else as_tables(setting.name, one)))
+
+
+def written(setting: Setting, value: Any) -> Any:
+    """Turn a setting into JSON types as a file says it, with whole paths."""
+    return _said(read_setting(setting, _said(value), setting.name, lambda entry: str(Path.cwd() / entry)))
+
+
+def _said(value: Any) -> Any:
+    """Turn a setting into JSON types; a simulator of a mixture that has nothing in place of something says so."""
+    if isinstance(value, tuple) and any(isinstance(one, dict) for one in value):
+        return [{name: NONE if own is None else as_json(own) for name, own in one.items()} for one in value]
+    return as_json(value)
 
 
 def _from_file(path: Path) -> dict[str, Any]:
@@ -367,7 +385,3 @@ def given_options(values: Mapping[str, Any]) -> dict[str, Any]:
     for old in set(RENAMED) & set(given):
         given[rename(old, RENAMED[old], f"--{old}")] = given.pop(old)
     return {name: one for name, one in given.items() if name in SETTINGS}
-
-
-def _whole(name: str, value: Any) -> Any:
-    return read_setting(SETTINGS[name], value, name, lambda entry: str(Path.cwd() / entry))

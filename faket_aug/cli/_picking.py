@@ -110,15 +110,21 @@ def _write(work: PickWork, picker: Picker, done: Sequence[tuple[TomogramPicks, P
 
 def _depends_on(work: PickWork, one: Tomogram, weights: str) -> dict[str, Any]:
     """Return all that the picks of a tomogram depend on, but for thresholds."""
-    stat = one.path.stat()
+    others = {name: _state(path) for name, path in one.channels.items() if path != one.path}
     return {
         "weights": weights,
-        "tomogram": [str(one.path.resolve()), stat.st_size, stat.st_mtime_ns],
+        "tomogram": _state(one.path),
+        **({"channels": others} if others else {}),
         "voxel_size": one.voxel_size,
         "settings": asdict(work.settings),
         "mask": None if work.mask is None else digest_of_file(work.mask),
         "z_range": None if work.z_range is None else list(work.z_range),
     }
+
+
+def _state(path: Path) -> list[Any]:
+    stat = path.stat()
+    return [str(path.resolve()), stat.st_size, stat.st_mtime_ns]
 
 
 def _kept(work: PickWork, picker: Picker, one: Tomogram, depends_on: Mapping[str, Any]) -> TomogramPicks | None:
@@ -138,7 +144,7 @@ def _picked(
     try:
         found = find_particles(
             picker,
-            volume,
+            {name: read_mrc(path)[0].to(torch.float32) for name, path in one.channels.items()} or volume,
             voxel_size=one.voxel_size,
             settings=work.settings,
             within=_within(work, one),

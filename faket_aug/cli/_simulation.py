@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -12,11 +12,13 @@ from typing import Any
 import numpy as np
 import torch
 
-from faket_aug._checks import check_count
+from faket_aug._checks import FileFormatError, check_count
 from faket_aug._runtime.threads import intra_op_threads, usable_device
+from faket_aug._settings import as_json
+from faket_aug.cli._angles import TILT_ANGLES, parse_angles
 from faket_aug.cli._digests import digest_of_file
 from faket_aug.cli._look import draw_look, look_at
-from faket_aug.cli._options import TILT_ANGLES, Options, parse_angles
+from faket_aug.cli._options import Options
 from faket_aug.cli._sets import PREVIEW_FILE, SETTINGS_FILE, Shard, missing, open_set, read_settings, tomogram_folder
 from faket_aug.cli._source import Source, make_source
 from faket_aug.figures import save_figure
@@ -26,10 +28,11 @@ from faket_aug.generation.recipe import BEFORE
 from faket_aug.microscope.file import MicroscopeFile, read_microscope
 from faket_aug.microscope.imperfections import Imperfections
 from faket_aug.microscope.noise import NoiseModel
+from faket_aug.simulation.plain_settings import MIXTURE, VARIATION, WEIGHT, schedules_of
 from faket_aug.simulation.saving import check_names, is_whole
 from faket_aug.simulation.simulator import RENAMED, FakETSimulator
 from faket_aug.simulation.tomogram import Companions
-from faket_aug.simulation.varied import Simulator, VariedSimulator
+from faket_aug.simulation.varied import ScheduledWeight, Simulator, VariedSimulator, mixture_of
 from faket_aug.style.bank import StyleBank
 from faket_aug.style.vgg19 import VGG19Features
 from faket_aug.tilts.series import TiltSeries
@@ -98,11 +101,6 @@ class Parts:
         found["weights"] = None if self.features is None else self.features.fingerprint
         return found
 
-    def simulator(self, options: Options, cache: Path) -> Simulator:
-        """Make the simulator, encoding the style or reading it from the cache."""
-        plain, varied = self.plain(options, cache), options.of("VariedSimulator")
-        return VariedSimulator(plain, **varied) if varied.get("variation") is not None else plain
-
     def plain(self, options: Options, cache: Path) -> FakETSimulator:
         """Make the simulator whose settings are the same for all tomograms."""
         if self.features is None:
@@ -110,6 +108,61 @@ class Parts:
         settings: dict[str, Any] = {"cache": cache, "device": self.unstyled.device} | options.of("StyleBank.build")
         bank = StyleBank.build(self.style, self.features, **settings)
         return replace(self.unstyled, modality=options.modality, style=bank, features=self.features)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Mixture:
+    """The simulators that one is drawn of for each tomogram; mostly there is only one.
+
+    Parameters
+    ----------
+    options
+        Of all of them.
+    parts
+        What each is made of.
+    """
+
+    options: Options
+    parts: Sequence[Parts]
+
+    def settings(self) -> dict[str, Any]:
+        """Return what the tilts depend on, as JSON types; long things by their hash."""
+        told = zip(self.options.simulators, self.parts, strict=True)
+        if not self.options[MIXTURE]:
+            return self.parts[0].settings(self.options)
+        own = [options.without_paths() | parts.settings(options) for options, parts in told]
+        weights = [{WEIGHT: as_json(weight)} for weight in self.weights]
+        return {MIXTURE: [weight | one for weight, one in zip(weights, own, strict=True)]}
+
+    @property
+    def weights(self) -> list[ScheduledWeight]:
+        """How often each is drawn, in proportion."""
+        alone: dict[str, Any] = {}
+        return [own.get(WEIGHT, 1.0) for own in self.options[MIXTURE] or (alone,)]
+
+    def check_companions(self, more: Companions) -> None:
+        """Raise a `ValueError` if one of the simulators cannot make halves, a clean tomogram, or flavours."""
+        for parts in self.parts:
+            parts.unstyled.check_companions(more)
+
+    def simulator(self, cache: Path) -> Simulator:
+        """Make the simulator, encoding styles or reading them from the cache."""
+        each = self.options.simulators
+        plain = [parts.plain(options, cache) for options, parts in zip(each, self.parts, strict=True)]
+        return mixture_of(plain, [options[VARIATION] for options in each], self.weights)
+
+
+def make_mixture(options: Options) -> Mixture:
+    """Read and make what all simulators need, see `make_parts`; the message says which simulator an error is of."""
+    made = []
+    for number, own in enumerate(options.simulators):
+        try:
+            made.append(make_parts(own))
+        except FileFormatError:
+            raise
+        except ValueError as error:
+            raise ValueError(f"mixture[{number}]: {error}" if options[MIXTURE] else str(error)) from error
+    return Mixture(options=options, parts=made)
 
 
 def _digest(series: TiltSeries) -> str:
@@ -191,11 +244,17 @@ def run(work: Work, progress: Callable[[int, int], None]) -> Done:
     """
     options = _gone_on_with(work)
     work = replace(work, options=options)
+    changing = schedules_of(options.given)
+    if changing:
+        raise ValueError(
+            f"expected the same {changing[0]} for all tomograms of a set, got one by epoch, which is for "
+            "`faket-aug train`; say it once"
+        )
     # What is computed before the simulator's own threads are set has to be the same for every machine, too.
     threads = options.value("threads")
     check_count("threads", threads)
     with intra_op_threads(threads):
-        return _run(work, progress, make_source(options), make_parts(options))
+        return _run(work, progress, make_source(options), make_mixture(options))
 
 
 def _gone_on_with(work: Work) -> Options:
@@ -208,19 +267,19 @@ def _gone_on_with(work: Work) -> Options:
     return work.options.but(**unknown)
 
 
-def _run(work: Work, progress: Callable[[int, int], None], source: Source, parts: Parts) -> Done:
+def _run(work: Work, progress: Callable[[int, int], None], source: Source, mixture: Mixture) -> Done:
     options, folder = work.options, work.folder
     count = work.count or source.count or 1
     named = {number: name for number, name in source.class_names.items() if number > 0}
     check_names(named, options.value("formats"), tomogram=tomogram_folder(folder, 0).name)
-    parts.unstyled.check_companions(Companions(halves=options["halves"]))
+    mixture.check_companions(Companions(halves=options["halves"]))
     defaults = Options.defaults() | (BEFORE if options.recipe else {})
-    open_set(folder, _settings(options, source, parts), options.to_json(), defaults=defaults, renamed=RENAMED)
+    open_set(folder, _settings(options, source, mixture), options.to_json(), defaults=defaults, renamed=RENAMED)
     remove_parts(folder / STYLE_CACHE, older_than=ABANDONED)
     mine = work.shard.indices(count)
     left = missing(folder, count=count, shard=work.shard)
     progress(len(mine) - len(left), len(mine))
-    maker = _Maker(work=work, source=source, simulator=parts.simulator(options, folder / STYLE_CACHE)) if left else None
+    maker = _Maker(work=work, source=source, simulator=mixture.simulator(folder / STYLE_CACHE)) if left else None
     for number, index in enumerate(left, start=1):
         assert maker is not None, "there is something to make"
         maker.make(index)
@@ -228,9 +287,9 @@ def _run(work: Work, progress: Callable[[int, int], None], source: Source, parts
     return Done(of=len(mine), made=len(left), preview=_preview(folder) if 0 in mine else None)
 
 
-def _settings(options: Options, source: Source, parts: Parts) -> dict[str, Any]:
+def _settings(options: Options, source: Source, mixture: Mixture) -> dict[str, Any]:
     """Return all that a tomogram of the set depends on, and in which files it is written, by the options' names."""
-    return options.without_paths() | source.settings | parts.settings(options)
+    return options.without_paths() | source.settings | mixture.settings()
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,16 +11,16 @@ from typing import Annotated, Any
 import torch
 
 from faket_aug._checks import FileFormatError
-from faket_aug._reading import NONE, read_setting, read_table
-from faket_aug._settings import IsPath, Setting, as_json, settings_of
+from faket_aug._reading import NONE, read_table
+from faket_aug._settings import IsPath, Setting, settings_of
 from faket_aug.cli._options import SETTINGS as SIMULATION
-from faket_aug.cli._options import WRITTEN, Options, flat, from_text
+from faket_aug.cli._options import WRITTEN, Options, flat, from_text, of_simulator, written
 from faket_aug.formats._settings_file import load_table, write_toml
 from faket_aug.microscope.file import read_microscope
 from faket_aug.picking.logs import LOGS
 from faket_aug.picking.picker import weights_of
 from faket_aug.picking.precision import PRECISIONS, fastest_precision
-from faket_aug.simulation.plain_settings import variation_setting
+from faket_aug.simulation.plain_settings import MIXTURE, mixture_setting, variation_setting
 from faket_aug.simulation.simulator import RENAMED
 from faket_aug.simulation.variation import STANDARD
 from faket_aug.training.settings import AUTO, TARGETS, PickerTraining
@@ -90,6 +90,8 @@ def _settings() -> dict[str, Setting]:
         if name not in WITHOUT
     }
     simulation["variation"] = replace(variation_setting(), default=STANDARD, group=simulation["variation"].group)
+    common = of_simulator(simulation) | {"microscope": microscope}
+    simulation[MIXTURE] = replace(mixture_setting(common), group=simulation[MIXTURE].group)
     simulation["occupancy"] = replace(
         simulation["occupancy"], help=f"{simulation['occupancy'].help} By default {OCCUPANCY:g}, without counts."
     )
@@ -170,6 +172,9 @@ def read_work(output: Path, config: Path | None, given: Mapping[str, Any]) -> Tr
     simulated = {name: one for name, one in values.items() if name in SIMULATION and name not in _OWN}
     if values.get("microscope") is not None:
         simulated["noise"] = values["microscope"]
+    if simulated.get(MIXTURE):
+        renamed = {"microscope": "noise"}
+        simulated[MIXTURE] = tuple({renamed.get(n, n): one for n, one in own.items()} for own in simulated[MIXTURE])
     if not simulated.get("templates") and not simulated.get("specimens"):
         raise ValueError("expected particles to learn, got none; set --templates, or --specimens of files")
     try:
@@ -211,8 +216,10 @@ def _with_defaults(simulated: Mapping[str, Any], settings: PickerTraining) -> di
         counted = [name for name in ("counts", "concentrations", "occupancy") if found.get(name) is not None]
         if not counted:
             found["occupancy"] = OCCUPANCY
-        if "voxel_size" not in found and found.get("noise") is not None:
-            response = read_microscope(found["noise"]).noise.response
+        files = [found.get("noise"), *(own.get("noise") for own in found.get(MIXTURE, ()))]
+        microscope = next((file for file in files if file is not None), None)
+        if "voxel_size" not in found and microscope is not None:
+            response = read_microscope(microscope).noise.response
             if response is not None and response.pixel_size > 0:
                 found["voxel_size"] = float(response.pixel_size)
     return found
@@ -224,12 +231,8 @@ def write_settings(work: TrainingWork) -> None:
     for name, setting in SETTINGS.items():
         value = work.given.get(name)
         if value not in (None, ()):
-            content[name] = as_json(read_setting(setting, value, name, _whole))
+            content[name] = written(setting, value)
         elif name in work.given and value is None and setting.default is not None:
             # Nothing was asked for in place of something.
             content[name] = NONE
     write_toml(work.output / SETTINGS_FILE, content, head="faket-aug train --config settings.toml --output run")
-
-
-def _whole(entry: str) -> str:
-    return str(Path.cwd() / entry)

@@ -8,7 +8,7 @@ from typing import Any
 
 from faket_aug._checks import FileFormatError
 from faket_aug._runtime.threads import usable_device
-from faket_aug.cli._simulation import STYLE_CACHE, make_parts
+from faket_aug.cli._simulation import STYLE_CACHE, make_mixture
 from faket_aug.cli._source import make_source
 from faket_aug.cli._train_options import SETTINGS_FILE, WITHOUT, TrainingWork
 from faket_aug.data.labelled import LabelledTomogram
@@ -46,16 +46,16 @@ def make_run(work: TrainingWork) -> PickerRun:
     start = files.get("resume_from")
     if start is not None and weights_of(start).parent.resolve() == work.output.resolve():
         raise ValueError(f"expected --output to be another folder than --resume-from, got {work.output} for both")
-    source, parts = make_source(options), make_parts(options)
+    source, mixture = make_source(options), make_mixture(options)
     specimens, classes = teach(source.specimens, files.get("classes", ()))
     check_names(dict(classes.names), ("shrec", "star5"), tomogram="tomogram_0000")
     real, watched = _real(files, classes), _watched(files)
-    plain = options.without_paths() | source.settings | parts.settings(options)
+    plain = options.without_paths() | source.settings | mixture.settings()
     depends_on = {name: one for name, one in plain.items() if name not in (*WITHOUT, "class_table")}
     data = PickerData(
         specimens=specimens,
         classes=classes,
-        simulator=parts.simulator(options, work.output / STYLE_CACHE),
+        simulator=mixture.simulator(work.output / STYLE_CACHE),
         real=real,
         watched=watched,
     )

@@ -16,9 +16,10 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from faket_aug._checks import FileFormatError
+from faket_aug.comparison.arms import AUTO, Arm
 from faket_aug.comparison.measured import MeasuredTomograms, kept_sections, measured_tomogram
 from faket_aug.comparison.result import RESULT, ArmResult, read_result, score_as_json, versions, write_result
-from faket_aug.comparison.settings import AUTO, MORE_SCORING, SCORING_SETTINGS, Arm, Comparison
+from faket_aug.comparison.settings import MORE_SCORING, SCORING_SETTINGS, Comparison
 from faket_aug.data.dataset import FakETDataset, LabelledPatches, PatchDataset
 from faket_aug.data.labelled import LabelledTomogram
 from faket_aug.formats._json import read_json, write_json
@@ -37,7 +38,7 @@ from faket_aug.picking.training import fit
 from faket_aug.simulation.fit_microscope import fit_microscope
 from faket_aug.simulation.simulator import FakETSimulator
 from faket_aug.simulation.step_size import choose_step_by_series
-from faket_aug.simulation.varied import Simulator, VariedSimulator
+from faket_aug.simulation.varied import Simulator, mixture_of
 from faket_aug.specimens.grandmodel import GrandModel
 from faket_aug.specimens.lazy import ShrecSpecimens
 from faket_aug.style.bank import StyleBank
@@ -153,7 +154,13 @@ class Experiment:
         return FakETDataset(specimens, self.simulator(arm), **patches)
 
     def simulator(self, arm: Arm) -> Simulator:
-        """The simulator of an arm."""
+        """The simulator of an arm, or its mixture of them."""
+        weights, each = zip(*arm.mixture(), strict=True)
+        plain = [self._plain_simulator(own) for own in each]
+        return mixture_of(plain, [own.simulator_settings().get("variation") for own in each], weights)
+
+    def _plain_simulator(self, arm: Arm) -> FakETSimulator:
+        """One simulator, whose settings are the same for all tomograms."""
         made = self.comparison
         settings: dict[str, Any] = {"filter": made.filter, "device": made.device, "threads": made.threads}
         if arm.modality != "noiseless":
@@ -162,11 +169,10 @@ class Experiment:
             features = VGG19Features(arm.weights or made.weights, precision=made.precision, **made.more("encoder"))
             settings |= {"style": StyleBank.build(self.style, features, **self._bank), "features": features}
         settings |= {"tilt_angles": self.style[0].tilt_angles, "modality": arm.modality} | arm.simulator_settings()
-        variation = settings.pop("variation", None)
+        settings.pop("variation", None)
         if settings.get("step_size") == AUTO:
             settings |= self._chosen_step(arm, settings)
-        simulator = FakETSimulator(**settings)
-        return simulator if variation is None else VariedSimulator(simulator, variation)
+        return FakETSimulator(**settings)
 
     @property
     def _bank(self) -> dict[str, Any]:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import MISSING, asdict, dataclass, field, replace
+from dataclasses import MISSING, asdict, dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Self
 
 from faket_aug._checks import FileFormatError, check_choice, check_count, check_positive
 from faket_aug._reading import expected, explained, read_table, read_value
 from faket_aug._settings import IsPath, Part, Setting, as_json, from_library, settings_of
+from faket_aug.comparison.arms import MEMBER, PAPER_ARMS, SIMULATOR, Arm
 from faket_aug.data.dataset import FakETDataset
 from faket_aug.formats._settings_file import load_table
 from faket_aug.generation.generator import GrandModelGenerator
@@ -20,112 +21,17 @@ from faket_aug.picking.network import DeepFinderNet
 from faket_aug.picking.precision import PRECISIONS
 from faket_aug.picking.scoring import evaluate_shrec
 from faket_aug.picking.settings import TrainingSettings
-from faket_aug.simulation.plain_settings import simulator_settings, variation_setting
-from faket_aug.simulation.simulator import MODALITIES, RENAMED, FakETSimulator
+from faket_aug.simulation.plain_settings import MIXTURE, member_settings
+from faket_aug.simulation.simulator import FakETSimulator
 from faket_aug.specimens.grandmodel import GrandModel
 from faket_aug.style.bank import StyleBank
 from faket_aug.style.vgg19 import VGG19Features
 from faket_aug.tomography.filters import FILTERS
 
-#: Where an arm's patches come from: tomograms of the target's own tilt-series, or simulated ones.
-SOURCES = ("measured", "simulated")
-#: For `step_size`: chosen by tilts that are held out.
-AUTO = "auto"
-#: What simulated tilts are of: the training specimens, or new ones for every tomogram.
-SPECIMENS = ("train", "generated")
-#: How the noise of simulated tilts is fitted.
-NOISES = ("paired", "unpaired")
-
-
-_Path = Annotated[str, IsPath()]
-_Encoder = Annotated[str, IsPath(words=("torchvision", "random"))]
-
-
-def _simulator() -> dict[str, Setting]:
-    """The settings of an arm's simulator: those of `FakETSimulator` that the arm does not have itself."""
-    found = simulator_settings()
-    del found["modality"]
-    step = found["step_size"]
-    step = replace(step, hint=Literal["auto"] | step.hint, help=f'{step.help} Or "{AUTO}".')
-    return found | {"step_size": step, "variation": variation_setting()}
-
-
-SIMULATOR = _simulator()
 #: What a recipe of `generated` was called before.
 _RENAMED_RECIPE = {"count": "counts"}
-
-
-@dataclass(frozen=True, kw_only=True)
-class Arm:
-    """One kind of training data.
-
-    Parameters
-    ----------
-    source
-        `"measured"`: the target's own labelled tomograms (BENCHMARK); `"simulated"`: made from the specimens.
-    modality
-        Of the simulation, see `FakETSimulator`.
-    specimens
-        `"train"`: the training specimens, again and again; `"generated"`: new ones without end, see
-        `Comparison.generated`.
-    noise
-        `"paired"`: as published, by the truth of the training specimens' tilts; `"unpaired"`: transfer function and
-        spectra without it, see `NoiseModel.fit_unpaired`.
-    weights
-        Of the encoder, in place of the comparison's: `"random"` for FAKET_RANDOM.
-    start
-        Name of the arm whose network (of the same seed) this one goes on from.
-    tomograms
-        How many of the training specimens to use; all by default.
-    steps, learning_rate
-        In place of the comparison's.
-    simulator
-        More settings of `FakETSimulator`, by name; those of `ctf` and `imperfections` are tables. `step_size` may be
-        `"auto"`: tilts that are held out choose it, see `choose_step_size`. And `variation` of `VariedSimulator`.
-    """
-
-    source: str = "simulated"
-    modality: str = from_library(FakETSimulator, "modality")
-    specimens: str = "train"
-    noise: str = "paired"
-    weights: _Encoder | None = None
-    start: str | None = None
-    tomograms: int | None = None
-    steps: int | None = None
-    learning_rate: float | None = None
-    simulator: Mapping[str, Any] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        check_choice("source", self.source, SOURCES)
-        check_choice("modality", self.modality, MODALITIES)
-        check_choice("specimens", self.specimens, SPECIMENS)
-        check_choice("noise", self.noise, NOISES)
-        for name in ("tomograms", "steps"):
-            if getattr(self, name) is not None:
-                check_count(name, getattr(self, name))
-        if self.learning_rate is not None:
-            check_positive("learning_rate", self.learning_rate)
-        step = self.simulator_settings().get("step_size")
-        if step == AUTO and self.modality != "faket":
-            raise ValueError(f'expected `step_size` as a number, or "{AUTO}" with the modality "faket", got {step!r}')
-        if step == AUTO and "keep_spectrum" in self.simulator:
-            raise ValueError(f'expected no `keep_spectrum` beside a step of "{AUTO}", which chooses both; leave it out')
-
-    def simulator_settings(self) -> dict[str, Any]:
-        """Return `simulator` as `FakETSimulator` and `VariedSimulator` (`variation`) take it."""
-        return read_table(SIMULATOR, self.simulator, "simulator", renamed=RENAMED)
-
-
-#: The published comparison.
-PAPER_ARMS: Mapping[str, Arm] = {
-    "BENCHMARK": Arm(source="measured"),
-    "NOISELESS": Arm(modality="noiseless"),
-    "BASELINE": Arm(modality="baseline"),
-    "NOISY": Arm(modality="noisy"),
-    "FAKET": Arm(),
-    "FAKET_RANDOM": Arm(weights="random"),
-    "FAKET + fine-tuning": Arm(start="FAKET", source="measured", tomograms=1, steps=1000),
-}
+_Path = Annotated[str, IsPath()]
+_Encoder = Annotated[str, IsPath(words=("torchvision", "random"))]
 #: Settings that the training does not depend on: with others, what is trained is scored again.
 SCORING_SETTINGS = ("test", "tile_size", "overlap", "picking", "bandwidth", "skip")
 #: More of these, which most comparisons do not have.
@@ -377,7 +283,8 @@ def _comparable(settings: Mapping[str, Any]) -> dict[str, Any]:
 def described() -> dict[str, list[str]]:
     """Describe all settings of a comparison's file, a line each, by their table: type, meaning, default."""
     tables = {"": settings_of(Comparison), "arms.NAME": settings_of(Arm), "arms.NAME.simulator": SIMULATOR}
-    tables |= {"generated": RECIPE} | TABLES
+    own = {name: one for name, one in member_settings(MEMBER).items() if name not in SIMULATOR}
+    tables |= {f"arms.NAME.simulator.{MIXTURE}": own, "generated": RECIPE} | TABLES
     # A table is described under its own name.
     told = {name: one for name, one in tables[""].items() if name not in ("arms", *tables)}
     lines = {"": told} | {name: table for name, table in tables.items() if name}

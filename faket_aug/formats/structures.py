@@ -97,6 +97,8 @@ class AtomicStructure:
         their number as occupancy.
     b_factors
         `(n,)`, Å².
+    traced
+        `(n,)`, bool: the Cα atoms of amino acids and the P atoms of nucleotides, which trace the chains.
     """
 
     name: str
@@ -104,6 +106,7 @@ class AtomicStructure:
     positions: npt.NDArray[np.float64]
     occupancies: npt.NDArray[np.float64]
     b_factors: npt.NDArray[np.float64]
+    traced: npt.NDArray[np.bool_]
 
     def __len__(self) -> int:
         return len(self.elements)
@@ -177,13 +180,14 @@ def read_structure(
         )
     if not known:
         raise FileFormatError(f"{path}: expected atoms{'' if waters else ' other than water'}, found none")
-    elements, positions, occupancies, b_factors = zip(*known, strict=True)
+    elements, positions, occupancies, b_factors, traced = zip(*known, strict=True)
     return AtomicStructure(
         name=structure_name(path),
         elements=np.array(elements),
         positions=_near(path, _finite(path, np.array(positions))),
         occupancies=_finite(path, np.array(occupancies)),
         b_factors=_finite(path, np.array(b_factors)),
+        traced=np.array(traced),
     )
 
 
@@ -289,8 +293,10 @@ def _residues(model: Any, waters: bool) -> Iterator[Any]:
     return (residue for chain in model for residue in chain if waters or not residue.is_water())
 
 
-#: Element, (z, y, x) in Å, occupancy, B factor.
-_Atom = tuple[str, tuple[float, float, float], float, float]
+#: Element, (z, y, x) in Å, occupancy, B factor, whether it traces a chain.
+_Atom = tuple[str, tuple[float, float, float], float, float, bool]
+#: Names and elements of the atoms that trace chains: a calcium ion is called CA, too.
+_TRACES = (("CA", "C"), ("P", "P"))
 
 
 def _atoms(residue: Any, hydrogens: bool) -> Iterator[_Atom]:
@@ -304,14 +310,15 @@ def _atoms(residue: Any, hydrogens: bool) -> Iterator[_Atom]:
     needed = sum(count * atom[2] for count, (_, atom) in zip(wanted, heavy, strict=True))
     listed = sum(atom[2] for _, atom in atoms if atom[0] in ("H", "D"))
     missing = max(0.0, 1 - listed / needed) if needed > 0 else 0.0
-    for count, (_, (_, position, occupancy, b_factor)) in zip(wanted, heavy, strict=True):
+    for count, (_, (_, position, occupancy, b_factor, _)) in zip(wanted, heavy, strict=True):
         if count * missing > 0:
-            yield "H", position, occupancy * count * missing, b_factor
+            yield "H", position, occupancy * count * missing, b_factor, False
 
 
 def _atom(atom: Any) -> _Atom:
     x, y, z = atom.pos.tolist()
-    return atom.element.name, (z, y, x), float(atom.occ), float(atom.b_iso)
+    element = atom.element.name
+    return element, (z, y, x), float(atom.occ), float(atom.b_iso), (atom.name, element) in _TRACES
 
 
 def _wanted_hydrogens(residue: str, heavy: list[tuple[str, _Atom]]) -> list[float]:

@@ -18,7 +18,7 @@ from torch import Tensor
 from faket_aug._arrays import FloatArray, IntArray
 from faket_aug._checks import FileFormatError, check_finite, check_ndim, check_positive
 from faket_aug.formats.mrc import read_mrc
-from faket_aug.formats.structures import STRUCTURE_SUFFIXES, read_structure, structure_name
+from faket_aug.formats.structures import STRUCTURE_SUFFIXES, AtomicStructure, read_structure, structure_name
 from faket_aug.generation.density import (
     center_of_mass,
     fading,
@@ -26,6 +26,8 @@ from faket_aug.generation.density import (
     resample_density,
     volume_threshold,
 )
+from faket_aug.generation.elastic_network import AMPLITUDE, MODES
+from faket_aug.generation.elastic_network import conformers as drawn_conformers
 from faket_aug.generation.potential import coulomb_potential, displaced_volumes
 
 #: Å³ of a protein per Da: a partial specific volume of 0.73 cm³/g (Harpaz, Gerstein and Chothia, Structure 2, 1994;
@@ -200,7 +202,7 @@ class ParticleTemplate:
     @classmethod
     def from_structure(
         cls,
-        path: str | Path,
+        path: str | Path | AtomicStructure,
         *,
         voxel_size: float,
         resolution: float | None = None,
@@ -219,7 +221,8 @@ class ParticleTemplate:
         Parameters
         ----------
         path
-            PDB or mmCIF file, also with `.gz`; `fetch_structure` downloads one.
+            PDB or mmCIF file, also with `.gz`; `fetch_structure` downloads one. Or a structure that was read already
+            (`read_structure`): `assembly`, `waters` and `hydrogens` are then as it was read.
         voxel_size
             Å.
         resolution
@@ -255,8 +258,11 @@ class ParticleTemplate:
         See `potential.form_factor`.
         """
         check_positive("voxel_size", voxel_size)
-        atoms = read_structure(path, assembly=assembly, waters=waters, hydrogens=hydrogens)
-        _check_extent(path, atoms.positions, voxel_size)
+        if isinstance(path, AtomicStructure):
+            atoms, source = path, path.name
+        else:
+            atoms, source = read_structure(path, assembly=assembly, waters=waters, hydrogens=hydrogens), str(path)
+        _check_extent(source, atoms.positions, voxel_size)
         origin = atoms.center_of_mass if recenter else np.zeros(3)
         # The centre lies at a voxel's centre, and the box has room around the atoms for the low-pass.
         margin = math.ceil(1.5 * max(resolution or 0.0, 2 * voxel_size) / voxel_size)
@@ -284,6 +290,46 @@ class ParticleTemplate:
             center=(z, y, x),
         )
 
+    @classmethod
+    def from_conformers(
+        cls,
+        path: str | Path,
+        *,
+        voxel_size: float,
+        count: int,
+        amplitude: float = AMPLITUDE,
+        modes: int = MODES,
+        seed: int = 0,
+        **settings: Any,
+    ) -> list[ParticleTemplate]:
+        """Make templates from conformers of an atomic structure, for `ParticleSpecies(templates=...)`.
+
+        Parameters
+        ----------
+        path, voxel_size
+            As for `from_structure`.
+        count
+            How many conformers.
+        amplitude
+            Å, how far residues move: the root mean square over all of them and over many conformers.
+        modes
+            How many of the softest normal modes take part, see `generation.elastic_network.conformers`.
+        seed
+            Of chance.
+        **settings
+            Settings of `from_structure`.
+
+        Raises
+        ------
+        FileFormatError, ValueError
+            As of `from_structure`; or if a number is impossible, or the structure has no normal modes.
+        """
+        check_positive("voxel_size", voxel_size)
+        reading = {name: settings.pop(name) for name in ("assembly", "waters", "hydrogens") if name in settings}
+        atoms = read_structure(path, **reading)
+        moved = drawn_conformers(atoms, count=count, amplitude=amplitude, modes=modes, seed=seed)
+        return [cls.from_structure(one, voxel_size=voxel_size, **settings) for one in moved]
+
 
 def read_templates(
     source: str | Path | Iterable[str | Path],
@@ -294,6 +340,8 @@ def read_templates(
     assembly: str | int | None = None,
     normalize: bool = True,
     recenter: bool = True,
+    conformers: int | None = None,
+    conformer_amplitude: float | None = None,
 ) -> list[ParticleTemplate]:
     """Read all templates of a folder, sorted by name, or those of a list of files, in its order.
 
@@ -313,6 +361,11 @@ def read_templates(
         Biological assembly of the structures.
     normalize, recenter
         See `ParticleTemplate.from_map`; structures are always in volts.
+    conformers
+        How many conformers each structure gives, see `ParticleTemplate.from_conformers`; by default it is rigid. Maps
+        are.
+    conformer_amplitude
+        Å, how far residues of a conformer move, a root mean square; 2 by default.
 
     Raises
     ------
@@ -333,13 +386,20 @@ def read_templates(
     unknown = sorted(set(weights) - set(names))
     if unknown:
         raise ValueError(f"expected `molecular_weights` of {', '.join(names)}, got one of {', '.join(unknown)}")
+    if conformer_amplitude is not None and conformers is None:
+        raise ValueError("expected `conformers`, how many there are, with `conformer_amplitude`, got none; set it")
     settings: dict[str, Any] = {"voxel_size": voxel_size, "resolution": resolution, "recenter": recenter}
-    return [
-        ParticleTemplate.from_map(path, molecular_weight=weights.get(name), normalize=normalize, **settings)
-        if _suffix(path) in MAP_SUFFIXES
-        else ParticleTemplate.from_structure(path, assembly=assembly, **settings)
-        for path, name in zip(paths, names, strict=True)
-    ]
+    several: dict[str, Any] = {"count": conformers, "amplitude": conformer_amplitude or AMPLITUDE}
+    found: list[ParticleTemplate] = []
+    for path, name in zip(paths, names, strict=True):
+        if _suffix(path) in MAP_SUFFIXES:
+            made = ParticleTemplate.from_map(path, molecular_weight=weights.get(name), normalize=normalize, **settings)
+            found.append(made)
+        elif conformers is None:
+            found.append(ParticleTemplate.from_structure(path, assembly=assembly, **settings))
+        else:
+            found += ParticleTemplate.from_conformers(path, assembly=assembly, **several, **settings)
+    return found
 
 
 def _suffix(path: Path) -> str:

@@ -31,10 +31,16 @@ class Deconvolution:
     A frequency f, as a fraction of the Nyquist frequency, is multiplied by `ctf / (ctf² + 1 / SNR)`, with
     `SNR(f) = exp(-100 F f / p) · 10^(3 S) · (1 - cos(π min(f / h, 1)))` for voxels of p Å.
 
+    This is the formula of Tegunov's `tom_deconv`, with its defaults for h and with the S and F that it proposes. IsoNet
+    took it over. Its first versions have the same ratio; later ones have `10^S` in place of `10^(3 S)`, so that their
+    `deconvstrength` of 1 is a `strength` of 1/3 here. Both programs take an amplitude contrast of 0.07, hold the value
+    of the Nyquist frequency in the corners of the spectrum, where the formula goes on here, and IsoNet then gives back
+    the mean and the standard deviation that the tomogram had.
+
     Parameters
     ----------
     strength
-        S: each third of it is a factor of ten on the ratio.
+        S: each third of it is a factor of ten on the ratio. A third of IsoNet's `deconvstrength` (later versions).
     falloff
         F: how fast the ratio falls with the frequency.
     high_pass
@@ -48,8 +54,8 @@ class Deconvolution:
     References
     ----------
     Tegunov and Cramer, Real-time cryo-electron microscopy data preprocessing with Warp, Nature Methods 16 (2019),
-    1146-1152; Liu et al., Isotropic reconstruction for electron tomography with deep learning, Nature Communications 13
-    (2022), 6482.
+    1146-1152, and https://github.com/dtegunov/tom_deconv; Liu et al., Isotropic reconstruction for electron tomography
+    with deep learning, Nature Communications 13 (2022), 6482, and https://github.com/IsoNet-cryoET/IsoNet.
     """
 
     strength: float = 1.0
@@ -80,7 +86,7 @@ class Deconvolution:
 def deconvolve(
     volume: Tensor, voxel_size: float, ctf: ContrastTransfer, settings: Deconvolution | None = None
 ) -> Tensor:
-    """Deconvolve a tomogram for a contrast transfer function, as IsoNet does before its training.
+    """Deconvolve a tomogram for a contrast transfer function, as Warp does, and IsoNet before its training.
 
     Parameters
     ----------
@@ -91,7 +97,7 @@ def deconvolve(
     ctf
         Its defocus is the mean over all tilts. Astigmatism, envelope and gain are left out.
     settings
-        By default those of IsoNet.
+        By default those of Warp; see there for IsoNet's.
 
     Returns
     -------

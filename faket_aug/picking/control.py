@@ -74,24 +74,24 @@ def randomize_phases(volume: Tensor, *, seed: int = 0) -> Tensor:
     """Make noise of a volume's spectrum: each Fourier coefficient keeps its amplitude and gets another phase.
 
     The phases are those of white noise, so that the result is real; the mean is kept. About six times the volume's
-    memory is needed.
+    memory is needed. Of several flavours of a tomogram each coefficient is turned by the same angle in all: what one
+    flavour has in common with another, it keeps.
 
     Parameters
     ----------
     volume
-        `(z, y, x)`, floating point.
+        `(z, y, x)`, or `(channel, z, y, x)`, floating point.
     seed
         Of the phases.
 
     Returns
     -------
-    `(z, y, x)`, float32, on the volume's device.
+    The volume's shape, float32, on its device.
     """
+    if volume.ndim == 4:
+        return torch.stack(_turned_alike(volume, seed))
     check_ndim("volume", volume, "z y x")
-    generator = torch_generator(torch_seed(seed, "control"))
-    # Drawn on the CPU: the same on every device.
-    phases = torch.fft.rfftn(torch.randn(volume.shape, generator=generator).to(volume.device))
-    phases /= phases.abs().clamp_(min=torch.finfo(torch.float32).tiny)
+    phases = _phases(volume, seed)
     spectrum = torch.fft.rfftn(volume.to(torch.float32))
     mean = spectrum[0, 0, 0].clone()
     phases *= spectrum.abs()
@@ -100,21 +100,51 @@ def randomize_phases(volume: Tensor, *, seed: int = 0) -> Tensor:
     return noise
 
 
+def _phases(volume: Tensor, seed: int) -> Tensor:
+    """The phases of white noise of the volume's shape."""
+    generator = torch_generator(torch_seed(seed, "control"))
+    # Drawn on the CPU: the same on every device.
+    phases: Tensor = torch.fft.rfftn(torch.randn(volume.shape, generator=generator).to(volume.device))
+    phases /= phases.abs().clamp_(min=torch.finfo(torch.float32).tiny)
+    return phases
+
+
+def _turned_alike(channels: Tensor, seed: int) -> list[Tensor]:
+    """Give the first channel the phases of white noise, and turn the others by the same angles."""
+    found: list[Tensor] = []
+    turns: Tensor | None = None
+    for channel in channels:
+        if turns is None:
+            first = torch.fft.rfftn(channel.to(torch.float32))
+            first /= first.abs().clamp_(min=torch.finfo(torch.float32).tiny)
+            turns = _phases(channel, seed) * first.conj()
+            found.append(randomize_phases(channel, seed=seed))
+            continue
+        spectrum = torch.fft.rfftn(channel.to(torch.float32))
+        mean = spectrum[0, 0, 0].clone()
+        spectrum *= turns
+        spectrum[0, 0, 0] = mean
+        found.append(torch.fft.irfftn(spectrum, s=channel.shape))
+    return found
+
+
 def control_volume(tomogram: Tensor, box: Sequence[slice], *, seed: int = 0) -> Tensor:
     """Make noise of the spectrum of a part of a tomogram, whose most extreme values are clipped before.
 
     Parameters
     ----------
     tomogram
-        `(z, y, x)`.
+        `(z, y, x)`, or `(channel, z, y, x)`.
     box
-        The part.
+        The part (z, y, x).
     seed
         Of the phases.
     """
-    part = tomogram[tuple(box)].to(torch.float32)
-    low, high = value_range(part, CLIPPED)
-    return randomize_phases(part.clamp(low, high), seed=seed)
+    z, y, x = box
+    part = tomogram[..., z, y, x].to(torch.float32)
+    if part.ndim == 3:
+        return randomize_phases(part.clamp(*value_range(part, CLIPPED)), seed=seed)
+    return randomize_phases(torch.stack([one.clamp(*value_range(one, CLIPPED)) for one in part]), seed=seed)
 
 
 def control_box(region: Sequence[slice], size: Sequence[int] = CONTROL_SIZE) -> tuple[slice, ...]:

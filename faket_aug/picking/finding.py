@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
+import torch
 from torch import Tensor
 
 from faket_aug._checks import (
@@ -27,6 +28,7 @@ from faket_aug.picking.precision import PRECISIONS, fastest_precision
 from faket_aug.picking.preparation import measured_voxels
 from faket_aug.picking.thresholds import thresholds_by_control
 from faket_aug.picking.tomogram import bounding_box, grainy_voxels, positions_before, resampled, skewness
+from faket_aug.tomography.resample import resample_volume
 
 AUTO = "auto"
 #: What particles are in a tomogram: `auto` looks, and refuses a tomogram in which they seem to be bright.
@@ -117,7 +119,7 @@ class FoundPicks:
 
 def find_particles(
     picker: Picker,
-    tomogram: Tensor,
+    tomogram: Tensor | Mapping[str, Tensor],
     *,
     voxel_size: float,
     settings: FindSettings | None = None,
@@ -133,7 +135,8 @@ def find_particles(
     picker
         From `load_picker`.
     tomogram
-        `(z, y, x)`.
+        `(z, y, x)`. For a picker of several channels its flavours by name, each `(z, y, x)`; or `(channel, z, y, x)` in
+        the order of `PickerDescription.channels`.
     voxel_size
         Å, of the tomogram.
     settings
@@ -150,40 +153,80 @@ def find_particles(
     Raises
     ------
     ValueError
-        If the voxel sizes are too different, or particles seem to be bright.
+        If the voxel sizes are too different, particles seem to be bright, or flavours of the training are missing.
     """
-    check_ndim("tomogram", tomogram, "z y x")
-    check_positive("voxel_size", voxel_size)
-    check_finite(tomogram, "tomogram")
-    made, tell = settings or FindSettings(), progress or (lambda share: None)
     description = picker.description
+    given = _flavours(tomogram, description.channels)
+    check_positive("voxel_size", voxel_size)
+    for one in given:
+        check_finite(one, "tomogram")
+    made, tell = settings or FindSettings(), progress or (lambda share: None)
     work = _Work(picker, made, spheres_of_picker(picker))
-    volume, region, notes = resampled(tomogram, within, voxel_size, description.voxel_size)
+    first, region, notes = resampled(given[0], within, voxel_size, description.voxel_size)
     # What was filled in has no noise, and would look like anything once it is scaled to a standard deviation of 1.
-    region = grainy_voxels(volume) if region is None else grainy_voxels(volume) & region
+    region = grainy_voxels(first) if region is None else grainy_voxels(first) & region
+    volume = first if len(given) == 1 else torch.stack([first, *(_resampled_as(one, first) for one in given[1:])])
     volume = _with_dark_particles(work, volume, region, made.contrast)
     tell(0.05)
     # Tiles of the control and of the tomogram take the same time each.
-    searched = measured_voxels(volume) & region
+    searched = measured_voxels(_first(volume)) & region
     box = control_box(bounding_box(searched))
-    part = 0.9 * volume[box].numel() / (volume[box].numel() + volume.numel()) if made.control else 0.0
+    inside = first[box].numel()
+    part = 0.9 * inside / (inside + first.numel()) if made.control else 0.0
     control = None
     if made.control:
         noise = control_volume(volume, box, seed=made.seed)
         probabilities = work.probabilities(noise, None, lambda share: tell(0.05 + part * share))
-        control = Control(picks=work.located(probabilities, None), share=noise.numel() / max(int(searched.sum()), 1))
+        control = Control(picks=work.located(probabilities, None), share=inside / max(int(searched.sum()), 1))
     probabilities = work.probabilities(volume, region, lambda share: tell(0.05 + part + (0.9 - part) * share))
     found = work.located(probabilities, region)
     large = in_large_blobs(probabilities, work.spheres, found)
     tell(1.0)
     return FoundPicks(
-        picks=replace(found, positions=positions_before(found.positions, volume.shape, tomogram.shape)),
+        picks=replace(found, positions=positions_before(found.positions, first.shape, given[0].shape)),
         control=control,
         in_large_blobs=large,
         notes=tuple(notes),
         probabilities=probabilities,
-        voxel_size=voxel_size if volume.shape == tomogram.shape else description.voxel_size,
+        voxel_size=voxel_size if first.shape == given[0].shape else description.voxel_size,
     )
+
+
+def _flavours(tomogram: Tensor | Mapping[str, Tensor], channels: Sequence[str]) -> list[Tensor]:
+    """Return the volumes `(z, y, x)` that a picker sees, in its order."""
+    names = ", ".join(channels)
+    if isinstance(tomogram, Mapping):
+        missing = [name for name in channels if name not in tomogram]
+        if missing or not channels:
+            wanted = f"the flavours {names}" if channels else "one tomogram (z, y, x)"
+            raise ValueError(
+                f"expected {wanted}, on which the picker was trained, got {', '.join(tomogram) or 'none'}; "
+                + (f"add {', '.join(missing)}" if missing else "give the one that it was trained on")
+            )
+        found = [tomogram[name] for name in channels]
+    elif len(channels) > 1 and (tomogram.ndim != 4 or len(tomogram) != len(channels)):
+        raise ValueError(
+            f"expected `tomogram` by flavour, or (channel, z, y, x) with the flavours {names}, on which the picker was "
+            f"trained, got shape {tuple(tomogram.shape)}"
+        )
+    else:
+        found = list(tomogram) if tomogram.ndim == 4 else [tomogram]
+    for one in found:
+        check_ndim("tomogram", one, "z y x")
+    shapes = {tuple(one.shape) for one in found}
+    if len(shapes) > 1:
+        raise ValueError(f"expected flavours of one shape, got {', '.join(map(str, sorted(shapes)))}")
+    return found
+
+
+def _resampled_as(channel: Tensor, first: Tensor) -> Tensor:
+    channel = channel.to(torch.float32)
+    return channel if channel.shape == first.shape else resample_volume(channel, first.shape)
+
+
+def _first(volume: Tensor) -> Tensor:
+    """The first channel."""
+    return volume[0] if volume.ndim == 4 else volume
 
 
 def spheres_of_picker(picker: Picker) -> dict[int, Sphere]:
@@ -284,15 +327,16 @@ def _with_dark_particles(work: _Work, volume: Tensor, region: Tensor, contrast: 
     if contrast == "bright":
         return -volume
     if contrast == AUTO:
-        within = measured_voxels(volume) & region
-        part = volume[control_box(bounding_box(within), SIGN_SIZE)]
-        part = part - part.mean()
+        within = measured_voxels(_first(volume)) & region
+        z, y, x = control_box(bounding_box(within), SIGN_SIZE)
+        part = volume[..., z, y, x]
+        part = part - (part.mean() if part.ndim == 3 else part.mean(dim=(1, 2, 3), keepdim=True))
         counts = []
         for sign in (1.0, -1.0):
             probabilities = work.probabilities(sign * part, None, lambda share: None, flips=1)
             counts.append(len(work.located(probabilities, None, DEFAULT_THRESHOLD)))
         dark, bright = counts
-        skewed = skewness(part, work.picker.description.voxel_size)
+        skewed = skewness(_first(part), work.picker.description.voxel_size)
         if skewed > 0 and bright >= max(_LEAST, _TIMES * dark):
             raise ValueError(
                 f"expected dark particles, as in training, got a tomogram in which they seem to be bright: in its "

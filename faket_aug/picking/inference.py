@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from faket_aug._checks import check_choice, check_count, check_finite, check_ndim, same_size
+from faket_aug._checks import check_choice, check_count, check_finite, same_size
 from faket_aug.data.patches import as_size
 from faket_aug.picking.network import SIZE_MULTIPLE, DeepFinderNet
 from faket_aug.picking.precision import PRECISIONS, autocast
@@ -48,10 +48,11 @@ def segment(
     Parameters
     ----------
     network
-        Takes images `(n, 1, z, y, x)`, whose sides are multiples of 4, and gives logits `(n, class, z, y, x)`. It is
-        in evaluation mode during the call.
+        Takes images `(n, channel, z, y, x)`, whose sides are multiples of 4, and gives logits `(n, class, z, y, x)`.
+        It is in evaluation mode during the call.
     tomogram
-        `(z, y, x)`, any floating point type, of any size.
+        `(z, y, x)`, any floating point type, of any size. For a network that was trained on several flavours
+        `(channel, z, y, x)`, the flavours of the tomogram in the order of the training.
     tile_size
         Size of a tile in voxels at most, one number or (z, y, x), multiples of 4. Voxels where tiles overlap are
         computed more than once, so large tiles are faster.
@@ -104,9 +105,9 @@ def segment(
     run = _crop if blend == "crop" else _linear
     with _evaluating(network, place), autocast(place, precision):
         labels = run(network, padded, spans, place)
-    z, y, x = tomogram.shape
+    z, y, x = tomogram.shape[-3:]
     labels = labels[:z, :y, :x].contiguous()
-    return labels if padded.local is None else labels * padded.local.seen
+    return labels if padded.seen is None else labels * padded.seen
 
 
 def class_probabilities(
@@ -157,10 +158,10 @@ def class_probabilities(
     check_choice("flips", flips, FLIPS)
     _warn_of_voxel_size(network, voxel_size)
     padded, spans = _prepared(network, tomogram, tile_size, overlap, normalized, preparation)
-    known = None if padded.local is None else padded.local.seen
+    known = padded.seen
     if within is not None:
-        if within.shape != tomogram.shape:
-            raise ValueError(f"expected `within` of shape {tuple(tomogram.shape)}, got {tuple(within.shape)}")
+        if within.shape != tomogram.shape[-3:]:
+            raise ValueError(f"expected `within` of shape {tuple(tomogram.shape[-3:])}, got {tuple(within.shape)}")
         known = within if known is None else known & within
     place = _device(network, device)
     with _evaluating(network, place), autocast(place, precision):
@@ -176,14 +177,24 @@ def _prepared(
     preparation: Preparation | None,
 ) -> tuple[_Image, list[list[Span]]]:
     """Check a tomogram, prepare it as the training's patches were, and lay tiles over it."""
-    check_ndim("tomogram", tomogram, "z y x")
+    _check_channels(network, tomogram)
     check_finite(tomogram, "tomogram")
     size = as_size(tile_size)
-    check_tiles(size, overlap, tomogram.shape)
+    check_tiles(size, overlap, tomogram.shape[-3:])
     padded = _Image.of(tomogram.to(torch.float32), None if normalized else _preparation(network, preparation))
     return padded, [
         spans_of(n, balanced(n, side, overlap), overlap) for n, side in zip(padded.shape, size, strict=True)
     ]
+
+
+def _check_channels(network: nn.Module, tomogram: Tensor) -> None:
+    """Raise a `ValueError` unless a tomogram has the channels that a network was trained on, where it says them."""
+    wanted = getattr(network, "in_channels", None)
+    own = tomogram.shape[0] if tomogram.ndim == 4 else 1
+    if tomogram.ndim not in (3, 4) or (isinstance(wanted, int) and own != wanted):
+        axes = "(z, y, x)" if wanted in (None, 1) else f"(channel, z, y, x) with {wanted} channels"
+        way = "" if wanted in (None, 1) else "; give the flavours of the training, stacked in its order"
+        raise ValueError(f"expected `tomogram` {axes}, got shape {tuple(tomogram.shape)}{way}")
 
 
 def _device(network: nn.Module, device: torch.device | str | None) -> torch.device:
@@ -238,27 +249,36 @@ def _preparation(network: nn.Module, given: Preparation | None) -> Preparation:
 class _Image:
     """A tomogram as the network sees it, tile by tile, its border repeated up to the next multiple of 4."""
 
-    def __init__(self, tomogram: Tensor, local: LocalNormalization | None) -> None:
-        self.tomogram, self.local = tomogram, local
-        self.shape = tuple(n + (-n) % SIZE_MULTIPLE for n in tomogram.shape)
-        self.device = tomogram.device
+    def __init__(self, channels: Sequence[Tensor], local: Sequence[LocalNormalization]) -> None:
+        self.channels, self.local = channels, local
+        #: (z, y, x), of the tomogram, and with its border.
+        self.inside = tuple(channels[0].shape)
+        self.shape = tuple(n + (-n) % SIZE_MULTIPLE for n in self.inside)
+        self.device = channels[0].device
+        #: `(z, y, x)`, the voxels that were measured in all channels; None where the tomogram is taken as it is.
+        self.seen: Tensor | None = None
+        for one in local:
+            self.seen = one.seen if self.seen is None else self.seen & one.seen
 
     @classmethod
     def of(cls, tomogram: Tensor, preparation: Preparation | None) -> _Image:
-        """Prepare a tomogram as a training's patches were, or leave it as it is."""
+        """Prepare each channel of a tomogram as a training's patches were, or leave them as they are."""
+        channels = list(tomogram) if tomogram.ndim == 4 else [tomogram]
         if preparation is None or not preparation.normalized:
-            return cls(tomogram, None)
-        return cls(tomogram, LocalNormalization(tomogram, preparation.patch_size, extremes=preparation.extremes))
+            return cls(channels, [])
+        made = preparation
+        return cls(channels, [LocalNormalization(one, made.patch_size, extremes=made.extremes) for one in channels])
 
     def tile(self, spans: Sequence[Span]) -> Tensor:
-        """Return a tile `(z, y, x)`."""
-        pairs = list(zip(spans, self.tomogram.shape, strict=True))
+        """Return a tile `(channel, z, y, x)`."""
+        pairs = list(zip(spans, self.inside, strict=True))
         box = tuple(slice(span.start, min(span.stop, n)) for span, n in pairs)
-        values = self.tomogram[box] if self.local is None else self.local.tile(box)
+        parts = [one.tile(box) for one in self.local] or [one[box] for one in self.channels]
+        values = parts[0][None] if len(parts) == 1 else torch.stack(parts)
         extra = [span.stop - part.stop for span, part in zip(spans, box, strict=True)]
         if not any(extra):
             return values
-        return functional.pad(values[None, None], (0, extra[2], 0, extra[1], 0, extra[0]), mode="replicate")[0, 0]
+        return functional.pad(values[None], (0, extra[2], 0, extra[1], 0, extra[0]), mode="replicate")[0]
 
 
 def _logits(
@@ -270,7 +290,7 @@ def _logits(
     flipped: Sequence[int] = (),
 ) -> Tensor:
     """Return logits `(class, z, y, x)` of a tile, or of its `inner` part; the network sees it flipped along axes."""
-    image = padded.tile(spans)[None, None].to(device)
+    image = padded.tile(spans)[None].to(device)
     if flipped:
         image = image.flip([axis + 2 for axis in flipped])
     if inner is None:
@@ -306,7 +326,7 @@ def _probabilities(
     known: Tensor | None,
     progress: Callable[[int, int], None] | None,
 ) -> Tensor:
-    shape = padded.tomogram.shape
+    shape = padded.inside
     found: Tensor | None = None
     tiles = list(product(*spans))
     for number, tile in enumerate(tiles):

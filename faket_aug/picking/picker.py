@@ -10,6 +10,7 @@ from typing import Any, Self, TypeVar
 import torch
 
 from faket_aug._checks import FileFormatError, check_choice, check_count, check_fraction, check_positive
+from faket_aug.microscope.flavours import FLAVOURS
 from faket_aug.picking.checkpoints import BEST, CHECKPOINT, load_weights, read_state, write_state
 from faket_aug.picking.network import DeepFinderNet
 from faket_aug.tomography.filters import FILTERS
@@ -45,6 +46,9 @@ class PickerDescription:
         Names of what was simulated without a class of its own: it belongs to the background.
     thresholds
         The score from which on a pick of a class counts; empty where none were chosen.
+    channels
+        Flavours of the tomogram that are the network's channels, in this order, see `FakETDataset`; empty where it has
+        one channel.
 
     Raises
     ------
@@ -62,6 +66,7 @@ class PickerDescription:
     target_radius: float = 1.0
     distractors: Sequence[str] = ()
     thresholds: Mapping[int, float] = field(default_factory=dict)
+    channels: Sequence[str] = ()
 
     def __post_init__(self) -> None:
         names = {_number("class_names", key): str(name) for key, name in sorted(_table("class_names", self).items())}
@@ -82,6 +87,11 @@ class PickerDescription:
         check_choice("filter", self.filter, FILTERS)
         check_count("bin", self.bin)
         check_positive("target_radius", self.target_radius)
+        for channel in self.channels:
+            check_choice("channels", channel, FLAVOURS)
+        if len(set(self.channels)) < len(self.channels):
+            raise ValueError(f"expected each flavour once in `channels`, got {', '.join(self.channels)}")
+        object.__setattr__(self, "channels", tuple(self.channels))
         made = {"class_names": names, "widths": widths, "radii": radii, "thresholds": thresholds}
         for name, value in (made | {"distractors": tuple(map(str, self.distractors))}).items():
             object.__setattr__(self, name, value)
@@ -95,7 +105,9 @@ class PickerDescription:
         """Return it as JSON types."""
         found = {one.name: getattr(self, one.name) for one in fields(self)}
         tables = {name: {str(n): v for n, v in value.items()} for name, value in found.items() if name in _TABLES}
-        return found | tables | {"widths": list(self.widths), "distractors": list(self.distractors)}
+        lists = {name: list(found[name]) for name in ("widths", "distractors", "channels")}
+        # Descriptions of one channel are those from before there were several.
+        return {name: one for name, one in (found | tables | lists).items() if one or name not in _LATER}
 
     @classmethod
     def from_dict(cls, content: Any, *, source: str = "a picker") -> Self:
@@ -114,9 +126,10 @@ class PickerDescription:
             If it is something else; the message names the file.
         """
         known = {one.name for one in fields(cls)}
-        if not isinstance(content, Mapping) or set(content) != known:
+        if not isinstance(content, Mapping) or set(content) | set(_LATER) != known:
             told = sorted(map(str, content)) if isinstance(content, Mapping) else content
-            raise FileFormatError(f"{source}: expected a picker with {', '.join(sorted(known))}, got {str(told)[:200]}")
+            wanted = ", ".join(sorted(known - set(_LATER)))
+            raise FileFormatError(f"{source}: expected a picker with {wanted}, got {str(told)[:200]}")
         try:
             tables = {name: {int(n): value for n, value in content[name].items()} for name in _TABLES}
             return cls(**{**content, **tables})
@@ -124,6 +137,8 @@ class PickerDescription:
             raise FileFormatError(f"{source}: expected the description of a picker, got another ({error})") from error
 
 
+#: What older descriptions do not have.
+_LATER = ("channels",)
 #: By class number.
 _TABLES = ("class_names", "radii", "thresholds")
 
@@ -165,7 +180,12 @@ def load_picker(run: str | Path, *, device: torch.device | str | None = None) ->
     path = weights_of(run)
     description = _description(read_state(path), path)
     with torch.random.fork_rng(devices=[]):
-        network = DeepFinderNet(description.classes, widths=description.widths, voxel_size=description.voxel_size)
+        network = DeepFinderNet(
+            description.classes,
+            in_channels=max(len(description.channels), 1),
+            widths=description.widths,
+            voxel_size=description.voxel_size,
+        )
     load_weights(network, path)
     return Picker(network=network.to(device or "cpu").eval(), description=description, path=path)
 

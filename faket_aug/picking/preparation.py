@@ -72,9 +72,9 @@ class Preparation:
 
     @classmethod
     def of(cls, batch: Mapping[str, Any], *, voxel_size: float = 0.0) -> Self:
-        """Tell from a training's batch, whose `image` is `(n, 1, z, y, x)`; `voxel_size` in Å, 0 if not known."""
+        """Tell from a training's batch, whose `image` is `(n, channel, z, y, x)`; `voxel_size` in Å, 0 if not known."""
         images: Tensor = batch["image"].detach().double()
-        std, mean = torch.std_mean(images.flatten(1), dim=1, correction=0)
+        std, mean = torch.std_mean(images.flatten(2), dim=2, correction=0)
         normal = ((mean.abs() < 0.01) & ((std - 1).abs() < 0.01)) | (std == 0)
         z, y, x = (int(n) for n in images.shape[-3:])
         extremes = (float(images.min()), float(images.max()))

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
-from typing import Any, Self, TypeVar
+from typing import Any, Literal, Self, TypeVar
 
 import numpy as np
 
@@ -22,6 +22,11 @@ from faket_aug.specimens.tilted import Specimen, TiltedSpecimen
 from faket_aug.tomography.plane_map import geometry_cache
 
 T = TypeVar("T")
+#: How one simulator varies: the word for what suits it, or ranges.
+VariationOfOne = Literal["standard"] | Variation
+#: The same for all epochs, or by epoch.
+ScheduledVariation = VariationOfOne | Mapping[int, VariationOfOne]
+ScheduledWeight = float | Mapping[int, float]
 
 
 class VariedSimulator:
@@ -35,10 +40,13 @@ class VariedSimulator:
         A simulator, or several: one of them is drawn for each tomogram.
     variation
         How settings vary: `"standard"` (see `Variation.standard`), a `Variation` of all simulators, or a sequence with
-        one of these for each simulator. For a curriculum give a mapping from an epoch to one of these. Between two of
-        its epochs numbers change linearly; before the first and after the last one they are constant.
+        one of these for each simulator. For a curriculum give a mapping from an epoch to one of these, for all
+        simulators or within the sequence. Between two of its epochs numbers change linearly; before the first and after
+        the last one they are constant.
     weights
-        How often each simulator is drawn, in proportion; equally by default. Or a mapping from an epoch to these.
+        How often each simulator is drawn, in proportion; equally by default. For a curriculum a mapping from an epoch
+        to these, or a sequence with a number or a mapping from an epoch to a number for each simulator. Between two
+        epochs that are named the shares change linearly.
 
     Raises
     ------
@@ -52,7 +60,7 @@ class VariedSimulator:
         simulators: FakETSimulator | Sequence[FakETSimulator],
         variation: Any = STANDARD,
         *,
-        weights: Sequence[float] | Mapping[int, Sequence[float]] | None = None,
+        weights: Sequence[ScheduledWeight] | Mapping[int, Sequence[float]] | None = None,
     ) -> None:
         self.simulators = (simulators,) if isinstance(simulators, FakETSimulator) else tuple(simulators)
         if not self.simulators:
@@ -61,23 +69,31 @@ class VariedSimulator:
             values = sorted({str(getattr(one, name)) for one in self.simulators})
             if len(values) > 1:
                 raise ValueError(f"expected simulators with the same `{name}`, got {', '.join(values)}")
-        self._variations = {epoch: self._one_each(given) for epoch, given in _by_epoch("variation", variation).items()}
+        #: By epoch, one for each simulator.
+        self._variations = self._schedules(variation)
         given = (1.0,) * len(self.simulators) if weights is None else weights
-        self._weights = {epoch: self._shares(of) for epoch, of in _by_epoch("weights", given).items()}
+        self._weights = {epoch: self._shares(of) for epoch, of in _weights_by_epoch(given).items()}
 
-    def _one_each(self, given: Any) -> tuple[Variation, ...]:
+    def _schedules(self, given: Any) -> tuple[dict[int, Variation], ...]:
+        """Return the variation of each simulator by epoch."""
+        if isinstance(given, Mapping):
+            by_epoch = {epoch: self._one_each(of) for epoch, of in _by_epoch("variation", given).items()}
+            return tuple({epoch: of[i] for epoch, of in by_epoch.items()} for i in range(len(self.simulators)))
+        return tuple(
+            {epoch: _checked(of, simulator) for epoch, of in _by_epoch("variation", one).items()}
+            for one, simulator in zip(self._several(given), self.simulators, strict=True)
+        )
+
+    def _several(self, given: Any) -> tuple[Any, ...]:
         several = tuple(given) if isinstance(given, list | tuple) else (given,) * len(self.simulators)
         if len(several) != len(self.simulators):
             raise ValueError(
                 f"expected one `variation` for each of {len(self.simulators)} simulators, got {len(several)}"
             )
-        made = []
-        for one, simulator in zip(several, self.simulators, strict=True):
-            if one != STANDARD and not isinstance(one, Variation):
-                raise ValueError(f'expected `variation` to be "{STANDARD}" or a `Variation`, got {one!r}')
-            made.append(Variation.standard(simulator) if one == STANDARD else one)
-            made[-1].check(simulator)
-        return tuple(made)
+        return several
+
+    def _one_each(self, given: Any) -> tuple[Variation, ...]:
+        return tuple(_checked(one, own) for one, own in zip(self._several(given), self.simulators, strict=True))
 
     def _shares(self, given: Sequence[float]) -> tuple[float, ...]:
         found = np.asarray(given, dtype=np.float64)
@@ -116,8 +132,8 @@ class VariedSimulator:
 
     def variations_at(self, epoch: int) -> tuple[tuple[Variation, ...], tuple[float, ...]]:
         """Return the variation of each simulator in an epoch, and how often each simulator is drawn (a share)."""
-        first, second, share = _around(self._variations, epoch)
-        variations = tuple(one.towards(other, share) for one, other in zip(first, second, strict=True))
+        around = [_around(schedule, epoch) for schedule in self._variations]
+        variations = tuple(first.towards(second, share) for first, second, share in around)
         return variations, between(*_around(self._weights, epoch))
 
     def drawn(self, specimen: Specimen, *, seed: int, epoch: int = 0, tomogram: int = 0) -> DrawnSettings:
@@ -185,6 +201,48 @@ class VariedSimulator:
 
 #: Whatever makes tomograms of specimens.
 Simulator = FakETSimulator | VariedSimulator
+
+
+def _checked(given: Any, simulator: FakETSimulator) -> Variation:
+    if given != STANDARD and not isinstance(given, Variation):
+        raise ValueError(f'expected `variation` to be "{STANDARD}" or a `Variation`, got {given!r}')
+    made: Variation = Variation.standard(simulator) if given == STANDARD else given
+    made.check(simulator)
+    return made
+
+
+def _weights_by_epoch(given: Any) -> dict[int, Any]:
+    """Return the weights of all simulators by epoch, also where each has a schedule of its own."""
+    if not isinstance(given, list | tuple) or not any(isinstance(one, Mapping) for one in given):
+        return _by_epoch("weights", given)
+    schedules = [_by_epoch("weights", one) for one in given]
+    epochs = sorted(set().union(*schedules))
+    return {epoch: [_number_at(schedule, epoch) for schedule in schedules] for epoch in epochs}
+
+
+def _number_at(schedule: Mapping[int, float], epoch: int) -> float:
+    first, second, share = _around(schedule, epoch)
+    return float(between((first,), (second,), share)[0])
+
+
+def mixture_of(
+    simulators: Sequence[FakETSimulator],
+    variations: Sequence[ScheduledVariation | None],
+    weights: Sequence[ScheduledWeight],
+) -> Simulator:
+    """Make one simulator of several; the only one itself, if nothing varies.
+
+    Parameters
+    ----------
+    simulators
+        One or more.
+    variations, weights
+        Of each, see `VariedSimulator`; None where nothing varies.
+    """
+    if len(simulators) == 1 and variations[0] is None:
+        return simulators[0]
+    given = [Variation() if one is None else one for one in variations]
+    return VariedSimulator(simulators, given, weights=weights)
 
 
 def _by_epoch(name: str, given: Any) -> dict[int, Any]:

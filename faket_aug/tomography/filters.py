@@ -11,6 +11,7 @@ from torch.nn import functional
 
 from faket_aug._checks import check_choice, check_ndim
 from faket_aug._runtime.parts import by_parts
+from faket_aug._runtime.threads import intra_op_threads
 from faket_aug.tomography.plane_map import result_dtype, working_dtype
 
 #: Windows on the ramp `|f|`, with `f` in cycles per pixel.
@@ -51,7 +52,9 @@ def filter_projections(projections: Tensor, filter: str = FILTER) -> Tensor:
     dtype = result_dtype(projections.dtype)
     if filter == "none":
         return projections.to(dtype)
-    apply = _shrec_filter(projections) if filter == "shrec" else _filter_along_x(projections, filter)
+    # The weights are many small sums: threads would wait for each other longer than they compute.
+    with intra_op_threads(1):
+        apply = _shrec_filter(projections) if filter == "shrec" else _filter_along_x(projections, filter)
     working = working_dtype(dtype)
     flat = projections.reshape(-1, *projections.shape[-2:])
     return by_parts(lambda part: apply(part.to(working)), flat, dtype=dtype).view(projections.shape)

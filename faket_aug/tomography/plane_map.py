@@ -10,7 +10,8 @@ from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from faket_aug._runtime.threads import use_on_current_stream
+from faket_aug._runtime.threads import run_side_by_side, use_on_current_stream
 
 #: Rows of y that one product takes on a CPU: a weight is read once for all of them, and they fill some registers.
 _CPU_COLUMNS = 64
@@ -30,6 +31,10 @@ _WEIGHTS = 2**27
 _HAS_BAGS = "fbgemm" in torch.backends.quantized.supported_engines
 #: Elements of a block that one product takes on a GPU (1 GiB of float32).
 _GPU_ELEMENTS = 2**28
+#: Elements of a block on a CPU, up to which two threads may have a block each (256 MiB of float32).
+_SHARED_ELEMENTS = 2**26
+#: Pieces of the work for each thread on a CPU, at least: where one thread is slowed down, others take more of them.
+_PIECES = 4
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -151,17 +156,61 @@ def _product(stack: Tensor, plane_map: PlaneMap, adjoint: bool) -> Tensor:
     parts = plane_map.parts(adjoint=adjoint)
     if not on_cpu:  # the cache may drop the map meanwhile
         use_on_current_stream(v for part in parts for v in (part.crow_indices(), part.col_indices(), part.values()))
-    multiply = _sum_bags if on_cpu and dtype == torch.float32 and _HAS_BAGS else torch.mm
-    for source, target in zip(flat, out, strict=True):
-        for start in range(0, rows, step):
-            block = source[:, start : start + step].to(device).permute(0, 2, 1)  # (p, q, y)
-            columns = torch.empty(block.shape, device=device, dtype=dtype).copy_(block).flatten(0, 1)
-            first = 0
-            for part in parts:
-                product = multiply(part, columns).view(-1, q_out, columns.shape[1])
-                target[first : first + len(product), start : start + step] = product.permute(0, 2, 1)
-                first += len(product)
+    bags = on_cpu and dtype == torch.float32 and _HAS_BAGS
+    blocks = [
+        _Block(source[:, start : start + step], target[:, start : start + step])
+        for source, target in zip(flat, out, strict=True)
+        for start in range(0, rows, step)
+    ]
+    # A sum is the same on any number of threads: pieces of a block's rows go to them as they come.
+    small = bags and stack.shape[-3] * stack.shape[-1] * step <= _SHARED_ELEMENTS
+    threads = torch.get_num_threads() if small else 1
+    several = 1 if threads == 1 else min(-(-_PIECES * threads // max(len(blocks), 1)), len(parts))
+    pieces = [
+        partial(block.multiply, parts, range(piece, len(parts), several), plane_map, _sum_bags if bags else torch.mm)
+        for block in blocks
+        for piece in range(several)
+    ]
+    for block in blocks:
+        block.left = several
+    run_side_by_side(pieces, min(threads, len(pieces)))
     return result
+
+
+@dataclass(eq=False)
+class _Block:
+    """Rows of y that one product takes: `(p, y, q)` before, and where `(p', y, q')` goes."""
+
+    source: Tensor
+    target: Tensor
+    #: Pieces of the product that are not done.
+    left: int = 1
+    columns: Tensor | None = None
+    lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def multiply(
+        self,
+        parts: Sequence[Tensor],
+        which: Sequence[int],
+        plane_map: PlaneMap,
+        multiply: Callable[[Tensor, Tensor], Tensor],
+    ) -> None:
+        """Multiply by some parts of the matrix."""
+        with self.lock:
+            if self.columns is None:
+                block = self.source.to(plane_map.device).permute(0, 2, 1)  # (p, q, y)
+                made = torch.empty(block.shape, device=plane_map.device, dtype=plane_map.dtype)
+                self.columns = made.copy_(block).flatten(0, 1)
+            columns = self.columns
+        q_out, rows = self.target.shape[-1], np.cumsum([0, *(part.shape[0] for part in parts)])
+        for number in which:
+            first = int(rows[number]) // q_out
+            product = multiply(parts[number], columns).view(-1, q_out, columns.shape[1])
+            self.target[first : first + len(product)] = product.permute(0, 2, 1)
+        with self.lock:
+            self.left -= 1
+            if not self.left:
+                self.columns = None
 
 
 def _sum_bags(matrix: Tensor, columns: Tensor) -> Tensor:

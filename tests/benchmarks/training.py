@@ -105,9 +105,18 @@ def main() -> None:
     live = iter(loader)
     kept = [{name: batch[name].to(device) for name in ("image", "label")} for batch in itertools.islice(live, 8)]
     memory = itertools.cycle(kept)
-    round_of(memory)
-    round_of(live)
-    pairs = [(round_of(live), round_of(memory)) for _ in range(options.repeats)]
+    pairs: list[tuple[float, float]] = []
+    try:
+        round_of(memory)
+        round_of(live)
+        for _ in range(options.repeats):
+            pairs.append((round_of(live), round_of(memory)))
+    except KeyboardInterrupt:
+        print(f"cut after {len(pairs)} of {options.repeats} rounds")
+    if not pairs:
+        print(f"one simulation {median(simulated[1:]):.3f} s")
+        keep(options, "training", device, [{"name": "simulation", "seconds": simulated[1:]}])
+        return
     ratios = [in_memory / fed for fed, in_memory in pairs]
     whole = sum(in_memory for _, in_memory in pairs) / sum(fed for fed, _ in pairs)
     seconds = median(simulated[1:])

@@ -26,7 +26,8 @@ from faket_aug.cli.demo import demo
 from faket_aug.cli.fit import _OPTIONS as FIT
 from faket_aug.cli.fit import fit
 from faket_aug.cli.simulate import simulate
-from faket_aug.comparison.settings import SIMULATOR, TABLES, Arm, Comparison, described
+from faket_aug.comparison.arms import SIMULATOR, Arm
+from faket_aug.comparison.settings import TABLES, Comparison, described
 from faket_aug.data.dataset import FakETDataset
 from faket_aug.demo.settings import RoundTrip
 from faket_aug.generation.recipe import RECIPE, _Templates
@@ -59,7 +60,7 @@ OWNERS: dict[str, Any] = {
 #: something else.
 COMPOSED = {
     *("modality", "membrane_bound", "particles", "membranes", "filaments", "fiducials", "slab_tilt", "voxel_size"),
-    "variation",
+    *("variation", "mixture"),
 }
 EVERY = {
     **{f"simulate {n}": one for n, one in SETTINGS.items()},

@@ -323,3 +323,35 @@ def test_weights_of_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsy
     assert "in noise of the same spectrum" in err
     assert (tmp_path / "picks").exists() is False
     assert (tmp_path / "a" / "TS_1.json").is_file()
+
+
+def test_flavours_lie_beside_a_tomogram(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A picker of flavours reads the others beside the tomogram; one that is missing, or has changed, is noticed."""
+
+    class SecondChannel(DarkBalls):
+        def forward(self, images: Tensor) -> Tensor:
+            return super().forward(images[:, 1:])
+
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "best.pt").write_bytes(b"weights")
+    made = SecondChannel()
+    own = replace(DESCRIPTION, channels=("raw", "low-pass"))
+    picker = Picker(network=made, description=own, path=tmp_path / "run" / "best.pt")  # type: ignore[arg-type]
+    monkeypatch.setattr(_picking, "load_picker", lambda run, device: picker)
+    write_mrc(tmp_path / "a.mrc", torch.randn(SHAPE, generator=torch.Generator().manual_seed(4)), voxel_size=SIZE)
+    output = tmp_path / "picks.star"
+    code, _, err = pick(monkeypatch, capsys, tmp_path, tmp_path / "a.mrc", "--output", output)
+    assert code == 1
+    assert f"beside it, found none at {tmp_path / 'a_low-pass.mrc'}; write it there" in err
+    tomogram(tmp_path / "a_low-pass.mrc")
+    code, out, err = pick(monkeypatch, capsys, tmp_path, tmp_path / "a.mrc", "--output", output)
+    assert code == 0, err
+    assert "6 picks written" in out
+    before = made.calls
+    assert "were picked before" in pick(monkeypatch, capsys, tmp_path, tmp_path / "a.mrc", "--output", output)[1]
+    assert made.calls == before
+    tomogram(tmp_path / "a_low-pass.mrc", seed=2)
+    pick(monkeypatch, capsys, tmp_path, tmp_path / "a.mrc", "--output", output)
+    assert made.calls > before

@@ -238,6 +238,66 @@ def test_variation(command: Command, refused: Command, templates: Path, tmp_path
     assert "expected a `ctf`, or noise with a `response`, of the simulator to vary `defocus`" in message
 
 
+MIXTURE = """
+filter = "hann"
+
+[[mixture]]
+weight = 3
+snr = 0.2
+variation = { missing = 0.25 }
+
+[[mixture]]
+modality = "noiseless"
+filter = "ramp"
+"""
+
+
+def test_mixture(command: Command, refused: Command, templates: Path, tmp_path: Path) -> None:
+    """One of several simulators makes each tomogram; the record tells which, and makes the tomogram again."""
+    options = [*generated(templates), "--tilt-angles=-60:60:8", "--count", 5]
+    (tmp_path / "set.toml").write_text(MIXTURE)
+    command("simulate", tmp_path / "set", *options, "--config", tmp_path / "set.toml")
+    records = [SimulationRecord.read(tmp_path / "set" / f"tomogram_000{index}") for index in range(5)]
+    numbers = [record.settings["drawn"]["simulator"] for record in records]
+    assert set(numbers) == {0, 1}
+    for number, record in zip(numbers, records, strict=True):
+        told = record.settings
+        assert (told["filter"], told["modality"]) == (("hann", "noisy"), ("ramp", "noiseless"))[number]
+        assert len(told["tilt_angles"]) == (12, 16)[number]
+    before, which = content(tmp_path / "set"), numbers.index(0)
+    again = ["--config", tmp_path / "set" / f"tomogram_000{which}" / "record.json"]
+    command("simulate", tmp_path / "again", *again, "--count", which + 1, "--shard", f"{which + 1}/{which + 1}")
+    wanted = {name: of for name, of in before.items() if name.startswith(f"tomogram_000{which}")}
+    assert content(tmp_path / "again") == wanted
+    said = ["--filter", "hann", "--mixture", "weight=3,snr=0.2,variation.missing=0.25"]
+    said += ["--mixture", "modality=noiseless,filter=ramp"]
+    assert "5 were there" in command("simulate", tmp_path / "set", *options, *said)
+    assert "5 were there" in command(
+        "simulate", tmp_path / "set", "--config", tmp_path / "set" / "simulation.json", "--count", 5
+    )
+    assert "got others for mixture;" in refused("simulate", tmp_path / "set", *options, *said[:-2])
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ("[[mixture]]\nsnrr = 1", "expected settings of `mixture[0]` to be weight, variation, modality, "),
+        ("[[mixture]]\n[[mixture]]\nweight = -1", "expected `weights` of 0 or more for each of 2 simulators"),
+        ("[[mixture]]\n[[mixture]]\nmodality = 'faket'", "mixture[1]: expected tilt-series for the modality 'faket'"),
+        ("[[mixture]]\nctf_correction = 'wiener'", "mixture[0]: expected `ctf`, or noise with a `response`, for"),
+        ("[[mixture]]\nvariation = { snrr = 1 }", "expected settings of `mixture[0].variation` to be white, snr, "),
+        ("[mixture]\nsnr = 1", "expected `mixture` to be settings of each simulator, as weight=2,snr=0.1, got "),
+        ("[variation.0]\nsnr = 1", "expected the same variation for all tomograms of a set, got one by epoch"),
+        ("[[mixture]]\nweight = { 0 = 1 }", "expected the same mixture[0].weight for all tomograms of a set"),
+        ("[variation.first]\nsnr = 1", "expected settings of `variation` to be white, snr, "),
+    ],
+)
+def test_bad_mixtures(refused: Command, templates: Path, tmp_path: Path, given: str, message: str) -> None:
+    """What cannot be is said with the name of the simulator and of the setting."""
+    (tmp_path / "set.toml").write_text(given)
+    assert message in refused("simulate", tmp_path / "set", *generated(templates), "--config", tmp_path / "set.toml")
+
+
 @pytest.mark.parametrize("halves", ["tilts", "exposures"])
 def test_halves(command: Command, refused: Command, templates: Path, tmp_path: Path, halves: str) -> None:
     """Two more tomograms beside each, whose mean it is; the set says which halves, and nothing else changes."""

@@ -194,6 +194,41 @@ def test_its_settings_are_read(whole: Path, command: Command, templates: Path, t
     assert len(read_checkpoint(tmp_path / "other")["losses"]) == 1
 
 
+CURRICULUM = """
+variation = { 0 = "standard", 2 = { missing = [0.0, 0.5], filter = "ramp" } }
+
+[[mixture]]
+snr = 0.5
+
+[[mixture]]
+weight = { 0 = 0, 1 = 1 }
+modality = "noiseless"
+variation = "none"
+"""
+
+
+def test_a_curriculum_of_a_mixture(command: Command, templates: Path, tmp_path: Path) -> None:
+    """Simulators and ranges change with the epochs; the run's file says them again, and records tell what was drawn."""
+    (tmp_path / "own.toml").write_text(CURRICULUM)
+    snr = SMALL.index("--snr")
+    own = ["--templates", templates, *SMALL[:snr], *SMALL[snr + 2 :], *STEPS]
+    command(*own, "--config", tmp_path / "own.toml", "--output", tmp_path / "run")
+    content = tomllib.loads((tmp_path / "run" / "settings.toml").read_text())
+    assert content["mixture"][1]["variation"] == "none"
+    assert content["mixture"][1]["weight"] == {"0": 0.0, "1": 1.0}
+    assert content["variation"]["0"] == "standard"
+    assert content["variation"]["2"]["missing"] == [0.0, 0.5]
+    command("--config", tmp_path / "run" / "settings.toml", "--output", tmp_path / "again")
+    check_same(tmp_path / "run", tmp_path / "again")
+    record = read_record_file(tmp_path / "run" / "validation" / "tomogram_0000" / "record.json")["record"]
+    assert record["settings"]["drawn"]["simulator"] in (0, 1)
+    told = read_checkpoint(tmp_path / "run")["settings"]["mixture"]
+    assert [one["modality"] for one in told] == ["noisy", "noiseless"]
+    plain = ["--config", tmp_path / "run" / "settings.toml", "--mixture", "snr=0.5", "--output", tmp_path / "plain"]
+    command(*plain)
+    assert read_checkpoint(tmp_path / "plain")["losses"] != read_checkpoint(tmp_path / "run")["losses"]
+
+
 def test_nothing_in_place_of_a_default_is_kept(command: Command, templates: Path, tmp_path: Path) -> None:
     """`--variation none` stands in the file, and means the same there."""
     own = ["--templates", templates, *SMALL, "--steps", 1]

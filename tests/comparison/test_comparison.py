@@ -31,11 +31,12 @@ from faket_aug import (
 )
 from faket_aug.cli import app
 from faket_aug.cli.compare import _keep_settings, read_kept
+from faket_aug.comparison.arms import Arm
 from faket_aug.comparison.critic import Criticism, critic_markdown, shares
 from faket_aug.comparison.experiment import Experiment
 from faket_aug.comparison.measured import measured_tomogram
 from faket_aug.comparison.result import ArmResult, read_result, read_results, write_result, write_results
-from faket_aug.comparison.settings import Arm, Comparison
+from faket_aug.comparison.settings import Comparison
 from faket_aug.comparison.summary import (
     as_csv,
     as_markdown,
@@ -430,6 +431,50 @@ def test_variation_of_an_arm(folders: Path, tmp_path: Path) -> None:
     path.write_text(SMALL + '\n[arms.VARIED.simulator]\nvariation = "wild"\n')
     with pytest.raises(FileFormatError, match=r"expected `simulator.variation` to be standard or settings by name"):
         Comparison.from_toml(path)
+
+
+def test_mixture_of_an_arm(folders: Path, tmp_path: Path) -> None:
+    """An arm's tomograms may come from several simulators, whose weights and ranges change with the epochs."""
+    path = folders / "mixture.toml"
+    path.write_text(
+        SMALL
+        + """
+        [arms.MIXED]
+        modality = "noisy"
+        simulator.filter = "ramp"
+        [arms.MIXED.simulator.variation.0]
+        missing = 0.0
+        [arms.MIXED.simulator.variation.4]
+        missing = 0.4
+        [[arms.MIXED.simulator.mixture]]
+        weight = { 0 = 1, 4 = 0 }
+        [[arms.MIXED.simulator.mixture]]
+        modality = "noiseless"
+        filter = "hann"
+        variation = "none"
+        """
+    )
+    comparison = Comparison.from_toml(path)
+    made = Experiment(comparison, tmp_path).simulator(comparison.arms["MIXED"])
+    assert isinstance(made, VariedSimulator)
+    assert [(one.modality, one.filter) for one in made.simulators] == [("noisy", "ramp"), ("noiseless", "hann")]
+    variations, weights = made.variations_at(2)
+    assert weights == pytest.approx((0.25, 0.75))
+    assert variations[0].missing == pytest.approx((0.2, 0.2))
+    assert variations[1] == Variation()
+    json.dumps(comparison.to_dict())
+    for given, message in (
+        ('step_size = "auto"', r"`arms.MIXED`: mixture\[0\]: expected `step_size` as a number"),
+        (
+            "snr = 0.1",
+            r"settings of `simulator.mixture\[0\]` to be weight, variation, modality, noise, .*got snr",
+        ),
+        ('noise = "measured"', r"mixture\[0\]: expected `noise` to be one of 'paired', 'unpaired'"),
+    ):
+        text = f'[arms.MIXED]\nmodality = "noisy"\n[[arms.MIXED.simulator.mixture]]\n{given}\n'
+        path.write_text(f"{SMALL}\n{text}")
+        with pytest.raises(FileFormatError, match=message):
+            Comparison.from_toml(path)
 
 
 def test_generated_specimens(folders: Path, tmp_path: Path) -> None:

@@ -52,6 +52,24 @@ def test_noise_has_the_same_spectrum(shape: tuple[int, int, int]) -> None:
     assert abs(correlation) < 0.2
 
 
+def test_flavours_keep_what_they_have_in_common() -> None:
+    """Law: noise of a filtered tomogram is the filtered noise of the tomogram, also where signs are flipped."""
+    volume = torch.randn(SHAPE, generator=generator(1))
+    filtered = torch.fft.irfftn(torch.fft.rfftn(volume) * _flips(), s=SHAPE)
+    first, second = randomize_phases(torch.stack([volume, filtered]), seed=3)
+    assert torch.equal(first, randomize_phases(volume, seed=3))
+    assert torch.allclose(second, torch.fft.irfftn(torch.fft.rfftn(first) * _flips(), s=SHAPE), atol=1e-4)
+    box = (slice(2, 10), slice(0, 17), slice(3, 19))
+    assert control_volume(torch.stack([volume, filtered]), box).shape == (2, 8, 17, 16)
+
+
+def _flips() -> torch.Tensor:
+    """A filter that flips signs beyond a radius, as a contrast transfer function does."""
+    z, y, x = torch.fft.fftfreq(12), torch.fft.fftfreq(17), torch.fft.rfftfreq(20)
+    radius = (z[:, None, None] ** 2 + y[:, None] ** 2 + x**2).sqrt()
+    return torch.where(radius > 0.2, -0.5, 1.0)
+
+
 def test_noise_comes_by_seed() -> None:
     volume = torch.randn(SHAPE, generator=generator(1))
     assert torch.equal(randomize_phases(volume, seed=1), randomize_phases(volume, seed=1))

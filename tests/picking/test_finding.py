@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,7 @@ from faket_aug.picking.picker import Picker, PickerDescription
 from faket_aug.picking.preparation import Preparation
 from faket_aug.picking.tomogram import grainy_voxels, skewness
 from faket_aug.tomography.resample import resample_volume
+from tests._helpers import generator
 
 SIZE, RADIUS = 10.0, 4.0
 SHAPE = (40, 72, 80)
@@ -76,6 +78,47 @@ def test_particles_and_none_in_noise() -> None:
     thresholds, words = chosen_thresholds(found, picker())
     assert len(found.picks.above(thresholds)) == len(PLACES)
     assert words == "by the control, 0.25 picks in noise for each"
+
+
+class SecondChannel(DarkBalls):
+    """Finds balls in the second of two channels."""
+
+    in_channels = 2
+
+    def forward(self, images: Tensor) -> Tensor:
+        return super().forward(images[:, 1:])
+
+
+def test_a_picker_of_flavours() -> None:
+    """Flavours come by name or in the training's order; each is resampled; the sign is tried in all of them."""
+    two = replace(picker(channels=("raw", "low-pass")), network=SecondChannel())  # type: ignore[arg-type]
+    noise = torch.randn(SHAPE, generator=generator(5))
+    named = find_particles(two, {"low-pass": balls(), "raw": noise}, voxel_size=SIZE, settings=QUICK)
+    assert float(_near(named).max()) < 1.0
+    assert len(named.picks.above(0.3)) == len(PLACES)
+    assert named.control is not None
+    assert named.control.expected(1, 0.3) <= 2
+    stacked = find_particles(two, torch.stack([noise, balls()]), voxel_size=SIZE, settings=QUICK)
+    assert np.array_equal(named.picks.positions, stacked.picks.positions)
+    shape = tuple(2 * n for n in SHAPE)
+    larger = torch.stack([resample_volume(one, shape) for one in (noise, balls())])
+    larger += 0.1 * torch.randn(2, *shape, generator=generator(6))
+    near = find_particles(two, larger, voxel_size=SIZE / 2, settings=replace(QUICK, control=False))
+    places = torch.from_numpy(2 * PLACES + 0.5)
+    assert float(torch.cdist(places, torch.from_numpy(near.picks.above(0.3).positions)).min(dim=1).values.max()) < 2.0
+    bright = FindSettings(precision="float32", tile_size=64, overlap=16, contrast="bright", control=False)
+    assert (
+        float(_near(find_particles(two, torch.stack([noise, balls(1.0)]), voxel_size=SIZE, settings=bright)).max()) < 1
+    )
+    for given, message in (
+        (noise, "by flavour, or .* with the flavours raw, low-pass, on which the picker was trained, got shape"),
+        ({"raw": noise, "wiener": noise}, "the flavours raw, low-pass, .* got raw, wiener; add low-pass"),
+        ({"raw": noise, "low-pass": noise[:8]}, r"flavours of one shape, got \(8, 72, 80\), \(40, 72, 80\)"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            find_particles(two, given, voxel_size=SIZE)
+    with pytest.raises(ValueError, match=r"expected one tomogram \(z, y, x\), .*, got raw; give the one"):
+        find_particles(picker(), {"raw": noise}, voxel_size=SIZE)
 
 
 def test_thresholds_by_whom(monkeypatch: pytest.MonkeyPatch) -> None:

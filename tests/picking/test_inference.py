@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from faket_aug.picking import DeepFinderNet
-from faket_aug.picking.inference import DEFAULT_WINDOW, segment
+from faket_aug.picking.inference import DEFAULT_WINDOW, class_probabilities, segment
 from faket_aug.picking.preparation import LocalNormalization, Preparation
 from faket_aug.picking.tiles import spans_of
 from tests._helpers import generator
@@ -126,6 +126,31 @@ def test_unprepared_patches() -> None:
     plain = Preparation(patch_size=(16, 16, 16), normalized=False)
     found = segment(net, image, tile_size=16, overlap=8, preparation=plain)
     assert torch.equal(found, segment(net, image, tile_size=16, overlap=8, normalized=True))
+
+
+def test_flavours_are_channels() -> None:
+    """Each channel is prepared by itself; tiles give what one pass gives; what one flavour lacks is background."""
+    with torch.random.fork_rng():
+        torch.manual_seed(3)
+        network = DeepFinderNet(3, in_channels=2, widths=(2, 3, 4))
+    first, second = (torch.randn(12, 36, 40, generator=generator(seed)) for seed in (1, 2))
+    both = torch.stack([first, second])
+    with torch.no_grad():
+        wanted = network(both[None])[0].argmax(dim=0)
+    assert torch.equal(segment(network, both, normalized=True), wanted.to(torch.uint8))
+    tiled = segment(network, both, normalized=True, tile_size=24, overlap=16)
+    assert (tiled == wanted).float().mean() > 0.98
+    prepared = segment(network, both)
+    assert (segment(network, torch.stack([first, 3 * second + 7])) == prepared).float().mean() > 0.999
+    assert not torch.equal(segment(network, torch.stack([second, first])), prepared)
+    holed = both.clone()
+    holed[1, :, :, 20:] = 0.0
+    assert not segment(network, holed)[:, :, 20:].any()
+    probable = class_probabilities(network, holed, within=torch.ones(12, 36, 40, dtype=torch.bool))
+    assert probable.shape == (2, 12, 36, 40)
+    assert not probable[..., 20:].any()
+    with pytest.raises(ValueError, match=r"`tomogram` \(channel, z, y, x\) with 2 channels, got shape \(12, 36, 40\)"):
+        segment(network, first)
 
 
 def test_bfloat16_agrees_mostly() -> None:

@@ -77,6 +77,8 @@ def test_description_comes_back() -> None:
         ({"widths": (4, 8)}, "expected `widths` of three levels"),
         ({"voxel_size": 0.0}, "expected `voxel_size` to be more than 0"),
         ({"filter": "wrong"}, "expected `filter` to be one of 'shrec'"),
+        ({"channels": ("raw", "cooked")}, "expected `channels` to be one of 'raw'"),
+        ({"channels": ("raw", "raw")}, "expected each flavour once in `channels`, got raw, raw"),
         ({"bin": 0}, "expected `bin` to be a whole number of 1 or more"),
     ],
 )
@@ -106,6 +108,24 @@ def test_a_run_gives_its_network(tmp_path: Path) -> None:
     assert picker.network.voxel_size == VOXEL_SIZE
     assert picker.network.__dict__["preparation"] == network.__dict__["preparation"]
     volume = torch.randn(8, 12, 16, generator=generator(3))
+    assert torch.equal(segment(picker.network, volume), segment(network, volume))
+
+
+def test_a_network_of_flavours(tmp_path: Path) -> None:
+    """A run that was trained on flavours gives a network of as many channels, which says which they are."""
+    own = replace(DESCRIPTION, channels=("raw", "low-pass"))
+    assert PickerDescription.from_dict(own.to_dict()) == own
+    assert "channels" not in DESCRIPTION.to_dict(), "descriptions of one channel are as they were"
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        network = DeepFinderNet(4, in_channels=2, widths=(2, 3, 4), voxel_size=VOXEL_SIZE)
+    data = DataLoader(dataset(flavours=("raw", "low-pass")), batch_size=2, generator=generator())
+    fit(network, data, tmp_path, settings=TrainingSettings(steps=1), describes=own)
+    picker = load_picker(tmp_path)
+    assert picker.description.channels == ("raw", "low-pass")
+    assert picker.network.in_channels == 2
+    assert picker.network.__dict__["preparation"].normalized
+    volume = torch.randn(2, 8, 12, 16, generator=generator(3))
     assert torch.equal(segment(picker.network, volume), segment(network, volume))
 
 

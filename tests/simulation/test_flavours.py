@@ -80,6 +80,14 @@ def test_deconvolution_is_the_published_formula(frequency: float, axis: int) -> 
     assert found == pytest.approx(expected, rel=0.03, abs=0.01)
 
 
+def test_strength_of_isonet() -> None:
+    """IsoNet's strength of 1 means a ratio of ten at low frequencies: a third of Warp's exponent."""
+    ratio = Deconvolution(strength=1 / 3, high_pass=0.0).ratio(torch.zeros(1), VOXEL_SIZE)
+    # The high-pass has a factor of two where it lets pass.
+    assert float(ratio) == pytest.approx(2 * 10)
+    assert float(Deconvolution(high_pass=0.0).ratio(torch.zeros(1), VOXEL_SIZE)) == pytest.approx(2 * 1000)
+
+
 def test_deconvolution_at_frequency_zero() -> None:
     """The high-pass takes the mean; without it a constant is scaled by the formula, too."""
     flat = torch.full((12, 16, 20), 3.0)

@@ -170,6 +170,19 @@ def test_curriculum() -> None:
     assert at[6] == at[9] == ((hard, hard), (0.0, 1.0))
 
 
+def test_each_simulator_has_a_schedule_of_its_own() -> None:
+    """Schedules within the sequence are those of all simulators, whose epochs need not be the same."""
+    easy, hard = Variation(white=1.0, snr=1.0), Variation(white=0.0, snr=(0.05, 0.2), filter=("hann",))
+    base = simulator("noisy")
+    both = VariedSimulator([base, base], {2: (easy, hard), 6: (hard, hard)}, weights={0: (1, 0), 4: (0, 1)})
+    apart = VariedSimulator([base, base], [{2: easy, 6: hard}, hard], weights=[{0: 1, 4: 0}, {0: 0, 4: 1}])
+    assert all(both.variations_at(epoch) == apart.variations_at(epoch) for epoch in range(8))
+    assert apart.with_settings(threads=1).variations_at(3) == both.variations_at(3)
+    uneven = VariedSimulator([base, base], Variation(), weights=[3, {2: 1, 4: 5}])
+    shares = [uneven.variations_at(epoch)[1] for epoch in (0, 2, 3, 4, 9)]
+    assert [one[0] for one in shares] == pytest.approx([0.75, 0.75, 0.5625, 0.375, 0.375])
+
+
 # --- what it does -----------------------------------------------------------------------------------------------------
 
 
@@ -426,6 +439,11 @@ def test_what_a_simulator_lacks_cannot_vary(base: str, settings: dict[str, Any])
         (lambda: VariedSimulator(simulator(), [Variation()] * 2), "one `variation` for each of 1 simulators, got 2"),
         (lambda: VariedSimulator(simulator(), weights=[0.0]), "expected `weights` of 0 or more for each of 1"),
         (lambda: VariedSimulator(simulator(), {}), "expected `variation` of at least one epoch, got none"),
+        (lambda: VariedSimulator(simulator(), [{}]), "expected `variation` of at least one epoch, got none"),
+        (
+            lambda: VariedSimulator(simulator(), weights=[{-1: 2.0}]),
+            "weights: epoch` to be a whole number of 0 or",
+        ),
         (lambda: VariedSimulator([simulator(), simulator(threads=2)]), "simulators with the same `threads`, got 1, 2"),
     ],
 )
