@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from faket_aug._random import torch_generator, torch_seed
+from faket_aug._runtime.numerics import own_precision
 from faket_aug._runtime.threads import intra_op_threads, use_on_current_stream
 
 #: A user's own change of an item: a function of the item and of the generator of its random numbers.
@@ -113,7 +114,7 @@ class TomogramPatches:
 
     def draw(self, patch: int) -> Patch:
         """Draw the patch of this number."""
-        with torch.no_grad(), intra_op_threads(self.threads):
+        with torch.no_grad(), own_precision(), intra_op_threads(self.threads):
             use_on_current_stream(self.live.tensors())
             address = {"seed": self.seed, "epoch": self.epoch, "tomogram": self.tomogram, "patch": patch}
             return self.sampler.sample(self.live, **address, device=self.device)

@@ -17,6 +17,7 @@ from faket_aug._checks import SimulationError, check_choice, check_count, check_
 from faket_aug._deprecations import renamed_settings
 from faket_aug._identity import described
 from faket_aug._random import numpy_generator, torch_generator, torch_seed
+from faket_aug._runtime.numerics import own_precision
 from faket_aug._runtime.threads import DEVICE, THREADS, intra_op_threads, usable_device
 from faket_aug.geometry import Angles, as_tilt_angles
 from faket_aug.microscope.ctf import CORRECTIONS, ContrastTransfer
@@ -398,7 +399,7 @@ memory_budget
         if Path(record.specimen).name != Path(specimen.name).name:
             raise ValueError(f"expected the specimen of the record, {record.specimen}, got {specimen.name}")
         try:
-            with torch.no_grad(), intra_op_threads(self.threads):
+            with torch.no_grad(), own_precision(), intra_op_threads(self.threads):
                 return self._simulate(specimen, record, more)
         except Exception as error:
             raise SimulationError(f"{specimen.name}: {type(error).__name__}: {error}") from error

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from faket_aug._checks import check_count, check_fraction, check_positive, check_quantiles
+from faket_aug._runtime.threads import Made, use_on_current_stream
 from faket_aug.geometry import Angles
 from faket_aug.microscope.spectra import match_spectrum
 from faket_aug.statistics import match_mean_std, mean_std
@@ -83,7 +84,7 @@ class StyleTransfer:
     keep_spectrum: bool = False
     quantiles: tuple[float, float] | None = None
     memory_budget: int = MEMORY_BUDGET
-    _on_device: dict[str, StyleEncoder] = field(default_factory=dict, init=False, repr=False)
+    _on_device: dict[str, tuple[StyleEncoder, Made]] = field(default_factory=dict, init=False, repr=False)
 
     def __post_init__(self) -> None:
         check_style_numbers(self)
@@ -148,8 +149,13 @@ class StyleTransfer:
             return self.features
         key = str(device)
         if key not in self._on_device:
-            self._on_device[key] = copy.deepcopy(self.features).to(device)
-        return self._on_device[key]
+            encoder = copy.deepcopy(self.features).to(device)
+            self._on_device[key] = encoder, Made(device)
+        encoder, made = self._on_device[key]
+        # Another stream may have made it, and this one may still work with it when it is dropped.
+        made.before(device)
+        use_on_current_stream([*encoder.parameters(), *encoder.buffers()])
+        return encoder
 
 
 def check_style_numbers(settings: Any) -> None:

@@ -12,6 +12,7 @@ from torch.nn.functional import adaptive_avg_pool2d
 
 from faket_aug._checks import check_fraction, check_ndim, check_positive, check_same_shape
 from faket_aug._masks import as_mask, eroded, filled
+from faket_aug._runtime.numerics import own_precision
 from faket_aug.statistics import FULL_RANGE, scale_to_unit, value_range
 
 STYLE_LAYERS = (1, 6, 11, 20, 29)
@@ -152,6 +153,7 @@ def chunks_of_tilts(count: int, pixels: int, memory_budget: int) -> list[slice]:
 
 
 @torch.no_grad()
+@own_precision()
 def style_grams(
     tilts: Tensor,
     features: Encoder,
@@ -193,6 +195,7 @@ def style_grams(
 
 
 @torch.no_grad()
+@own_precision()
 def stylize(
     content: Tensor,
     init: Tensor,

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from faket_aug._runtime.threads import use_on_current_stream
+from faket_aug._runtime.threads import Made, use_on_current_stream
 
 #: Rows of y that one product takes on a CPU: a weight is read once for all of them, and they fill some registers.
 _CPU_COLUMNS = 64
@@ -78,6 +78,7 @@ class PlaneMap:
         self.device = device
         self.dtype = dtype
         self._forward = _joined(planes, planes_in, device, dtype)
+        self._made = self._made_adjoint = Made(device)
         self._adjoint: list[Tensor] | None = None
         self._lock = threading.Lock()
 
@@ -88,13 +89,19 @@ class PlaneMap:
         return held if self._adjoint is None else 2 * held
 
     def parts(self, *, adjoint: bool) -> list[Tensor]:
-        """Return the CSR matrices of the map, or of its adjoint, which is made at the first call."""
+        """Return the CSR matrices of the map, or of its adjoint, which is made at the first call.
+
+        The current stream of a GPU may be another one than that which made them: it works with them afterwards.
+        """
+        self._made.before(self.device)
         if not adjoint:
             return self._forward
         with self._lock:
             if self._adjoint is None:
                 self._adjoint = _joined(self._transposed(), self.planes_out, self.device, self.dtype)
-            return self._adjoint
+                self._made_adjoint = Made(self.device)
+        self._made_adjoint.before(self.device)
+        return self._adjoint
 
     def _transposed(self) -> Iterator[Rows]:
         starts = np.cumsum([0, *(part.shape[0] for part in self._forward)]).tolist()

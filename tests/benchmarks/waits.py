@@ -2,8 +2,8 @@
 
     PYTHONPATH=FOLDER_OF_PRETEND_CUDA python tests/benchmarks/waits.py
 
-It needs `pretend_cuda`, a GPU that is none: tensors that say that they lie on `cuda:0`, and counts of what passes by. The
-counts hold for a real GPU, seconds do not: there are none.
+It needs `pretend_cuda`, a GPU that is none: tensors that say that they lie on `cuda:0`, and counts of what passes by.
+The counts hold for a real GPU, seconds do not: there are none.
 """
 
 from __future__ import annotations
