@@ -89,7 +89,7 @@ class TomogramPatches:
     seed, epoch, tomogram
         The address of the random numbers; the number of the patch completes it.
     device
-        The device that the patches are put on.
+        The device that the patches are put on, unless it is named when they are drawn.
     threads
         Intra-op threads that draw them. Their number changes the last bits.
     transforms
@@ -112,9 +112,9 @@ class TomogramPatches:
         more = ItemTransform(transform=transform, seed=seed, epoch=epoch, tomogram=tomogram, threads=self.threads)
         return replace(self, transforms=(*self.transforms, more))
 
-    def draw(self, patch: int) -> Patch:
-        """Draw the patch of this number."""
+    def draw(self, patch: int, device: torch.device | str | None = None) -> Patch:
+        """Draw the patch of this number, and put it on a device."""
         with torch.no_grad(), own_precision(), intra_op_threads(self.threads):
             use_on_current_stream(self.live.tensors())
             address = {"seed": self.seed, "epoch": self.epoch, "tomogram": self.tomogram, "patch": patch}
-            return self.sampler.sample(self.live, **address, device=self.device)
+            return self.sampler.sample(self.live, **address, device=self.device if device is None else device)

@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from faket_aug._runtime.threads import Made, use_on_current_stream
+from faket_aug._runtime.transfers import sent
 
 #: Rows of y that one product takes on a CPU: a weight is read once for all of them, and they fill some registers.
 _CPU_COLUMNS = 64
@@ -161,7 +162,7 @@ def _product(stack: Tensor, plane_map: PlaneMap, adjoint: bool) -> Tensor:
     multiply = _sum_bags if on_cpu and dtype == torch.float32 and _HAS_BAGS else torch.mm
     for source, target in zip(flat, out, strict=True):
         for start in range(0, rows, step):
-            block = source[:, start : start + step].to(device).permute(0, 2, 1)  # (p, q, y)
+            block = sent(source[:, start : start + step], device).permute(0, 2, 1)  # (p, q, y)
             columns = torch.empty(block.shape, device=device, dtype=dtype).copy_(block).flatten(0, 1)
             first = 0
             for part in parts:
