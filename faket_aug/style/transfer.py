@@ -13,6 +13,7 @@ from torch.nn.functional import adaptive_avg_pool2d
 from faket_aug._checks import check_fraction, check_ndim, check_positive, check_same_shape
 from faket_aug._masks import as_mask, eroded, filled
 from faket_aug._runtime.numerics import own_precision
+from faket_aug._runtime.transfers import sent
 from faket_aug.statistics import FULL_RANGE, scale_to_unit, value_range
 
 STYLE_LAYERS = (1, 6, 11, 20, 29)
@@ -70,8 +71,17 @@ class StyleTargets:
 
     def to(self, device: torch.device | str) -> StyleTargets:
         """Copy the targets to a device."""
-        grams = {layer: gram.to(device) for layer, gram in self.grams.items()}
-        return StyleTargets(grams=grams, mean=self.mean.to(device), std=self.std.to(device))
+        grams = {layer: sent(gram, device) for layer, gram in self.grams.items()}
+        return StyleTargets(grams=grams, mean=sent(self.mean, device), std=sent(self.std, device))
+
+    def tensors(self) -> tuple[Tensor, ...]:
+        """Return all of them."""
+        return *self.grams.values(), self.mean, self.std
+
+    @property
+    def nbytes(self) -> int:
+        """Memory that they take, bytes."""
+        return sum(tensor.numel() * tensor.element_size() for tensor in self.tensors())
 
 
 def style_weights_for(layers: Sequence[int], weights: Sequence[float] | None) -> tuple[float, ...]:
