@@ -33,6 +33,8 @@ def sent(tensor: Tensor, device: torch.device | str) -> Tensor:
 
 def pinned(tensor: Tensor) -> Tensor:
     """Copy a tensor to memory of the host that is locked, from which a GPU reads by itself."""
+    if tensor.is_pinned():
+        return tensor
     try:
         # Not `pin_memory`, which would lock all of the memory that a part of a volume is spread over.
         buffer = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)

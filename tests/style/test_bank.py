@@ -21,7 +21,7 @@ from faket_aug import CacheError, StyleBank, TiltSeries, VGG19Features, WeightsE
 from faket_aug.formats import _atomic
 from faket_aug.statistics import mean_std
 from faket_aug.style import bank as module
-from faket_aug.style.transfer import gram_matrix
+from faket_aug.style.gram import gram_matrix
 
 
 @pytest.fixture

@@ -12,6 +12,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from faket_aug.statistics import match_mean_std, mean_std, to_unit_range
+from faket_aug.style import gram as products
+from faket_aug.style.gram import gram_matrix
 from faket_aug.style.transfer import (
     AVERAGE_DECAY,
     STEP_SIZE,
@@ -19,7 +21,6 @@ from faket_aug.style.transfer import (
     STYLE_WEIGHTS,
     StyleTargets,
     chunks_of_tilts,
-    gram_matrix,
     gray_to_rgb,
     style_grams,
     style_weights_for,
@@ -340,6 +341,46 @@ def test_gram_matrix_accumulates_in_float32() -> None:
     found = gram_matrix(half)
     assert found.dtype == torch.float32
     torch.testing.assert_close(found.double(), gram_matrix(half.double()), rtol=1e-5, atol=0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("pixels", [7, 64, 150])
+def test_a_gpus_gram_matrix(dtype: torch.dtype, pixels: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Split over pixels, with a rest or without, the products add up to the Gram matrix, in float32."""
+    bmm = torch.bmm
+
+    def widening(a: Tensor, b: Tensor, out_dtype: torch.dtype | None = None) -> Tensor:
+        return bmm(a, b) if out_dtype is None else bmm(a.to(out_dtype), b.to(out_dtype))
+
+    monkeypatch.setattr(torch, "bmm", widening)
+    monkeypatch.setattr(products, "_GPU_PIXELS", 32)
+    features = _random(2, 5, pixels, 1).to(dtype)
+    found = products._split_products(products.pixels_by_channels(features), torch.float32) / pixels
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(found, gram_matrix(features.double()).float(), rtol=1e-5, atol=1e-5)
+
+
+def test_products_that_are_not_widened(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where torch cannot multiply half precision into float32, or does it wrongly, it is not asked to."""
+    cpu = torch.device("cpu")
+    assert not products.widens_products.__wrapped__(cpu, torch.bfloat16)
+    bmm = torch.bmm
+    monkeypatch.setattr(torch, "bmm", lambda a, b, out_dtype=None: bmm(a.float(), b.float()))
+    assert products.widens_products.__wrapped__(cpu, torch.bfloat16)
+    monkeypatch.setattr(
+        torch, "bmm", lambda a, b, out_dtype=None: bmm(a.float(), b.float()) * (1 if out_dtype is None else 2)
+    )
+    assert not products.widens_products.__wrapped__(cpu, torch.bfloat16)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_gram_matrix_on_a_gpu(dtype: torch.dtype) -> None:
+    """On a GPU it is the CPU's, and the same each time, bit for bit."""
+    features = _random(3, 8, 70, 130).to(dtype).contiguous(memory_format=torch.channels_last)
+    found = gram_matrix(features.cuda())
+    torch.testing.assert_close(found.cpu(), gram_matrix(features), rtol=1e-4, atol=1e-5)
+    assert torch.equal(gram_matrix(features.cuda()), found)
 
 
 def test_bfloat16_encoder_gives_float32_grams(encoder: VGG19Features, tmp_path: Path) -> None:
