@@ -97,6 +97,16 @@ def global_state_stays(request: pytest.FixtureRequest) -> Iterator[None]:
     assert threads == torch.get_num_threads(), "the number of intra-op threads was changed"
 
 
+@pytest.fixture
+def exact_convolutions() -> Iterator[None]:
+    """Float32 convolutions of a GPU without TF32; skip where they are rounded all the same."""
+    with torch.backends.cudnn.flags(allow_tf32=False):
+        fine = torch.full((1, 1, 8, 8), 1 + 2.0**-20, device="cuda")
+        if bool((torch.conv2d(fine, torch.ones(1, 1, 1, 1, device="cuda")) != fine).any()):
+            pytest.skip("this GPU rounds the factors of convolutions, whatever it is told")
+        yield
+
+
 def _numpy_state() -> tuple[bytes, int]:
     state = np.random.get_state(legacy=False)  # noqa: NPY002 - it is only looked at
     return state["state"]["key"].tobytes(), int(state["state"]["pos"])

@@ -185,7 +185,11 @@ def csr_rows(rows: Tensor, columns: Tensor, weights: Tensor, count: int) -> Rows
     width = int(columns.max()) + 1 if len(columns) else 1
     place, order = (rows.long() * width + columns).sort(stable=True)
     unique, inverse = torch.unique_consecutive(place, return_inverse=True)
-    summed = weights.new_zeros(len(unique)).index_add_(0, inverse, weights[order])
+    summed = weights.new_zeros(len(unique))
+    if weights.is_cuda:  # there `index_add_` adds in any order
+        summed.index_put_((inverse,), weights[order], accumulate=True)
+    else:
+        summed.index_add_(0, inverse, weights[order])
     row = unique.div(width, rounding_mode="floor")
     ends = functional.pad(torch.bincount(row, minlength=count).cumsum(0), (1, 0))
     return Rows(ends=ends, columns=unique - row * width, weights=summed)
