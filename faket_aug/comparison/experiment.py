@@ -172,7 +172,8 @@ class Experiment:
     def _bank(self) -> dict[str, Any]:
         """Settings of the style bank."""
         made = self.comparison
-        return {"style_layers": tuple(made.style_layers), "cache": self.output / "style", **made.more("bank")}
+        own = {"style_layers": tuple(made.style_layers), "cache": self.output / "style", "device": made.device}
+        return own | made.more("bank")
 
     def _chosen_step(self, arm: Arm, settings: Mapping[str, Any]) -> dict[str, Any]:
         """Choose the step by style series that are held out, and a specimen that no arm is trained on; once an arm."""

@@ -131,7 +131,7 @@ class StyleTransfer:
             content,
             noisy,
             style,
-            features=self._encoder(noisy.device),
+            features=self.encoder_on(noisy.device),
             style_weights=self.style_weights,
             content_layers=self.content_layers,
             content_weight=self.content_weight,
@@ -146,7 +146,8 @@ class StyleTransfer:
         own = self.keep_spectrum or own_statistics
         return match_mean_std(styled, *(mean_std(noisy) if own else (style.mean, style.std)))
 
-    def _encoder(self, device: torch.device) -> StyleEncoder:
+    def encoder_on(self, device: torch.device) -> StyleEncoder:
+        """Return the encoder on a device. On a GPU its copy is kept."""
         if device.type == "cpu":
             return self.features
         encoder: StyleEncoder = self._kept.get(device, (), lambda: copy.deepcopy(self.features).to(device))

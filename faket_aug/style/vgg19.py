@@ -297,6 +297,14 @@ def cpu_has_bfloat16() -> bool:
     return any(bool(getattr(torch.cpu, name, bool)()) for name in names)
 
 
+def fastest_precision(device: torch.device) -> str:
+    """Return `"bfloat16"` where a device computes faster in it, else `"float32"`."""
+    if device.type == "cuda":
+        return "bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float32"
+    # Without such instructions a CPU is slower in bfloat16.
+    return "bfloat16" if device.type == "cpu" and cpu_has_bfloat16() else "float32"
+
+
 def _random_weights(seed: int) -> dict[int, tuple[Tensor, Tensor]]:
     """He's normal weights, drawn on the CPU so that they are the same on every machine.
 
