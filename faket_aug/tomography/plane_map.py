@@ -236,10 +236,18 @@ _KEEPING: ContextVar[bool] = ContextVar("keeping", default=True)
 
 
 class PlaneMapCache:
-    """Maps that are kept. If they take more than `max_bytes`, the least recently used map is removed first."""
+    """Maps that are kept. If those of a device take too much, the least recently used one is removed first.
 
-    def __init__(self, max_bytes: int) -> None:
-        self._max_bytes = max_bytes
+    Parameters
+    ----------
+    max_bytes
+        On the CPU, which workers share, and on a GPU where its share is less.
+    gpu_share
+        Of the memory of a GPU.
+    """
+
+    def __init__(self, max_bytes: int, gpu_share: float) -> None:
+        self._max_bytes, self._gpu_share = max_bytes, gpu_share
         self._maps: OrderedDict[Hashable, PlaneMap] = OrderedDict()
         self._lock = threading.Lock()
         # A fork while another thread holds the lock would leave it locked in the child for ever.
@@ -259,9 +267,19 @@ class PlaneMapCache:
             return made
         with self._lock:
             self._maps[key] = made
-            while len(self._maps) > 1 and sum(m.nbytes for m in self._maps.values()) > self._max_bytes:
-                self._maps.popitem(last=False)
+            self._maps.move_to_end(key)
+            sizes = {own: kept.nbytes for own, kept in self._maps.items() if kept.device == made.device}
+            total, limit = sum(sizes.values()), self._limit(made.device)
+            for own, size in list(sizes.items())[:-1]:
+                if total > limit:
+                    total -= size
+                    del self._maps[own]
         return made
+
+    def _limit(self, device: torch.device) -> int:
+        if device.type != "cuda":
+            return self._max_bytes
+        return max(self._max_bytes, int(self._gpu_share * torch.cuda.get_device_properties(device).total_memory))
 
     @contextmanager
     def unchanged(self) -> Iterator[None]:
@@ -278,8 +296,8 @@ class PlaneMapCache:
             self._maps.clear()
 
 
-#: All geometries of this process.
-geometry_cache = PlaneMapCache(max_bytes=2**31)
+#: All geometries of this process. Of 61 tilts of 3500² they take 4 GB.
+geometry_cache = PlaneMapCache(max_bytes=2**31, gpu_share=0.2)
 
 
 def working_dtype(dtype: torch.dtype) -> torch.dtype:
