@@ -124,7 +124,7 @@ class Experiment:
 
     def network(self, seed: int) -> DeepFinderNet:
         """A network with the seed's first weights, the same for all arms."""
-        with torch.random.fork_rng():
+        with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             classes = 1 + max(self.class_names)
             return DeepFinderNet(classes, widths=self.comparison.widths, voxel_size=self.validation.voxel_size).to(

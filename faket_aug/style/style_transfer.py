@@ -6,8 +6,9 @@ import copy
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
@@ -90,7 +91,6 @@ class StyleTransfer:
     keep_spectrum: bool = False
     quantiles: tuple[float, float] | None = None
     memory_budget: int = MEMORY_BUDGET
-    _kept: _KeptOnGpus = field(default_factory=lambda: _KeptOnGpus(), init=False, repr=False)
 
     def __post_init__(self) -> None:
         check_style_numbers(self)
@@ -150,7 +150,7 @@ class StyleTransfer:
         """Return the encoder on a device. On a GPU its copy is kept."""
         if device.type == "cpu":
             return self.features
-        encoder: StyleEncoder = self._kept.get(device, (), lambda: copy.deepcopy(self.features).to(device))
+        encoder: StyleEncoder = _kept_of(self.features).get(device, (), lambda: copy.deepcopy(self.features).to(device))
         use_on_current_stream([*encoder.parameters(), *encoder.buffers()])
         return encoder
 
@@ -158,8 +158,8 @@ class StyleTransfer:
         """Select the targets of the tilts, on a device. On a GPU those of the last series are kept."""
         if device.type == "cpu":
             return self.bank.select(tilt_angles, series=series)
-        key = (series, *as_tilt_angles(tilt_angles).tolist())
-        targets: StyleTargets = self._kept.get(
+        key = (self.bank.key, series, *as_tilt_angles(tilt_angles).tolist())
+        targets: StyleTargets = _kept_of(self.features).get(
             device, key, lambda: self.bank.select(tilt_angles, series=series).to(device)
         )
         use_on_current_stream(targets.tensors())
@@ -167,16 +167,13 @@ class StyleTransfer:
 
 
 class _KeptOnGpus:
-    """What a style transfer keeps on GPUs, whichever stream made it. A copy of it, in another process, is empty."""
+    """What all style transfers with one encoder keep on GPUs, whichever stream made it."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._kept: OrderedDict[tuple[str, tuple[float, ...]], tuple[Any, Made]] = OrderedDict()
+        self._kept: OrderedDict[tuple[str, tuple[str | float, ...]], tuple[Any, Made]] = OrderedDict()
 
-    def __reduce__(self) -> tuple[type[_KeptOnGpus], tuple[()]]:
-        return _KeptOnGpus, ()
-
-    def get(self, device: torch.device, key: tuple[float, ...], make: Callable[[], Any]) -> Any:
+    def get(self, device: torch.device, key: tuple[str | float, ...], make: Callable[[], Any]) -> Any:
         """Return what is kept for a device and a key, or make it. Of targets the last `KEPT_TARGETS` bytes stay."""
         place = str(device), key
         with self._lock:
@@ -197,6 +194,14 @@ class _KeptOnGpus:
             if total > KEPT_TARGETS:
                 total -= size
                 del self._kept[place]
+
+
+#: By the encoder, so that simulators whose settings were drawn share it.
+_kept: WeakKeyDictionary[StyleEncoder, _KeptOnGpus] = WeakKeyDictionary()
+
+
+def _kept_of(features: StyleEncoder) -> _KeptOnGpus:
+    return _kept.setdefault(features, _KeptOnGpus())
 
 
 def check_style_numbers(settings: Any) -> None:

@@ -287,7 +287,7 @@ def test_bad_widths(widths: tuple[int, ...]) -> None:
 @pytest.mark.parametrize("patch", [(8, 8, 8), (8, 16, 12), (4, 8, 8), (12, 8, 8)])
 def test_gradients_of_small_patches_in_bfloat16(patch: tuple[int, int, int]) -> None:
     """Gradients in bfloat16 are near those in float32, and the same each time, also for two voxels at a level."""
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         network = DeepFinderNet(3, widths=(4, 6, 8))
     images = torch.randn(2, 1, *patch, generator=torch.Generator().manual_seed(1))
