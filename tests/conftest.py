@@ -98,13 +98,18 @@ def global_state_stays(request: pytest.FixtureRequest) -> Iterator[None]:
 
 
 @pytest.fixture
-def exact_convolutions() -> Iterator[None]:
+def exact_convolutions(monkeypatch: pytest.MonkeyPatch) -> None:
     """Float32 convolutions of a GPU without TF32; skip where they are rounded all the same."""
-    with torch.backends.cudnn.flags(allow_tf32=False):
-        fine = torch.full((1, 1, 8, 8), 1 + 2.0**-20, device="cuda")
-        if bool((torch.conv2d(fine, torch.ones(1, 1, 1, 1, device="cuda")) != fine).any()):
-            pytest.skip("this GPU rounds the factors of convolutions, whatever it is told")
-        yield
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
+    fine = torch.full((1, 1, 8, 8), 1 + 2.0**-20, device="cuda")
+    if bool((torch.conv2d(fine, torch.ones(1, 1, 1, 1, device="cuda")) != fine).any()):
+        pytest.skip("this GPU rounds the factors of convolutions, whatever it is told")
+
+
+@pytest.fixture
+def tf32_convolutions(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Float32 convolutions of a GPU with factors of 11 bits, as PyTorch sets them."""
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
 
 
 def _numpy_state() -> tuple[bytes, int]:

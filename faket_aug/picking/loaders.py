@@ -50,7 +50,8 @@ def check_order(loader: DataLoader[Any]) -> None:
 
 def items_on(loader: DataLoader[Any], place: torch.device) -> None:
     """Let the datasets of a loader put their items where the network is, unless somebody expects them on the CPU."""
-    if loader.num_workers == 0 and not loader.pin_memory and loader.collate_fn is default_collate:
+    plain = getattr(loader, "collate_fn", default_collate) is default_collate
+    if loader.num_workers == 0 and not getattr(loader, "pin_memory", False) and plain:
         for dataset in datasets_of(loader.dataset):
             if isinstance(dataset, PatchDataset):
                 dataset.read_on(place)

@@ -475,10 +475,9 @@ def test_cuda_is_near_the_cpu(encoder: VGG19Features, exact_convolutions: None) 
 
 
 @pytest.mark.gpu
-def test_tf32_is_near_the_cpu(encoder: VGG19Features) -> None:
+def test_tf32_is_near_the_cpu(encoder: VGG19Features, tf32_convolutions: None) -> None:
     """With factors of 11 bits, as PyTorch sets it, a few more pixels, whose gradient is small, go the other way."""
-    with torch.backends.cudnn.flags(allow_tf32=True):
-        assert _correlation(*_updates(encoder)) > 0.98
+    assert _correlation(*_updates(encoder)) > 0.98
 
 
 @pytest.mark.gpu

@@ -594,8 +594,7 @@ def test_cuda_equals_cpu(narrow: Path, exact_convolutions: None) -> None:
 
 
 @pytest.mark.gpu
-def test_tf32_is_near_the_cpu(narrow: Path) -> None:
+def test_tf32_is_near_the_cpu(narrow: Path, tf32_convolutions: None) -> None:
     """As PyTorch sets it, a GPU may round each factor to 11 bits: features are off by less than 0.5 %."""
-    with torch.backends.cudnn.flags(allow_tf32=True):
-        for found, expected in _features_on_the_gpu(narrow, [6, 11]):
-            assert float((found - expected).norm() / expected.norm()) < 5e-3
+    for found, expected in _features_on_the_gpu(narrow, [6, 11]):
+        assert float((found - expected).norm() / expected.norm()) < 5e-3
