@@ -63,7 +63,7 @@ def read_specimens(args: argparse.Namespace) -> list[TiltedSpecimen]:
 def make_simulator(args: argparse.Namespace, angles: list[float], style: list[fa.TiltSeries]) -> fa.FakETSimulator:
     """Put noise and style together; what is projected elsewhere takes the place of our projections."""
     features = fa.VGG19Features(args.weights)
-    bank = fa.StyleBank.build(style, features, style_layers=args.style_layers)
+    bank = fa.StyleBank.build(style, features, style_layers=args.style_layers, device=args.device)
     noise = "given" if args.noisy else fa.NoiseModel.assume(style[0].tilts, style[0].tilt_angles, snr=args.snr)
     return fa.FakETSimulator(tilt_angles=angles, noise=noise, style=bank, features=features, device=args.device)
 

@@ -43,7 +43,7 @@ def main() -> None:
         simulator = fa.FakETSimulator(
             tilt_angles=style.tilt_angles,
             noise=fa.NoiseModel.assume(style.tilts, style.tilt_angles, snr=0.1),
-            style=fa.StyleBank.build(style, features, style_layers=args.style_layers),
+            style=fa.StyleBank.build(style, features, style_layers=args.style_layers, device=args.device),
             features=features,
             device=args.device,
         )

@@ -104,7 +104,7 @@ def simulated_patches(args: argparse.Namespace) -> fa.FakETDataset:
     features = fa.VGG19Features(args.weights, precision=args.precision)
     angles = style[0].tilt_angles
     settings = {"tilt_angles": angles, "features": features, "filter": args.filter, "device": args.device}
-    settings["style"] = fa.StyleBank.build(style, features, style_layers=args.style_layers)
+    settings["style"] = fa.StyleBank.build(style, features, style_layers=args.style_layers, device=args.device)
     if args.step_size is not None:
         settings["step_size"] = args.step_size
     if args.microscope is not None:

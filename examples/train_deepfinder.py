@@ -36,7 +36,7 @@ from faket_aug.data.patches import normalize
 from faket_aug.figures import loss_panel, save_figure, slice_with_labels, tilt_panel
 from faket_aug.picking import DeepFinderNet, RankError, TrainingSettings, distributed_job, fit
 from faket_aug.picking.logs import LOGS
-from faket_aug.style.vgg19 import cpu_has_bfloat16
+from faket_aug.style.vgg19 import fastest_precision
 from faket_aug.tomography.filters import FILTERS
 
 #: How errors name an argument, and what it is called here.
@@ -71,9 +71,9 @@ def arguments() -> argparse.Namespace:
     add("--quantiles", nargs=2, type=float, default=[0.0, 1.0], metavar="Q", help=text)
     add("--filter", choices=FILTERS, default="shrec", help="of the reconstruction")
     text = (
-        "of VGG's and the network's convolutions; auto: bfloat16 on CPUs with AVX512-BF16 or AMX, where it takes half"
+        "of VGG's and the network's convolutions; auto: bfloat16 on GPUs, and on CPUs with AVX512-BF16 or AMX, where it"
     )
-    text += " the time; float32, as published, on others and on GPUs"
+    text += " takes half the time; float32, as published, on others"
     add("--precision", choices=["auto", "float32", "bfloat16"], default="auto", help=text)
     add("--cache", type=Path, metavar="FOLDER", help="keeps the encoded style for other runs")
     add("--patch-size", type=int, default=56, metavar="N", help="voxels, a multiple of 4")
@@ -97,7 +97,7 @@ def arguments() -> argparse.Namespace:
     if args.paired is not None and args.microscope is not None:
         parser.error("expected --paired or --microscope, got both")
     if args.precision == "auto":
-        args.precision = "bfloat16" if args.device == "cpu" and cpu_has_bfloat16() else "float32"
+        args.precision = fastest_precision(torch.device(args.device))
     return args
 
 
@@ -114,7 +114,8 @@ def make_dataset(args: argparse.Namespace, style: list[fa.TiltSeries]) -> fa.Fak
             clean=clean, target=measured.tilts, tilt_angles=measured.tilt_angles, quantiles=quantiles
         )
     vgg = fa.VGG19Features(args.weights, precision=args.precision)
-    bank = fa.StyleBank.build(style, vgg, style_layers=args.style_layers, quantiles=quantiles, cache=args.cache)
+    kept = {"quantiles": quantiles, "cache": args.cache, "device": args.device}
+    bank = fa.StyleBank.build(style, vgg, style_layers=args.style_layers, **kept)
     chosen = {"style": bank, "features": vgg, "quantiles": quantiles, "filter": args.filter, "device": args.device}
     if noise is None:
         simulator = fa.FakETSimulator.from_file(args.microscope, tilt_angles=angles, **chosen)

@@ -6,8 +6,9 @@ deviation of 0, so that it counts as constant.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -15,6 +16,8 @@ from faket_aug._checks import check_quantiles
 from faket_aug._masks import as_mask
 from faket_aug._runtime.parts import by_parts, slices_of
 
+#: A GPU's histograms are of so many bits, half of those of a number, and of so many values at once.
+_BITS, _AT_ONCE = 16, 2**24
 #: Quantiles that are minimum and maximum.
 FULL_RANGE = (0.0, 1.0)
 
@@ -155,11 +158,45 @@ def value_range(
         if not stack.numel():
             return 0.0, 0.0
     if quantiles == (0.0, 1.0):
-        low, high = torch.aminmax(stack)
+        low, high = torch.stack(torch.aminmax(stack)).tolist()
         return float(low), float(high)
     flat = stack.reshape(-1)
     ranks = [1 + round(q * (flat.numel() - 1)) for q in quantiles]
+    if flat.is_cuda:
+        return _at_ranks(flat, ranks)
     return float(flat.kthvalue(ranks[0]).values), float(flat.kthvalue(ranks[1]).values)
+
+
+def _at_ranks(flat: Tensor, ranks: Sequence[int]) -> tuple[float, float]:
+    """Find the values `(n,)` at two ranks, from 1, by two histograms: of the first and of the last bits of a number.
+
+    On a GPU `kthvalue` gives all values to a single multiprocessor.
+    """
+    if flat.dtype == torch.float64:
+        low, high = flat.sort().values[torch.tensor(ranks) - 1].tolist()
+        return low, high
+    parts = torch.split(flat, _AT_ONCE)
+    counts = sum(torch.bincount(_in_order(part) >> _BITS, minlength=2**_BITS) for part in parts)
+    ends = torch.as_tensor(counts).cpu().cumsum(0)
+    found = []
+    for rank in ranks:
+        first = int(torch.searchsorted(ends, rank))
+        inside = torch.cat([key[key >> _BITS == first] for key in map(_in_order, parts)]) - (first << _BITS)
+        left = rank - (int(ends[first - 1]) if first else 0)
+        last = int(torch.searchsorted(torch.bincount(inside, minlength=2**_BITS).cpu().cumsum(0), left))
+        found.append(_from_order((first << _BITS) + last))
+    return found[0], found[1]
+
+
+def _in_order(values: Tensor) -> Tensor:
+    """Return whole numbers from 0 to 2³² - 1, int64, that are in the order of the values, which are float32 at most."""
+    bits = values.to(torch.float32).view(torch.int32)
+    return (bits ^ ((bits >> 31) & 0x7FFFFFFF)).to(torch.int64) + 2**31
+
+
+def _from_order(key: int) -> float:
+    signed = key - 2**31
+    return float(np.array(signed if signed >= 0 else signed ^ 0x7FFFFFFF, dtype=np.int32).view(np.float32))
 
 
 def to_unit_range(stack: Tensor, quantiles: tuple[float, float] = FULL_RANGE, measured: Tensor | None = None) -> Tensor:

@@ -97,6 +97,21 @@ def global_state_stays(request: pytest.FixtureRequest) -> Iterator[None]:
     assert threads == torch.get_num_threads(), "the number of intra-op threads was changed"
 
 
+@pytest.fixture
+def exact_convolutions(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Float32 convolutions of a GPU without TF32; skip where they are rounded all the same."""
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
+    fine = torch.full((1, 1, 8, 8), 1 + 2.0**-20, device="cuda")
+    if bool((torch.conv2d(fine, torch.ones(1, 1, 1, 1, device="cuda")) != fine).any()):
+        pytest.skip("this GPU rounds the factors of convolutions, whatever it is told")
+
+
+@pytest.fixture
+def tf32_convolutions(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Float32 convolutions of a GPU with factors of 11 bits, as PyTorch sets them."""
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
+
+
 def _numpy_state() -> tuple[bytes, int]:
     state = np.random.get_state(legacy=False)  # noqa: NPY002 - it is only looked at
     return state["state"]["key"].tobytes(), int(state["state"]["pos"])

@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from faket_aug import statistics
 from faket_aug.statistics import (
     clip_images,
     constant_images,
@@ -132,3 +133,26 @@ def test_bad_quantiles(quantiles: tuple[float, float]) -> None:
     for function in (value_range, to_unit_range, clip_images):
         with pytest.raises(ValueError, match="`quantiles` to be a pair 0 <= low < high <= 1, got"):
             function(torch.arange(8.0).reshape(1, 2, 4), quantiles)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+@pytest.mark.parametrize("scale", [1e-4, 1.0, 1e4])
+def test_a_gpus_quantiles_are_those_of_the_cpu(
+    dtype: torch.dtype, scale: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By histograms of bits the value at any rank is the one that `kthvalue` finds, also of negative and equal ones."""
+    monkeypatch.setattr(statistics, "_AT_ONCE", 100)
+    values = (torch.randn(703, generator=torch.Generator().manual_seed(0)) * scale).to(dtype)
+    values[50:90] = 0.0
+    values[90:100] = -0.0
+    values[1], values[2] = float("inf"), -float("inf")
+    for ranks in ([1, 703], [2, 702], [300, 301], [340, 380], [8, 8]):
+        assert statistics._at_ranks(values, ranks) == tuple(float(values.kthvalue(rank).values) for rank in ranks)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("quantiles", [(0.0, 1.0), (0.01, 0.99), (0.5, 0.6)])
+def test_ranges_on_a_gpu(quantiles: tuple[float, float]) -> None:
+    """The range of a stack is the same on a GPU."""
+    stack = torch.randn(3, 16, 20, generator=torch.Generator().manual_seed(0))
+    assert value_range(stack.cuda(), quantiles) == value_range(stack, quantiles)

@@ -139,6 +139,21 @@ class SideStream:
             yield
 
 
+class Made:
+    """The moment at which the current stream of a GPU will have made something. On a CPU it is over."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._event: torch.cuda.Event | None = None
+        if device.type == "cuda":
+            self._event = torch.cuda.Event()  # type: ignore[no-untyped-call]
+            self._event.record(torch.cuda.current_stream(device))
+
+    def before(self, device: torch.device) -> None:
+        """Let what the current stream of a device does from now on come after it; the program itself does not wait."""
+        if self._event is not None:
+            torch.cuda.current_stream(device).wait_event(self._event)
+
+
 def concrete_device(name: str | torch.device) -> torch.device:
     """Return a device as a tensor names it: a plain `"cuda"` becomes the current GPU, with its index."""
     return torch.empty(0, device=name).device

@@ -125,7 +125,7 @@ class Experiment:
 
     def network(self, seed: int) -> DeepFinderNet:
         """A network with the seed's first weights, the same for all arms."""
-        with torch.random.fork_rng():
+        with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             classes = 1 + max(self.class_names)
             return DeepFinderNet(classes, widths=self.comparison.widths, voxel_size=self.validation.voxel_size).to(
@@ -178,7 +178,8 @@ class Experiment:
     def _bank(self) -> dict[str, Any]:
         """Settings of the style bank."""
         made = self.comparison
-        return {"style_layers": tuple(made.style_layers), "cache": self.output / "style", **made.more("bank")}
+        own = {"style_layers": tuple(made.style_layers), "cache": self.output / "style", "device": made.device}
+        return own | made.more("bank")
 
     def _chosen_step(self, arm: Arm, settings: Mapping[str, Any]) -> dict[str, Any]:
         """Choose the step by style series that are held out, and a specimen that no arm is trained on; once an arm."""

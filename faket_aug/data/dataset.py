@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import fields
 from typing import Any
 
+import torch
 from torch.utils.data import IterableDataset
 
 from faket_aug.data.augmentation import PatchAugmentation
@@ -95,7 +96,7 @@ class PatchDataset(IterableDataset[dict[str, Any]]):
     @property
     def item_device(self) -> str:
         """The device that the tensors of the items are put on."""
-        return self.source.item_device
+        return self._stream.item_device
 
     @property
     def live_tomograms(self) -> int:
@@ -118,6 +119,19 @@ class PatchDataset(IterableDataset[dict[str, Any]]):
     def allow_uneven_ranks(self) -> None:
         """Say that who reads copes with ranks whose epochs differ in length: no warning comes. `picking.fit` does."""
         self._stream.uneven_ranks = True
+
+    def read_on(self, device: torch.device | str) -> None:
+        """Say where a training needs the items of this process: those without an `item_device` are put there.
+
+        `picking.fit` says it. Workers put their items on the CPU all the same. So does this process if there is a
+        `transform`, which may need them there.
+
+        Parameters
+        ----------
+        device
+            Where the network is.
+        """
+        self._stream.read_on = str(torch.device(device))
 
     def state_dict(
         self,
@@ -232,7 +246,8 @@ class FakETDataset(PatchDataset):
         This process of a distributed job; both, or neither. By default they are those of `torch.distributed`, or of the
         environment that `torchrun` makes.
     item_device
-        The device that the tensors of the items are put on.
+        The device that the tensors of the items are put on. By default that of the training (`picking.fit`, or
+        `read_on`), if the loader has no workers and there is no `transform`; else the CPU.
     transform
         A function of your own, `transform(item, generator)`, which returns the item. It is called last. The
         `torch.Generator` is seeded by the address of the item: draw all random numbers from it. To start workers by
@@ -273,7 +288,7 @@ class FakETDataset(PatchDataset):
         seed: int = 0,
         rank: int | None = None,
         world_size: int | None = None,
-        item_device: str = "cpu",
+        item_device: str | None = None,
         transform: Transform | None = None,
     ) -> None:
         sampler = PatchSampler(

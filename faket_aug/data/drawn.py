@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from faket_aug._random import torch_generator, torch_seed
+from faket_aug._runtime.numerics import own_precision
 from faket_aug._runtime.threads import intra_op_threads, use_on_current_stream
 
 #: A user's own change of an item: a function of the item and of the generator of its random numbers.
@@ -88,7 +89,7 @@ class TomogramPatches:
     seed, epoch, tomogram
         The address of the random numbers; the number of the patch completes it.
     device
-        The device that the patches are put on.
+        The device that the patches are put on, unless it is named when they are drawn.
     threads
         Intra-op threads that draw them. Their number changes the last bits.
     transforms
@@ -111,9 +112,9 @@ class TomogramPatches:
         more = ItemTransform(transform=transform, seed=seed, epoch=epoch, tomogram=tomogram, threads=self.threads)
         return replace(self, transforms=(*self.transforms, more))
 
-    def draw(self, patch: int) -> Patch:
-        """Draw the patch of this number."""
-        with torch.no_grad(), intra_op_threads(self.threads):
+    def draw(self, patch: int, device: torch.device | str | None = None) -> Patch:
+        """Draw the patch of this number, and put it on a device."""
+        with torch.no_grad(), own_precision(), intra_op_threads(self.threads):
             use_on_current_stream(self.live.tensors())
             address = {"seed": self.seed, "epoch": self.epoch, "tomogram": self.tomogram, "patch": patch}
-            return self.sampler.sample(self.live, **address, device=self.device)
+            return self.sampler.sample(self.live, **address, device=self.device if device is None else device)

@@ -36,7 +36,7 @@ class MixedSource(Agreeing):
     seed
         The seed of the mixing. Each source keeps its own.
     item_device
-        The device that the patches are put on.
+        The device that the patches of both are put on; where they are read, if it is None.
     transform
         What is done to each item, after the transform of its own source.
     """
@@ -49,7 +49,7 @@ class MixedSource(Agreeing):
         schedule: Mapping[int, float],
         tomograms_per_epoch: int,
         seed: int,
-        item_device: str,
+        item_device: str | None,
         transform: Transform | None = None,
     ) -> None:
         for name in ("patch_size", "patches_per_tomogram"):
@@ -173,7 +173,7 @@ class MixedPatches(PatchDataset):
         seed: int = 0,
         rank: int | None = None,
         world_size: int | None = None,
-        item_device: str = "cpu",
+        item_device: str | None = None,
         transform: Transform | None = None,
     ) -> None:
         if tomograms_per_epoch is None:

@@ -16,6 +16,7 @@ from faket_aug._arrays import FloatArray
 from faket_aug._checks import check_choice, check_count, check_fraction
 from faket_aug._random import numpy_generator
 from faket_aug._runtime.threads import concrete_device
+from faket_aug._runtime.transfers import moved
 from faket_aug.data.augmentation import AugmentationParameters, PatchAugmentation, turn_of
 from faket_aug.data.drawn import Patch
 from faket_aug.data.labelled import LabelledTomogram
@@ -28,6 +29,8 @@ from faket_aug.specimens.particles import Labelled, ParticleTable
 TARGETS = ("shape", "sphere")
 #: Keys of an item: the other half of a pair, and the image without noise.
 OTHER_HALF, CLEAN = "image_other", "clean"
+#: Keys of what every item holds.
+_IMAGE, _LABEL = "image", "label"
 
 
 def check_radii(radii: Mapping[int | str, float] | None, target: str, targets: PatchTargets) -> None:
@@ -203,18 +206,19 @@ class PatchSampler:
     ) -> Patch:
         """Draw the patch of an address, and put it on a device.
 
-        If tomogram and patch are on the same GPU, the work is done there and nothing waits for it. There are two
-        exceptions: what is drawn from the particle table is drawn on the CPU, and augmentation that interpolates runs
-        on the CPU.
+        The work is done where the tomogram lies, and the patch is copied once. If both are on the same GPU, nothing
+        waits for it. There are two exceptions: what is drawn from the particle table is drawn on the CPU, and
+        augmentation that interpolates runs on the CPU.
         """
         generator = numpy_generator(seed, "patch", epoch=epoch, tomogram=tomogram, patch=patch)
         center, particle_class = self._choose_center(live, generator)
         turned = bool(generator.random() < 0.5) and self.half_turn
         # kornia, which interpolates, is given patches on the CPU.
         warped = self.augmentation is not None and self.augmentation.interpolates
-        where = device if live.tomogram.device == concrete_device(device) and not warped else "cpu"
+        where = "cpu" if warped else live.tomogram.device
         image = cut(live.tomogram, center, self.patch_size).to(where, torch.float32)
-        label = self._label(live, center).to(where, torch.int64)
+        label = self._label(live, center)
+        label = label.cpu() if warped else label
         beside = {key: cut(one, center, self.patch_size).to(where, torch.float32) for key, one in live.beside.items()}
         channels = [cut(one, center, self.patch_size).to(where, torch.float32) for one in live.channels]
         if turned:
@@ -236,14 +240,20 @@ class PatchSampler:
                 beside = {key: normalize_as(one, image) for key, one in beside.items()}
                 # It was normalised before, too, so that the interpolation fills in the mean at the border.
                 image, channels = normalize(image), [normalize(one) for one in channels]
+        targets = self._more_targets(live, center, turned, parameters)
         # Copies of their own: views would keep the whole tomogram alive.
+        tensors = {key: one[None].clone(memory_format=torch.contiguous_format) for key, one in beside.items()}
+        tensors |= {key: one for key, one in targets.items() if isinstance(one, Tensor)}
+        tensors[_IMAGE] = torch.stack([image, *channels])
+        if "labels" in self.targets:
+            tensors[_LABEL] = label
+        tensors = moved(tensors, concrete_device(device))
         return Patch(
-            image=torch.stack([image, *channels]).to(device),
-            label=label.clone(memory_format=torch.contiguous_format).to(device) if "labels" in self.targets else None,
+            image=tensors.pop(_IMAGE),
+            label=_as_item(tensors.pop(_LABEL)) if _LABEL in tensors else None,
             position=center,
             particle_class=particle_class,
-            targets=self._more_targets(live, center, turned, parameters)
-            | {key: one[None].clone(memory_format=torch.contiguous_format).to(device) for key, one in beside.items()},
+            targets=targets | tensors,
         )
 
     def _more_targets(
@@ -298,7 +308,14 @@ class PatchSampler:
         if self.target == "shape":
             return cut(live.labels, center, self.patch_size)
         origin = center - np.array(self.patch_size) // 2
-        return sphere_labels(self.patch_size, origin, live.particles.classes, live.particles.positions, live.radii)
+        spheres = sphere_labels(self.patch_size, origin, live.particles.classes, live.particles.positions, live.radii)
+        # Labels travel as bytes.
+        return spheres.to(torch.uint8) if max(live.radii, default=0) <= torch.iinfo(torch.uint8).max else spheres
+
+
+def _as_item(label: Tensor) -> Tensor:
+    """Return a copy of a label as items have it."""
+    return label.to(torch.int64, copy=True, memory_format=torch.contiguous_format)
 
 
 def _turn(half_turn: bool, parameters: AugmentationParameters | None) -> FloatArray:

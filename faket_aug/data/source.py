@@ -9,7 +9,7 @@ from typing import Any, Protocol, TypeVar
 
 from faket_aug._checks import SimulationError, check_count
 from faket_aug._random import numpy_generator
-from faket_aug._runtime.threads import intra_op_threads
+from faket_aug._runtime.threads import DEVICE, intra_op_threads
 from faket_aug.data.agreement import Agreement, Members
 from faket_aug.data.drawn import Live, TomogramPatches, Transform
 from faket_aug.data.labelled import LabelledTomogram
@@ -61,8 +61,8 @@ class Source(Protocol):
         """How many patches each tomogram gives."""
 
     @property
-    def item_device(self) -> str:
-        """The device that the patches are put on."""
+    def item_device(self) -> str | None:
+        """The device that the patches are put on; where they are read, if it is None."""
 
     def makers(self) -> Sequence[tuple[str, Maker]]:
         """List what computes on a device with threads, each with its name for messages."""
@@ -116,7 +116,7 @@ class SampledSource(Agreeing):
         patches_per_tomogram: int,
         radii: Mapping[int | str, float] | None,
         seed: int,
-        item_device: str,
+        item_device: str | None,
         transform: Transform | None = None,
     ) -> None:
         check_count("tomograms_per_epoch", tomograms_per_epoch)
@@ -209,7 +209,7 @@ class SampledSource(Agreeing):
             seed=self.seed,
             epoch=epoch,
             tomogram=tomogram,
-            device=self.item_device,
+            device=self.item_device or DEVICE,
             threads=threads,
         )
         return patches.transformed_by(self.transform, seed=self.seed, epoch=epoch, tomogram=tomogram)

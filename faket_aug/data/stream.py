@@ -16,9 +16,9 @@ from faket_aug._checks import check_count
 from faket_aug._runtime.background import MakeAhead, Stopped
 from faket_aug._runtime.distributed import current_gpu, known_ranks
 from faket_aug._runtime.memory import keep_memory
-from faket_aug._runtime.threads import SideStream, in_forked_process, usable_device
+from faket_aug._runtime.threads import DEVICE, SideStream, in_forked_process, usable_device
 from faket_aug._runtime.workers import watch_the_reader
-from faket_aug.data.drawn import Patch, TomogramPatches
+from faket_aug.data.drawn import TomogramPatches
 from faket_aug.data.progress import (
     MAX_STREAMS,
     Resume,
@@ -67,6 +67,8 @@ class PatchStream:
         self._own_passes = 0
         self._cuda_index: int | None = None
         self._side_stream = SideStream()
+        #: Where whoever reads in this process needs the items.
+        self.read_on = DEVICE
         #: Whether whoever reads copes with ranks whose epochs differ in length.
         self.uneven_ranks = False
         #: The process that began a pass last.
@@ -78,7 +80,21 @@ class PatchStream:
         check_readers(ranks=self._rank_and_world()[1], workers=0)
         self._note_order()
         told = {"_ranks": self._ranks or known_ranks(), "_cuda_index": self._cuda_index if gpu is None else gpu}
-        return {**self.__dict__, **told, "_position": None, "_process": None}
+        return {**self.__dict__, **told, "_position": None, "_process": None, "read_on": DEVICE}
+
+    @property
+    def item_device(self) -> str:
+        """Where items are put: in a worker, from where they travel through the main memory, on the CPU by default."""
+        return self.source.item_device or (self.read_on if get_worker_info() is None else DEVICE)
+
+    def _place(self, patches: TomogramPatches) -> torch.device:
+        """Return where the items of a tomogram are put."""
+        # A transform that was not told of a GPU may need them on the CPU.
+        follows = self.source.item_device is None and patches.transforms
+        device = torch.device(DEVICE if follows else self.item_device)
+        if device.type == "cuda" and device.index is None:
+            return torch.device("cuda", self._cuda_index)
+        return device
 
     def __len__(self) -> int:
         """Items of an epoch on this rank, over all of its workers."""
@@ -132,17 +148,19 @@ class PatchStream:
             self._progress.out_of_order = not in_order
 
     def _check_makers(self) -> None:
-        usable_device(self.source.item_device)
+        self._choose_gpu(usable_device(self.item_device))
         for name, maker in self.source.makers():
-            device = usable_device(maker.device)
-            if device.type == "cuda" and device.index is None:
-                # Which GPU is current belongs to a thread; the thread that simulates is another one.
-                self._cuda_index = torch.cuda.current_device() if self._cuda_index is None else self._cuda_index
+            self._choose_gpu(usable_device(maker.device))
             if in_forked_process() and maker.threads > 1:
                 raise ValueError(
                     f"expected `threads=1` in a forked worker, got {maker.threads}: OpenMP's threads do not survive a "
                     f'fork; give the DataLoader `multiprocessing_context="spawn"`, or the {name} `threads=1`'
                 )
+
+    def _choose_gpu(self, device: torch.device) -> None:
+        """Choose what a plain `"cuda"` means: which GPU is current belongs to a thread, and others simulate."""
+        if device.type == "cuda" and device.index is None and self._cuda_index is None:
+            self._cuda_index = torch.cuda.current_device()
 
     def _begin_pass(self, worker: int, workers: int) -> StreamPosition:
         local, self._local = self._local, None
@@ -202,7 +220,7 @@ class PatchStream:
             for tomogram, patch in order.tolist():
                 if tomogram not in live:
                     live[tomogram] = ahead.take()
-                item = self._item(live[tomogram].draw(patch), tomogram, patch)
+                item = self._item(live[tomogram], tomogram, patch)
                 for transform in live[tomogram].transforms:
                     item = transform(item, patch)
                 left[tomogram] -= 1
@@ -226,9 +244,10 @@ class PatchStream:
                 torch.cuda.current_stream(first.device).synchronize()
         return made
 
-    def _item(self, drawn: Patch, tomogram: int, patch: int) -> dict[str, Any]:
+    def _item(self, patches: TomogramPatches, tomogram: int, patch: int) -> dict[str, Any]:
         # A mixture puts the patches of all of its sources on one device.
-        place = self.source.item_device
+        place = self._place(patches)
+        drawn = patches.draw(patch, place)
         return {
             "image": drawn.image.to(place),
             **({} if drawn.label is None else {"label": drawn.label.to(place)}),

@@ -130,7 +130,7 @@ class TiltDataset(PatchDataset):
         seed: int = 0,
         rank: int | None = None,
         world_size: int | None = None,
-        item_device: str = "cpu",
+        item_device: str | None = None,
         transform: Transform | None = None,
     ) -> None:
         sampler = TiltSampler(

@@ -13,6 +13,8 @@ from torch import Tensor
 from faket_aug._arrays import FloatArray, IntArray
 from faket_aug._checks import check_choice, check_count, check_fraction
 from faket_aug._random import numpy_generator
+from faket_aug._runtime.threads import concrete_device
+from faket_aug._runtime.transfers import moved
 from faket_aug.data.drawn import Patch
 from faket_aug.data.patches import Size, check_fits, clamp_center, cut, normalize, sphere_labels
 from faket_aug.data.sampling import TARGETS, check_labels
@@ -284,18 +286,22 @@ class TiltSampler:
         coins = generator.random(2) < 0.5
         axes = tuple(dim for dim, axis in enumerate("yx") if axis in self.flips and coins[dim])
         origin, size = center - np.array(self.patch_size[1:]) // 2, (self.patch_size[1], self.patch_size[2])
-        image = cut(live.tilts[tilt : tilt + 1], np.array([0, *center]), self.patch_size).to(device, torch.float32)
+        image = cut(live.tilts[tilt : tilt + 1], np.array([0, *center]), self.patch_size).to(torch.float32)
         positions, seen_rows, turn = _in_patch(seen, origin, size, axes)
         label = self._label(live, tilt, origin, size, axes, positions, seen_rows)
         image = torch.flip(image, [axis + 1 for axis in axes]) if axes else image
         image = normalize(image) if self.normalize else image
+        targets = self._more_targets(live, positions, seen_rows, turn, size)
+        tensors = {key: one for key, one in targets.items() if isinstance(one, Tensor)}
+        tensors["image"] = image.clone(memory_format=torch.contiguous_format)
+        tensors |= {} if label is None else {"label": label.contiguous()}
+        tensors = moved(tensors, concrete_device(device))
         return Patch(
-            image=image.clone(memory_format=torch.contiguous_format),
-            label=None if label is None else label.to(device).contiguous(),
+            image=tensors.pop("image"),
+            label=tensors.pop("label", None),
             position=center,
             particle_class=particle_class,
-            targets=self._more_targets(live, positions, seen_rows, turn, size)
-            | {"tilt": tilt, "tilt_angle": float(live.tilt_angles[tilt])},
+            targets=targets | tensors | {"tilt": tilt, "tilt_angle": float(live.tilt_angles[tilt])},
         )
 
     def _label(

@@ -30,7 +30,7 @@ from faket_aug.specimens.grandmodel import GrandModel
 from faket_aug.specimens.procedural import procedural_specimen
 from faket_aug.style.bank import StyleBank
 from faket_aug.style.transfer import CONTENT_LAYERS, STYLE_LAYERS
-from faket_aug.style.vgg19 import VGG19Features, cpu_has_bfloat16
+from faket_aug.style.vgg19 import VGG19Features, fastest_precision
 from faket_aug.tilts.series import TiltSeries
 from faket_aug.tomography.projection import project
 
@@ -120,7 +120,7 @@ def _make_writable(folder: Path) -> None:
 
 def choose_encoder(weights: str | None, device: str) -> VGG19Features:
     """Make the encoder; without a wish from torchvision's cache, else at random. Never downloads unasked."""
-    precision = "bfloat16" if torch.device(device).type == "cpu" and cpu_has_bfloat16() else "float32"
+    precision = fastest_precision(torch.device(device))
     if weights is not None:
         features = VGG19Features(weights, precision=precision)
         features.load()

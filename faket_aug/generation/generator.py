@@ -13,6 +13,7 @@ import torch
 
 from faket_aug._checks import check_choice, check_count, check_positive
 from faket_aug._random import seed_sequence
+from faket_aug._runtime.numerics import own_precision
 from faket_aug._runtime.threads import intra_op_threads
 from faket_aug.formats.particles import match_names
 from faket_aug.generation.assembly import AnySpecies, Assembly, Task
@@ -310,7 +311,7 @@ class GrandModelGenerator:
         """
         if torch.device(self.device).type == "cuda" and not torch.cuda.is_available():
             raise ValueError(f'expected a CUDA device for `device` {self.device!r}, found none; set `device` to "cpu"')
-        with torch.no_grad(), intra_op_threads(self.threads):
+        with torch.no_grad(), own_precision(), intra_op_threads(self.threads):
             return self._generate(seed, epoch, tomogram)
 
     def _generate(self, seed: int, epoch: int, tomogram: int) -> GrandModel:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from faket_aug._arrays import FloatArray, IntArray
+from faket_aug._runtime.transfers import sent
 from faket_aug.generation.ice import Slab
 from faket_aug.generation.ranges import turned_by
 from faket_aug.generation.stamp import Mask, Stamp, _ball_offsets, _steps
@@ -141,16 +142,16 @@ class Canvas:
 
     def add_voxels(self, voxels: IntArray, values: FloatArray) -> None:
         """Add density `(n,)` at voxels `(3, n)` of the volume, none twice."""
-        at = torch.from_numpy(_steps(voxels, self.shape)).to(self.density.device)
-        self.density.view(-1)[at] += torch.from_numpy(values).to(self.density)
+        at = sent(torch.from_numpy(_steps(voxels, self.shape)), self.density.device)
+        self.density.view(-1)[at] += sent(torch.from_numpy(values), self.density.device).to(self.density.dtype)
 
     def add_membrane(self, voxels: IntArray, values: FloatArray) -> None:
         """Add a membrane's density, see `add_voxels`; `take_membrane` may remove a part of it again."""
         self.add_voxels(voxels, values)
         if self._membranes is None:
             self._membranes = _zeros(self.shape, torch.float32, self.density.device)
-        at = torch.from_numpy(_steps(voxels, self.shape)).to(self.density.device)
-        self._membranes.view(-1)[at] += torch.from_numpy(values).to(self._membranes)
+        at = sent(torch.from_numpy(_steps(voxels, self.shape)), self.density.device)
+        self._membranes.view(-1)[at] += sent(torch.from_numpy(values), at.device).to(self._membranes.dtype)
 
     def take_membrane(self, center: IntArray, share: Tensor) -> None:
         """Remove fractions, a cube `(d, d, d)` around a voxel, of the remaining density of the membranes there."""
@@ -163,12 +164,12 @@ class Canvas:
 
     def add_label(self, voxels: IntArray, number: int, rows: int | IntArray) -> None:
         """Give voxels `(3, n)` of the volume a class and a row, or each its own."""
-        at = torch.from_numpy(_steps(voxels, self.shape)).to(self.labels.device)
+        at = sent(torch.from_numpy(_steps(voxels, self.shape)), self.labels.device)
         self.labels.view(-1)[at] = number
         if isinstance(rows, int):
             self.instances.view(-1)[at] = rows
         else:
-            self.instances.view(-1)[at] = torch.from_numpy(rows).to(self.instances)
+            self.instances.view(-1)[at] = sent(torch.from_numpy(rows), at.device).to(self.instances.dtype)
 
     def table(self) -> ParticleTable:
         """Make the particle table."""

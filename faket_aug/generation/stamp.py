@@ -13,6 +13,7 @@ from torch import Tensor
 
 from faket_aug._arrays import FloatArray, IntArray
 from faket_aug._checks import check_choice
+from faket_aug._runtime.transfers import sent
 from faket_aug.generation.ranges import turned_by
 from faket_aug.generation.templates import ParticleTemplate
 
@@ -161,8 +162,9 @@ class Stamp:
             - scale * np.einsum("ni,nij->nj", fractions[:, ::-1], orientations)
         )
         device = self.density.device
-        matrix = torch.from_numpy(orientations * scale).to(device, torch.float32)
-        to_middle = torch.from_numpy(shift).to(device, torch.float32)
+        matrix, to_middle = (
+            sent(torch.from_numpy(one).to(torch.float32), device) for one in (orientations * scale, shift)
+        )
         density = self.density.expand(len(orientations), -1, -1, -1, -1)
         if linear:
             grid = torch.matmul(self._ball, matrix) + to_middle[:, None]
@@ -171,7 +173,7 @@ class Stamp:
         places = torch.baddbmm(to_middle[..., None], matrix.mT, self._ball.T.expand(len(orientations), -1, -1))
         values = F.grid_sample(density, places.mT[:, None, None], align_corners=True)[:, :, 0, 0]
         # Position between two samples, f: what is missing there goes with f (1 - f).
-        halves = torch.from_numpy((sizes - 1) / 2).to(device, torch.float32)[:, None]
+        halves = sent(torch.from_numpy((sizes - 1) / 2).to(torch.float32), device)[:, None]
         between = places.add_(1).mul_(halves).frac_()
         between.addcmul_(between, between, value=-1)
         return torch.addcmul(values[:, 0], values[:, 1], between.sum(dim=1))
@@ -186,7 +188,7 @@ class Stamp:
         """
         size = max(1, _SAMPLES_AT_ONCE.get(self.density.device.type, 2**18) // self.offsets.shape[1])
         side = 2 * int(self.offsets.max()) + 1
-        into = torch.from_numpy(_steps(self.offsets + side // 2, (side,) * 3)).to(self.density.device)
+        into = sent(torch.from_numpy(_steps(self.offsets + side // 2, (side,) * 3)), self.density.device)
         for start in range(0, len(orientations), size):
             values = self.turn(orientations[start : start + size], fractions[start : start + size])
             masks = (values > self.threshold).cpu().numpy()

@@ -17,7 +17,8 @@ from faket_aug.microscope.ctf import ContrastTransfer
 from faket_aug.microscope.intensity import AbsoluteScale
 from faket_aug.microscope.power_fit import COMMON, FIT_RANGE, Pairs, PowerFit
 from faket_aug.microscope.response import ANGLE_UNIT
-from faket_aug.microscope.spectra import RING_WIDTH, RINGS, SeriesSpectra
+from faket_aug.microscope.rings import RING_WIDTH, RINGS
+from faket_aug.microscope.spectra import SeriesSpectra
 
 #: What an envelope falls by as a rule, and by how much that differs: pixels (linear), pixels² (square). With an
 #: absolute scale, a steep envelope with much other matter looks like a flat one with less.

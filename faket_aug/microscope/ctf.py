@@ -181,7 +181,8 @@ class ContrastTransfer:
         defocus, shift = (
             value[tilt] if isinstance(value, tuple) else value for value in (self.defocus, self.phase_shift)
         )
-        return self._transfer(q, torch.full_like(q, defocus), shift)
+        gain = self._gain(q) if self.radial_gain else None
+        return self._transfer(q, torch.full_like(q, defocus), shift, gain)
 
     def apply(self, images: Tensor, pixel_size: float) -> Tensor:
         """Multiply tilts by the function in Fourier space. Tilts are padded by reflection, so nothing wraps around.
@@ -253,11 +254,12 @@ class ContrastTransfer:
         grid = PaddedGrid((images.shape[-2], images.shape[-1]), self.reach(pixel_size), images.device)
         self.check_sampling(pixel_size, min(grid.shape))
         q = grid.radius / pixel_size
+        gain = self._gain(q) if self.radial_gain else None
         result = torch.empty_like(images)
         for tilt in range(count):
             turned = 2 * (grid.direction - math.radians(float(angle[tilt])))
             along = float(defocus[tilt]) + float(astigmatism[tilt]) * torch.cos(turned)
-            result[tilt] = grid.filtered(images[tilt], filter(self._transfer(q, along, float(shift[tilt]))))
+            result[tilt] = grid.filtered(images[tilt], filter(self._transfer(q, along, float(shift[tilt]), gain)))
         return result
 
     def reach(self, pixel_size: float) -> int:
@@ -278,11 +280,12 @@ class ContrastTransfer:
     def _largest(self) -> float:
         return float(np.abs(self.defocus).max())
 
-    def _transfer(self, q: Tensor, defocus: Tensor, phase_shift: float) -> Tensor:
+    def _transfer(self, q: Tensor, defocus: Tensor, phase_shift: float, gain: Tensor | None) -> Tensor:
         from torch_ctf import calculate_total_phase_shift
 
         numbers = (self.voltage, self.spherical_aberration, phase_shift, self.amplitude_contrast)
-        voltage, aberration, shift, contrast = (torch.as_tensor(n, dtype=q.dtype, device=q.device) for n in numbers)
+        # They stay on the host: as single numbers they need no copy to a GPU.
+        voltage, aberration, shift, contrast = (torch.as_tensor(n, dtype=q.dtype) for n in numbers)
         phase = calculate_total_phase_shift(
             defocus_um=defocus,
             voltage_kv=voltage,
@@ -292,7 +295,7 @@ class ContrastTransfer:
             fftfreq_grid_angstrom_squared=q**2,
         )
         result: Tensor = -torch.sin(phase) * torch.exp(-self.b_factor * q**2 / 4)
-        return result * self._gain(q) if self.radial_gain else result
+        return result if gain is None else result * gain
 
     def _gain(self, q: Tensor) -> Tensor:
         frequencies, factors = zip(*self.radial_gain, strict=True)

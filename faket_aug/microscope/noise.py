@@ -21,6 +21,7 @@ from faket_aug._arrays import FloatArray
 from faket_aug._checks import check_choice, check_same_shape
 from faket_aug._deprecations import by_keyword
 from faket_aug._runtime.parts import by_parts
+from faket_aug._runtime.transfers import sent
 from faket_aug.formats._json import seal, unseal
 from faket_aug.geometry import Angles, as_tilt_angles
 from faket_aug.microscope.absolute_fit import Matter
@@ -556,9 +557,7 @@ class WhiteNoise(FittedNoise):
     def sample(self, clean: Tensor, noise: Tensor, tilt_angles: Angles, *, noise_scale: float = 1.0) -> Tensor:
         """Make noisy tilts, see `NoiseModel.sample`. A constant tilt has no signal: the result is noise alone."""
         noisy, curves = self._standardized(clean, noise, tilt_angles, noise_scale)
-        return match_mean_std(
-            noisy, torch.from_numpy(curves.mean).to(clean.device), torch.from_numpy(curves.std).to(clean.device)
-        )
+        return match_mean_std(noisy, *(sent(torch.from_numpy(one), clean.device) for one in (curves.mean, curves.std)))
 
     def _standardized(
         self, clean: Tensor, noise: Tensor, tilt_angles: Angles, noise_scale: float
@@ -575,7 +574,7 @@ class WhiteNoise(FittedNoise):
         curves = self.curves(as_tilt_angles(tilt_angles, count=clean.shape[0]))
         total = np.hypot(curves.correlation, noise_scale * curves.deviation).clip(min=np.finfo(np.float64).tiny)
         std = torch.from_numpy(curves.std * curves.correlation / total)
-        return match_mean_std(clean, torch.from_numpy(curves.mean).to(clean.device), std.to(clean.device))
+        return match_mean_std(clean, sent(torch.from_numpy(curves.mean), clean.device), sent(std, clean.device))
 
     def half_exposures(
         self, clean: Tensor, noise: Tensor, other: Tensor, tilt_angles: Angles, *, noise_scale: float = 1.0
@@ -693,7 +692,7 @@ def _mixed(clean: Tensor, noise: Tensor, clean_share: Tensor, noise_share: Tenso
 
 
 def _column(values: FloatArray, like: Tensor) -> Tensor:
-    return torch.from_numpy(values).to(like)[:, None, None]
+    return sent(torch.from_numpy(values), like.device).to(like.dtype)[:, None, None]
 
 
 def _sorted_exposure(exposure: Exposure, tilt_angles: Angles) -> FloatArray | float | None:

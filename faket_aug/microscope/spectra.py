@@ -6,7 +6,7 @@ import math
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from itertools import chain
 
 import numpy as np
 import numpy.typing as npt
@@ -15,14 +15,13 @@ from torch import Tensor
 
 from faket_aug._checks import check_ndim, check_same_shape
 from faket_aug._masks import as_mask, fading, without_holes
+from faket_aug._runtime.transfers import sent
 from faket_aug.geometry import Angles, as_tilt_angles, nearest_tilts
+from faket_aug.microscope.rings import RING_WIDTH, RingMeans, ring_radius
+from faket_aug.microscope.rings import RINGS as RINGS
 from faket_aug.statistics import refuse_constant
 
 FloatArray = npt.NDArray[np.float64]
-#: Distance between two rings, cycles per pixel.
-RING_WIDTH = 1 / 128
-#: Frequencies of the rings, cycles per pixel, from 0 to the corners of the spectrum.
-RINGS: FloatArray = np.arange(92, dtype=np.float64) * RING_WIDTH
 #: Images fade out at each edge over this fraction of their side, before the Fourier transform.
 FADE = 0.125
 #: Pixels are clipped at this many standard deviations from the mean of their tilt: gold, hot pixels.
@@ -33,6 +32,8 @@ LEAST_SHARED = 1e-3
 LINE = 0.06
 #: ... for tilt steps up to this, degrees. For larger steps the limit is smaller in proportion.
 LINE_STEP = 3.0
+#: Images whose spectra a GPU holds at once.
+_GPU_IMAGES = 16
 #: A clean tilt may differ from the angle of a measured one by this fraction of the tilt step, or of two `LINE_STEP`
 #: for larger steps.
 NEAR = 0.25
@@ -99,7 +100,7 @@ def series_spectra(
     mask = as_mask(measured, images)
     refuse_constant(images, tilt_angles, name, mask)
     step = float(np.median(np.diff(tilt_angles))) if len(tilt_angles) > 1 else LINE_STEP
-    rings = _Rings((images.shape[-2], images.shape[-1]), LINE * min(1.0, LINE_STEP / step), images.device)
+    rings = RingMeans((images.shape[-2], images.shape[-1]), LINE * min(1.0, LINE_STEP / step), images.device)
     power, shared, means, covered, both = [], [], [], [], []
     before: _Faded | None = None
     for index, image in enumerate(images):
@@ -213,9 +214,9 @@ def _nearest(wanted: FloatArray, angles: FloatArray, name: str) -> npt.NDArray[n
 
 def radial_filter(values: FloatArray, shape: tuple[int, int], device: torch.device) -> Tensor:
     """Interpolate values of the rings `(ring,)` on the half spectrum of an image; `(y, x // 2 + 1)`, float32."""
-    place = _radius(shape, device) / RING_WIDTH
+    place = ring_radius(shape, device) / RING_WIDTH
     low = place.long().clamp(max=len(values) - 2)
-    table = torch.from_numpy(values).to(device, torch.float32)
+    table = sent(torch.from_numpy(values), device).to(torch.float32)
     return torch.lerp(table[low], table[low + 1], (place - low).to(torch.float32))
 
 
@@ -229,20 +230,25 @@ def match_spectrum(images: Tensor, references: Tensor) -> Tensor:
     """
     check_same_shape("references", references.shape, "images", images.shape)
     shape = (int(images.shape[-2]), int(images.shape[-1]))
-    rings = _Rings(shape, LINE, images.device)
+    rings = RingMeans(shape, LINE, images.device)
     result = torch.empty_like(images)
-    for place, (image, reference) in enumerate(zip(images, references, strict=True)):
-        own, wanted = (torch.fft.rfft2((one - one.mean()).to(torch.float32)) for one in (image, reference))
-        power, target = (rings.mean(one.abs() ** 2) for one in (own, wanted))
-        factor = np.sqrt(target / np.where(power > 0, power, np.inf))
-        filtered = torch.fft.irfft2(own * radial_filter(factor, shape, images.device), s=shape)
-        result[place] = filtered.to(images.dtype) + image.mean()
+    # On a GPU the program waits for the means over rings: of some images at once.
+    step = _GPU_IMAGES if images.is_cuda else 1
+    for start in range(0, len(images), step):
+        some = images[start : start + step]
+        own = [_centred_spectrum(image) for image in some]
+        wanted = (_centred_spectrum(image) for image in references[start : start + step])
+        power = rings.means(one.abs() ** 2 for one in chain(own, wanted))
+        for place, (image, spectrum) in enumerate(zip(some, own, strict=True)):
+            factor = np.sqrt(power[len(own) + place] / np.where(power[place] > 0, power[place], np.inf))
+            filtered = torch.fft.irfft2(spectrum * radial_filter(factor, shape, images.device), s=shape)
+            result[start + place] = filtered.to(images.dtype) + image.mean()
     return result
 
 
-def _radius(shape: tuple[int, int], device: torch.device) -> Tensor:
-    k_y = torch.fft.fftfreq(shape[0], device=device)[:, None]
-    return torch.hypot(k_y, torch.fft.rfftfreq(shape[1], device=device))
+def _centred_spectrum(image: Tensor) -> Tensor:
+    spectrum: Tensor = torch.fft.rfft2((image - image.mean()).to(torch.float32))
+    return spectrum
 
 
 def faded_spectrum(image: Tensor, measured: Tensor | None = None) -> Tensor:
@@ -341,41 +347,3 @@ def fade(length: int, device: torch.device) -> Tensor:
     place = (torch.arange(length, device=device) + 0.5) / length
     edge = torch.minimum(place, 1 - place) / FADE
     return torch.sin(edge.clamp(max=1.0) * (torch.pi / 2)) ** 2
-
-
-class _Rings:
-    """Means over rings of a half spectrum, at the frequencies `RINGS`."""
-
-    def __init__(self, shape: tuple[int, int], line: float, device: torch.device) -> None:
-        # Small images have coarser rings; the values at `RINGS` are interpolated.
-        self._width = max(RING_WIDTH, 1 / min(shape))
-        radius = _radius(shape, device)
-        k_x = torch.fft.rfftfreq(shape[1], device=device)
-        # All columns but the first (and the last of an even size) stand for two of the whole spectrum.
-        weight = torch.full((shape[1] // 2 + 1,), 2.0, dtype=torch.float64, device=device)
-        weight[0] = 1.0
-        if shape[1] % 2 == 0:
-            weight[-1] = 1.0
-        self._index = (radius / self._width).round().long().flatten()
-        self._weight = weight.expand(radius.shape).flatten()
-        self._near = self._weight * (k_x <= line).expand(radius.shape).flatten()
-        self._count = int(self._index.max()) + 1
-        # Each number of the half spectrum's pairs is independent once, and the window mixes neighbours.
-        self.counts = self._at_rings(self._sum(self._weight)) / 2
-        self.counts_near_axis = self._at_rings(self._sum(self._near)) / 2
-
-    def mean(self, values: Tensor) -> FloatArray:
-        return self._mean(values, self._weight)
-
-    def mean_near_axis(self, values: Tensor) -> FloatArray:
-        return self._mean(values, self._near)
-
-    def _mean(self, values: Tensor, weight: Tensor) -> FloatArray:
-        total, weights = self._sum(values.flatten() * weight), self._sum(weight)
-        return self._at_rings(total / np.where(weights > 0, weights, 1.0))
-
-    def _sum(self, weights: Tensor) -> Any:
-        return torch.bincount(self._index, weights=weights.to(torch.float64), minlength=self._count).cpu().numpy()
-
-    def _at_rings(self, values: FloatArray) -> FloatArray:
-        return np.interp(RINGS, np.arange(len(values)) * self._width, values)

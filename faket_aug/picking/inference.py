@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from faket_aug._checks import check_choice, check_count, check_finite, same_size
+from faket_aug._runtime.transfers import sent
 from faket_aug.data.patches import as_size
 from faket_aug.picking.network import SIZE_MULTIPLE, DeepFinderNet
 from faket_aug.picking.precision import PRECISIONS, autocast
@@ -290,7 +292,7 @@ def _logits(
     flipped: Sequence[int] = (),
 ) -> Tensor:
     """Return logits `(class, z, y, x)` of a tile, or of its `inner` part; the network sees it flipped along axes."""
-    image = padded.tile(spans)[None].to(device)
+    image = sent(padded.tile(spans)[None], device)
     if flipped:
         image = image.flip([axis + 2 for axis in flipped])
     if inner is None:
@@ -310,11 +312,12 @@ def _logits(
 
 
 def _crop(network: nn.Module, padded: _Image, spans: Sequence[list[Span]], device: torch.device) -> Tensor:
-    labels = torch.zeros(padded.shape, dtype=torch.uint8, device=padded.device)
+    # Where the network is: the program then waits once, for all labels.
+    labels = torch.zeros(padded.shape, dtype=torch.uint8, device=device)
     for tile in product(*spans):
         logits = _logits(network, padded, tile, device, inner_part(tile))
         labels[target_part(tile)] = logits.argmax(dim=0).to(labels)
-    return labels
+    return labels.to(padded.device)
 
 
 def _probabilities(
@@ -354,18 +357,27 @@ def _probabilities(
 
 def _linear(network: nn.Module, padded: _Image, spans: Sequence[list[Span]], device: torch.device) -> Tensor:
     """Sum up weighted probabilities over a slab, along z; what no later tile sees is decided and dropped."""
-    labels = torch.zeros(padded.shape, dtype=torch.uint8, device=padded.device)
+    labels = torch.zeros(padded.shape, dtype=torch.uint8, device=device)
     slab: Tensor | None = None
     for span, done in with_next(spans[0]):
         for across in product(*spans[1:]):
             tile = (span, *across)
             probability = _logits(network, padded, tile, device).float().softmax(dim=0)
-            weighted = (probability * falling_weights(probability.shape[1:], device)).to(padded.device)
+            weighted = probability * falling_weights(probability.shape[1:], device)
             if slab is None:
-                slab = weighted.new_zeros((len(weighted), span.stop - span.start, *padded.shape[1:]))
+                shape = (len(weighted), span.stop - span.start, *padded.shape[1:])
+                slab = torch.zeros(shape, device=_roomy(device, padded.device, shape))
+            weighted = weighted.to(slab.device)
             slab[:, :, across[0].start : across[0].stop, across[1].start : across[1].stop] += weighted
         assert slab is not None, "there is at least one tile"
         # The weights need no division: their sum is the same for all classes of a voxel.
         labels[span.start : done] = slab[:, : done - span.start].argmax(dim=0).to(labels)
         slab = functional.pad(slab[:, done - span.start :], (0, 0, 0, 0, 0, done - span.start))
-    return labels
+    return labels.to(padded.device)
+
+
+def _roomy(wanted: torch.device, other: torch.device, shape: Sequence[int]) -> torch.device:
+    """Return the wanted device if a slab of float32, twice, takes less than half of its free memory; else another."""
+    if wanted.type != "cuda":
+        return wanted
+    return wanted if 16 * math.prod(shape) < torch.cuda.mem_get_info(wanted)[0] else other

@@ -9,8 +9,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, Protocol
 
+import torch
 from torch import nn
-from torch.utils.data import ChainDataset, ConcatDataset, DataLoader
+from torch.utils.data import ChainDataset, ConcatDataset, DataLoader, default_collate
 
 from faket_aug._checks import same_size
 from faket_aug._runtime.signals import ends_by_signal, sigterm_ends_in_order
@@ -45,6 +46,15 @@ def check_order(loader: DataLoader[Any]) -> None:
             "expected a loader that takes the workers' batches in turn, got one with `in_order=False`: a training with "
             "it could not be resumed; set `in_order=True`"
         )
+
+
+def items_on(loader: DataLoader[Any], place: torch.device) -> None:
+    """Let the datasets of a loader put their items where the network is, unless somebody expects them on the CPU."""
+    plain = getattr(loader, "collate_fn", default_collate) is default_collate
+    if loader.num_workers == 0 and not getattr(loader, "pin_memory", False) and plain:
+        for dataset in datasets_of(loader.dataset):
+            if isinstance(dataset, PatchDataset):
+                dataset.read_on(place)
 
 
 def voxel_size_of(dataset: Any, network: nn.Module) -> float:

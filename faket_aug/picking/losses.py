@@ -45,7 +45,7 @@ def tversky_loss(logits: Tensor, labels: Tensor, *, alpha: float = 0.5, beta: fl
     check_positive("alpha", alpha, zero=True)
     check_positive("beta", beta, zero=True)
     classes = logits.shape[1]
-    low, high = (int(value) for value in torch.aminmax(labels))
+    low, high = torch.stack(torch.aminmax(labels)).tolist()
     if low < 0 or high >= classes:
         raise ValueError(f"expected `labels` from 0 to {classes - 1}, got {low} to {high}; set `classes` to match")
     # Sums over many voxels: half precision would lose them.

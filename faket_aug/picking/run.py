@@ -14,6 +14,7 @@ from torch.nn import functional
 from torch.utils.data import DataLoader
 
 from faket_aug._runtime.signals import signals_held_back
+from faket_aug._runtime.transfers import sent
 from faket_aug.data.dataset import PatchDataset
 from faket_aug.picking.checkpoints import (
     BEST,
@@ -148,8 +149,7 @@ class TrainingRun:
             if "label" not in batch:
                 listed = ", ".join(sorted(batch))
                 raise ValueError(f'expected batches with `label`, got {listed}; set `targets` with "labels"')
-            on_gpu = place.type == "cuda"
-            loss = self._loss(*(batch[name].to(place, non_blocking=on_gpu) for name in ("image", "label")))
+            loss = self._loss(*(sent(batch[name], place) for name in ("image", "label")))
             loss.backward()  # type: ignore[no-untyped-call]
         value = self.ranks.average(self.network, loss, active=active)
         self.optimizer.step()

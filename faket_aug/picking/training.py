@@ -17,7 +17,7 @@ from faket_aug._checks import check_choice, check_positive
 from faket_aug.formats._atomic import make_writable_folder
 from faket_aug.picking.checkpoints import explaining_the_disk, plain_settings
 from faket_aug.picking.history import TrainingHistory
-from faket_aug.picking.loaders import check_order, ending_workers
+from faket_aug.picking.loaders import check_order, ending_workers, items_on
 from faket_aug.picking.logs import LOGS, TrainingLog, progress_bar
 from faket_aug.picking.picker import PickerDescription
 from faket_aug.picking.ranks import Ranks
@@ -118,6 +118,7 @@ def fit(
         make_writable_folder(folder)
     place = next(network.parameters()).device if device is None else torch.device(device)
     network.to(place).train()
+    items_on(loader, place)
     own = plain_settings({**asdict(settings), **(depends_on or {})})
     picker = None if describes is None else describes.to_dict()
     run = TrainingRun(network, loader, settings, own, folder, Ranks(place), picker=picker)

@@ -17,7 +17,9 @@ from faket_aug._checks import SimulationError, check_choice, check_count, check_
 from faket_aug._deprecations import renamed_settings
 from faket_aug._identity import described
 from faket_aug._random import numpy_generator, torch_generator, torch_seed
+from faket_aug._runtime.numerics import own_precision
 from faket_aug._runtime.threads import DEVICE, THREADS, intra_op_threads, usable_device
+from faket_aug._runtime.transfers import sent
 from faket_aug.geometry import Angles, as_tilt_angles
 from faket_aug.microscope.ctf import CORRECTIONS, ContrastTransfer
 from faket_aug.microscope.file import read_microscope
@@ -127,7 +129,7 @@ memory_budget
     extend, backend
         Settings of the projection, see `project`.
     device
-        Device of all stages. Results stay there.
+        Device of all stages. Results stay there, but for instances, which stay where the specimen has them.
     threads
         Intra-op threads of the simulation. Their number changes the last bits of a result. So it is the same in the
         main process and in every worker.
@@ -398,7 +400,7 @@ memory_budget
         if Path(record.specimen).name != Path(specimen.name).name:
             raise ValueError(f"expected the specimen of the record, {record.specimen}, got {specimen.name}")
         try:
-            with torch.no_grad(), intra_op_threads(self.threads):
+            with torch.no_grad(), own_precision(), intra_op_threads(self.threads):
                 return self._simulate(specimen, record, more)
         except Exception as error:
             raise SimulationError(f"{specimen.name}: {type(error).__name__}: {error}") from error
@@ -422,7 +424,7 @@ memory_budget
         device = usable_device(self.device)
         self._check_specimen(specimen)
         if isinstance(specimen, TiltedSpecimen):
-            return specimen.tilts_at(self.tilt_angles).to(device, torch.float32)
+            return sent(specimen.tilts_at(self.tilt_angles), device).to(torch.float32)
         angles, same = self.imperfections.true_tilt_angles(self.tilt_angles, record.misalignment)
         density = self._crowded(specimen, record, device)
         projected = project(
@@ -447,7 +449,7 @@ memory_budget
         generator = torch_generator(
             torch_seed(record.seed, "crowd", epoch=record.epoch, tomogram=record.tomogram), device
         )
-        return crowd.around(specimen.density.to(device), specimen.voxel_size, generator, strength=self.crowd)
+        return crowd.around(sent(specimen.density, device), specimen.voxel_size, generator, strength=self.crowd)
 
     def _distort(self, tilts: Tensor, specimen: Specimen, record: SimulationRecord) -> Tensor:
         """Apply imperfections and `ctf` to clean tilts `(tilt, y, x)`. A `response` is applied with the noise."""
@@ -514,8 +516,9 @@ memory_budget
             tiltseries=tilts,
             tilt_angles=as_tilt_angles(self.tilt_angles),
             tomogram=tomogram,
-            labels=specimen.labels.to(device),
-            instances=None if specimen.instances is None else specimen.instances.to(device),
+            labels=sent(specimen.labels, device),
+            # Few ask for instances, which are four times as large: they stay where they are.
+            instances=specimen.instances,
             particles=specimen.particles,
             class_names=specimen.class_names,
             not_particles=specimen.not_particles,

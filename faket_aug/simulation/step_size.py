@@ -12,6 +12,8 @@ import torch
 from torch import Tensor
 
 from faket_aug._arrays import FloatArray
+from faket_aug._runtime.threads import usable_device
+from faket_aug._runtime.transfers import sent
 from faket_aug.geometry import nearest_tilts
 from faket_aug.microscope.imperfections import Imperfections
 from faket_aug.microscope.noise import GivenNoise
@@ -155,7 +157,7 @@ def choose_step_size(
         return [one[torch.from_numpy(index)] for one in every]
 
     def tried(images: Sequence[Tensor], step: float, kept: bool) -> StepTrial:
-        looks = [_Look.of(TiltSeries(tilts=one.cpu(), tilt_angles=chosen), simulator) for one in images]
+        looks = [_Look.of(TiltSeries(tilts=one, tilt_angles=chosen), simulator) for one in images]
         distances = [look.distances(one, simulator.style_weights) for look in looks for one in measured]
         spectrum, gram = (float(value) for value in np.mean(distances, axis=0))
         score = max(spectrum / natural[0], 1.0) + max(gram / natural[1], 1.0)
@@ -251,15 +253,17 @@ class _Look:
     def of(cls, series: TiltSeries, simulator: FakETSimulator) -> _Look:
         transfer = simulator.style_transfer
         assert transfer is not None, "the modality needs it"
-        spectra = series_spectra(series.tilts, series.tilt_angles, name=series.name, measured=series.measured)
+        place = usable_device(simulator.device)
+        tilts = sent(series.tilts, place)
+        measured = None if series.measured is None else sent(series.measured, place)
+        spectra = series_spectra(tilts, series.tilt_angles, name=series.name, measured=measured)
         # The mean over pixels, so that images of other sizes compare.
         total = (spectra.power * spectra.counts).sum(axis=1, keepdims=True) / spectra.counts.sum()
         # Each tilt is scaled to [0, 1] by its standard deviation, so that a bright bead does not change the texture.
-        unit = (0.5 + standardize(series.tilts, series.measured) / (2 * _DEVIATIONS)).clamp(0.0, 1.0)
+        unit = (0.5 + standardize(tilts, measured) / (2 * _DEVIATIONS)).clamp(0.0, 1.0)
         layers = transfer.bank.style_layers
-        grams = style_grams(
-            unit, transfer.features, layers=layers, memory_budget=simulator.memory_budget, measured=series.measured
-        )
+        encoder, budget = transfer.encoder_on(unit.device), simulator.memory_budget
+        grams = style_grams(unit, encoder, layers=layers, memory_budget=budget, measured=measured)
         return cls(power=(spectra.power / total)[:, _RANGE], grams=grams)
 
     def distances(self, other: _Look, style_weights: Sequence[float] | None) -> tuple[float, float]:

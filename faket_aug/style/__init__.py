@@ -1,6 +1,7 @@
 """Style transfer: the encoder, the loss and its step, and the style bank."""
 
 from faket_aug.style.bank import StyleBank, StyleSeries
+from faket_aug.style.gram import gram_matrix
 from faket_aug.style.transfer import (
     AVERAGE_DECAY,
     CONTENT_LAYERS,
@@ -12,7 +13,6 @@ from faket_aug.style.transfer import (
     Encoder,
     StyleTargets,
     chunks_of_tilts,
-    gram_matrix,
     gray_to_rgb,
     style_grams,
     style_weights_for,

@@ -94,8 +94,8 @@ class StyleBank:
         Parameters
         ----------
         tilt_series
-            Unlabelled tilt-series, with any number of tilts, in any order, and of any size. Pixels that were not
-            `measured` do not count.
+            Unlabelled tilt-series, with any number of tilts, in any order, of any size, and on any device. Pixels that
+            were not `measured` do not count.
         features
             The encoder: a `VGG19Features`, or one of your own (`StyleEncoder`).
         style_layers
@@ -223,9 +223,9 @@ def _series_key(
         json.dumps([_FORMAT, features.fingerprint, layers, quantiles, list(stack.tilts.shape)]).encode()
     )
     digest.update(np.ascontiguousarray(stack.tilt_angles).tobytes())
-    digest.update(stack.tilts.contiguous().numpy().tobytes())
+    digest.update(stack.tilts.cpu().contiguous().numpy().tobytes())
     if stack.measured is not None:
-        digest.update(np.packbits(stack.measured.numpy()).tobytes())
+        digest.update(np.packbits(stack.measured.cpu().numpy()).tobytes())
     return digest.hexdigest()
 
 

@@ -47,6 +47,8 @@ def _max_with_pullback(images: Tensor) -> tuple[Tensor, Callable[[Tensor], Tenso
     offsets = indices.sub_(firsts).to(torch.int16 if images.shape[-1] < _INT16 else torch.int64)
 
     def pullback(gradient: Tensor) -> Tensor:
+        if images.is_cuda:
+            return _at_maxima(gradient, offsets, images)
         window, step, padding, dilation = [2, 2], [2, 2], [0, 0], [1, 1]
         gradients: Tensor = torch.ops.aten.max_pool2d_with_indices_backward(
             gradient, images, window, step, padding, dilation, False, offsets + firsts
@@ -54,6 +56,17 @@ def _max_with_pullback(images: Tensor) -> tuple[Tensor, Callable[[Tensor], Tenso
         return gradients
 
     return pooled, pullback
+
+
+def _at_maxima(gradient: Tensor, offsets: Tensor, images: Tensor) -> Tensor:
+    """Put gradients at the maxima of their windows, without adding: PyTorch's kernel for GPUs adds, in any order."""
+    result = torch.zeros_like(images)
+    height, width = (2 * side for side in gradient.shape[-2:])
+    for y in (0, 1):
+        for x in (0, 1):
+            elsewhere = offsets != y * images.shape[-1] + x
+            result[..., y:height:2, x:width:2] = gradient.masked_fill(elsewhere, 0)
+    return result
 
 
 def _first_pixels(width: int, pooled: Tensor) -> Tensor:

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
 
 from faket_aug._checks import check_count, check_fraction, check_positive, check_quantiles
-from faket_aug.geometry import Angles
+from faket_aug._runtime.threads import Made, use_on_current_stream
+from faket_aug.geometry import Angles, as_tilt_angles
 from faket_aug.microscope.spectra import match_spectrum
 from faket_aug.statistics import match_mean_std, mean_std
 from faket_aug.style.bank import StyleBank
@@ -23,9 +27,13 @@ from faket_aug.style.transfer import (
     ITERATIONS,
     MEMORY_BUDGET,
     STEP_SIZE,
+    StyleTargets,
     style_weights_for,
     stylize,
 )
+
+#: Bytes of targets that stay on a GPU: those of three or four series of 61 tilts.
+KEPT_TARGETS = 2**29
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -83,7 +91,6 @@ class StyleTransfer:
     keep_spectrum: bool = False
     quantiles: tuple[float, float] | None = None
     memory_budget: int = MEMORY_BUDGET
-    _on_device: dict[str, StyleEncoder] = field(default_factory=dict, init=False, repr=False)
 
     def __post_init__(self) -> None:
         check_style_numbers(self)
@@ -95,10 +102,6 @@ class StyleTransfer:
             )
         self.features.check_layers([*self.content_layers, *self.bank.style_layers])
         style_weights_for(self.bank.style_layers, self.style_weights)
-
-    def __getstate__(self) -> dict[str, Any]:
-        # Copies of the encoder on a device belong to the process that made them.
-        return {**self.__dict__, "_on_device": {}}
 
     def __call__(
         self, content: Tensor, noisy: Tensor, tilt_angles: Angles, *, series: int = 0, own_statistics: bool = False
@@ -123,12 +126,12 @@ class StyleTransfer:
         """
         if self.step_size == 0:
             return noisy
-        style = self.bank.select(tilt_angles, series=series).to(noisy.device)
+        style = self._targets(tilt_angles, series, noisy.device)
         styled = stylize(
             content,
             noisy,
             style,
-            features=self._encoder(noisy.device),
+            features=self.encoder_on(noisy.device),
             style_weights=self.style_weights,
             content_layers=self.content_layers,
             content_weight=self.content_weight,
@@ -143,13 +146,62 @@ class StyleTransfer:
         own = self.keep_spectrum or own_statistics
         return match_mean_std(styled, *(mean_std(noisy) if own else (style.mean, style.std)))
 
-    def _encoder(self, device: torch.device) -> StyleEncoder:
+    def encoder_on(self, device: torch.device) -> StyleEncoder:
+        """Return the encoder on a device. On a GPU its copy is kept."""
         if device.type == "cpu":
             return self.features
-        key = str(device)
-        if key not in self._on_device:
-            self._on_device[key] = copy.deepcopy(self.features).to(device)
-        return self._on_device[key]
+        encoder: StyleEncoder = _kept_of(self.features).get(device, (), lambda: copy.deepcopy(self.features).to(device))
+        use_on_current_stream([*encoder.parameters(), *encoder.buffers()])
+        return encoder
+
+    def _targets(self, tilt_angles: Angles, series: int, device: torch.device) -> StyleTargets:
+        """Select the targets of the tilts, on a device. On a GPU those of the last series are kept."""
+        if device.type == "cpu":
+            return self.bank.select(tilt_angles, series=series)
+        key = (self.bank.key, series, *as_tilt_angles(tilt_angles).tolist())
+        targets: StyleTargets = _kept_of(self.features).get(
+            device, key, lambda: self.bank.select(tilt_angles, series=series).to(device)
+        )
+        use_on_current_stream(targets.tensors())
+        return targets
+
+
+class _KeptOnGpus:
+    """What all style transfers with one encoder keep on GPUs, whichever stream made it."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._kept: OrderedDict[tuple[str, tuple[str | float, ...]], tuple[Any, Made]] = OrderedDict()
+
+    def get(self, device: torch.device, key: tuple[str | float, ...], make: Callable[[], Any]) -> Any:
+        """Return what is kept for a device and a key, or make it. Of targets the last `KEPT_TARGETS` bytes stay."""
+        place = str(device), key
+        with self._lock:
+            if place not in self._kept:
+                made = make()
+                self._kept[place] = made, Made(device)
+            self._kept.move_to_end(place)
+            made, event = self._kept[place]
+            self._drop()
+        event.before(device)
+        return made
+
+    def _drop(self) -> None:
+        """Drop the targets that were not used for longest, but for the last."""
+        sizes = {place: one.nbytes for place, (one, _) in self._kept.items() if isinstance(one, StyleTargets)}
+        total = sum(sizes.values())
+        for place, size in list(sizes.items())[:-1]:
+            if total > KEPT_TARGETS:
+                total -= size
+                del self._kept[place]
+
+
+#: By the encoder, so that simulators whose settings were drawn share it.
+_kept: WeakKeyDictionary[StyleEncoder, _KeptOnGpus] = WeakKeyDictionary()
+
+
+def _kept_of(features: StyleEncoder) -> _KeptOnGpus:
+    return _kept.setdefault(features, _KeptOnGpus())
 
 
 def check_style_numbers(settings: Any) -> None:

@@ -12,7 +12,10 @@ from torch.nn.functional import adaptive_avg_pool2d
 
 from faket_aug._checks import check_fraction, check_ndim, check_positive, check_same_shape
 from faket_aug._masks import as_mask, eroded, filled
+from faket_aug._runtime.numerics import own_precision
+from faket_aug._runtime.transfers import sent
 from faket_aug.statistics import FULL_RANGE, scale_to_unit, value_range
+from faket_aug.style.gram import block_of, gram_matrix, gram_slope, wide
 
 STYLE_LAYERS = (1, 6, 11, 20, 29)
 STYLE_WEIGHTS = (256.0, 64.0, 16.0, 4.0, 1.0)
@@ -27,8 +30,6 @@ MEMORY_BUDGET = 2**30
 REACH, MOST = 2, 0.5
 _BETAS = (0.9, 0.999)
 _EPS = 1e-8
-#: Elements of a layer that are processed together: on a CPU the intermediate results then stay in the cache.
-_CPU_BLOCK, _GPU_BLOCK = 2**17, 2**28
 #: Bytes per pixel and channel-of-the-first-layer of one tilt's forward and backward pass, measured, with room.
 _BYTES_PER_PIXEL = 4 * 64 * 8
 
@@ -69,8 +70,17 @@ class StyleTargets:
 
     def to(self, device: torch.device | str) -> StyleTargets:
         """Copy the targets to a device."""
-        grams = {layer: gram.to(device) for layer, gram in self.grams.items()}
-        return StyleTargets(grams=grams, mean=self.mean.to(device), std=self.std.to(device))
+        grams = {layer: sent(gram, device) for layer, gram in self.grams.items()}
+        return StyleTargets(grams=grams, mean=sent(self.mean, device), std=sent(self.std, device))
+
+    def tensors(self) -> tuple[Tensor, ...]:
+        """Return all of them."""
+        return *self.grams.values(), self.mean, self.std
+
+    @property
+    def nbytes(self) -> int:
+        """Memory that they take, bytes."""
+        return sum(tensor.numel() * tensor.element_size() for tensor in self.tensors())
 
 
 def style_weights_for(layers: Sequence[int], weights: Sequence[float] | None) -> tuple[float, ...]:
@@ -89,42 +99,6 @@ def style_weights_for(layers: Sequence[int], weights: Sequence[float] | None) ->
     total = sum(chosen)
     check_positive("the sum of `style_weights`", total)
     return tuple(weight / total for weight in chosen)
-
-
-def gram_matrix(features: Tensor, kept: Tensor | None = None) -> Tensor:
-    """Compute Gram matrices `F Fᵀ / pixels`.
-
-    Parameters
-    ----------
-    features
-        `(n, channels, y, x)`, any floating dtype.
-    kept
-        `(n, y, x)`, bool: the pixels that count; by default all.
-
-    Returns
-    -------
-    `(n, channels, channels)`, accumulated in float32 at least: bfloat16 would lose the small layers.
-    """
-    if kept is not None:
-        return torch.cat([gram_matrix(_chosen(one, own)) for one, own in zip(features, kept, strict=True)])
-    flat = _pixels_by_channels(features)
-    pixels, dtype = max(1, _block(flat) // flat.shape[2]), _wide(flat.dtype)
-    grams = []
-    # Image by image, as batches of one are slow; some pixels at a time where they have to be widened.
-    for image in flat:
-        gram = flat.new_zeros(flat.shape[2], flat.shape[2], dtype=dtype)
-        for some in [image] if image.dtype == dtype else torch.split(image, pixels):
-            wide = some.to(dtype)
-            gram = torch.addmm(gram, wide.mT, wide)
-        grams.append(gram)
-    return torch.stack(grams) / flat.shape[1]
-
-
-def _chosen(features: Tensor, kept: Tensor) -> Tensor:
-    """Take some pixels of the features `(channels, y, x)` of one image, `(1, channels, pixels, 1)`."""
-    flat = _pixels_by_channels(features[None])[0]
-    some = flat if bool(kept.all()) else flat[kept.flatten()]
-    return some.T[None, :, :, None]
 
 
 def _features_kept(measured: Tensor, size: tuple[int, int]) -> Tensor:
@@ -152,6 +126,7 @@ def chunks_of_tilts(count: int, pixels: int, memory_budget: int) -> list[slice]:
 
 
 @torch.no_grad()
+@own_precision()
 def style_grams(
     tilts: Tensor,
     features: Encoder,
@@ -193,6 +168,7 @@ def style_grams(
 
 
 @torch.no_grad()
+@own_precision()
 def stylize(
     content: Tensor,
     init: Tensor,
@@ -253,7 +229,7 @@ def stylize(
     check_same_shape("style.mean", style.mean.shape, "the tilts of content", content.shape[:1])
     weights = style_weights_for(tuple(style.grams), style_weights)
     init_range, content_range = value_range(init, quantiles), value_range(content, quantiles)
-    result = torch.empty_like(init, dtype=_wide(init.dtype))
+    result = torch.empty_like(init, dtype=wide(init.dtype))
     for chunk in chunks_of_tilts(init.shape[0], init[0].numel(), memory_budget):
         kept, start = scale_to_unit(content[chunk], content_range), scale_to_unit(init[chunk], init_range)
         targets = features(gray_to_rgb(kept), content_layers) if content_weight else {}
@@ -305,8 +281,8 @@ class _Slopes(Mapping[int, Tensor]):
         found = self._found.pop(layer)  # nobody else needs it any more
         slope: Tensor | None = None
         if layer in self._grams:
-            gram_slope = _error_slope(gram_matrix(found), self._grams[layer])
-            slope = _gram_slope(found, gram_slope.mul_(self._style_weights[layer]))
+            by_gram = _error_slope(gram_matrix(found), self._grams[layer])
+            slope = gram_slope(found, by_gram.mul_(self._style_weights[layer]))
         if layer in self._content:
             content = _error_slope(found, self._content[layer], self._content_weight)
             slope = content if slope is None else slope.add_(content)
@@ -333,8 +309,8 @@ def _error_slope(found: Tensor, target: Tensor, weight: float = 1.0) -> Tensor:
     order = (0, 2, 3, 1) if found.ndim == 4 else (0, 1, 2)
     pairs = found.permute(order).flatten(1), target.permute(order).flatten(1)
     slope = torch.empty_like(pairs[0])
-    size = min(_block(found), slope.shape[1])
-    buffer = slope.new_empty(size, dtype=_wide(found.dtype))
+    size = min(block_of(found), slope.shape[1])
+    buffer = slope.new_empty(size, dtype=wide(found.dtype))
     for own, wanted, result in zip(*pairs, slope, strict=True):
         blocks = list(zip(*(torch.split(values, size) for values in (own, wanted, result)), strict=True))
         sums = torch.zeros(2, device=found.device, dtype=torch.float64)
@@ -348,28 +324,6 @@ def _error_slope(found: Tensor, target: Tensor, weight: float = 1.0) -> Tensor:
             out.copy_((difference * steep).sub_(difference.sign_().mul_(level)))
     unflattened = slope.view([found.shape[axis] for axis in order])
     return unflattened.permute(0, 3, 1, 2) if found.ndim == 4 else unflattened
-
-
-def _gram_slope(features: Tensor, gram_slope: Tensor) -> Tensor:
-    """Derivative by the features `(n, channels, y, x)`, given that by their Gram matrix (symmetric)."""
-    n, channels, height, width = features.shape
-    flat = _pixels_by_channels(features)
-    slope = flat @ (gram_slope * (2 / flat.shape[1])).to(flat.dtype)
-    return slope.reshape(n, height, width, channels).permute(0, 3, 1, 2)
-
-
-def _block(values: Tensor) -> int:
-    return _GPU_BLOCK if values.is_cuda else _CPU_BLOCK
-
-
-def _wide(dtype: torch.dtype) -> torch.dtype:
-    """The precision of sums: float32 at least."""
-    return torch.promote_types(dtype, torch.float32)
-
-
-def _pixels_by_channels(features: Tensor) -> Tensor:
-    """Reshape `(n, channels, y, x)` to `(n, y·x, channels)`; no copy where channels are last in memory."""
-    return features.permute(0, 2, 3, 1).flatten(1, 2)
 
 
 def _descend(

@@ -248,7 +248,7 @@ class VGG19Features(StyleEncoder):
         weight, bias = self.convolutions[f"weight_{index}"], self.convolutions[f"bias_{index}"]
         if index == 0:
             # The first layer repeats the border: zeros would draw a frame of edges around a tilt.
-            images = functional.pad(images, (1, 1, 1, 1), mode="replicate")
+            images = torch.ops.aten.replication_pad2d(images, (1, 1, 1, 1))
         result = functional.conv2d(images, weight, bias, padding=0 if index == 0 else 1)
         return functional.relu_(result)
 
@@ -259,6 +259,8 @@ class VGG19Features(StyleEncoder):
         if index:
             return functional.conv2d(gradient, weight, padding=1)
         pulled = functional.conv2d(gradient, weight, padding=2)
+        if pulled.is_cuda:
+            return _unpadded(pulled)
         like = pulled[..., 1:-1, 1:-1]
         padded: Tensor = torch.ops.aten.replication_pad2d_backward(pulled, like, (1, 1, 1, 1))
         return padded
@@ -278,10 +280,29 @@ class VGG19Features(StyleEncoder):
         self._weights_hash = digest.hexdigest()
 
 
+def _unpadded(gradient: Tensor) -> Tensor:
+    """Return the gradient before a padding of 1 by replication: PyTorch's kernel for GPUs adds in any order."""
+    rows = gradient[..., 1:-1, :].clone()
+    rows[..., 0, :] += gradient[..., 0, :]
+    rows[..., -1, :] += gradient[..., -1, :]
+    result = rows[..., 1:-1].clone()
+    result[..., 0] += rows[..., 0]
+    result[..., -1] += rows[..., -1]
+    return result
+
+
 def cpu_has_bfloat16() -> bool:
     """Tell whether the CPU has instructions for bfloat16 (AMX, AVX512-BF16); without, float32 is faster."""
     names = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
     return any(bool(getattr(torch.cpu, name, bool)()) for name in names)
+
+
+def fastest_precision(device: torch.device) -> str:
+    """Return `"bfloat16"` where a device computes faster in it, else `"float32"`."""
+    if device.type == "cuda":
+        return "bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float32"
+    # Without such instructions a CPU is slower in bfloat16.
+    return "bfloat16" if device.type == "cpu" and cpu_has_bfloat16() else "float32"
 
 
 def _random_weights(seed: int) -> dict[int, tuple[Tensor, Tensor]]:

@@ -60,15 +60,15 @@ def filter_projections(projections: Tensor, filter: str = FILTER) -> Tensor:
     return by_parts(lambda part: apply(part.to(working)), flat, dtype=dtype).view(projections.shape)
 
 
-def fourier_weights(filter: str, length: int) -> Tensor:
+def fourier_weights(filter: str, length: int, device: torch.device | str = "cpu") -> Tensor:
     """Return the weights of a one-dimensional filter at `torch.fft.rfftfreq(length)`, in float64."""
     check_choice("filter", filter, _WINDOWS)
-    frequency = torch.fft.rfftfreq(length, dtype=torch.float64)
+    frequency = torch.fft.rfftfreq(length, dtype=torch.float64, device=device)
     weights: Tensor = frequency * _WINDOWS[filter](frequency)
     return weights
 
 
-def shrec_weights(height: int, width: int) -> Tensor:
+def shrec_weights(height: int, width: int, device: torch.device | str = "cpu") -> Tensor:
     """Return SHREC's two-dimensional filter.
 
     A ramp along x that is constant above 0.61 of the Nyquist frequency. It is multiplied by a broad Gaussian over
@@ -78,6 +78,8 @@ def shrec_weights(height: int, width: int) -> Tensor:
     ----------
     height, width
         Pixels of the projections along y and along x.
+    device
+        Where the filter is needed.
 
     Returns
     -------
@@ -88,8 +90,8 @@ def shrec_weights(height: int, width: int) -> Tensor:
     The SHREC 2021 reconstruction filter as FakET uses it (Harar et al., Structure 33, 2025).
     """
     side = max(height, width)
-    k_y = torch.fft.fftfreq(height, dtype=torch.float64)[:, None] * side
-    k_x = torch.fft.fftfreq(width, dtype=torch.float64)[None, :] * side
+    k_y = torch.fft.fftfreq(height, dtype=torch.float64, device=device)[:, None] * side
+    k_x = torch.fft.fftfreq(width, dtype=torch.float64, device=device)[None, :] * side
     # For odd sizes FakET's program moves the whole filter by one frequency; that is kept, too.
     odd_y, odd_x = height % 2, width % 2
     ramp = ((k_x + odd_x).abs() / max(int(0.61 * (side // 2)), 1)).clamp_max(1.0)
@@ -104,7 +106,7 @@ def shrec_weights(height: int, width: int) -> Tensor:
 
 def _shrec_filter(images: Tensor) -> Callable[[Tensor], Tensor]:
     height, width = images.shape[-2:]
-    weights = shrec_weights(height, width).to(images.device, working_dtype(result_dtype(images.dtype)))
+    weights = shrec_weights(height, width, images.device).to(working_dtype(result_dtype(images.dtype)))
     # The weights are not symmetric (the off-by-one), so the result of the complex transform has a small imaginary
     # part that is dropped: the same as with the weights' mean over k and -k, which the real transform can use.
     mirrored = torch.roll(weights.flip(0, 1), shifts=(1, 1), dims=(0, 1))
@@ -121,7 +123,7 @@ def _shrec_filter(images: Tensor) -> Callable[[Tensor], Tensor]:
 
 def _filter_along_x(images: Tensor, filter: str) -> Callable[[Tensor], Tensor]:
     width = images.shape[-1]
-    weights = fourier_weights(filter, width).to(images.device, working_dtype(result_dtype(images.dtype)))
+    weights = fourier_weights(filter, width, images.device).to(working_dtype(result_dtype(images.dtype)))
 
     def apply(part: Tensor) -> Tensor:
         # Periodic, without padding, as FakET: a constant tilt becomes zero, and edges meet their opposites.

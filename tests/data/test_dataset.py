@@ -31,13 +31,15 @@ from _helpers import (
 )
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.utils.data import ChainDataset, DataLoader
 
-from faket_aug import FakETDataset, GrandModel, PatchAugmentation, SimulationError
+from faket_aug import FakETDataset, GrandModel, MixedPatches, PatchAugmentation, SimulationError
 from faket_aug._runtime.threads import SideStream
 from faket_aug.data.patches import cut, normalize
 from faket_aug.data.progress import stream_order
 from faket_aug.data.sampling import LiveTomogram
 from faket_aug.geometry import half_turn_about_tilt_axis
+from faket_aug.picking.loaders import items_on
 
 PATCH = (8, 10, 12)
 
@@ -596,7 +598,85 @@ def test_another_process_has_a_stream_of_its_own() -> None:
     assert copy.deepcopy(side)._stream is None
 
 
+def test_items_follow_the_training() -> None:
+    """Without an `item_device` items are put where the training is, but not by workers, and not before a transform."""
+    data = dataset(simulator("noiseless"))
+    assert data.item_device == "cpu"
+    data.read_on("cuda:1")
+    assert data.item_device == "cuda:1"
+    assert pickle.loads(pickle.dumps(data)).item_device == "cpu"
+    mixed = MixedPatches(data, data)
+    mixed.read_on(torch.device("cuda", 1))
+    assert mixed.item_device == "cuda:1"
+    named = dataset(simulator("noiseless"), item_device="cpu")
+    named.read_on("cuda:1")
+    assert named.item_device == "cpu"
+
+    own = dataset(simulator("noiseless"), transform=lambda item, generator: item)
+    own.read_on("cuda")  # there may be no GPU
+    assert own._stream._place(own.source.make(0, 0)) == torch.device("cpu")
+
+
+def test_a_training_tells_where_it_reads() -> None:
+    """`fit` lets items follow its network where it reads them itself, and nobody expects them on the CPU."""
+    data = dataset(simulator("noiseless"))
+    told = [
+        (DataLoader(data, batch_size=2), True),
+        (DataLoader(data, batch_size=2, num_workers=1), False),
+        (DataLoader(data, batch_size=2, pin_memory=True), False),
+        (DataLoader(data, batch_size=2, collate_fn=lambda items: items), False),
+        (DataLoader(ChainDataset([data, data]), batch_size=2), True),
+    ]
+    for reader, follows in told:
+        data.read_on("cpu")
+        items_on(reader, torch.device("cuda", 1))
+        assert data.item_device == ("cuda:1" if follows else "cpu")
+
+
+def test_a_worker_knows_the_gpu_of_its_rank() -> None:
+    """A plain "cuda" means the GPU that was current in the process that began the worker, also where items are put."""
+    data = dataset(simulator("noiseless"), item_device="cuda")
+    data._stream._cuda_index = 1
+    sent = pickle.loads(pickle.dumps(data))
+    assert sent._stream._place(sent.source.make(0, 0)) == torch.device("cuda", 1)
+
+
 # --- GPU --------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.gpu
+def test_the_second_gpu() -> None:
+    """Items of a rank with the second GPU lie there, whichever GPU is current where they are read."""
+    if torch.cuda.device_count() < 2:
+        pytest.skip("needs two CUDA devices")
+    data = dataset(simulator("noiseless"), item_device="cuda")
+    mixed = MixedPatches(data, dataset(simulator("noiseless")), item_device="cuda", live_tomograms=1)
+    for one in (data, mixed):
+        torch.cuda.set_device(1)
+        try:
+            sent = pickle.loads(pickle.dumps(one))
+        finally:
+            torch.cuda.set_device(0)
+        for item in sent:
+            assert item["image"].device == item["label"].device == torch.device("cuda", 1)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("target", ["shape", "sphere"])
+def test_a_training_on_a_gpu_gets_its_items_there(target: str) -> None:
+    """By default items lie where `fit` trains; they are the items that the CPU's reader gets."""
+    radii = {"radii": {1: 30.0, 2: 30.0}} if target == "sphere" else {}
+    data = dataset(simulator("noiseless", device="cuda"), target=target, **radii)
+    expected = list(data)
+    data.set_epoch(0)
+    items_on(DataLoader(data, batch_size=2), torch.device("cuda", 0))
+    for a, b in zip(data, expected, strict=True):
+        assert a["image"].is_cuda
+        assert a["label"].is_cuda
+        assert not b["image"].is_cuda
+        assert torch.equal(a["image"].cpu(), b["image"])
+        assert torch.equal(a["label"].cpu(), b["label"])
+        assert a["label"].dtype == torch.int64
 
 
 @pytest.mark.gpu

@@ -184,3 +184,35 @@ def test_rings_finer_than_the_image() -> None:
         UserWarning, match=r"a defocus of 20 µm makes rings that are too fine for \d+ pixels of 1 Å beyond"
     ):
         ContrastTransfer(defocus=20.0).apply(torch.zeros(1, 64, 64), 1.0)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("method", ["phase-flip", "wiener"])
+def test_cuda_equals_cpu(method: str) -> None:
+    """On the GPU tilts are filtered and corrected as on the CPU, with all parameters that a tilt can have."""
+    ctf = ContrastTransfer(
+        defocus=(2.0, 3.0),
+        astigmatism=0.3,
+        astigmatism_angle=20.0,
+        phase_shift=10.0,
+        radial_gain=((0.0, 1.0), (0.1, 0.5)),
+    )
+    images = torch.randn(2, 64, 72, generator=torch.Generator().manual_seed(0))
+    expected, found = (ctf.apply(one, 10.0) for one in (images, images.cuda()))
+    assert found.is_cuda
+    torch.testing.assert_close(found.cpu(), expected, rtol=1e-4, atol=1e-4)
+    back = ctf.correct(found, 10.0, method=method)
+    torch.testing.assert_close(back.cpu(), ctf.correct(expected, 10.0, method=method), rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.gpu
+@pytest.mark.filterwarnings("ignore:Synchronization debug mode")
+def test_cuda_waits_for_nothing() -> None:
+    """A contrast transfer function needs nothing from the host, however many tilts there are."""
+    ctf, images = ContrastTransfer(defocus=(2.0, 3.0), phase_shift=10.0), torch.zeros(2, 64, 72).cuda()
+    ctf.apply(images, 10.0)
+    try:
+        torch.cuda.set_sync_debug_mode("error")
+        ctf.correct(ctf.apply(images, 10.0), 10.0)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")

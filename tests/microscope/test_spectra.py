@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from faket_aug.microscope import rings
 from faket_aug.microscope.spectra import RINGS, match_spectrum, radial_filter, series_spectra
 
 ANGLES = np.arange(-15.0, 16.0, 3.0)
@@ -90,3 +91,23 @@ def test_match_spectrum() -> None:
     phases = [torch.fft.rfft2(one)[:, 1:20, 1:20].angle() for one in (made, images)]
     assert float((phases[0] - phases[1]).cos().min()) > 0.999
     assert torch.equal(match_spectrum(torch.ones(1, 32, 32), _noise(1, 32, 32)), torch.ones(1, 32, 32))
+
+
+def test_a_gpu_adds_in_one_order() -> None:
+    """The places of each ring, which a GPU gathers and adds, are those that the rings' index names, each once."""
+    index = torch.randint(0, 7, (300,), generator=torch.Generator().manual_seed(0))
+    members = rings._members(index, 9)
+    for ring, places in enumerate(members):
+        own = places[places < len(index)]
+        assert own.tolist() == (index == ring).nonzero()[:, 0].tolist()
+    assert int((members < len(index)).sum()) == len(index)
+
+
+@pytest.mark.gpu
+def test_match_spectrum_on_a_gpu() -> None:
+    """More tilts than a GPU holds at once get the spectra that the CPU gives them."""
+    images, references = _noise(19, 30, 40), 3 * _noise(19, 30, 40, seed=1).cumsum(2)
+    expected = match_spectrum(images, references)
+    found = match_spectrum(images.cuda(), references.cuda())
+    assert found.is_cuda
+    torch.testing.assert_close(found.cpu(), expected, rtol=1e-3, atol=1e-3 * float(expected.abs().max()))

@@ -18,7 +18,8 @@ from faket_aug.formats.tilt_metadata import TiltMetadata
 from faket_aug.geometry import turns
 from faket_aug.microscope.spectra import RINGS, series_spectra
 from faket_aug.statistics import mean_std, standardize, value_range
-from faket_aug.style.transfer import _features_kept, gram_matrix, gray_to_rgb, style_grams
+from faket_aug.style.gram import gram_matrix
+from faket_aug.style.transfer import _features_kept, gray_to_rgb, style_grams
 from faket_aug.tomography.resample import transform_images
 from tests._helpers import narrow_vgg
 from tests.microscope.test_defocus import _image

@@ -173,7 +173,7 @@ def test_bad_settings() -> None:
 
 def test_other_voxel_size_is_warned_of() -> None:
     """The voxel size is kept with the weights; a tomogram of another one gives a warning, the same one none."""
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(devices=[]):
         trained, loaded = DeepFinderNet(2, widths=(2, 2, 2), voxel_size=10.0), DeepFinderNet(2, widths=(2, 2, 2))
     loaded.load_state_dict(trained.state_dict())
     assert loaded.voxel_size == 10.0
@@ -181,3 +181,22 @@ def test_other_voxel_size_is_warned_of() -> None:
     segment(loaded, image, tile_size=8, overlap=0, voxel_size=10.1)
     with pytest.warns(UserWarning, match="trained on voxels of 10 Å, the tomogram has voxels of 13.5 Å"):
         segment(loaded, image, tile_size=8, overlap=0, voxel_size=13.5)
+
+
+# --- GPU --------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("blend", ["crop", "linear"])
+@pytest.mark.parametrize("free", [2**40, 0])
+def test_cuda_equals_cpu(blend: str, free: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A network on a GPU gives the CPU's labels where the tomogram is, with room for a slab there and without."""
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (free, 2**40))
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        network = DeepFinderNet(3, widths=(2, 3, 4))
+    volume = torch.randn(20, 40, 36, generator=torch.Generator().manual_seed(1))
+    expected = segment(network, volume, tile_size=16, overlap=8, blend=blend)
+    found = segment(network.cuda(), volume, tile_size=16, overlap=8, blend=blend)
+    assert found.device.type == "cpu"
+    assert float((found == expected).double().mean()) > 0.999

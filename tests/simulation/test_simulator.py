@@ -139,6 +139,20 @@ def test_faket_has_the_styles_statistics(tmp_path: Path) -> None:
     torch.testing.assert_close(found[1], std, rtol=1e-4, atol=1e-4)
 
 
+def test_the_programs_precision_does_not_matter(tmp_path: Path) -> None:
+    """Autocast and `set_float32_matmul_precision` of a training change no simulation, and no style bank."""
+    expected = simulator("faket", tmp_path)(specimen(0), seed=5)
+    torch.set_float32_matmul_precision("medium")
+    try:
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            found = simulator("faket", tmp_path)(specimen(0), seed=5)
+        assert torch.get_float32_matmul_precision() == "medium"
+    finally:
+        torch.set_float32_matmul_precision("highest")
+    assert torch.equal(found.tiltseries, expected.tiltseries)
+    assert torch.equal(found.tomogram, expected.tomogram)
+
+
 def test_faket_is_near_noisy_but_not_noisy(tmp_path: Path) -> None:
     """One step of style transfer changes the noisy tilts, but not beyond recognition."""
     tilts = _all(tmp_path)

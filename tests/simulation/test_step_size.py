@@ -146,3 +146,17 @@ def test_what_was_not_measured_does_not_count(styled: FakETSimulator) -> None:
             for fill in (0.0, 1e4)
         ]
         assert choices[0] == choices[1]
+
+
+@pytest.mark.gpu
+def test_the_step_is_found_on_a_gpu(styled: FakETSimulator) -> None:
+    """Measured tilts may lie on a GPU, and the looks are compared there; the distances are the CPU's."""
+    measured = [style_series(seed) for seed in (3, 4)]
+    there = [replace(one, tilts=one.tilts.cuda()) for one in measured]
+    thing = specimen(6, shape=SIZE)
+    expected = choose_step_size(replace(styled, step_size=0.0), [thing], measured, steps=()).trials[0]
+    found = choose_step_size(replace(styled, step_size=0.0, device="cuda"), [thing], there, steps=(0.05,))
+    assert len(found.trials) == 3
+    # The noise is another one.
+    assert found.trials[0].spectrum == pytest.approx(expected.spectrum, rel=0.1)
+    assert found.trials[0].gram == pytest.approx(expected.gram, rel=0.1)

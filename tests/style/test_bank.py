@@ -8,6 +8,7 @@ import pickle
 import re
 import warnings
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from faket_aug import CacheError, StyleBank, TiltSeries, VGG19Features, WeightsE
 from faket_aug.formats import _atomic
 from faket_aug.statistics import mean_std
 from faket_aug.style import bank as module
-from faket_aug.style.transfer import gram_matrix
+from faket_aug.style.gram import gram_matrix
 
 
 @pytest.fixture
@@ -494,3 +495,22 @@ def test_real_style(reference: Path, features: VGG19Features) -> None:
     assert found.mean.shape == (41,)
     assert all(gram.isfinite().all() for gram in found.grams.values())
     assert (found.std > 0).all()
+
+
+@pytest.mark.gpu
+def test_tilts_on_a_gpu(features: VGG19Features, cache: Path) -> None:
+    """Tilts may lie on a GPU: the bank's key is that of the same tilts on the CPU, its numbers are near, on the CPU."""
+    series = style_series()
+    measured = torch.ones_like(series.tilts, dtype=torch.bool)
+    measured[:, :5] = False
+    masked = replace(series, measured=measured)
+    there = replace(series, tilts=series.tilts.cuda(), measured=measured.cuda())
+    expected = _build(features, masked, quantiles=(0.01, 0.99))
+    found = _build(features, there, quantiles=(0.01, 0.99), device="cuda", cache=cache)
+    assert found.key == expected.key
+    (one,), (other,) = found.series, expected.series
+    assert one.mean.device.type == "cpu"
+    torch.testing.assert_close(one.mean, other.mean)
+    torch.testing.assert_close(one.std, other.std)
+    for layer, gram in one.grams.items():
+        assert float((gram - other.grams[layer]).norm() / other.grams[layer].norm()) < 1e-2

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch.nn import functional
 
 from faket_aug.style import pooling
 from faket_aug.style.pooling import MODES, pool, pool_with_pullback
@@ -27,3 +28,19 @@ def test_pullback_is_autograds(monkeypatch: pytest.MonkeyPatch, mode: str, shape
         found, pullback = pool_with_pullback(images.detach(), mode)
         torch.testing.assert_close(found, expected.detach())
         torch.testing.assert_close(pullback(gradient), images.grad.nan_to_num(0.0))
+
+
+@pytest.mark.parametrize("shape", [(2, 3, 8, 6), (1, 5, 7, 9), (1, 1, 2, 3)])
+def test_a_gpus_pullback(shape: tuple[int, ...]) -> None:
+    """What a GPU puts at the maxima, without adding, is what torch's kernel adds there, in the same memory format."""
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randint(0, 3, shape, generator=generator).float().contiguous(memory_format=torch.channels_last)
+    pooled, indices = functional.max_pool2d(images, 2, return_indices=True)
+    gradient = torch.randn(pooled.shape, generator=generator)
+    expected = torch.ops.aten.max_pool2d_with_indices_backward(
+        gradient, images, [2, 2], [2, 2], [0, 0], [1, 1], False, indices
+    )
+    offsets = (indices - pooling._first_pixels(shape[-1], pooled)).to(torch.int16)
+    found = pooling._at_maxima(gradient, offsets, images)
+    assert torch.equal(found, expected)
+    assert found.stride() == images.stride()

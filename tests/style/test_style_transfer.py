@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,9 @@ from faket_aug import FakETSimulator, StyleBank
 from faket_aug.microscope.file import MicroscopeFile, write_microscope
 from faket_aug.microscope.spectra import match_spectrum
 from faket_aug.statistics import match_mean_std, mean_std
+from faket_aug.style import style_transfer
 from faket_aug.style.style_transfer import StyleTransfer
-from faket_aug.style.transfer import stylize
+from faket_aug.style.transfer import StyleTargets, stylize
 from tests._helpers import ANGLES, STYLE_LAYERS, generator, narrow_vgg, noise_model, specimen, style_series
 
 
@@ -96,3 +98,33 @@ def test_a_fitted_microscope_with_a_style_transfer(tmp_path: Path) -> None:
     made = FakETSimulator.from_file(path, style=_transfer(tmp_path, step_size=0.05))
     assert (made.modality, made.step_size, made.keep_spectrum) == ("faket", 0.05, False)
     assert made(specimen(0), seed=1).tiltseries.shape == (5, 24, 32)
+
+
+# --- GPU --------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.gpu
+def test_targets_stay_on_the_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The targets of a series are selected once; where others take more than the limit, those used last stay."""
+    made, (content, noisy) = _transfer(tmp_path), [tilts.cuda() for tilts in _tilts()]
+    selected: list[int] = []
+    select = StyleBank.select
+
+    def watched(bank: StyleBank, tilt_angles: Any, *, series: int = 0) -> StyleTargets:
+        selected.append(series)
+        return select(bank, tilt_angles, series=series)
+
+    monkeypatch.setattr(StyleBank, "select", watched)
+    first = made(content, noisy, ANGLES, series=0)
+    assert torch.equal(made(content, noisy, ANGLES, series=0), first)
+    made(content, noisy, ANGLES, series=1)
+    made(content, noisy, ANGLES, series=0)
+    assert selected == [0, 1]
+    monkeypatch.setattr(style_transfer, "KEPT_TARGETS", select(made.bank, ANGLES).nbytes)
+    for series in (1, 1, 0):
+        made(content, noisy, ANGLES, series=series)
+    assert selected == [0, 1, 0]
+    # Simulators whose settings are drawn have style transfers of their own, with the same encoder and bank.
+    replace(made, step_size=0.1)(content, noisy, ANGLES, series=0)
+    assert selected == [0, 1, 0]
+    assert style_transfer._kept_of(pickle.loads(pickle.dumps(made)).features)._kept == {}

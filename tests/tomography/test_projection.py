@@ -6,6 +6,7 @@ import math
 import sys
 import types
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -489,6 +490,34 @@ def test_device_of_the_result(phantom: Tensor) -> None:
     """The result's device can be named, as text or as a device."""
     for device in ("cpu", torch.device("cpu")):
         assert torch.equal(project(phantom, ANGLES, device=device), project(phantom, ANGLES))
+
+
+class _Map:
+    """What the cache looks at."""
+
+    def __init__(self, device: str, nbytes: int) -> None:
+        self.device, self.nbytes = torch.device(device), nbytes
+
+
+def test_geometry_is_kept_as_the_device_has_room(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each device keeps what was used last, the CPU up to a limit, a GPU up to a share of its memory; each the last."""
+    monkeypatch.setattr(
+        torch.cuda, "get_device_properties", lambda device: SimpleNamespace(total_memory=(1000, 100)[device.index])
+    )
+    cache = sparse.PlaneMapCache(max_bytes=50, gpu_share=0.2)
+    built: list[str] = []
+
+    def get(name: str, device: str, nbytes: int) -> None:
+        cache.get(name, lambda: built.append(name) or _Map(device, nbytes))  # type: ignore[arg-type,func-returns-value]
+
+    for name, device, nbytes in (
+        *(("a", "cpu", 30), ("b", "cpu", 20), ("c", "cuda:0", 150), ("d", "cuda:0", 50), ("e", "cuda:1", 40)),
+        *(("a", "cpu", 30), ("f", "cpu", 10), ("g", "cuda:0", 1), ("h", "cuda:1", 1000)),
+    ):
+        get(name, device, nbytes)
+    # Of the CPU's "b" was used longest ago, of the first GPU's "c"; the second has a limit of 50, as the CPU.
+    assert list(cache._maps) == ["d", "a", "f", "g", "h"]
+    assert built == list("abcdefgh")
 
 
 # --- GPU --------------------------------------------------------------------------------------------------------------

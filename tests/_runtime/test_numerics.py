@@ -1,0 +1,103 @@
+"""The precision of a program's network does not reach what is simulated, and is the program's own afterwards."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+
+import pytest
+import torch
+
+from faket_aug._runtime import threads
+from faket_aug._runtime.numerics import own_precision
+
+
+@pytest.fixture(autouse=True)
+def restored() -> Iterator[None]:
+    yield
+    torch.set_float32_matmul_precision("highest")
+
+
+@pytest.mark.parametrize("precision", ["highest", "high", "medium"])
+def test_products_are_exact_within(precision: str) -> None:
+    """Products are those of the highest precision, also when bodies overlap; then the program's setting is back."""
+    a = torch.randn(256, 256, generator=torch.Generator().manual_seed(0))
+    exact = a @ a
+    torch.set_float32_matmul_precision(precision)
+    with own_precision():
+        with own_precision():
+            assert torch.equal(a @ a, exact)
+        assert torch.get_float32_matmul_precision() == "highest"
+        assert torch.equal(a @ a, exact)
+    assert torch.get_float32_matmul_precision() == precision
+
+
+def test_settings_of_one_backend() -> None:
+    """Where a program has set one backend alone, by the settings of torch 2.9, they are left as they were."""
+    backend = getattr(torch.backends.mkldnn, "matmul", None)
+    if backend is None or not hasattr(backend, "fp32_precision"):
+        pytest.skip("this torch has one setting for all backends")
+    a = torch.randn(256, 256, generator=torch.Generator().manual_seed(0))
+    exact = a @ a
+    backend.fp32_precision = "bf16"
+    with own_precision():
+        assert backend.fp32_precision == "ieee"
+        assert torch.equal(a @ a, exact)
+    assert backend.fp32_precision == "bf16"
+
+
+def test_threads_overlap() -> None:
+    """The setting is given back by the last thread that needs it, whoever came first."""
+    torch.set_float32_matmul_precision("medium")
+    within, left, found = threading.Event(), threading.Event(), []
+
+    def other() -> None:
+        with own_precision():
+            within.set()
+            left.wait(10)
+            found.append(torch.get_float32_matmul_precision())
+
+    thread = threading.Thread(target=other)
+    with own_precision():
+        thread.start()
+        assert within.wait(10)
+    left.set()
+    thread.join()
+    assert found == ["highest"]
+    assert torch.get_float32_matmul_precision() == "medium"
+
+
+def test_autocast_is_off_within() -> None:
+    """Products keep the precision of their tensors under autocast, and autocast goes on afterwards, also on errors."""
+    a = torch.ones(4, 4)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        with own_precision():
+            assert (a @ a).dtype == torch.float32
+        with pytest.raises(KeyError), own_precision():
+            raise KeyError("on purpose")
+        assert (a @ a).dtype == torch.bfloat16
+
+
+def test_what_a_stream_made_is_waited_for_by_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a GPU another stream waits for the event that was recorded after the making; on a CPU nothing happens."""
+    done: list[tuple[str, object]] = []
+
+    class Event:
+        def record(self, stream: object) -> None:
+            done.append(("recorded on", stream.name))  # type: ignore[attr-defined]
+
+    class Stream:
+        def __init__(self, name: str) -> None:
+            self.name = name
+
+        def wait_event(self, event: object) -> None:
+            assert isinstance(event, Event)
+            done.append(("waited for on", self.name))
+
+    streams = iter(["first", "second"])
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: Stream(next(streams)))
+    threads.Made(torch.device("cpu")).before(torch.device("cpu"))
+    assert done == []
+    threads.Made(torch.device("cuda", 0)).before(torch.device("cuda", 0))
+    assert done == [("recorded on", "first"), ("waited for on", "second")]
