@@ -107,7 +107,10 @@ def _settings() -> dict[str, Setting]:
         owners = tuple((other.__qualname__, name) for other in others)
         simulator[name] = replace(simulator[name], owners=simulator[name].owners + owners)
     for name in ("step_size", "extend"):
-        simulator[name] = replace(simulator[name], help=f"{simulator[name].help} The file of `noise` may say another.")
+        simulator[name] = replace(
+            simulator[name], help=f"{simulator[name].help} The file of `microscope` may say another."
+        )
+    own["noise"] = replace(own["noise"], called="microscope")
     encoder = {
         "weights": setting_of(VGG19Features, "weights", hint=Annotated[str, IsPath(words=("torchvision", "random"))]),
         "precision": setting_of(VGG19Features, "precision", choices=tuple(PRECISIONS)),
@@ -120,12 +123,12 @@ def _settings() -> dict[str, Setting]:
     }
     noise = {
         "noise": own["noise"],
-        "snr": setting_of(NoiseModel.assume, "snr", note="Without `noise`."),
+        "snr": setting_of(NoiseModel.assume, "snr", note="Without `microscope`."),
         "noise_order": setting_of(
             NoiseModel.assume,
             "order",
             name="noise_order",
-            help=f"{parameter_help(NoiseModel.fit)['order']} Without `noise`.",
+            help=f"{parameter_help(NoiseModel.fit)['order']} Without `microscope`.",
         ),
     }
     voxel_size = setting_of(
@@ -141,7 +144,7 @@ def _settings() -> dict[str, Setting]:
         FakETSimulator,
         "tilt_angles",
         hint=Annotated[_Angles, IsPath()],
-        help="Degrees: first:last:step, or a file of angles. By default those of `noise`, of `style`, or "
+        help="Degrees: first:last:step, or a file of angles. By default those of `microscope`, of `style`, or "
         f"`{TILT_ANGLES}`.",
     )
     style = (*TRANSFER, "step_size", "keep_spectrum", "quantiles")
@@ -327,6 +330,9 @@ def from_text(setting: Setting, value: Any) -> Any:
 def _from_file(path: Path) -> dict[str, Any]:
     what = "a JSON or TOML file of settings"
     content = load_table(path, what)
+    if "microscope" in content:
+        # The option's name, in place of the key.
+        content = {"noise" if name == "microscope" else name: one for name, one in content.items()}
     kept = {"format", "settings", "options"} if "options" in content else {"format", "record", "origin", "files"}
     if "options" in content or "origin" in content:
         # What a set was made with, or one of its tomograms.

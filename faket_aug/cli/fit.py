@@ -84,8 +84,12 @@ def fit(
 ) -> None:
     """Fit transfer function and noise of a microscope, without labels, and show simulated tilts beside measured ones.
 
-    The file is what `simulate --noise` and `FakETSimulator.from_file` take. Specimens need only be of the same kind as
-    what the microscope saw; without any, the package's own are taken.
+    The file is what `--microscope` of other commands and `FakETSimulator.from_file` take. Specimens need only be of the
+    same kind as what the microscope saw; without any, the package's own are taken.
+
+    Before it comes alignment by another program; after it `faket-aug check`, `simulate` and `train`. As `faket-aug fit
+    microscope.json --style series_1.mrc --templates particles --occupancy 0.04 --shape 48,128,128`, on the files of
+    `faket-aug demo --keep trial`.
     """
     from faket_aug.cli._console import showing_progress, showing_warnings
     from faket_aug.cli._fitting import FitWork, run
