@@ -181,6 +181,8 @@ SETTINGS: dict[str, Setting] = _settings()
 OF_GENERATED = tuple(RECIPE)
 #: Told by the simulator's own settings, with its defaults.
 _ELSEWHERE = ("FakETSimulator", "Imperfections", "VGG19Features")
+#: What the file of a microscope says of its style transfer, beside the step, which was chosen with these.
+OF_STYLE = ("weights", "weights_seed", "style_layers", "pooling", "quantiles", *TRANSFER)
 #: What a set is compared by when it goes on.
 COMPARED = tuple(
     name for name, one in SETTINGS.items() if not names_files(one.hint) and one.owners[0][0] not in _ELSEWHERE
@@ -346,11 +348,20 @@ def _from_file(path: Path) -> dict[str, Any]:
             raise FileFormatError(f"{path}: expected `options`, settings by name, got {str(options)[:80]!r}")
         generated = not set(OF_GENERATED).isdisjoint(options)
         # A set says all that may change its numbers, but for what was not known when it was made.
-        content = (BEFORE if generated else {}) | options
+        content = (BEFORE if generated else {}) | _style_as_made(options) | options
     try:
         return read_table(SETTINGS, flat(content), "", lambda entry: str(path.parent / entry), renamed=RENAMED)
     except ValueError as error:
         raise FileFormatError(f"{path}: {error}") from error
+
+
+def _style_as_made(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Say what a set was made with where it does not: the file of its microscope may hold another style today."""
+    if options.get("noise") is None:
+        return {}
+    plain = {name: SETTINGS[name].default for name in OF_STYLE}
+    known = {name: as_json(one) for name, one in plain.items() if one is not None and one is not MISSING}
+    return known | {"modality": "faket" if options.get("style") else "noisy"}
 
 
 def flat(content: Mapping[str, Any]) -> dict[str, Any]:

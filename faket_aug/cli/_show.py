@@ -15,11 +15,12 @@ from torch import Tensor
 from faket_aug._checks import FileFormatError, check_positive
 from faket_aug.cli._look import Look
 from faket_aug.cli._pick_files import draw_picks
-from faket_aug.cli._reconstruction import RECORD, read_like
+from faket_aug.cli._reconstruction import RECORD
 from faket_aug.figures import LOW_PASS, _smooth_section, richest_section, tilt_panel
 from faket_aug.formats._json import read_json
 from faket_aug.formats.found_particles import find_particles
 from faket_aug.picking.clustering import Picks
+from faket_aug.simulation.saving import RECORD_FILE, read_record_file
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -147,8 +148,8 @@ def _filter(look: Look) -> str | None:
         if path.with_suffix(RECORD).is_file():
             made: Any = read_json(path.with_suffix(RECORD), what="a record").get("reconstruction")
         else:
-            made = read_like(path.parent)
-    except (OSError, ValueError):
+            made = read_record_file(path.with_name(RECORD_FILE))["record"]["settings"]
+    except (OSError, ValueError, LookupError, TypeError):
         # Other programs leave no record, or one of their own.
         return None
     return str(made["filter"]) if isinstance(made, dict) and "filter" in made else None

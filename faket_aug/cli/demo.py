@@ -32,7 +32,7 @@ COMMANDS = (
     "faket-aug reconstruct series_1.mrc --depth 64 --filter hann --output series_1_rec.mrc",
     "faket-aug fit microscope.json --style series_1.mrc --templates particles --occupancy 0.04 --shape 48,128,128",
     "faket-aug train --microscope microscope.json --templates particles --classes cage --filter hann "
-    "--shape 64,96,96 --watch series_1_rec.mrc --steps 240 --validate-every 80 --output run",
+    "--shape 64,96,96 --watch series_1_rec.mrc --variation none --steps 160 --validate-every 80 --output run",
     "faket-aug pick run series_1_rec.mrc --output picks.star",
     "faket-aug score picks.star truth.star --volume series_1_rec.mrc --classes cage --distance 75 --output score",
 )

@@ -45,7 +45,7 @@ _EPOCH = 2**31 - 2
 _ANGLES: FloatArray = np.arange(-60.0, 61.0, 4.0)
 _DEFOCUS_UM = 3.0
 #: e⁻/Å², of the whole series.
-_EXPOSURE = 300.0
+_EXPOSURE = 240.0
 #: Its camera misses as many electrons, and its ice takes as many, as a fit assumes; the ice has little grain, and the
 #: camera blurs little: then the scale of the contrast follows from noise and exposure.
 _MICROSCOPE = Microscope(
@@ -123,7 +123,7 @@ def write_templates(folder: Path) -> None:
         template = TEMPLATES[name]
         side = 2 * int(np.ceil((template.radius + 10.0) / VOXEL_SIZE)) + 1
         zyx = np.stack(np.meshgrid(*3 * (np.arange(side) - side // 2,), indexing="ij"), axis=-1)
-        density = template.density(zyx[..., ::-1] * VOXEL_SIZE)
+        density = template.density(zyx[..., ::-1].astype(np.float64) * VOXEL_SIZE)
         write_mrc(folder / f"{name}.mrc", torch.from_numpy(density.astype(np.float32)), voxel_size=VOXEL_SIZE)
 
 
