@@ -80,6 +80,14 @@ def fit(
             show_default=False,
         ),
     ] = None,
+    aligned: Annotated[
+        bool,
+        typer.Option(
+            "--aligned",
+            help="Series without a file of their alignment are aligned, their axis along y.",
+            rich_help_panel=_TARGET,
+        ),
+    ] = False,
     **given: Any,
 ) -> None:
     """Fit transfer function and noise of a microscope, without labels, and show simulated tilts beside measured ones.
@@ -109,6 +117,7 @@ def fit(
             fitting=fitting | ({"optics": optics} if optics else {}),
             search=search,
             step=given["weights"] is not None,
+            aligned=aligned,
         )
         for line in run(work, progress):
             typer.echo(line)

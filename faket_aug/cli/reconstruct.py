@@ -99,5 +99,9 @@ def reconstruct(
             halves=halves,
             threads=told.get("threads", _MACHINE["threads"].default),
         )
-        for line in run(work, progress):
+        try:
+            lines = run(work, progress)
+        except FileNotFoundError as error:
+            raise FileNotFoundError(str(error).replace("`tilt_angles`", "--tilt-angles")) from error
+        for line in lines:
             typer.echo(line)

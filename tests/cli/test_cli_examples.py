@@ -7,10 +7,12 @@ import re
 import shlex
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import rich.progress  # noqa: F401 - it draws from Python's generator once, when it is imported
+from matplotlib import pyplot
 from typer.main import get_command
 
 from faket_aug import TiltSeries
@@ -20,6 +22,7 @@ from faket_aug.demo.kept import COUNTS, MARGIN, SERIES, SHAPE, VOXEL_SIZE, keep_
 from faket_aug.formats.mrc import read_mrc
 from faket_aug.formats.star import read_particles_star
 
+NOTEBOOK = Path(__file__).resolve().parents[2] / "examples" / "from_tilts_to_picks.ipynb"
 GROUP = get_command(app)
 NAMES = sorted(GROUP.commands)  # type: ignore[attr-defined]
 #: In the order in which each finds what it reads.
@@ -32,7 +35,7 @@ SMALLER = {
         *("--shape", "32,48,48", "--steps", "4", "--validate-every", "2", "--patch-size", "16", "--batch-size", "2"),
         *("--widths", "4,8,8", "--tomograms-per-epoch", "1"),
     ],
-    "check": ["--patch-size", "16"],
+    "check": ["--steps", "2,4", "--seeds", "1", "--patch", "16"],
 }
 
 
@@ -108,19 +111,50 @@ def test_the_series_is_aligned_by_the_files_beside_it(trial: Path) -> None:
     assert np.mean(around) < float(middle.mean()) - 1.0
 
 
+def cells() -> list[dict[str, Any]]:
+    """The cells of the notebook."""
+    found = json.loads(NOTEBOOK.read_text(encoding="utf-8"))["cells"]
+    assert isinstance(found, list)
+    return found
+
+
+def test_the_notebook_has_no_outputs_and_the_commands_of_the_path() -> None:
+    """What git holds is the source alone; its commands are those that the demo says."""
+    code = [cell for cell in cells() if cell["cell_type"] == "code"]
+    assert [(cell["outputs"], cell["execution_count"]) for cell in code] == [([], None)] * len(code)
+    text = "".join("".join(cell["source"]) for cell in code)
+    joined = re.sub(r'"\n\s+"', "", text)
+    assert [command for command in COMMANDS if f'"{command}"' not in joined] == []
+
+
 @pytest.mark.slow
-def test_all_examples_run_on_the_kept_files(
-    trial: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+def test_the_notebook_and_all_examples_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Each example runs as it stands, with fewer steps and smaller specimens: from tilts to picks and their score."""
-    monkeypatch.chdir(trial)
-    for name in ORDER[1:]:
-        code, output, errors = run([*example(name), *SMALLER.get(name, [])], monkeypatch, capsys)
-        assert code == 0, (name, errors)
-        assert "written" in output or name in ("show", "compare", "check"), output
+    """The notebook's cells lead from tilts to picks, then the other helps' examples run; with few steps."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(pyplot, "show", pyplot.close)
+    names: dict[str, Any] = {"__name__": "__main__"}
+
+    def smaller(command: str) -> None:
+        words = shlex.split(command)[1:]
+        code, output, errors = run([*words, *SMALLER.get(words[0], [])], monkeypatch, capsys)
+        assert code == 0, errors
+        assert "written" in output, output
+
+    for cell in cells():
+        if cell["cell_type"] == "code":
+            exec(compile("".join(cell["source"]), str(NOTEBOOK), "exec"), names)  # as a notebook does
+            names["run"] = smaller
+    pictures = re.findall(r'show\("([^"]+)"\)', json.dumps(cells()).replace('\\"', '"'))
+    assert len(pictures) == 6
+    assert [picture for picture in pictures if not Path(picture).is_file()] == []
     tomogram, size = read_mrc("series_1_rec.mrc")
     assert (tuple(tomogram.shape), size) == ((64, 128, 128), VOXEL_SIZE)
     assert set(json.loads(Path("score/score.json").read_text())) > {"per_class"}
+    for name in ("check", "simulate", "show", "compare"):
+        code, _, errors = run([*example(name), *SMALLER.get(name, [])], monkeypatch, capsys)
+        assert code == 0, (name, errors)
 
 
 def test_keep_takes_no_settings_of_the_round_trip(
