@@ -17,7 +17,9 @@ def show(
     ],
     output: Annotated[
         Path | None,
-        typer.Option(help="The picture, .png or .pdf; by default the path's name with .png, here.", show_default=False),
+        typer.Option(
+            help="The picture, .png or .pdf; by default here, called after the path and the list.", show_default=False
+        ),
     ] = None,
     picks: Annotated[
         Path | None,
@@ -47,6 +49,8 @@ def show(
     series_1_rec.mrc`.
     """
     name = path.stem if path.is_file() else path.resolve().name
+    # Not the name of the picture that stands beside a tomogram.
+    name += f"_{picks.stem}" if picks is not None else "_beside" if beside is not None else ""
     target = Path(f"{name}.png") if output is None else output
     if target.suffix.lower() not in (".png", ".pdf"):
         raise ValueError(f"expected --output to end in .png or .pdf, got {target}")

@@ -57,7 +57,8 @@ _MICROSCOPE = Microscope(
     mtf_width=2.0,
 )
 _COMPARISON = """\
-# Two kinds of tomograms to train on, in a minute; `faket-aug compare --settings` says what else may stand here.
+# Two kinds of tomograms to train on, in a minute; scores that mean something take hundreds of steps.
+# `faket-aug compare --settings` says what else may stand here.
 train = ["model_0"]
 validation = "model_1"
 test = ["model_2"]
@@ -72,6 +73,7 @@ validate_every = 10
 validation_patches = 4
 widths = [4, 8, 8]
 tile_size = 32
+overlap = 8
 learning_rate = 1e-3
 cross_entropy = 1.0
 
@@ -182,6 +184,8 @@ def _write_model(folder: Path, name: str, seed: int, number: int) -> None:
     model.mkdir(exist_ok=True)
     write_mrc(model / "grandmodel.mrc", specimen.density, voxel_size=VOXEL_SIZE)
     write_mrc(model / "class_mask.mrc", specimen.labels.to(torch.int16), voxel_size=VOXEL_SIZE)
+    assert specimen.instances is not None, "generated specimens have them"
+    write_mrc(model / "occupancy_mask.mrc", specimen.instances.to(torch.int16), voxel_size=VOXEL_SIZE)
     write_particle_locations(model / "particle_locations.txt", specimen.listed())
     names = {number: name for number, name in specimen.class_names.items() if number}
     write_class_conversion_table(model / "class_conversion_table.txt", names)

@@ -321,7 +321,7 @@ def test_picks_over_a_tomogram(
     assert labels == ["long: 1", "round: 2"]
     (tmp_path / "far.csv").write_text("class,x,y,z\nround,160,12,8\n")
     code, output, errors = show(monkeypatch, capsys, saved / "reconstruction.mrc", "--picks", "far.csv")
-    assert (code, output) == (0, "reconstruction.png\n")
+    assert (code, output) == (0, "reconstruction_far.png\n")
     assert "1 of 1 particles lie outside of reconstruction.mrc" in errors
     assert "read far.csv" in errors
     code, _, errors = show(monkeypatch, capsys, saved, "--picks", "far.csv", "--beside", saved)
