@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -42,6 +43,9 @@ def distributed_job(device: torch.device | str) -> Iterator[int]:
     cuda = torch.device(device).type == "cuda"
     if cuda:
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+    # An optimizer imports this module, whose functions keep the group of that moment as a default: its threads would
+    # outlive `destroy_process_group`, and meet an interpreter that has ended, which aborts the process now and then.
+    importlib.import_module("torch.distributed.nn.functional")
     distributed.init_process_group("nccl" if cuda else "gloo")
     yield distributed.get_rank()
     # After an error the process ends instead: the other ranks may never come to the end.

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import copy
 import itertools
+import os
 import socket
+import subprocess
+import sys
+import textwrap
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -296,17 +300,43 @@ def test_processes_that_have_not_joined(monkeypatch: pytest.MonkeyPatch, tmp_pat
         fit(_network(), loader(dataset(), batch_size=5), tmp_path, settings=TrainingSettings(steps=1))
 
 
+def _job_of_one() -> dict[str, str]:
+    """The environment that torchrun gives to a job of one process."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    return {"RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="needs Linux's /proc")
+def test_threads_of_a_job_end_with_it() -> None:
+    """A thread of gloo that outlives the job can abort the process when the interpreter ends."""
+    program = """
+        import torch
+        from pathlib import Path
+        from faket_aug.picking.ranks import distributed_job
+
+        def of_gloo():
+            return [one for one in Path("/proc/self/task").glob("*/comm") if "gloo" in one.read_text()]
+
+        with distributed_job("cpu"):
+            torch.optim.Adam([torch.zeros(1, requires_grad=True)])
+            assert of_gloo()
+        assert not of_gloo()
+    """
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)} | _job_of_one()
+    subprocess.run([sys.executable, "-c", textwrap.dedent(program)], env=environment, timeout=120, check=True)
+
+
 def test_joining_a_job(monkeypatch: pytest.MonkeyPatch) -> None:
     """Without torchrun nothing is joined; with it the processes are, for the length of the `with`."""
     for name in ("RANK", "WORLD_SIZE"):
         monkeypatch.delenv(name, raising=False)
     with distributed_job("cpu") as rank:
         assert (rank, distributed.is_initialized()) == (0, False)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    for name, value in {"RANK": 0, "WORLD_SIZE": 1, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}.items():
-        monkeypatch.setenv(name, str(value))
+    for name, value in _job_of_one().items():
+        monkeypatch.setenv(name, value)
     with distributed_job("cpu") as rank:
         assert (rank, distributed.is_initialized(), distributed.get_backend()) == (0, True, "gloo")
         # A job within the job is the same one.
