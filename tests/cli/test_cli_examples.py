@@ -128,10 +128,11 @@ def test_the_notebook_has_no_outputs_and_the_commands_of_the_path() -> None:
 
 
 @pytest.mark.slow
-def test_the_notebook_and_all_examples_run(
+@pytest.mark.touches_global_rng  # a DataLoader draws its seed
+def test_the_notebook_and_the_examples_after_it_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The notebook's cells lead from tilts to picks, then the other helps' examples run; with few steps."""
+    """The notebook's cells lead from tilts to picks, then other helps' examples run; with few steps."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(pyplot, "show", pyplot.close)
     names: dict[str, Any] = {"__name__": "__main__"}
@@ -152,9 +153,22 @@ def test_the_notebook_and_all_examples_run(
     tomogram, size = read_mrc("series_1_rec.mrc")
     assert (tuple(tomogram.shape), size) == ((64, 128, 128), VOXEL_SIZE)
     assert set(json.loads(Path("score/score.json").read_text())) > {"per_class"}
-    for name in ("check", "simulate", "show", "compare"):
+    for name in ("simulate", "show"):
         code, _, errors = run([*example(name), *SMALLER.get(name, [])], monkeypatch, capsys)
         assert code == 0, (name, errors)
+
+
+@pytest.mark.slow
+@pytest.mark.nightly
+@pytest.mark.touches_global_rng  # a DataLoader draws its seed
+@pytest.mark.parametrize("name", ["check", "compare"])
+def test_the_examples_that_train_networks_run(
+    trial: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], name: str
+) -> None:
+    """The check and the comparison run on the kept files alone."""
+    monkeypatch.chdir(trial)
+    code, _, errors = run([*example(name), *SMALLER.get(name, [])], monkeypatch, capsys)
+    assert code == 0, errors
 
 
 def test_keep_takes_no_settings_of_the_round_trip(
