@@ -174,10 +174,11 @@ class AbsoluteFit(PowerFit):
         return np.concatenate(parts)
 
     def _unusual(self, parameters: FloatArray) -> FloatArray:
-        """What is known beforehand. The envelope counts as often as there are pairs, which share the model's error."""
+        """What is known beforehand. It counts as often as there are pairs, which share the model's error."""
         off = [(parameters[COMMON.index(name)] - value) / error for name, (value, error) in _USUAL.items()]
-        contrast = (parameters[COMMON.index("amplitude_contrast")] - self._contrast) / _CONTRAST_ERROR
-        return np.append(np.array(off) * np.sqrt(self._pairs), contrast)
+        off.append((parameters[COMMON.index("amplitude_contrast")] - self._contrast) / _CONTRAST_ERROR)
+        weighed: FloatArray = np.array(off) * np.sqrt(self._pairs)
+        return weighed
 
     def matter_power(self, parameters: FloatArray, series: int) -> FloatArray:
         power: FloatArray = np.tensordot(self._amounts(parameters), self._power[series], 1)
@@ -203,6 +204,9 @@ class AbsoluteFit(PowerFit):
             if mean <= 0 or not self._matter.solid:
                 break
             displaced = min(mean / self._matter.solid, _FULLEST)
+        thinned = self._thinned(total) if excess > 1 else 0.0
+        if thinned > displaced:
+            displaced, mean = thinned, thinned * self._matter.solid
         # Powers of interpolated projections have lost some: so will the crowd's.
         lost = interpolation_loss(RINGS) if self._matter.interpolated else np.ones(len(RINGS))
         rest = np.maximum(total - (1 - displaced) ** 2 * self._own, 0.0) / lost
@@ -227,6 +231,18 @@ class AbsoluteFit(PowerFit):
             **deeper,
         )
 
+    def _thinned(self, total: FloatArray) -> float:
+        """The contrast that the specimens lose to what is between them, as large structures tell: 0 to `_FULLEST`.
+
+        Particles that are placed by chance have more slow power than a crowded cell, where matter is everywhere.
+        """
+        low = (FIT_RANGE[0] <= RINGS) & (self._particle_band()[0] > RINGS)
+        if not self._matter.solid or not low.any():
+            return 0.0
+        # A ring has as many waves as it is long.
+        left = float(RINGS[low] @ total[low]) / max(float(RINGS[low] @ self._own[low]), 1e-300)
+        return float(np.clip(1 - np.sqrt(min(left, 1.0)), 0.0, _FULLEST))
+
     def _excess(self, parameters: FloatArray) -> float:
         """The power of all matter divided by that of the specimens, where particles count."""
         inside = self._of_particles()
@@ -236,12 +252,14 @@ class AbsoluteFit(PowerFit):
 
     def _of_particles(self) -> npt.NDArray[np.bool_]:
         """The rings at which the crowd is compared with the specimens."""
+        low, high = self._particle_band()
+        inside: npt.NDArray[np.bool_] = (low <= RINGS) & (high >= RINGS)
+        return inside
+
+    def _particle_band(self) -> tuple[float, float]:
         low, high = (q * self._pixel_size for q in _PARTICLES)
         band = (max(low, FIT_RANGE[0]), min(high, FIT_RANGE[1]))
-        if band[1] - band[0] < 2 * RING_WIDTH:
-            band = FIT_RANGE
-        inside: npt.NDArray[np.bool_] = (band[0] <= RINGS) & (band[1] >= RINGS)
-        return inside
+        return FIT_RANGE if band[1] - band[0] < 2 * RING_WIDTH else band
 
     @property
     def _density(self) -> float:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from faket_aug._arrays import FloatArray
 from faket_aug._checks import FileFormatError, check_finite, check_ndim, check_positive, check_same_size
-from faket_aug._masks import as_mask
+from faket_aug._masks import as_mask, filled
 from faket_aug.formats.angles import read_tilt_angles
 from faket_aug.formats.mrc import read_mrc
 from faket_aug.formats.tilt_metadata import TiltMetadata
@@ -243,7 +243,9 @@ class TiltSeries:
             shape = own[::-1] if across else own
         if shape == own and np.array_equal(matrices, np.broadcast_to(np.eye(2), matrices.shape)) and not shifts.any():
             return self
-        tilts = transform_images(self.tilts, matrices, shifts, shape=shape, fill=fill)
+        # A step from measured to unmeasured pixels would ring.
+        solid = self.tilts if self.measured is None else filled(self.tilts, self.measured)[0]
+        tilts = transform_images(solid, matrices, shifts, shape=shape, fill=fill)
         measured = covered_pixels(own, matrices, shifts, shape=shape, measured=self.measured)
         after = metadata.after_alignment(shape, pixel_size=self.pixel_size)
         return replace(self, tilts=tilts, metadata=after, measured=measured)

@@ -111,7 +111,8 @@ def test_particles_are_where_they_are_seen(
             continue
         y, x, depth = item["positions"][0].tolist()
         image = -item["image"][0]
-        assert middle(image - image.min()) == pytest.approx([y, x], abs=0.15)
+        # A turned image rings a little, below what is around the blob as above.
+        assert middle((image - image.median()).clamp(min=0)) == pytest.approx([y, x], abs=0.15)
         heat = item["heatmaps"][1]
         peak = [int(i) for i in np.unravel_index(int(heat.argmax()), heat.shape)]
         assert np.abs(np.array(peak) - [y, x]).max() <= 0.5 + 1e-4

@@ -192,12 +192,12 @@ def test_covered_pixels() -> None:
     turned = covered_pixels((30, 20), [[[0.0, -1.0], [1.0, 0.0]]], [[0.0, 0.0]], shape=(30, 30))
     assert turned is not None
     assert int(turned.sum()) == 30 * 20 or int(turned.sum()) == 29 * 20
-    # No more than the fraction of an image whose spline sees what was not measured.
+    # No more than the fraction of an image whose interpolation sees what was not measured.
     known = torch.ones(1, 20, 30, dtype=torch.bool)
     known[0, :, :6] = False
     both = covered_pixels((20, 30), eye, [[0.0, 2.0]], measured=known)
     assert both is not None
-    assert [int(n) for n in (~both[0]).sum(dim=1).unique()] == [4 + 5 + 2]
+    assert [int(n) for n in (~both[0]).sum(dim=1).unique()] == [4 + 10 + 2]
 
 
 def test_measured_pixels_do_not_see_others() -> None:
@@ -212,7 +212,9 @@ def test_measured_pixels_do_not_see_others() -> None:
     covered = covered_pixels((80, 90), matrix, [[1.3, -2.6]], measured=known)
     assert covered is not None
     assert 0.5 < float(covered.double().mean()) < 0.9
-    assert float((seen - cut)[covered].abs().max()) < 0.005
+    # Of white noise, which has all of the frequencies near the edge.
+    assert float((seen - cut)[covered].square().mean().sqrt()) < 0.02
+    assert float((seen - cut)[covered].abs().max()) < 0.15
     assert float((seen - cut)[~covered].abs().max()) > 1
 
 
@@ -240,7 +242,8 @@ def test_aligning_marks_what_comes_from_outside() -> None:
     known[:, :, :40] = False  # a quarter
     both = replace(series, measured=known).aligned().measured
     assert both is not None
-    assert 0.70 < float(both.double().mean()) < 0.73
+    # A quarter, and ten columns more, which what was not measured reaches.
+    assert 0.68 < float(both.double().mean()) < 0.70
     assert turned.aligned() is turned
 
 

@@ -7,7 +7,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import scipy.fft
 import scipy.ndimage
+import scipy.special
 import torch
 from torch import Tensor
 
@@ -172,9 +174,32 @@ MATRICES = np.stack([_turn(20), _turn(-75, 1.1), np.array([[0.9, 0.3], [-0.1, 1.
 SHIFTS = np.array([[1.3, -2.2], [0.0, 3.5], [-4.25, 0.75]])
 
 
+def _passed(frequency: np.ndarray) -> np.ndarray:
+    """A soft edge at 0.5 cycles per pixel."""
+    return scipy.special.erfc((frequency - 0.5) / 0.01) / 2
+
+
+def _twice_as_fine(image: np.ndarray, on_yx: np.ndarray) -> np.ndarray:
+    """Waves of the mirrored image that the turned pixels can show, with a value between each two pixels."""
+    # A position y of the result is `on_yx @ y` of the image, so a wave k of the image is `on_yx.T @ k` of the result.
+    k = np.stack(np.meshgrid(*(np.linspace(0, 0.5, size) for size in image.shape), indexing="ij"))
+    shown = _passed(np.einsum("ij,iyx->jyx", np.abs(on_yx), k)).prod(axis=0)
+    image = scipy.fft.idctn(scipy.fft.dctn(image, type=1) * shown, type=1)
+    for axis, size in enumerate(image.shape):
+        zeros = np.zeros((*image.shape[:axis], 2 * size - 1, *image.shape[axis + 1 :]))
+        np.moveaxis(zeros, axis, 0)[::2] = np.moveaxis(image, axis, 0)
+        edge = _passed(np.linspace(0, 1, 2 * size - 1)).reshape([-1 if i == axis else 1 for i in range(2)])
+        # At the ends the mirrored row of zeros and pixels has a pixel once, as the transform counts it.
+        image = scipy.fft.idct(2 * edge * scipy.fft.dct(zeros, type=1, axis=axis), type=1, axis=axis)
+    return image
+
+
 @pytest.mark.parametrize("shape", [None, (41, 44), (30, 57)])
 def test_transform_equals_scipy(shape: tuple[int, int] | None) -> None:
-    """Within the image the result is SciPy's mirrored cubic spline, read about pixel n // 2 of both images."""
+    """Within the image the result is SciPy's mirrored cubic spline through the image on a grid twice as fine.
+
+    It is read about pixel n // 2 of both images.
+    """
     images = _random(3, 37, 50)
     found = transform_images(images, MATRICES, SHIFTS, shape=shape, fill="edge").numpy()
     size = np.array(shape or (37, 50))
@@ -182,11 +207,27 @@ def test_transform_equals_scipy(shape: tuple[int, int] | None) -> None:
     for image, matrix, shift, result in zip(images.numpy(), MATRICES, SHIFTS, found, strict=True):
         on_yx = matrix[::-1, ::-1]
         offset = np.array([37 // 2, 50 // 2]) + shift - on_yx @ (size // 2)
-        expected = scipy.ndimage.affine_transform(image, on_yx, offset, tuple(size), order=3, mode="mirror")
+        fine = _twice_as_fine(image, on_yx)
+        expected = scipy.ndimage.affine_transform(fine, 2 * on_yx, 2 * offset, tuple(size), order=3, mode="mirror")
         places = np.einsum("ij,jyx->iyx", on_yx, np.indices(size)) + offset[:, None, None]
         inside = ((places >= 0) & (places <= np.array([36, 49])[:, None, None])).all(axis=0)
         assert inside.mean() > 0.3
         np.testing.assert_allclose(result[inside], expected[inside], atol=1e-9)
+
+
+@pytest.mark.parametrize("angle", [3.0, 45.0])
+def test_turned_images_keep_their_noise(angle: float) -> None:
+    """Turning an image keeps its power up to 0.45 cycles per pixel in every direction, between pixels as on them."""
+    noise = torch.randn(12, 256, 256, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+    turned = transform_images(noise, np.stack([_turn(angle)] * 12), np.full((12, 2), 0.5))[:, 64:192, 64:192]
+    window = torch.hann_window(128, dtype=torch.float64)
+    power = torch.fft.fft2(turned * window[:, None] * window).abs().square().mean(dim=0) / window.square().sum() ** 2
+    k = torch.fft.fftfreq(128, dtype=torch.float64)
+    radius, direction = torch.hypot(k[:, None], k), torch.atan2(k.abs()[:, None], k.abs())
+    for low, high in ((0.2, 0.35), (0.35, 0.45)):
+        for first in range(3):
+            sector = (direction >= first * math.pi / 6) & (direction < (first + 1) * math.pi / 6)
+            assert float(power[(radius >= low) & (radius < high) & sector].mean()) == pytest.approx(1, abs=0.05)
 
 
 @pytest.mark.parametrize("size", [(2, 2), (2, 5), (7, 8), (16, 33)])
