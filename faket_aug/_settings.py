@@ -58,6 +58,8 @@ class Setting:
         `(class or function, parameter)`, by name: who takes it. `FakETSimulator` and `StyleBank.build` have a device.
     group
         Under which heading it stands.
+    called
+        Its name on the command line, where that is another.
     """
 
     name: str
@@ -67,11 +69,12 @@ class Setting:
     choices: tuple[Any, ...] = ()
     owners: tuple[tuple[str, str], ...] = ()
     group: str = ""
+    called: str = ""
 
     @property
     def option(self) -> str:
         """Its name on the command line."""
-        return f"--{self.name.replace('_', '-')}"
+        return f"--{(self.called or self.name).replace('_', '-')}"
 
 
 #: Where a dataclass's field keeps the library's setting that it stands for.

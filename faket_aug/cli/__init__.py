@@ -32,8 +32,10 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="markdown",
 )
-for command in (demo, simulate, fit, check, show, reconstruct, train, pick, score, compare):
-    app.command()(command)
+#: Old spellings of options, which still work.
+OLD_OPTIONS = {"noise": "microscope"}
+for command in (demo, reconstruct, fit, check, simulate, show, train, pick, score, compare):
+    app.command(context_settings={"token_normalize_func": lambda name: OLD_OPTIONS.get(name, name)})(command)
 
 #: What a user can cause: it is said in one line, without a traceback.
 USER_ERRORS = (OSError, ValueError, ImportError, SimulationError)

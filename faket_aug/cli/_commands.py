@@ -52,6 +52,7 @@ def _option(setting: Setting, repeated: Collection[str], heading: str) -> inspec
     kind: Any = bool | None if setting.hint is bool else list[str] | None if several else str | None
     note = " Repeat it for more." if several else ""
     option = typer.Option(
+        *([setting.option] if setting.called else []),
         help=explained(setting) + note,
         rich_help_panel=heading or setting.group or None,
         show_default=False,

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from faket_aug._checks import check_count
 from faket_aug.cli._options import Options
+from faket_aug.cli._series_checks import check_series
 from faket_aug.cli._source import make_source
 from faket_aug.figures import save_figure, tilt_panel
 from faket_aug.formats._atomic import make_writable_folder
@@ -51,6 +52,8 @@ class FitWork:
         Settings of `choose_step_size`.
     step
         Whether the step of the style transfer is to be chosen.
+    aligned
+        Whether series without an alignment in the files beside them are aligned already.
     """
 
     output: Path
@@ -59,6 +62,7 @@ class FitWork:
     fitting: Mapping[str, Any] = field(default_factory=dict)
     search: Mapping[str, Any] = field(default_factory=dict)
     step: bool = False
+    aligned: bool = False
 
 
 def run(work: FitWork, progress: Callable[[int, int], None]) -> list[str]:
@@ -87,6 +91,7 @@ def run(work: FitWork, progress: Callable[[int, int], None]) -> list[str]:
         raise ValueError(f"expected an output that is no picture, got {work.output}; name it microscope.json")
     if not options["style"]:
         raise ValueError("expected tilt-series of the microscope, got none; set --style")
+    check_series(options["style"], aligned=work.aligned or work.fitting.get("tilt_axis") is not None)
     series = [TiltSeries.read(path) for path in options["style"]]
     options = _sized(options, common_pixel_size(series), built_in=work.built_in)
     specimens = None if work.built_in else make_source(options).specimens

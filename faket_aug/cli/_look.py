@@ -30,6 +30,8 @@ from faket_aug.tilts.series import TiltSeries
 SLAB = 50.0
 _SECTIONS = 3
 AXES = ("z", "y", "x")
+#: Endings of files that are no tilt-series.
+VOLUME_SUFFIXES = (".rec", ".map", ".ccp4")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,6 +52,8 @@ class Look:
         Names of the class numbers; particles of each class, by number, where there is a list of them.
     voxel_size
         Å, of the volume; 0 where it is not known.
+    files
+        What was read, the volume or the tilts first.
     """
 
     name: str
@@ -60,6 +64,7 @@ class Look:
     class_names: dict[int, str] = field(default_factory=dict)
     counts: dict[int, int] | None = None
     voxel_size: float = 0.0
+    files: tuple[str, ...] = ()
 
 
 def look_at(path: Path, *, index: int = 0) -> Look:
@@ -68,7 +73,7 @@ def look_at(path: Path, *, index: int = 0) -> Look:
     Parameters
     ----------
     path
-        A folder in any of the formats read, or a tilt-series.
+        A folder in any of the formats read, a tilt-series, or a tomogram or map.
     index
         Which tomogram, counted from 0, where a folder holds several.
 
@@ -78,9 +83,9 @@ def look_at(path: Path, *, index: int = 0) -> Look:
         If the path holds nothing that can be drawn; the message says what was looked for.
     """
     if not path.exists():
-        raise FileNotFoundError(f"expected a folder or a tilt-series to show, found none at {path}")
+        raise FileNotFoundError(f"expected a folder, a tilt-series or a tomogram to show, found none at {path}")
     if path.is_file():
-        return Look(name=path.name, series=TiltSeries.read(_chosen([path], index, path)))
+        return _file(_chosen([path], index, path))
     own = path / TOMOGRAM_FILE
     there = [own] if own.is_file() else sorted(path.glob(f"*/{TOMOGRAM_FILE}"))
     found = [file for file in there if not (file.parent / UNFINISHED_FILE).exists()]
@@ -92,6 +97,26 @@ def look_at(path: Path, *, index: int = 0) -> Look:
     if found:
         return _tomogram(_chosen(found, index, path).parent)
     return _specimen_or_series(path, index)
+
+
+def _file(path: Path) -> Look:
+    """Read a tilt-series; or a tomogram or map, where there are no tilt angles."""
+    if path.suffix not in VOLUME_SUFFIXES:
+        try:
+            return _of_series(TiltSeries.read(path), path.name)
+        except FileNotFoundError:
+            if path.suffix != ".mrc":
+                raise
+    volume, voxel_size = read_mrc(path)
+    return Look(name=path.name, volume=volume, voxel_size=voxel_size, files=(str(path),))
+
+
+def _of_series(series: TiltSeries, name: str) -> Look:
+    return Look(name=name, series=series, files=_files_of(series))
+
+
+def _files_of(series: TiltSeries) -> tuple[str, ...]:
+    return (series.name, *([] if series.metadata is None else [series.metadata.source]))
 
 
 def _chosen(things: Any, index: int, path: Path) -> Any:
@@ -109,14 +134,18 @@ def _tomogram(folder: Path) -> Look:
         check_same_shape(f"{folder}: labels", labels.shape, "tomogram", volume.shape)
     table = next((f / "class_conversion_table.txt" for f in (folder, folder.parent) if _has_table(f)), None)
     class_names = {} if table is None else read_class_conversion_table(table)
+    series, listed = _series_in(folder), folder / "particle_locations.txt"
+    found = [folder / TOMOGRAM_FILE, *([folder / "class_mask.mrc"] if labels is not None else [])]
+    found += [file for file in (table, listed) if file is not None and file.is_file()]
     return Look(
         name=folder.name,
-        series=_series_in(folder),
+        series=series,
         volume=volume,
         labels=labels,
         class_names=class_names,
-        counts=_counts(folder / "particle_locations.txt", class_names),
+        counts=_counts(listed, class_names),
         voxel_size=voxel_size,
+        files=(*map(str, found), *(() if series is None else _files_of(series))),
     )
 
 
@@ -154,7 +183,7 @@ def _specimen_or_series(path: Path, index: int) -> Look:
         if not any(file.suffix in STACK_SUFFIXES for file in path.iterdir()):
             raise
         try:
-            return Look(name=path.name, series=TiltSeries.read(_chosen([path], index, path)))
+            return _of_series(TiltSeries.read(_chosen([path], index, path)), path.name)
         except FileNotFoundError as no_series:
             raise FileNotFoundError(f"{no_specimen}; nor was there a tilt-series: {no_series}") from None
     with warnings.catch_warnings():
@@ -176,6 +205,7 @@ def _specimen(specimen: GrandModel, path: Path) -> Look:
         class_names={int(number): name for number, name in specimen.class_names.items()},
         counts=dict(Counter(specimen.particles.classes.tolist())) if len(specimen.particles) else None,
         voxel_size=specimen.label_voxel_size,
+        files=(specimen.name,),
     )
 
 

@@ -88,7 +88,10 @@ def _settings() -> dict[str, Setting]:
         owners = tuple((other.__qualname__, name) for other in others)
         simulator[name] = replace(simulator[name], owners=simulator[name].owners + owners)
     for name in ("step_size", "extend"):
-        simulator[name] = replace(simulator[name], help=f"{simulator[name].help} The file of `noise` may say another.")
+        simulator[name] = replace(
+            simulator[name], help=f"{simulator[name].help} The file of `microscope` may say another."
+        )
+    own["noise"] = replace(own["noise"], called="microscope")
     encoder = {
         "weights": setting_of(VGG19Features, "weights", hint=Annotated[str, IsPath(words=("torchvision", "random"))]),
         "precision": setting_of(VGG19Features, "precision", choices=tuple(PRECISIONS)),
@@ -101,12 +104,12 @@ def _settings() -> dict[str, Setting]:
     }
     noise = {
         "noise": own["noise"],
-        "snr": setting_of(NoiseModel.assume, "snr", note="Without `noise`."),
+        "snr": setting_of(NoiseModel.assume, "snr", note="Without `microscope`."),
         "noise_order": setting_of(
             NoiseModel.assume,
             "order",
             name="noise_order",
-            help=f"{parameter_help(NoiseModel.fit)['order']} Without `noise`.",
+            help=f"{parameter_help(NoiseModel.fit)['order']} Without `microscope`.",
         ),
     }
     voxel_size = setting_of(
@@ -122,7 +125,7 @@ def _settings() -> dict[str, Setting]:
         FakETSimulator,
         "tilt_angles",
         hint=Annotated[_Angles, IsPath()],
-        help="Degrees: first:last:step, or a file of angles. By default those of `noise`, of `style`, or "
+        help="Degrees: first:last:step, or a file of angles. By default those of `microscope`, of `style`, or "
         f"`{TILT_ANGLES}`.",
     )
     style = (*TRANSFER, "step_size", "keep_spectrum", "quantiles")
@@ -169,6 +172,8 @@ SETTINGS: dict[str, Setting] = _settings()
 OF_GENERATED = tuple(RECIPE)
 #: Told by the simulator's own settings, with its defaults.
 _ELSEWHERE = ("FakETSimulator", "Imperfections", "VGG19Features")
+#: What the file of a microscope says of its style transfer, beside the step, which was chosen with these.
+OF_STYLE = ("weights", "weights_seed", "style_layers", "pooling", "quantiles", *TRANSFER)
 #: What a set is compared by when it goes on.
 COMPARED = tuple(
     name
@@ -342,9 +347,17 @@ def _said(value: Any) -> Any:
     return as_json(value)
 
 
+def _with_keys(table: Mapping[str, Any]) -> dict[str, Any]:
+    """Put the setting's name in place of the option's, which users know."""
+    return {"noise" if name == "microscope" else name: one for name, one in table.items()}
+
+
 def _from_file(path: Path) -> dict[str, Any]:
     what = "a JSON or TOML file of settings"
     content = load_table(path, what)
+    content = _with_keys(content)
+    if isinstance(content.get(MIXTURE), list):
+        content[MIXTURE] = [_with_keys(one) if isinstance(one, dict) else one for one in content[MIXTURE]]
     kept = {"format", "settings", "options"} if "options" in content else {"format", "record", "origin", "files"}
     if "options" in content or "origin" in content:
         # What a set was made with, or one of its tomograms.
@@ -358,11 +371,20 @@ def _from_file(path: Path) -> dict[str, Any]:
             raise FileFormatError(f"{path}: expected `options`, settings by name, got {str(options)[:80]!r}")
         generated = not set(OF_GENERATED).isdisjoint(options)
         # A set says all that may change its numbers, but for what was not known when it was made.
-        content = (BEFORE if generated else {}) | options
+        content = (BEFORE if generated else {}) | _style_as_made(options) | options
     try:
         return read_table(SETTINGS, flat(content), "", lambda entry: str(path.parent / entry), renamed=RENAMED)
     except ValueError as error:
         raise FileFormatError(f"{path}: {error}") from error
+
+
+def _style_as_made(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Say what a set was made with where it does not: the file of its microscope may hold another style today."""
+    if options.get("noise") is None:
+        return {}
+    plain = {name: SETTINGS[name].default for name in OF_STYLE}
+    known = {name: as_json(one) for name, one in plain.items() if one is not None and one is not MISSING}
+    return known | {"modality": "faket" if options.get("style") else "noisy"}
 
 
 def flat(content: Mapping[str, Any]) -> dict[str, Any]:

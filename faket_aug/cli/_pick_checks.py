@@ -13,12 +13,15 @@ import numpy as np
 from faket_aug._checks import FileFormatError, check_fraction, check_positive, same_size
 from faket_aug._runtime.memory import available_memory
 from faket_aug.cli._pick_files import BY_NAME, SUFFIXES
+from faket_aug.cli._series_checks import NO_SIZE
 from faket_aug.formats._atomic import make_writable_folder
 from faket_aug.formats._json import read_json
 from faket_aug.formats.mrc import read_mrc, read_mrc_shape
 from faket_aug.formats.particles import check_words
+from faket_aug.microscope.ctf import CORRECTIONS
+from faket_aug.microscope.flavours import FLAVOURS
 from faket_aug.picking.finding import FindSettings
-from faket_aug.picking.picker import Picker
+from faket_aug.picking.picker import Picker, kind_of
 from faket_aug.picking.tomogram import check_voxel_size
 from faket_aug.simulation.saving import TOMOGRAM_FILE
 
@@ -161,6 +164,11 @@ def find_tomograms(work: PickWork, picker: Picker) -> list[Tomogram]:
         size = work.voxel_size or header
         if not size > 0:
             raise FileFormatError(f"{path}: expected a voxel size in the header, got 0; set --voxel-size in Å")
+        if work.voxel_size is None and same_size(header, NO_SIZE) and picker.description.voxel_size > 2 * NO_SIZE:
+            raise FileFormatError(
+                f"{path}: expected voxels of about {picker.description.voxel_size:g} Å, as those of the training, got "
+                "1 Å in the header, which programs write that know no size; set --voxel-size in Å"
+            )
         check_voxel_size(size, picker.description.voxel_size, source=f"{path}: ")
         record = _reconstruction(path)
         name = work.names[row] if work.names else _name(given, path, record)
@@ -213,19 +221,23 @@ def _reconstruction(path: Path) -> dict[str, Any]:
 
 def _check_made_alike(path: Path, record: Mapping[str, Any], size: float, picker: Picker) -> None:
     """Warn where a tomogram was reconstructed in another way than those of the training."""
-    made, of = record.get("reconstruction", {}), picker.description
+    made, of = dict(record.get("reconstruction", {})), picker.description
+    if "ctf_correction" in made:
+        made["kind"] = kind_of(made.get("flavour"), made["ctf_correction"])
     other = [
         f"{what} {made[name]} in place of {wanted}"
         for name, what, wanted in (
             ("filter", "filter", of.filter),
-            ("ctf_correction", "CTF correction", of.ctf_correction),
+            ("kind", "flavour", of.kind),
         )
         if name in made and made[name] != wanted
     ]
     if other:
+        correction = of.kind if of.kind in CORRECTIONS else "none"
         warnings.warn(
             f"{path}: expected a tomogram made as those of the training, got {', '.join(other)}; reconstruct it by "
-            f"`faket-aug reconstruct` with --filter {of.filter} --ctf-correction {of.ctf_correction or 'none'}",
+            f"`faket-aug reconstruct` with --filter {of.filter} --ctf-correction {correction}"
+            + (f", then filter it ({of.kind})" if of.kind not in (FLAVOURS[0], *CORRECTIONS) else ""),
             stacklevel=2,
         )
     told = made.get("voxel_size")

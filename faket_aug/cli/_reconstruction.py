@@ -15,6 +15,7 @@ from faket_aug._checks import FileFormatError, check_count, same_size
 from faket_aug._runtime.memory import available_memory
 from faket_aug._runtime.threads import intra_op_threads
 from faket_aug.cli._options import Options
+from faket_aug.cli._series_checks import agreed_pixel_size
 from faket_aug.cli._sets import SETTINGS_FILE
 from faket_aug.figures import save_figure, three_sections
 from faket_aug.formats._json import read_json, write_json
@@ -35,8 +36,6 @@ SUFFIXES = (".mrc", ".rec")
 PICTURE, RECORD = ".png", ".json"
 #: The halves: the first, third, ... tilt by angle, and the others.
 HALVES = {"_even": slice(0, None, 2), "_odd": slice(1, None, 2)}
-#: Å, which programs write that know no pixel size.
-_NO_SIZE = 1.0
 #: Bytes of a pixel of the tilts while they are read, aligned and corrected; of a binned one; of an entry of the map;
 #: and of what does not depend on sizes.
 _PIXEL, _BINNED, _ENTRY, _FIXED = 20, 8, 16, 2**28
@@ -164,7 +163,7 @@ def _record(work: ReconstructionWork, plan: Plan, series: TiltSeries) -> dict[st
     settings = {name: getattr(plan, name) for name in ("depth", "bin", *_TAKEN)}
     angles = [round(float(angle), 4) for angle in series.tilt_angles]
     return {
-        "reconstruction": settings | {"voxel_size": plan.voxel_size},
+        "reconstruction": settings | {"flavour": None, "voxel_size": plan.voxel_size},
         "series": series.name,
         "metadata": None if series.metadata is None else series.metadata.source,
         "aligned_before": work.aligned,
@@ -265,26 +264,10 @@ def _pixel_size(
     given = work.reading.get("pixel_size")
     if given is not None:
         return float(given)
-    theirs = found.pixel_size if found.image_size in (None, tuple(shape)) else _scaled(found, shape)
-    if theirs > 0 and header > 0 and not same_size(header, theirs):
-        unbinned = found.image_size is None
-        # Without the images' size, theirs may be of unbinned ones; then only what no program measures is refused.
-        if not unbinned or same_size(header, _NO_SIZE):
-            raise FileFormatError(
-                f"{stack}: expected pixels of {theirs:g} Å{' or binned ones' * unbinned}, as {found.source} says, got "
-                f"{header:g} Å in the header; set --pixel-size"
-            )
-    size = header or (theirs if found.image_size is not None else 0.0)
+    size = agreed_pixel_size(stack, shape, header, found)
     if not size > 0:
         raise FileFormatError(f"{stack}: expected a pixel size in the header, got 0; set --pixel-size in Å")
     return size
-
-
-def _scaled(found: TiltMetadata, shape: Sequence[int]) -> float:
-    """Return the pixel size of images that were binned, both axes alike; 0 where they were cut."""
-    assert found.image_size is not None, "it was compared"
-    ratios = [theirs / own for theirs, own in zip(found.image_size, shape, strict=True)]
-    return found.pixel_size * ratios[0] if same_size(ratios[0], ratios[1]) else 0.0
 
 
 def _put_together(work: ReconstructionWork, pixel_size: float) -> Plan:

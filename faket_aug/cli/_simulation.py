@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+import warnings
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -13,12 +14,13 @@ import numpy as np
 import torch
 
 from faket_aug._checks import FileFormatError, check_count
+from faket_aug._reading import read_table
 from faket_aug._runtime.threads import intra_op_threads, usable_device
 from faket_aug._settings import as_json
 from faket_aug.cli._angles import TILT_ANGLES, parse_angles
 from faket_aug.cli._digests import digest_of_file
 from faket_aug.cli._look import draw_look, look_at
-from faket_aug.cli._options import Options
+from faket_aug.cli._options import OF_STYLE, SETTINGS, Options
 from faket_aug.cli._sets import PREVIEW_FILE, SETTINGS_FILE, Shard, missing, open_set, read_settings, tomogram_folder
 from faket_aug.cli._source import Source, make_source
 from faket_aug.figures import save_figure
@@ -173,6 +175,47 @@ def _digest(series: TiltSeries) -> str:
     return digest.hexdigest()
 
 
+def styled_by_microscope(options: Options) -> Options:
+    """Take from the file of the microscope what its step was chosen with: style, weights and layers.
+
+    Nothing is taken where the file holds no step, or one of 0, or the modality asks for no style. Of a mixture, each
+    simulator has a microscope of its own.
+
+    Warns
+    -----
+    UserWarning
+        If the step cannot be used, because the tilt-series are not there.
+    """
+    if not options[MIXTURE]:
+        return options.but(**_style_of_microscope(options))
+    each = zip(options[MIXTURE], options.simulators, strict=True)
+    return options.but(**{MIXTURE: [dict(own) | _style_of_microscope(simulator) for own, simulator in each]})
+
+
+def _style_of_microscope(options: Options) -> dict[str, Any]:
+    if options["noise"] is None or options["modality"] not in (None, "faket"):
+        return {}
+    fitted = read_microscope(options["noise"])
+    told = fitted.about.get("options")
+    step = fitted.style.get("step_size") if options["step_size"] is None else options["step_size"]
+    if not fitted.style or not step or not isinstance(told, Mapping):
+        return {}
+    found = {name: told[name] for name in OF_STYLE if told.get(name) is not None and options[name] is None}
+    if not options["style"]:
+        series = [str(path) for path in told.get("style", ())]
+        missing = [path for path in series if not Path(path).exists()]
+        if missing or not series:
+            warnings.warn(
+                f"{options['noise']}: the step of the style transfer is left out, since the tilt-series that it was "
+                f"chosen for, {', '.join(missing) or 'which the file does not name'}, is not there; set --style, or "
+                "--modality noisy",
+                stacklevel=2,
+            )
+            return {}
+        found["style"] = series
+    return read_table(SETTINGS, found, "")
+
+
 def make_parts(options: Options) -> Parts:
     """Read the style, assume or read the noise, and make what else a simulator needs.
 
@@ -258,13 +301,19 @@ def run(work: Work, progress: Callable[[int, int], None]) -> Done:
 
 
 def _gone_on_with(work: Work) -> Options:
-    """Return the options; a set of generated specimens that is older than a setting goes on as it was made."""
-    path = work.folder / SETTINGS_FILE
-    if not work.options.recipe or not path.is_file():
-        return work.options
+    """Return the options; a set that is older than a setting goes on as it was made."""
+    path, options = work.folder / SETTINGS_FILE, work.options
+    styled = styled_by_microscope(options)
+    if not path.is_file():
+        return styled
     kept = read_settings(path)
-    unknown = {name: old for name, old in BEFORE.items() if name not in kept and name not in work.options.given}
-    return work.options.but(**unknown)
+    made = styled.without_paths() | {"modality": styled.modality}
+    if all(kept.get(name, made[name]) == made[name] for name in ("modality", *OF_STYLE) if name in made):
+        options = styled
+    if not options.recipe:
+        return options
+    unknown = {name: old for name, old in BEFORE.items() if name not in kept and name not in options.given}
+    return options.but(**unknown)
 
 
 def _run(work: Work, progress: Callable[[int, int], None], source: Source, mixture: Mixture) -> Done:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from faket_aug._runtime.memory import available_memory
 from faket_aug._settings import as_json
 from faket_aug.cli._digests import digest_of_file, digest_of_folder
 from faket_aug.cli._options import Options
@@ -16,6 +18,10 @@ from faket_aug.generation.recipe import as_tables, is_wanted, make_generator, su
 from faket_aug.generation.templates import find_templates
 from faket_aug.specimens.grandmodel import GrandModel
 from faket_aug.specimens.readers import read_specimens
+
+#: Bytes of a generated voxel at least: its density, label and instance, and what is taken around it.
+_VOXEL = 11
+_GIB = 2**30
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,11 +73,24 @@ def make_source(options: Options) -> Source:
         digests = [digest_of_folder(Path(path)) for path in options["specimens"]]
         return Source(specimens=specimens, seed=options.seed, settings={"specimens": digests})
     recipe = options.recipe
+    if recipe.get("shape") is not None:
+        _check_memory(recipe["shape"])
     subunits = subunits_of(recipe, options.voxel_size)
     # What the recipe says goes through it; here are the settings that others have, too.
     own = {name: one for name, one in options.of("GrandModelGenerator").items() if name not in recipe}
     generator = make_generator(recipe, subunits=subunits, **(own | {"voxel_size": options.voxel_size}))
     return Source(specimens=generator, seed=options.seed, settings=_content(recipe, subunits))
+
+
+def _check_memory(shape: Sequence[int]) -> None:
+    """Refuse specimens that do not fit into the memory, before anything is made of them."""
+    needed, free = _VOXEL * math.prod(shape), available_memory()
+    if needed > free:
+        raise ValueError(
+            f"expected specimens for which {free / _GIB:.1f} GiB of free memory suffice, got a `shape` of "
+            f"{' × '.join(map(str, shape))} voxels (z, y, x), which take {needed / _GIB:.1f} GiB at least; set --shape "
+            "smaller, or --voxel-size larger"
+        )
 
 
 def _content(recipe: Mapping[str, Any], subunits: Iterable[str]) -> dict[str, Any]:

@@ -82,13 +82,13 @@ def _settings() -> dict[str, Setting]:
     files = settings_of(_Files, group=VALIDATION)
     files |= {name: replace(files[name], group=TRAINING) for name in ("classes", "resume_from")}
     microscope = replace(
-        SIMULATION["noise"], name="microscope", help="The file of a microscope that `faket-aug fit` wrote.", group=FILES
+        SIMULATION["noise"],
+        name="microscope",
+        called="",
+        help="The file of a microscope that `faket-aug fit` wrote.",
+        group=FILES,
     )
-    simulation = {
-        name: replace(one, help=one.help.replace("`noise`", "`microscope`"))
-        for name, one in SIMULATION.items()
-        if name not in WITHOUT
-    }
+    simulation = {name: one for name, one in SIMULATION.items() if name not in WITHOUT}
     simulation["variation"] = replace(variation_setting(), default=STANDARD, group=simulation["variation"].group)
     common = of_simulator(simulation) | {"microscope": microscope}
     simulation[MIXTURE] = replace(mixture_setting(common), group=simulation[MIXTURE].group)

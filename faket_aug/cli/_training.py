@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from faket_aug.cli._train_options import SETTINGS_FILE, WITHOUT, TrainingWork
 from faket_aug.data.labelled import LabelledTomogram
 from faket_aug.formats._atomic import make_writable_folder
 from faket_aug.formats.mrc import read_mrc
+from faket_aug.microscope.file import read_microscope
 from faket_aug.picking.checkpoints import CHECKPOINT
 from faket_aug.picking.picker import weights_of
 from faket_aug.simulation.saving import check_names
@@ -47,6 +49,14 @@ def make_run(work: TrainingWork) -> PickerRun:
     if start is not None and weights_of(start).parent.resolve() == work.output.resolve():
         raise ValueError(f"expected --output to be another folder than --resume-from, got {work.output} for both")
     source, mixture = make_source(options), make_mixture(options)
+    for own in options.simulators:
+        step = None if own["noise"] is None or own["style"] else read_microscope(own["noise"]).style.get("step_size")
+        if step:
+            warnings.warn(
+                f"{own['noise']}: the step of the style transfer, {step:g}, is left out without --style; give the "
+                "tilt-series to train on restyled tilts",
+                stacklevel=2,
+            )
     specimens, classes = teach(source.specimens, files.get("classes", ()))
     check_names(dict(classes.names), ("shrec", "star5"), tomogram="tomogram_0000")
     real, watched = _real(files, classes), _watched(files)

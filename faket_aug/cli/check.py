@@ -77,6 +77,10 @@ def check(
 
     Compared are the power of tilts, what neighbouring tilts share, values, and how well a small classifier tells
     simulated patches from measured ones. Give the specimens of the fit; without any, the package's own are taken.
+
+    Before it comes `faket-aug fit`; after it another fit, with what differs changed, or `simulate` and `train`. As
+    `faket-aug check microscope.json --style series_1.mrc --templates particles --occupancy 0.04 --shape 48,128,128
+    --output check`, on the files of `faket-aug demo --keep trial`.
     """
     from faket_aug.cli._checking import CheckWork, run
     from faket_aug.cli._console import showing_progress, showing_warnings

@@ -63,6 +63,9 @@ def compare(
     without both options.
 
     A critic tells in minutes how near simulated tomograms are to measured ones (critic.md, critic.csv).
+
+    Before it come specimens with their measured tilts; after it `faket-aug train` on what was best. As `faket-aug
+    compare compare.toml --output comparison`, on the files of `faket-aug demo --keep trial`.
     """
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn

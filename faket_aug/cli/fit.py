@@ -80,12 +80,24 @@ def fit(
             show_default=False,
         ),
     ] = None,
+    aligned: Annotated[
+        bool,
+        typer.Option(
+            "--aligned",
+            help="Series without a file of their alignment are aligned, their axis along y.",
+            rich_help_panel=_TARGET,
+        ),
+    ] = False,
     **given: Any,
 ) -> None:
     """Fit transfer function and noise of a microscope, without labels, and show simulated tilts beside measured ones.
 
-    The file is what `simulate --noise` and `FakETSimulator.from_file` take. Specimens need only be of the same kind as
-    what the microscope saw; without any, the package's own are taken.
+    The file is what `--microscope` of other commands and `FakETSimulator.from_file` take. Specimens need only be of the
+    same kind as what the microscope saw; without any, the package's own are taken.
+
+    Before it comes alignment by another program; after it `faket-aug check`, `simulate` and `train`. As `faket-aug fit
+    microscope.json --style series_1.mrc --templates particles --occupancy 0.04 --shape 48,128,128`, on the files of
+    `faket-aug demo --keep trial`.
     """
     from faket_aug.cli._console import showing_progress, showing_warnings
     from faket_aug.cli._fitting import FitWork, run
@@ -105,6 +117,7 @@ def fit(
             fitting=fitting | ({"optics": optics} if optics else {}),
             search=search,
             step=given["weights"] is not None,
+            aligned=aligned,
         )
         for line in run(work, progress):
             typer.echo(line)

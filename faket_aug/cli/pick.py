@@ -131,8 +131,8 @@ def pick(
     summary says how many picks there are, and how many in as much noise. Before it come `faket-aug train` and
     `faket-aug reconstruct`; after it RELION, Warp, or `faket-aug score`.
 
-    As `faket-aug pick run series_1_rec.mrc --output picks.star`. The same command again goes on where it was stopped;
-    with another --threshold it takes no time.
+    As `faket-aug pick run series_1_rec.mrc --output picks.star`, after the commands that `faket-aug demo --keep trial`
+    says. The same command again goes on where it was stopped; with another --threshold it takes no time.
     """
     from faket_aug.cli._console import showing_progress, showing_warnings
     from faket_aug.cli._pick_checks import PickWork

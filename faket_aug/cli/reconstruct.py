@@ -75,11 +75,12 @@ def reconstruct(
     """Reconstruct a measured tilt-series, aligned by the files beside it, as simulated tomograms are reconstructed.
 
     A picker that learned from simulated tomograms needs measured ones of the same filter, voxel size and CTF
-    correction. Before it come alignment by another program (IMOD, AreTomo, Warp, RELION) and `faket-aug simulate`;
-    after it the picking.
+    correction.
 
-    As `faket-aug reconstruct series_1.mrc --like set --output series_1_rec.mrc`, or, without a set, with `--depth 200
-    --bin 4 --filter hann`.
+    Before it comes alignment by another program (IMOD, AreTomo, Warp, RELION); after it `faket-aug fit`, and with the
+    tomogram `train --watch` and `pick`. As `faket-aug reconstruct series_1.mrc --depth 64 --filter hann --output
+    series_1_rec.mrc`, on the files of `faket-aug demo --keep trial`; after a training `--like run` takes the place of
+    settings.
     """
     from faket_aug.cli._console import showing_progress, showing_warnings
     from faket_aug.cli._reconstruction import ReconstructionWork, run
@@ -98,5 +99,9 @@ def reconstruct(
             halves=halves,
             threads=told.get("threads", _MACHINE["threads"].default),
         )
-        for line in run(work, progress):
+        try:
+            lines = run(work, progress)
+        except FileNotFoundError as error:
+            raise FileNotFoundError(str(error).replace("`tilt_angles`", "--tilt-angles")) from error
+        for line in lines:
             typer.echo(line)

@@ -74,7 +74,8 @@ def score(
     a folder in SHREC's layout, SHREC's own evaluation is told, too. Lists of several tomograms are paired by name: a
     STAR file or a folder of lists against a set, a STAR file or a copick project gives totals and each tomogram's row.
 
-    As `faket-aug score picks.star set/tomogram_0007 --distance 75 --output score`, on a tomogram that `simulate` wrote.
+    Before it comes `faket-aug pick`. As `faket-aug score picks.star truth.star --volume series_1_rec.mrc --classes cage
+    --distance 75 --output score`, on the files of `faket-aug demo --keep trial` and of the commands before.
     """
     from faket_aug.cli._console import showing_progress, showing_warnings
     from faket_aug.cli._scores import ScoreWork, Whose, run

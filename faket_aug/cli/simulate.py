@@ -48,6 +48,10 @@ def simulate(
 ) -> None:
     """Write labelled tomograms: tilt-series, tomogram, labels, particles, and the record that makes each again.
 
+    Before it comes `faket-aug fit`; after it `faket-aug show`, or another program. As `faket-aug simulate set
+    --microscope microscope.json --templates particles --occupancy 0.04 --shape 64,96,96 --count 2`, on the files of
+    `faket-aug demo --keep trial`.
+
     Specimens are read from files (--specimens) or generated (--templates, --membranes, --filaments, --fiducials). The
     same command goes on after a stop: what is whole stays. On a cluster each job of an array takes a part, as
     `--shard $SLURM_ARRAY_TASK_ID/10` with `#SBATCH --array=1-10`. From its record alone comes tomogram 7 again:

@@ -41,9 +41,11 @@ def train(
     """Train a picker on tomograms that are simulated meanwhile, from particles and the file of a microscope.
 
     Before it come `faket-aug fit` (the microscope) and `faket-aug reconstruct` (your own tomogram, for --watch); after
-    it `faket-aug pick`. As `faket-aug train --microscope microscope.json --templates particles --classes ribosome
-    --watch tomogram.mrc --output run`, where the folder particles holds ribosome.mrc and look-alikes; without a fitted
-    microscope `--snr 0.1` in its place.
+    it `faket-aug pick`. As `faket-aug train --microscope microscope.json --templates particles --classes cage --filter
+    hann --shape 64,96,96 --watch series_1_rec.mrc --variation none --steps 160 --validate-every 80 --output run`, on
+    the files of `faket-aug demo --keep trial`: the folder particles holds cage.mrc and look-alikes. It takes minutes;
+    your own training should have the standard variation and more steps. Without a fitted microscope `--snr 0.1` takes
+    its place.
 
     Look at run/training.png, which is renewed at each validation: the loss should fall, the scores rise, and your
     section look like the simulated one. On several GPUs: `torchrun --nproc-per-node=4 --no-python faket-aug train

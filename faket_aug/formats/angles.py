@@ -190,7 +190,8 @@ def find_tilt_angles(stack: Path, *, others: Sequence[str] = ()) -> Path:
             return candidate
     names = ", ".join([*others, *(candidate.name for candidate in candidates)])
     raise FileNotFoundError(
-        f"{stack}: expected a file of tilt angles beside it, one of {names}, found none; set `tilt_angles`"
+        f"{stack}: expected a file of tilt angles beside it, one of {names}, found none; write one, or set "
+        "`tilt_angles`"
     )
 
 

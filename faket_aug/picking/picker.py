@@ -38,6 +38,8 @@ class PickerDescription:
         By how much the tilts were binned in the reconstruction.
     ctf_correction
         Of their tilts, see `FakETSimulator`; None for none.
+    flavour
+        Of the tomograms, see `FakETSimulator`; None where `ctf_correction` alone tells.
     radii
         Å, of each class: of the sphere that has the volume of a particle's labels.
     target_radius
@@ -62,6 +64,7 @@ class PickerDescription:
     filter: str
     bin: int = 1
     ctf_correction: str | None = None
+    flavour: str | None = None
     radii: Mapping[int, float]
     target_radius: float = 1.0
     distractors: Sequence[str] = ()
@@ -85,6 +88,8 @@ class PickerDescription:
             raise ValueError(f"expected `widths` of three levels, each 1 or more, got {widths}")
         check_positive("voxel_size", self.voxel_size)
         check_choice("filter", self.filter, FILTERS)
+        if self.flavour is not None:
+            check_choice("flavour", self.flavour, FLAVOURS)
         check_count("bin", self.bin)
         check_positive("target_radius", self.target_radius)
         for channel in self.channels:
@@ -95,6 +100,11 @@ class PickerDescription:
         made = {"class_names": names, "widths": widths, "radii": radii, "thresholds": thresholds}
         for name, value in (made | {"distractors": tuple(map(str, self.distractors))}).items():
             object.__setattr__(self, name, value)
+
+    @property
+    def kind(self) -> str:
+        """What was done to tilts or tomograms beside the reconstruction: one of `FLAVOURS`."""
+        return kind_of(self.flavour, self.ctf_correction)
 
     @property
     def classes(self) -> int:
@@ -126,6 +136,9 @@ class PickerDescription:
             If it is something else; the message names the file.
         """
         known = {one.name for one in fields(cls)}
+        if isinstance(content, Mapping):
+            # Earlier files do not have it.
+            content = {"flavour": None} | dict(content)
         if not isinstance(content, Mapping) or set(content) | set(_LATER) != known:
             told = sorted(map(str, content)) if isinstance(content, Mapping) else content
             wanted = ", ".join(sorted(known - set(_LATER)))
@@ -135,6 +148,11 @@ class PickerDescription:
             return cls(**{**content, **tables})
         except (ValueError, TypeError, AttributeError) as error:
             raise FileFormatError(f"{source}: expected the description of a picker, got another ({error})") from error
+
+
+def kind_of(flavour: str | None, ctf_correction: str | None) -> str:
+    """Name what was done to tilts or tomograms by the two settings that may say it."""
+    return flavour or ctf_correction or FLAVOURS[0]
 
 
 #: What older descriptions do not have.

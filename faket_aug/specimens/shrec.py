@@ -127,10 +127,13 @@ def _particles(files: _ShrecFiles, keep: slice, shape: tuple[int, int, int]) -> 
         lists = {str(index): one for index, one in read_object_list(path, class_names=names).items()}
     else:
         lists = read_particles_star(path, voxel_size=voxel_size or None, shape=shape, class_names=names)
+    if not lists:
+        # A tomogram without particles has a list without rows.
+        return ParticleTable.empty()
     name = next(iter(lists)) if len(lists) == 1 else find_name(path.parent.name, lists)
     if name is None:
         raise FileFormatError(
-            f"{path}: expected particles of {path.parent.name}, got those of {', '.join(lists) or 'none'}; write them "
+            f"{path}: expected particles of {path.parent.name}, got those of {', '.join(lists)}; write them "
             f"as {_LOCATIONS}"
         )
     return particle_table(lists[name], files.class_names, path, first=keep.start)

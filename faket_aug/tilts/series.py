@@ -83,6 +83,14 @@ class TiltSeries:
             sorted_ = replace(self.metadata.take(order), tilt_angles=angles[order])
             object.__setattr__(self, "metadata", sorted_)
 
+    def __repr__(self) -> str:
+        """Say in a line what it is: name, size, angles, and what is known of it."""
+        size = " × ".join(str(n) for n in self.tilts.shape[:0:-1])
+        angles = f"{self.tilt_angles.min():g}° to {self.tilt_angles.max():g}°" if len(self.tilt_angles) else "no angles"
+        pixels = f" of {self.pixel_size:g} Å" if self.pixel_size > 0 else ""
+        source = "" if self.metadata is None else f", metadata of {self.metadata.source}"
+        return f"TiltSeries({self.name}: {len(self.tilt_angles)} tilts of {size} pixels{pixels}, {angles}{source})"
+
     @classmethod
     def read(
         cls,

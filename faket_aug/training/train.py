@@ -149,6 +149,7 @@ class PickerRun:
             filter=simulator.filter,
             bin=bin,
             ctf_correction=simulator.ctf_correction,
+            flavour=simulator.flavour,
             radii=classes.radii,
             target_radius=settings.target_radius if settings.targets == "spheres" else 1.0,
             distractors=classes.others,

@@ -13,14 +13,16 @@ import rich.progress  # noqa: F401 - it draws from Python's generator once, when
 import torch
 from _helpers import blobs, simulator, specimen, style_series, write_shrec
 from matplotlib.figure import Figure
+from matplotlib.patches import Circle
 from PIL import Image
 
 from faket_aug import GrandModel
 from faket_aug.cli import main
 from faket_aug.cli._look import Look, draw_look, look_at
+from faket_aug.cli._show import draw_beside, draw_list
 from faket_aug.figures import count_panel, label_color
 from faket_aug.formats.angles import write_tlt
-from faket_aug.formats.mrc import write_mrc
+from faket_aug.formats.mrc import read_mrc, write_mrc
 
 
 def show(
@@ -233,12 +235,13 @@ def test_the_command(
     """The picture is called after the folder, lies here, and nothing else is written; or where it is asked for."""
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
-    assert show(monkeypatch, capsys, saved) == (0, "saved.png\n", "")
-    assert show(monkeypatch, capsys, series(tmp_path / "series") / "tilts.mrc", "--output", "x.pdf") == (
-        0,
-        "x.pdf\n",
-        "",
-    )
+    code, output, told = show(monkeypatch, capsys, saved)
+    assert (code, output) == (0, "saved.png\n")
+    assert told.splitlines()[:2] == [f"read {saved / 'reconstruction.mrc'}", f"read {saved / 'class_mask.mrc'}"]
+    stack = series(tmp_path / "series") / "tilts.mrc"
+    code, output, told = show(monkeypatch, capsys, stack, "--output", "x.pdf")
+    assert (code, output) == (0, "x.pdf\n")
+    assert told.splitlines() == [f"read {stack}", f"read {stack.with_suffix('.tlt')}"]
     assert sorted(path.name for path in Path().iterdir()) == ["saved.png", "x.pdf"]
     with Image.open("saved.png") as image:
         assert image.format == "PNG"
@@ -249,7 +252,7 @@ def test_the_command(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["nowhere"], "expected a folder or a tilt-series to show, found none at nowhere"),
+        (["nowhere"], "expected a folder, a tilt-series or a tomogram to show, found none at nowhere"),
         (["empty"], "empty: expected specimens, there or in folders within, found none of: SHREC's"),
         (["text.txt"], "text.txt: expected"),
         (["untold"], "untold/tilts.mrc: expected a file of tilt angles beside it"),
@@ -279,6 +282,67 @@ def test_mistakes(
     assert message in errors
     assert len(errors.splitlines()) == 1
     assert not list(tmp_path.rglob("*.png"))
+
+
+# --- a tomogram alone, picks over it, and beside another -----------------------------------------------------------
+
+
+def test_a_tomogram_alone(saved: Path, tmp_path: Path) -> None:
+    """An MRC file without angles beside it, or one that is never a tilt-series, is a volume with its voxel size."""
+    shutil.copy(saved / "reconstruction.mrc", tmp_path / "tomogram.mrc")
+    shutil.copy(saved / "reconstruction.mrc", tmp_path / "tomogram.rec")
+    write_tlt(tmp_path / "tomogram.tlt", np.arange(16.0))
+    look = look_at(tmp_path / "tomogram.rec")
+    assert look.volume is not None
+    assert (look.name, look.what, look.voxel_size, tuple(look.volume.shape)) == (
+        *("tomogram.rec", "tomogram", 10.0),
+        (16, 24, 32),
+    )
+    assert look_at(tmp_path / "tomogram.mrc").series is not None
+    (tmp_path / "tomogram.tlt").unlink()
+    assert look_at(tmp_path / "tomogram.mrc").volume is not None
+    (tmp_path / "tomogram.mrc").rename(tmp_path / "stack.st")
+    with pytest.raises(FileNotFoundError, match="expected a file of tilt angles beside it"):
+        look_at(tmp_path / "stack.st")
+
+
+def test_picks_over_a_tomogram(
+    saved: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Each particle of the list has a circle where a section cuts it; a list of another tomogram is noticed."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "list.csv").write_text("class,x,y,z\nround,16,12,8\nround,4,4,8\nlong,30,20,3\n")
+    look = look_at(saved / "reconstruction.mrc")
+    figure = draw_list(look, tmp_path / "list.csv", radius=30.0)
+    circles = [patch for patch in figure.axes[0].patches if isinstance(patch, Circle)]
+    assert sorted(circle.center for circle in circles) == [(4, 4), (16, 12)]
+    assert {circle.radius for circle in circles} == {3.0}
+    labels = [text.get_text() for text in figure.axes[3].get_legend().get_texts()]  # type: ignore[union-attr]
+    assert labels == ["long: 1", "round: 2"]
+    (tmp_path / "far.csv").write_text("class,x,y,z\nround,160,12,8\n")
+    code, output, errors = show(monkeypatch, capsys, saved / "reconstruction.mrc", "--picks", "far.csv")
+    assert (code, output) == (0, "reconstruction_far.png\n")
+    assert "1 of 1 particles lie outside of reconstruction.mrc" in errors
+    assert "read far.csv" in errors
+    code, _, errors = show(monkeypatch, capsys, saved, "--picks", "far.csv", "--beside", saved)
+    assert (code, errors) == (1, "faket-aug: error: expected either --picks or --beside, got both; make two pictures\n")
+
+
+def test_a_set_beside_a_measured_tomogram(saved: Path, tmp_path: Path) -> None:
+    """Both show the same length, whatever their voxels; different filters are noticed, a tilt-series is refused."""
+    look = look_at(saved)
+    coarse, _ = read_mrc(saved / "reconstruction.mrc")
+    write_mrc(tmp_path / "real.mrc", coarse[:8, :12, :12], voxel_size=20.0)
+    figure = draw_beside(look, look_at(tmp_path / "real.mrc"))
+    shapes = [axes.images[0].get_array().shape for axes in figure.axes]  # type: ignore[union-attr]
+    # 16 × 24 × 24 voxels of 10 Å, and 8 × 12 × 12 of 20 Å.
+    assert shapes == [(24, 24), (12, 12), (16, 24), (8, 12)]
+    assert [axes.get_title().split(", z")[0] for axes in figure.axes[:2]] == ["saved", "real.mrc"]
+    (tmp_path / "real.json").write_text('{"reconstruction": {"filter": "ramp"}, "tilt_angles": []}')
+    with pytest.warns(UserWarning, match=r"saved was reconstructed with the filter \w+, real.mrc with ramp"):
+        draw_beside(look, look_at(tmp_path / "real.mrc"))
+    with pytest.raises(ValueError, match="expected a tomogram for --beside, got the tilt-series"):
+        draw_beside(look, look_at(series(tmp_path / "series")))
 
 
 def test_shrec(reference: Path) -> None:

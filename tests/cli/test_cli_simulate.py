@@ -720,7 +720,7 @@ def test_the_cluster_example(templates: Path, tmp_path: Path) -> None:
         (["--fiducials", "1", "--modality", "blurred"], "expected --modality to be one of 'noiseless', 'baseline'"),
         (["--fiducials", "1", "--modality", "faket"], "expected tilt-series for the modality 'faket', got none; set"),
         (["--fiducials", "1", "--snr", "-1"], "expected `snr` to be more than 0, got -1.0"),
-        (["--fiducials", "1", "--snr", "1", "--noise", "n.json"], "expected either --noise or --snr, got both"),
+        (["--fiducials", "1", "--snr", "1", "--noise", "n.json"], "expected either --microscope or --snr, got both"),
         (
             ["--fiducials", "1", "--noise", "n.json"],
             "expected a fitted microscope or noise model, found none",

@@ -1,0 +1,116 @@
+"""What a user gets wrong from tilts to picks is told in a sentence, before the first second of work."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+import rich.progress  # noqa: F401 - it draws from Python's generator once, when it is imported
+import torch
+from _helpers import blobs, simulator, specimen, style_series
+
+from faket_aug import TiltSeries, read_specimens
+from faket_aug.cli import main
+from faket_aug.cli._series_checks import check_series
+from faket_aug.formats.angles import write_tlt
+from faket_aug.formats.mrc import write_mrc
+from faket_aug.picking import PickerDescription
+from faket_aug.picking.picker import kind_of
+from faket_aug.simulation.saving import LIST_FILES
+
+
+def _tilts(count: int) -> torch.Tensor:
+    return torch.rand(count, 16, 24, generator=torch.Generator().manual_seed(count))
+
+
+def refused(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
+    """Run `faket-aug`; it has to end with a line that says what is wrong, which is returned."""
+    monkeypatch.setattr(sys, "argv", ["faket-aug", *map(str, arguments)])
+    with pytest.raises(SystemExit) as stop:
+        main()
+    assert stop.value.code == 1
+    (line,) = [one for one in capsys.readouterr().err.splitlines() if one.strip()]
+    return line
+
+
+@pytest.mark.parametrize("command", ["simulate", "train"])
+def test_specimens_that_do_not_fit_the_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], command: str
+) -> None:
+    """A request for more memory than there is is refused at once, and leaves no settings behind."""
+    write_mrc(tmp_path / "bean.mrc", blobs((9, 9, 9), [(4, 4, 4)], 1.2), voxel_size=10.0)
+    monkeypatch.chdir(tmp_path)
+    target = ["set"] if command == "simulate" else ["--output", "set"]
+    given = ["--templates", "bean.mrc", "--occupancy", "0.1", "--snr", "0.1", "--shape", "8000,20000,20000"]
+    line = refused(monkeypatch, capsys, command, *target, *given)
+    assert "8000 × 20000 × 20000 voxels (z, y, x), which take 32782.6 GiB at least; set --shape smaller" in line
+    assert not list(tmp_path.glob("set/*"))
+
+
+def test_pixels_that_the_metadata_deny(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """`fit` refuses a header's 1 Å that SerialEM's file contradicts."""
+    write_mrc(tmp_path / "series.mrc", _tilts(3), voxel_size=1.0)
+    (tmp_path / "series.mrc.mdoc").write_text(
+        "PixelSpacing = 10\nImageSize = 24 16\n" + "".join(f"\n[ZValue = {z}]\nTiltAngle = {3 * z}\n" for z in range(3))
+    )
+    line = refused(monkeypatch, capsys, "fit", tmp_path / "scope.json", "--style", tmp_path / "series.mrc")
+    assert "expected pixels of 10 Å, as" in line
+    assert "got 1 Å in the header; correct the header, or the metadata" in line
+
+
+def test_a_series_without_an_alignment_is_told(tmp_path: Path) -> None:
+    """The warning names the options; said to be aligned, or with an alignment, nothing is told."""
+    write_mrc(tmp_path / "series.mrc", _tilts(2), voxel_size=10.0)
+    write_tlt(tmp_path / "series.tlt", [0.0, 3.0])
+    path = str(tmp_path / "series.mrc")
+    with pytest.warns(UserWarning, match=r"no alignment is known of this series, .* say --aligned .* set --tilt-axis"):
+        check_series([path], aligned=False)
+    check_series([path], aligned=True)
+    (tmp_path / "series.xf").write_text("1 0 0 1 2 3\n1 0 0 1 0 0\n")
+    check_series([path], aligned=False)
+
+
+def test_angles_are_missing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """`reconstruct` names its own option."""
+    write_mrc(tmp_path / "series.mrc", _tilts(2), voxel_size=10.0)
+    line = refused(monkeypatch, capsys, "reconstruct", tmp_path / "series.mrc", "--output", tmp_path / "r.mrc")
+    assert line.endswith("found none; write one, or set --tilt-angles")
+
+
+def test_a_list_of_no_particles_is_read(tmp_path: Path) -> None:
+    """A set of star5 whose tomogram holds no particle is a specimen without particles."""
+    made = simulator("noisy")(specimen(2), seed=0)
+    made.save(tmp_path / "tomogram_0000", formats=("star5",), specimen=specimen(2))
+    listed = tmp_path / "tomogram_0000" / LIST_FILES["star5"]
+    assert len(read_specimens(tmp_path)[0].particles) == len(specimen(2).particles) > 0
+    head = [line for line in listed.read_text().splitlines() if "tomogram" not in line and "specimen" not in line]
+    rows = [line for line in head if line.startswith(("_", "data", "loop")) or not line.strip()]
+    listed.write_text("\n".join(rows) + "\n\n")
+    assert len(read_specimens(tmp_path)[0].particles) == 0
+
+
+def test_a_series_is_printed_in_a_line() -> None:
+    """Its size, pixels and angles, and no pixel's value."""
+    series = style_series(0)
+    assert "\n" not in repr(series)
+    angles = f"{series.tilt_angles.min():g}° to {series.tilt_angles.max():g}°"
+    size = f"{len(series.tilts)} tilts of {series.tilts.shape[2]} × {series.tilts.shape[1]} pixels"
+    assert f"{series.name}: {size} of {series.pixel_size:g} Å, {angles}" in repr(series)
+    assert isinstance(series, TiltSeries)
+
+
+def test_what_a_picker_was_trained_on() -> None:
+    """The flavour, or the CTF correction alone, says what a picker knows; files without it are read."""
+    own = {"class_names": {1: "a"}, "widths": (4, 8, 8), "voxel_size": 10.0, "filter": "hann", "radii": {1: 50.0}}
+    description = PickerDescription(**own, flavour="low-pass")  # type: ignore[arg-type]
+    assert PickerDescription.from_dict(description.to_dict()).kind == "low-pass"
+    old = {name: one for name, one in description.to_dict().items() if name != "flavour"}
+    assert PickerDescription.from_dict(old).kind == "raw"
+    assert (kind_of(None, "wiener"), kind_of("raw", None), kind_of(None, None)) == ("wiener", "raw", "raw")
+    with pytest.raises(ValueError, match="flavour"):
+        PickerDescription(**own, flavour="sweet")  # type: ignore[arg-type]
