@@ -43,6 +43,7 @@ ON_THE_GROUND = {
 
 #: Modules of more than 400 lines, each with why it is one module.
 LONG_MODULES = {
+    "cli._options": "the settings of `simulate` as one table, and each place that they are read from",
     "simulation.fit_microscope": "one fit, its stages and what it gives",
     "simulation.simulator": "all settings of a simulator, and the trip of a specimen",
     "formats.copick": "one format, read and written",
