@@ -60,7 +60,9 @@ def _measured(folder: Path, shape: tuple[int, int], axis: float, kind: str, stre
         _spots(shape, _seen(angle) @ matrix.T + shift + _centre(shape, kind))
         for angle, shift in zip(ANGLES, SHIFTS, strict=True)
     ]
-    write_mrc(folder / "a.mrc", torch.from_numpy(np.stack(images)), voxel_size=PIXEL_SIZE)
+    # With a little noise: a border of one value counts as not measured.
+    stack = np.stack(images) + np.random.default_rng(0).normal(scale=1e-4, size=(len(images), *shape))
+    write_mrc(folder / "a.mrc", torch.from_numpy(stack), voxel_size=PIXEL_SIZE)
     return folder / "a.mrc"
 
 
