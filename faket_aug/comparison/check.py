@@ -155,7 +155,8 @@ def check_microscope(
         specimen = _specimen(specimens, index, seed)
         _check_specimen(specimen, measured, particle)
         one = simulator(specimen, seed=seed, tomogram=index)
-        tilts = replace(measured, tilts=one.tiltseries.cpu(), metadata=None, name=specimen.name)
+        # Of what is simulated every pixel counts, at any size.
+        tilts = replace(measured, tilts=one.tiltseries.cpu(), metadata=None, measured=None, name=specimen.name)
         looks.append(appearance_of(tilts, one.tomogram))
         made.append(one)
         work.add(_MADE)

@@ -287,6 +287,16 @@ def test_calibrated_microscope(tmp_path: Path) -> None:
         calibrated(MicroscopeFile(noise=white), Contrast(factor=1.5, error=0.1))
 
 
+def test_series_with_a_border(measured: TiltSeries, checked: MicroscopeCheck) -> None:
+    """A series of another size, of which not all was measured, is checked; of simulated tilts every pixel counts."""
+    known = torch.ones(measured.tilts.shape, dtype=torch.bool)[:, :-8]
+    known[:, :6] = False
+    cut = replace(measured, tilts=measured.tilts[:, :-8], measured=known)
+    found = check_microscope(simulator(), cut, [balls(0), balls(1)], settings=SMALL, seed=0)
+    np.testing.assert_array_equal(found.simulated.power, checked.simulated.power)
+    assert not np.array_equal(found.measured.power, checked.measured.power)
+
+
 def test_what_does_not_go_together_is_told(measured: TiltSeries) -> None:
     with pytest.raises(ValueError, match="expected a class 'cube'"):
         check_microscope(simulator(), measured, [balls(0)], particle=replace(BALL, name="cube"), settings=SMALL, seed=0)
