@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 import rich.progress  # noqa: F401 - it draws from Python's generator once, when it is imported
 import torch
-from _helpers import blobs, specimen, write_shrec
+from _helpers import blobs, noise_model, specimen, write_shrec
 from PIL import Image
 
 from faket_aug.cli import main
@@ -459,6 +459,18 @@ def test_other_settings_are_refused(refused: Command, templates: Path, whole: Pa
     )
     assert "set --output to another folder" in line
     assert (whole / "settings.toml").read_bytes() == before
+
+
+def test_another_microscope_is_refused(command: Command, refused: Command, templates: Path, tmp_path: Path) -> None:
+    """A training does not go on with a microscope's file of another content, at the same path."""
+    path, own = tmp_path / "microscope.json", [one for one in SMALL if one not in ("--snr", "0.5")]
+    own = ["--templates", templates, *own, "--microscope", path, "--output", tmp_path / "run", "--steps"]
+    path.write_text(noise_model(0).to_json())
+    command(*own, 1)
+    path.write_text(noise_model(1).to_json())
+    assert "expected the settings that this training was begun with, got other microscope" in refused(*own, 2)
+    path.write_text(noise_model(0).to_json())
+    command(*own, 2)
 
 
 def test_a_failed_try_leaves_nothing_that_refuses(command: Command, templates: Path, tmp_path: Path) -> None:
