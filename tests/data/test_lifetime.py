@@ -465,7 +465,7 @@ def test_training_writes_nothing(program: Any, tmp_path: Path) -> None:
     assert own == []
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.parametrize("workers", [0, 1])
 def test_memory_is_flat(program: Any, tmp_path: Path, workers: int, record_property: Any, capsys: Any) -> None:
     """Epochs add nothing to the resident memory: less than 1 MB each after the first."""

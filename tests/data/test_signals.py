@@ -177,7 +177,7 @@ def _start(number: signal.Signals, at: str, *arguments: str, temporary: Path) ->
     )
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_simulate_is_stopped_at_its_last_tomogram(tmp_path: Path, number: signal.Signals, status: int) -> None:
     """The status and one line tell of the signal, no part is left, and the same command makes what is missing."""

@@ -335,7 +335,7 @@ def test_losses_that_are_not_finite(tmp_path: Path) -> None:
     assert not (tmp_path / "checkpoint.pt").exists()
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_killed_run_ends_the_same(tmp_path: Path) -> None:
     """A run that is killed with SIGKILL and started again ends with the weights of an uninterrupted one."""
     script = tmp_path / "train.py"
