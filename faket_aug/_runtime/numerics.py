@@ -21,10 +21,14 @@ class _ExactProducts:
         self._lock = threading.Lock()
         self._asking = 0
         self._before: str | list[str] = _EXACT
-        os.register_at_fork(after_in_child=self._begin_anew)
+        if hasattr(os, "register_at_fork"):
+            os.register_at_fork(after_in_child=self._begin_anew)
 
     def _begin_anew(self) -> None:
-        # A fork while another thread holds the lock would leave it locked in the child for ever.
+        # A fork while another thread holds the lock would leave it locked in the child for ever. Whoever asked runs in the
+        # parent.
+        if self._asking:
+            _set_products(self._before)
         self._lock, self._asking = threading.Lock(), 0
 
     def ask(self) -> None:

@@ -300,7 +300,8 @@ class PlaneMapCache:
         self._maps: OrderedDict[Hashable, PlaneMap] = OrderedDict()
         self._lock = threading.Lock()
         # A fork while another thread holds the lock would leave it locked in the child for ever.
-        os.register_at_fork(after_in_child=self._unlock)
+        if hasattr(os, "register_at_fork"):
+            os.register_at_fork(after_in_child=self._unlock)
 
     def _unlock(self) -> None:
         self._lock = threading.Lock()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Iterator
 
@@ -76,6 +77,24 @@ def test_autocast_is_off_within() -> None:
         with pytest.raises(KeyError), own_precision():
             raise KeyError("on purpose")
         assert (a @ a).dtype == torch.bfloat16
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+@pytest.mark.filterwarnings("ignore:.*multi-threaded:DeprecationWarning")
+def test_a_forked_process_has_the_programs_precision() -> None:
+    """Who asked for exact products runs in the parent: a process that is forked meanwhile has what the program set."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("medium")
+    try:
+        with own_precision():
+            child = os.fork()
+            if child == 0:
+                os._exit(0 if torch.get_float32_matmul_precision() == "medium" else 1)
+            assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+            assert torch.get_float32_matmul_precision() == "highest"
+        assert torch.get_float32_matmul_precision() == "medium"
+    finally:
+        torch.set_float32_matmul_precision(before)
 
 
 def test_what_a_stream_made_is_waited_for_by_others(monkeypatch: pytest.MonkeyPatch) -> None:
