@@ -25,8 +25,8 @@ class _ExactProducts:
             os.register_at_fork(after_in_child=self._begin_anew)
 
     def _begin_anew(self) -> None:
-        # A fork while another thread holds the lock would leave it locked in the child for ever. Whoever asked runs in the
-        # parent.
+        # A fork while another thread holds the lock would leave it locked in the child for ever. Whoever asked runs in
+        # the parent.
         if self._asking:
             _set_products(self._before)
         self._lock, self._asking = threading.Lock(), 0
