@@ -62,8 +62,9 @@ def make_run(work: TrainingWork) -> PickerRun:
     real, watched = _real(files, classes), _watched(files)
     plain = options.without_paths() | source.settings | mixture.settings()
     depends_on = {name: one for name, one in plain.items() if name not in (*WITHOUT, "class_table")}
-    # Not where the microscope's file lies, but what it holds.
-    depends_on["microscope"] = plain.get("noise")
+    if options["noise"] is not None:
+        # Not where the microscope's file lies, but what it holds.
+        depends_on["microscope"] = plain.get("noise")
     data = PickerData(
         specimens=specimens,
         classes=classes,
