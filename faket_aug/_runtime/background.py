@@ -13,19 +13,17 @@ import threading
 import time
 import weakref
 from collections.abc import Callable, Iterable
-from pathlib import Path
 from queue import SimpleQueue
 from typing import Any, Generic, TypeVar
 
 from faket_aug._runtime.signals import status_by_signal
+from faket_aug._runtime.threads import wait_for_the_end
 
 K = TypeVar("K")
 V = TypeVar("V")
 _THREAD_NAME = "faket_aug"
 #: For how many seconds a thread that was told to stop is waited for. Ctrl-C ends a program within two seconds.
 _PATIENCE = 1.0
-#: Linux: a folder for each thread of this process.
-_TASKS = Path("/proc/self/task")
 
 
 class Stopped(SystemExit):
@@ -114,7 +112,7 @@ class MakeAhead(Generic[K, V]):
             self.stop()
         if self._thread.is_alive():
             return False
-        _wait_for_the_end(self._thread)
+        wait_for_the_end(self._thread)
         return True
 
     def _work(self) -> None:
@@ -142,18 +140,6 @@ class MakeAhead(Generic[K, V]):
         finally:
             with self._lock:
                 self._making = False
-
-
-def _wait_for_the_end(thread: threading.Thread) -> None:
-    """Wait until the operating system has ended a thread that Python has joined already.
-
-    After Python's part of a thread has ended, the thread gives back the buffers of MKL, and holds a lock of MKL
-    meanwhile. A worker that is forked at this moment has a copy of the lock that no thread releases: its first Fourier
-    transform never ends.
-    """
-    latest = time.monotonic() + _PATIENCE
-    while (_TASKS / str(thread.native_id)).exists() and time.monotonic() < latest:
-        time.sleep(1e-4)
 
 
 def _raise_in(thread: threading.Thread, kind: type[BaseException]) -> None:

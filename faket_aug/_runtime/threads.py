@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import multiprocessing
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 
 import torch
 
 #: Where work runs, and with how many intra-op threads, unless it is told.
 DEVICE, THREADS = "cpu", 1
+#: Linux: a folder for each thread of this process.
+_TASKS = Path("/proc/self/task")
+#: For how many seconds the system may take to end a thread that Python has ended.
+_LINGERING = 1.0
 
 
 @contextmanager
@@ -80,6 +86,19 @@ def _joined(thread: threading.Thread, errors: list[BaseException]) -> None:
             thread.join()
         except BaseException as error:
             errors.append(error)
+    wait_for_the_end(thread)
+
+
+def wait_for_the_end(thread: threading.Thread) -> None:
+    """Wait until the operating system has ended a thread that Python has joined already.
+
+    After Python's part of a thread has ended, the thread gives back the buffers of MKL, and holds a lock of MKL
+    meanwhile. A worker that is forked at this moment has a copy of the lock that no thread releases: its first Fourier
+    transform never ends.
+    """
+    latest = time.monotonic() + _LINGERING
+    while (_TASKS / str(thread.native_id)).exists() and time.monotonic() < latest:
+        time.sleep(1e-4)
 
 
 def in_forked_process() -> bool:

@@ -347,17 +347,17 @@ def _said(value: Any) -> Any:
     return as_json(value)
 
 
-def _with_keys(table: Mapping[str, Any]) -> dict[str, Any]:
-    """Put the setting's name in place of the option's, which users know."""
+def with_setting_names(table: Mapping[str, Any]) -> dict[str, Any]:
+    """Put settings' names in place of those of options, which users know."""
     return {"noise" if name == "microscope" else name: one for name, one in table.items()}
 
 
 def _from_file(path: Path) -> dict[str, Any]:
     what = "a JSON or TOML file of settings"
     content = load_table(path, what)
-    content = _with_keys(content)
+    content = with_setting_names(content)
     if isinstance(content.get(MIXTURE), list):
-        content[MIXTURE] = [_with_keys(one) if isinstance(one, dict) else one for one in content[MIXTURE]]
+        content[MIXTURE] = [with_setting_names(one) if isinstance(one, dict) else one for one in content[MIXTURE]]
     kept = {"format", "settings", "options"} if "options" in content else {"format", "record", "origin", "files"}
     if "options" in content or "origin" in content:
         # What a set was made with, or one of its tomograms.

@@ -264,7 +264,7 @@ def _pixel_size(
     given = work.reading.get("pixel_size")
     if given is not None:
         return float(given)
-    size = agreed_pixel_size(stack, shape, header, found)
+    size = agreed_pixel_size(stack, shape, header, found, advice="set --pixel-size")
     if not size > 0:
         raise FileFormatError(f"{stack}: expected a pixel size in the header, got 0; set --pixel-size in Å")
     return size

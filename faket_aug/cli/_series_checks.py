@@ -42,12 +42,7 @@ def check_series(paths: Iterable[str], *, aligned: bool) -> None:
             # They come once more when the series is read.
             warnings.simplefilter("ignore")
             found = _metadata(stack, None, None)
-        try:
-            agreed_pixel_size(stack, read_mrc_shape(stack)[1:], header, found)
-        except FileFormatError as error:
-            raise FileFormatError(
-                str(error).replace("set --pixel-size", "correct the header, or the metadata")
-            ) from None
+        agreed_pixel_size(stack, read_mrc_shape(stack)[1:], header, found, advice="correct the header, or the metadata")
         if not (aligned or found.is_alignment or stack.name in SHREC_STACKS):
             warnings.warn(
                 f"{stack}: no alignment is known of this series, from {found.source}; say --aligned if its tilts are "
@@ -56,13 +51,13 @@ def check_series(paths: Iterable[str], *, aligned: bool) -> None:
             )
 
 
-def agreed_pixel_size(stack: Path, shape: Sequence[int], header: float, found: TiltMetadata) -> float:
+def agreed_pixel_size(stack: Path, shape: Sequence[int], header: float, found: TiltMetadata, *, advice: str) -> float:
     """Return the pixel size, Å, of the header or, where it has none, of the metadata; 0 where neither knows.
 
     Raises
     ------
     FileFormatError
-        If both know it, and disagree.
+        If both know it, and disagree; the message ends with the advice.
     """
     theirs = found.pixel_size if found.image_size in (None, tuple(shape)) else _scaled(found, shape)
     if theirs > 0 and header > 0 and not same_size(header, theirs):
@@ -71,7 +66,7 @@ def agreed_pixel_size(stack: Path, shape: Sequence[int], header: float, found: T
         if not unbinned or same_size(header, NO_SIZE):
             raise FileFormatError(
                 f"{stack}: expected pixels of {theirs:g} Å{' or binned ones' * unbinned}, as {found.source} says, got "
-                f"{header:g} Å in the header; set --pixel-size"
+                f"{header:g} Å in the header; {advice}"
             )
     return header or (theirs if found.image_size is not None else 0.0)
 

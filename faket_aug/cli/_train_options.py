@@ -14,7 +14,7 @@ from faket_aug._checks import FileFormatError
 from faket_aug._reading import NONE, read_table
 from faket_aug._settings import IsPath, Setting, settings_of
 from faket_aug.cli._options import SETTINGS as SIMULATION
-from faket_aug.cli._options import WRITTEN, Options, flat, from_text, of_simulator, written
+from faket_aug.cli._options import WRITTEN, Options, flat, from_text, of_simulator, with_setting_names, written
 from faket_aug.formats._settings_file import load_table, write_toml
 from faket_aug.microscope.file import read_microscope
 from faket_aug.picking.logs import LOGS
@@ -173,8 +173,7 @@ def read_work(output: Path, config: Path | None, given: Mapping[str, Any]) -> Tr
     if values.get("microscope") is not None:
         simulated["noise"] = values["microscope"]
     if simulated.get(MIXTURE):
-        renamed = {"microscope": "noise"}
-        simulated[MIXTURE] = tuple({renamed.get(n, n): one for n, one in own.items()} for own in simulated[MIXTURE])
+        simulated[MIXTURE] = tuple(map(with_setting_names, simulated[MIXTURE]))
     if not simulated.get("templates") and not simulated.get("specimens"):
         raise ValueError("expected particles to learn, got none; set --templates, or --specimens of files")
     try:

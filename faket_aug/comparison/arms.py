@@ -20,7 +20,8 @@ AUTO = "auto"
 SPECIMENS = ("train", "generated")
 #: How the noise of simulated tilts is fitted.
 NOISES = ("paired", "unpaired")
-_Encoder = Annotated[str, IsPath(words=("torchvision", "random"))]
+#: The file of an encoder's weights.
+Encoder = Annotated[str, IsPath(words=("torchvision", "random"))]
 
 
 def _simulator() -> dict[str, Setting]:
@@ -70,7 +71,7 @@ class Arm:
     modality: str = from_library(FakETSimulator, "modality")
     specimens: str = "train"
     noise: str = "paired"
-    weights: _Encoder | None = None
+    weights: Encoder | None = None
     start: str | None = None
     tomograms: int | None = None
     steps: int | None = None

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Self
 from faket_aug._checks import FileFormatError, check_choice, check_count, check_positive
 from faket_aug._reading import expected, explained, read_table, read_value
 from faket_aug._settings import IsPath, Part, Setting, as_json, from_library, settings_of
-from faket_aug.comparison.arms import MEMBER, PAPER_ARMS, SIMULATOR, Arm
+from faket_aug.comparison.arms import MEMBER, PAPER_ARMS, SIMULATOR, Arm, Encoder
 from faket_aug.data.dataset import FakETDataset
 from faket_aug.formats._settings_file import load_table
 from faket_aug.generation.generator import GrandModelGenerator
@@ -31,7 +31,6 @@ from faket_aug.tomography.filters import FILTERS
 #: What a recipe of `generated` was called before.
 _RENAMED_RECIPE = {"count": "counts"}
 _Path = Annotated[str, IsPath()]
-_Encoder = Annotated[str, IsPath(words=("torchvision", "random"))]
 #: Settings that the training does not depend on: with others, what is trained is scored again.
 SCORING_SETTINGS = ("test", "tile_size", "overlap", "picking", "bandwidth", "skip")
 #: More of these, which most comparisons do not have.
@@ -122,7 +121,7 @@ class Comparison:
     generated: Annotated[Mapping[str, Any], Part(RECIPE, _RENAMED_RECIPE)] | None = None
     style: Sequence[_Path] = ()
     clean: Sequence[_Path] = ()
-    weights: _Encoder = from_library(VGG19Features, "weights")
+    weights: Encoder = from_library(VGG19Features, "weights")
     style_layers: Sequence[int] = from_library(StyleBank.build, "style_layers")
     z_range: str | tuple[int, int] | None = from_library(GrandModel.from_shrec, "z_range")
     filter: str = from_library(FakETSimulator, "filter")

@@ -136,9 +136,6 @@ class PickerDescription:
             If it is something else; the message names the file.
         """
         known = {one.name for one in fields(cls)}
-        if isinstance(content, Mapping):
-            # Earlier files do not have it.
-            content = {"flavour": None} | dict(content)
         if not isinstance(content, Mapping) or set(content) | set(_LATER) != known:
             told = sorted(map(str, content)) if isinstance(content, Mapping) else content
             wanted = ", ".join(sorted(known - set(_LATER)))
@@ -156,7 +153,7 @@ def kind_of(flavour: str | None, ctf_correction: str | None) -> str:
 
 
 #: What older descriptions do not have.
-_LATER = ("channels",)
+_LATER = ("channels", "flavour")
 #: By class number.
 _TABLES = ("class_names", "radii", "thresholds")
 

@@ -292,8 +292,8 @@ def covered_pixels(
 ) -> Tensor | None:
     """Tell which pixels of `transform_images` show what was measured.
 
-    A pixel does so if it lies within the outermost pixels of the image, and further from what was not measured than a
-    cubic spline reaches.
+    A pixel does so if it lies within the outermost pixels of the image, and further from what was not measured than the
+    interpolation reaches.
 
     Parameters
     ----------
