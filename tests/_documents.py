@@ -118,7 +118,7 @@ def write_model(folder: Path, seed: int) -> None:
 
 
 def write_microscope(folder: Path) -> None:
-    """Write a tilt-series of 3.5 µm defocus, with its angles and what SerialEM would note beside it."""
+    """Write a tilt-series of 3.5 µm defocus; angles, alignment and what SerialEM would note beside it."""
     folder.mkdir()
     specimen = procedural_specimen(shape=(40, 128, 128), seed=3)
     clean = -faket_aug.project(specimen.density.float(), ANGLES)
@@ -126,6 +126,8 @@ def write_microscope(folder: Path) -> None:
     noise = 30 * torch.randn(clean.shape, generator=torch.Generator().manual_seed(9))
     write_mrc(folder / "series_1.mrc", 2000 + signal + noise, voxel_size=VOXEL_SIZE)
     write_tlt(folder / "series_1.tlt", ANGLES)
+    # It moves nothing: IMOD turns about the middle of the image, half a pixel before pixel n // 2.
+    (folder / "series_1.xf").write_text("1 0 0 1 -0.5 -0.5\n" * len(ANGLES))
     rows = "".join(
         f"[ZValue = {i}]\nTiltAngle = {angle}\nExposureDose = 3\nDateTime = 30-Nov-15  15:{i:02d}:00\n\n"
         for i, angle in enumerate(ANGLES)

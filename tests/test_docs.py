@@ -340,8 +340,8 @@ def test_commands_are_those_of_the_command_line(
     assert count
 
 
-#: The pages' series has no alignment beside it, and no defocus.
-ALIGNED = ["--aligned", "--bin", "1", "--ctf", "defocus=3.5"]
+#: The pages' series has small images, and no defocus.
+SMALL_SERIES = ["--bin", "1", "--ctf", "defocus=3.5"]
 #: Commands that run on small data, by page, and what makes them small: of an option given twice the last one counts.
 RUN = {
     "README.md": {
@@ -353,9 +353,9 @@ RUN = {
             *("--counts", "3", "--shape", "32,64,64", "--steps", "2", "--patch-size", "16", "--batch-size", "2"),
             *("--widths", "4,8,8", "--patches-per-tomogram", "4"),
         ],
-        "reconstruct": ALIGNED,
+        "reconstruct": SMALL_SERIES,
     },
-    "docs/getting-started.md": {"fit": [], "simulate": ["--count", "1"], "show": [], "reconstruct": ALIGNED},
+    "docs/getting-started.md": {"fit": [], "simulate": ["--count", "1"], "show": [], "reconstruct": SMALL_SERIES},
 }
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from faket_aug.cli._options import Options
+from faket_aug.cli._series_checks import check_series, read_series
 from faket_aug.cli._simulation import STYLE_CACHE, make_parts
 from faket_aug.cli._source import make_source
 from faket_aug.comparison.check import calibrated, check_microscope
@@ -17,11 +18,10 @@ from faket_aug.figures import save_figure
 from faket_aug.formats._atomic import make_writable_folder, write_text
 from faket_aug.generation.templates import read_templates
 from faket_aug.microscope.file import read_microscope, write_microscope
-from faket_aug.simulation.fit_microscope import BUILT_IN_SHAPE
+from faket_aug.simulation.fit_microscope import BUILT_IN_SHAPE, as_aligned
 from faket_aug.specimens.grandmodel import GrandModel
 from faket_aug.specimens.procedural import procedural_specimen
 from faket_aug.tilts.optics import common_pixel_size
-from faket_aug.tilts.series import TiltSeries
 
 NUMBERS, PICTURE = "check.json", "check.png"
 
@@ -46,6 +46,10 @@ class CheckWork:
         The file of a microscope to be written, with the contrast of the particle.
     settings
         How it is done.
+    aligned
+        Whether the tilts are aligned already.
+    tilt_axis
+        Degrees, by which tilts without an alignment are aligned.
     """
 
     microscope: Path
@@ -55,6 +59,8 @@ class CheckWork:
     settings: CheckSettings
     particle: Path | None = None
     calibrate: Path | None = None
+    aligned: bool = False
+    tilt_axis: float | None = None
 
 
 def run(work: CheckWork, progress: Callable[[int, int], None]) -> list[str]:
@@ -82,7 +88,9 @@ def run(work: CheckWork, progress: Callable[[int, int], None]) -> list[str]:
     if work.calibrate is not None and work.particle is None:
         raise ValueError("expected --particle with --calibrate, which takes its contrast, got none; set it")
     microscope = read_microscope(work.microscope)
-    series = TiltSeries.read(options["style"][0])
+    first = options["style"][0]
+    check_series([first], aligned=work.aligned, tilt_axis=work.tilt_axis)
+    series = as_aligned(read_series(first, aligned=work.aligned), work.tilt_axis)
     pixel_size = common_pixel_size([series])
     if not options["specimens"] and options["voxel_size"] is None:
         options = options.but(voxel_size=pixel_size)

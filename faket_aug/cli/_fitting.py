@@ -15,7 +15,7 @@ from torch import Tensor
 
 from faket_aug._checks import check_count
 from faket_aug.cli._options import Options
-from faket_aug.cli._series_checks import check_series
+from faket_aug.cli._series_checks import check_series, read_series
 from faket_aug.cli._source import make_source
 from faket_aug.figures import save_figure, tilt_panel
 from faket_aug.formats._atomic import make_writable_folder
@@ -53,7 +53,7 @@ class FitWork:
     step
         Whether the step of the style transfer is to be chosen.
     aligned
-        Whether series without an alignment in the files beside them are aligned already.
+        Whether the tilts are aligned already.
     """
 
     output: Path
@@ -91,8 +91,8 @@ def run(work: FitWork, progress: Callable[[int, int], None]) -> list[str]:
         raise ValueError(f"expected an output that is no picture, got {work.output}; name it microscope.json")
     if not options["style"]:
         raise ValueError("expected tilt-series of the microscope, got none; set --style")
-    check_series(options["style"], aligned=work.aligned or work.fitting.get("tilt_axis") is not None)
-    series = [TiltSeries.read(path) for path in options["style"]]
+    check_series(options["style"], aligned=work.aligned, tilt_axis=work.fitting.get("tilt_axis"))
+    series = [read_series(path, aligned=work.aligned) for path in options["style"]]
     options = _sized(options, common_pixel_size(series), built_in=work.built_in)
     specimens = None if work.built_in else make_source(options).specimens
     features = VGG19Features(**options.of("VGG19Features")) if work.step else None

@@ -15,7 +15,7 @@ from faket_aug._checks import FileFormatError, check_count, same_size
 from faket_aug._runtime.memory import available_memory
 from faket_aug._runtime.threads import intra_op_threads
 from faket_aug.cli._options import Options
-from faket_aug.cli._series_checks import agreed_pixel_size
+from faket_aug.cli._series_checks import agreed_pixel_size, check_alignment
 from faket_aug.cli._sets import SETTINGS_FILE
 from faket_aug.figures import save_figure, three_sections
 from faket_aug.formats._json import read_json, write_json
@@ -83,7 +83,9 @@ class ReconstructionWork:
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """What will be done, once all checks have passed: settings of `reconstruct`, and the pixel size in Å."""
+    """What will be done, once all checks have passed: settings of `reconstruct`, the pixel size in Å, and whether the
+    tilts are taken as they lie.
+    """
 
     depth: int
     bin: int
@@ -91,6 +93,7 @@ class Plan:
     resampling: str
     ctf_correction: str | None
     pixel_size: float
+    aligned: bool
 
     @property
     def voxel_size(self) -> float:
@@ -166,7 +169,7 @@ def _record(work: ReconstructionWork, plan: Plan, series: TiltSeries) -> dict[st
         "reconstruction": settings | {"flavour": None, "voxel_size": plan.voxel_size},
         "series": series.name,
         "metadata": None if series.metadata is None else series.metadata.source,
-        "aligned_before": work.aligned,
+        "aligned_before": plan.aligned,
         "tilt_angles": angles,
     }
 
@@ -174,7 +177,7 @@ def _record(work: ReconstructionWork, plan: Plan, series: TiltSeries) -> dict[st
 def _prepared(work: ReconstructionWork, plan: Plan) -> TiltSeries:
     """Read, align and correct the series; each stack of tilts is let go when the next one is there."""
     series = TiltSeries.read(work.series, **{**work.reading, "pixel_size": plan.pixel_size})
-    if not work.aligned:
+    if not plan.aligned:
         series = series.aligned()
     # Which pixels were measured does not matter any more.
     series = replace(series, measured=None)
@@ -211,9 +214,9 @@ def make_plan(work: ReconstructionWork) -> Plan:
         found = _metadata(stack, work.reading.get("tilt_angles"), _files(work.reading.get("metadata")))
     if found.tilt_angles is None:
         raise FileFormatError(f"{stack}: expected tilt angles, got {found.source} without; set --tilt-angles")
-    _check_alignment(work, stack, found)
+    aligned = check_alignment(stack, found, aligned=work.aligned, advice="set --metadata to one")
     pixel_size = _pixel_size(work, stack, shape[1:], header, found)
-    plan = _put_together(work, pixel_size)
+    plan = _put_together(work, pixel_size, aligned=aligned)
     if plan.ctf_correction is None and work.ctf is not None:
         warnings.warn("--ctf is not used without a correction; set --ctf-correction phase-flip or wiener", stacklevel=2)
     if plan.ctf_correction is not None and work.ctf is None:
@@ -239,24 +242,6 @@ def _files(given: Any) -> Sequence[Metadata] | None:
     return list(given) if given else None
 
 
-def _check_alignment(work: ReconstructionWork, stack: Path, found: TiltMetadata) -> None:
-    if work.aligned:
-        shifted = found.shifts is not None and bool(found.shifts.any())
-        turned = found.axis_angle is not None and bool(found.axis_angle.any())
-        if found.is_alignment and (shifted or turned or found.matrices is not None):
-            warnings.warn(
-                f"{stack}: the alignment of {found.source} is left out, since --aligned says that the tilts are "
-                "aligned; leave --aligned away if they are not",
-                stacklevel=2,
-            )
-    elif not found.is_alignment:
-        raise ValueError(
-            f"{stack}: expected an alignment (tilt axis and shifts) in the files beside it, got {found.source} without;"
-            " set --metadata to an .xf, .aln, .star or .xml file that holds one, or --aligned if the tilts are aligned "
-            "already, with their axis along y"
-        )
-
-
 def _pixel_size(
     work: ReconstructionWork, stack: Path, shape: Sequence[int], header: float, found: TiltMetadata
 ) -> float:
@@ -270,7 +255,7 @@ def _pixel_size(
     return size
 
 
-def _put_together(work: ReconstructionWork, pixel_size: float) -> Plan:
+def _put_together(work: ReconstructionWork, pixel_size: float, *, aligned: bool) -> Plan:
     defaults: dict[str, Any] = {name: getattr(FakETSimulator, name) for name in _TAKEN}
     like = {} if work.like is None else read_like(work.like)
     given = dict(work.settings)
@@ -291,7 +276,7 @@ def _put_together(work: ReconstructionWork, pixel_size: float) -> Plan:
         )
     check_count("depth", known["depth"])
     check_count("bin", known["bin"])
-    return Plan(pixel_size=pixel_size, **known)
+    return Plan(pixel_size=pixel_size, aligned=aligned, **known)
 
 
 def _binning(pixel_size: float, wanted: float, work: ReconstructionWork) -> int:

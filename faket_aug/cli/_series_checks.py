@@ -4,37 +4,50 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
+
+import typer
 
 from faket_aug._checks import FileFormatError, same_size
 from faket_aug.formats.mrc import read_mrc, read_mrc_shape
 from faket_aug.formats.tilt_metadata import TiltMetadata
 from faket_aug.tilts.discovery import SHREC_STACKS, _find_stack, _metadata
+from faket_aug.tilts.series import TiltSeries
 
 #: Å, which programs write that know no pixel size.
 NO_SIZE = 1.0
 
 
-def check_series(paths: Iterable[str], *, aligned: bool) -> None:
-    """Look at tilt-series before they are read: refuse pixels that contradict the metadata.
+def aligned_option(heading: str) -> Any:
+    """Return the option by which a user says that tilts are aligned, under a heading of the help."""
+    told = "The tilts are aligned already, their axis along y; an alignment in the files beside them is left out."
+    return typer.Option("--aligned", help=told, rich_help_panel=heading)
+
+
+def check_series(paths: Iterable[str], *, aligned: bool, tilt_axis: float | None) -> None:
+    """Look at tilt-series before they are read: refuse pixels that the metadata deny, and tilts that are not aligned.
 
     Parameters
     ----------
     paths
         Stacks, or their folders.
     aligned
-        Whether nothing needs to be said of series without an alignment.
+        Whether the user says that the tilts are aligned.
+    tilt_axis
+        Degrees, where the user gives it: series without an alignment will be aligned by it.
 
     Raises
     ------
-    FileNotFoundError, FileFormatError
-        If one is missing, or its header and its metadata disagree; the message says what to do.
-
-    Warns
-    -----
-    UserWarning
-        If the files beside a series hold no alignment.
+    FileNotFoundError, FileFormatError, ValueError
+        If one is missing, or its header and its metadata disagree, or no alignment of it is known, or both are given;
+        the message says what to do.
     """
+    if aligned and tilt_axis is not None:
+        raise ValueError(
+            "expected either --aligned or --tilt-axis, by which tilts are aligned, got both; leave one away"
+        )
     for path in paths:
         stack = _find_stack(Path(path))
         _, header = read_mrc(stack, rows=slice(0, 1), stack=True)
@@ -43,12 +56,66 @@ def check_series(paths: Iterable[str], *, aligned: bool) -> None:
             warnings.simplefilter("ignore")
             found = _metadata(stack, None, None)
         agreed_pixel_size(stack, read_mrc_shape(stack)[1:], header, found, advice="correct the header, or the metadata")
-        if not (aligned or found.is_alignment or stack.name in SHREC_STACKS):
-            warnings.warn(
-                f"{stack}: no alignment is known of this series, from {found.source}; say --aligned if its tilts are "
-                "aligned, with their axis along y, or set --tilt-axis, or put the file of its alignment beside it",
-                stacklevel=2,
-            )
+        if tilt_axis is None:
+            check_alignment(stack, found, aligned=aligned, advice="put one there, or set --tilt-axis in degrees")
+
+
+def check_alignment(stack: Path, found: TiltMetadata, *, aligned: bool, advice: str) -> bool:
+    """Refuse a series of which no alignment is known.
+
+    Parameters
+    ----------
+    stack
+        The series.
+    found
+        Its metadata.
+    aligned
+        Whether the user says that the tilts are aligned.
+    advice
+        What to do with a file that holds the alignment.
+
+    Returns
+    -------
+    Whether the tilts are taken as they lie.
+
+    Raises
+    ------
+    ValueError
+        If the metadata hold none and the user does not say so; the message says what to do.
+
+    Warns
+    -----
+    UserWarning
+        If there is one, which is left out.
+    """
+    # What SHREC simulated is aligned, and has no file that says so.
+    if not found.is_alignment and (aligned or stack.name in SHREC_STACKS):
+        return True
+    if not found.is_alignment:
+        raise ValueError(
+            f"{stack}: expected an alignment (tilt axis and shifts) in the files beside it, .xf, .aln, .star or .xml, "
+            f"got {found.source} without; {advice}, or --aligned if the tilts are aligned already, with their axis "
+            "along y"
+        )
+    shifted = found.shifts is not None and bool(found.shifts.any())
+    turned = found.axis_angle is not None and bool(found.axis_angle.any())
+    if aligned and (shifted or turned or found.matrices is not None):
+        warnings.warn(
+            f"{stack}: the alignment of {found.source} is left out, since --aligned says that the tilts are aligned; "
+            "leave --aligned away if they are not",
+            stacklevel=3,
+        )
+    return aligned
+
+
+def read_series(path: str, *, aligned: bool) -> TiltSeries:
+    """Read a series; of one that is aligned already, the alignment that its files hold is left out."""
+    series = TiltSeries.read(path)
+    metadata = series.metadata
+    if not aligned or metadata is None or not metadata.is_alignment:
+        return series
+    height, width = series.tilts.shape[-2:]
+    return replace(series, metadata=metadata.after_alignment((height, width), pixel_size=series.pixel_size))
 
 
 def agreed_pixel_size(stack: Path, shape: Sequence[int], header: float, found: TiltMetadata, *, advice: str) -> float:

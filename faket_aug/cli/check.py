@@ -12,6 +12,7 @@ from faket_aug._reading import read_setting
 from faket_aug._settings import Setting, setting_of, settings_of
 from faket_aug.cli._commands import taking
 from faket_aug.cli._options import OF_GENERATED, SETTINGS, SEVERAL, Options, given_options
+from faket_aug.cli._series_checks import aligned_option
 from faket_aug.comparison.check_settings import CheckSettings
 from faket_aug.simulation.fit_microscope import BUILT_IN_SHAPE, fit_microscope
 from faket_aug.simulation.plain_settings import TRANSFER
@@ -25,9 +26,13 @@ def _taken(name: str, group: str, **changes: Any) -> Setting:
     return replace(SETTINGS[name], group=group, **changes)
 
 
+_TILT_AXIS = setting_of(
+    fit_microscope, "tilt_axis", group=_TARGET, note="Series without alignment are aligned, as by `fit`."
+)
 _CHECK: dict[str, Setting] = settings_of(CheckSettings, group="What is compared")
 _OPTIONS = [
     _taken("style", _TARGET, help="A measured tilt-series: a stack, or its folder. The first one is compared."),
+    _TILT_AXIS,
     *(_taken(name, _SPECIMENS) for name in ("specimens", "dark", *OF_GENERATED, "class_table")),
     _taken("voxel_size", _SPECIMENS, help="Å; by default the tilts' pixel size.", default=MISSING),
     *(_taken(name, _MADE) for name in ("filter", "resampling", "ctf_correction", "device", "threads", "seed")),
@@ -71,6 +76,7 @@ def check(
             show_default=False,
         ),
     ] = None,
+    aligned: Annotated[bool, aligned_option(_TARGET)] = False,
     **given: Any,
 ) -> None:
     """Compare simulated tilts and tomograms with measured ones, without labels, and say what differs most.
@@ -85,6 +91,7 @@ def check(
     from faket_aug.cli._checking import CheckWork, run
     from faket_aug.cli._console import showing_progress, showing_warnings
 
+    axis = given.pop(_TILT_AXIS.name)
     options = given_options({name: one for name, one in given.items() if name not in _CHECK})
     built_in = config is None and not {"specimens", *OF_GENERATED} - {"shape"} & set(options)
     checked = {n: read_setting(one, given[n], one.option) for n, one in _CHECK.items() if given[n] is not None}
@@ -98,6 +105,8 @@ def check(
             particle=particle,
             calibrate=calibrate,
             settings=CheckSettings(**checked),
+            aligned=aligned,
+            tilt_axis=None if axis is None else read_setting(_TILT_AXIS, axis, _TILT_AXIS.option),
         )
         for line in run(work, progress):
             typer.echo(line)

@@ -12,6 +12,7 @@ from faket_aug._reading import read_setting
 from faket_aug._settings import Setting, parameter_help, setting_of
 from faket_aug.cli._commands import taking
 from faket_aug.cli._options import OF_GENERATED, SETTINGS, SEVERAL, Options, given_options
+from faket_aug.cli._series_checks import aligned_option
 from faket_aug.microscope.ctf import ContrastTransfer
 from faket_aug.microscope.intensity import SCALE_SOURCES
 from faket_aug.simulation.fit_microscope import CROWDS, fit_microscope
@@ -80,14 +81,7 @@ def fit(
             show_default=False,
         ),
     ] = None,
-    aligned: Annotated[
-        bool,
-        typer.Option(
-            "--aligned",
-            help="Series without a file of their alignment are aligned, their axis along y.",
-            rich_help_panel=_TARGET,
-        ),
-    ] = False,
+    aligned: Annotated[bool, aligned_option(_TARGET)] = False,
     **given: Any,
 ) -> None:
     """Fit transfer function and noise of a microscope, without labels, and show simulated tilts beside measured ones.

@@ -13,6 +13,7 @@ from faket_aug._reading import read_setting
 from faket_aug._settings import IsPath, Setting, setting_of
 from faket_aug.cli._commands import taking
 from faket_aug.cli._options import SETTINGS
+from faket_aug.cli._series_checks import aligned_option
 from faket_aug.tilts.series import TiltSeries
 from faket_aug.tomography.reconstruction import reconstruct as _reconstruct
 
@@ -62,10 +63,7 @@ def reconstruct(
             show_default=False,
         ),
     ] = None,
-    aligned: Annotated[
-        bool,
-        typer.Option("--aligned", help="The tilts are aligned already, their axis along y.", rich_help_panel=_FILES),
-    ] = False,
+    aligned: Annotated[bool, aligned_option(_FILES)] = False,
     halves: Annotated[
         bool,
         typer.Option("--halves", help="Also write tomograms of every other tilt, _even and _odd, as for a denoiser."),

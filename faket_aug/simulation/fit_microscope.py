@@ -291,7 +291,7 @@ def fit_microscope(
     given = [series] if isinstance(series, TiltSeries) else list(series)
     if not given:
         raise ValueError("expected at least one tilt-series of the microscope, got none")
-    measured = tuple(_aligned(one, tilt_axis) for one in given)
+    measured = tuple(as_aligned(one, tilt_axis) for one in given)
     pixel_size = common_pixel_size(measured)
     built_in = specimens is None
     if specimens is None:
@@ -412,7 +412,7 @@ def _sharp(density: Tensor, angles: FloatArray, extend: str) -> Tensor:
     return without_interpolation(project(density, angles, extend=extend), angles, depth=density.shape[0])
 
 
-def _aligned(series: TiltSeries, tilt_axis: float | None) -> TiltSeries:
+def as_aligned(series: TiltSeries, tilt_axis: float | None) -> TiltSeries:
     """Align a series as the files beside it say, or else by its neighbours if the axis is known."""
     if series.metadata is not None and series.metadata.is_alignment:
         return series.aligned()

@@ -32,7 +32,7 @@ Run = Callable[..., tuple[int, str, str]]
 
 @pytest.fixture(scope="module")
 def series(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A measured tilt-series of 3.5 µm defocus, with its angles beside it."""
+    """A measured tilt-series of 3.5 µm defocus, with its angles and an alignment that moves nothing beside it."""
     path = tmp_path_factory.mktemp("measured") / "tilts.mrc"
     specimen = procedural_specimen(shape=(40, 128, 128), seed=3)
     clean = -project(specimen.density.float(), ANGLES)
@@ -48,6 +48,8 @@ def series(tmp_path_factory: pytest.TempPathFactory) -> Path:
     grain = torch.randn(clean.shape, generator=torch.Generator().manual_seed(0))
     write_mrc(path, 2000 + response.apply(clean, grain, ANGLES), voxel_size=10.0)
     write_tlt(path.with_suffix(".tlt"), ANGLES)
+    # IMOD turns about the middle of the image, half a pixel before pixel n // 2.
+    path.with_suffix(".xf").write_text("1 0 0 1 -0.5 -0.5\n" * len(ANGLES))
     return path
 
 
@@ -77,7 +79,7 @@ def test_fit(run: Run, series: Path, tmp_path: Path) -> None:
     assert "power of simulated over measured tilts: off by " in output
     about = json.loads(target.read_text())["about"]
     assert about["tilt_series"] == [str(series)]
-    assert (about["built_in"], about["aligned"], about["defocus_given"]) == (True, [False], [False])
+    assert (about["built_in"], about["aligned"], about["defocus_given"]) == (True, [True], [False])
     assert "fiducials" not in about["options"]
     assert sorted(path.name for path in target.parent.iterdir()) == ["microscope.json", "microscope.png"]
     with Image.open(target.with_suffix(".png")) as picture:
@@ -156,7 +158,8 @@ def _with_mdoc(series: Path, folder: Path, **fields: float) -> Path:
 def test_what_the_microscope_left_behind(run: Run, series: Path, tmp_path: Path) -> None:
     """SerialEM knows optics and the defocus it was set to, about which it is searched; but no shifts."""
     path = _with_mdoc(series, tmp_path / "a", TargetDefocus=-3)
-    code, _, errors = run(tmp_path / "a.json", "--style", path, "--shape", "40,128,128", "--voltage", 300)
+    given = ("--style", path, "--shape", "40,128,128", "--aligned")
+    code, _, errors = run(tmp_path / "a.json", *given, "--voltage", 300)
     assert code == 0, errors
     text = (tmp_path / "a.json").read_text()
     response = NoiseModel.from_json(text).response
@@ -164,7 +167,7 @@ def test_what_the_microscope_left_behind(run: Run, series: Path, tmp_path: Path)
     assert response.defocus[0] == pytest.approx(3.5, abs=0.3)
     assert response.ctf.voltage == 300
     assert json.loads(text)["about"]["aligned"] == [False]
-    code, _, errors = run(tmp_path / "b.json", "--style", path, "--shape", "40,128,128", "--defocus", "2,5")
+    code, _, errors = run(tmp_path / "b.json", *given, "--defocus", "2,5")
     assert code == 0, errors
     response = NoiseModel.from_json((tmp_path / "b.json").read_text()).response
     assert response is not None
@@ -175,7 +178,7 @@ def test_built_in_specimens_have_no_detail(run: Run, series: Path, tmp_path: Pat
     fine = tmp_path / "fine.mrc"
     write_mrc(fine, torch.randn(len(ANGLES), 32, 32, generator=torch.Generator().manual_seed(0)), voxel_size=1.5)
     write_tlt(fine.with_suffix(".tlt"), ANGLES)
-    code, _, errors = run(tmp_path / "a.json", "--style", fine)
+    code, _, errors = run(tmp_path / "a.json", "--style", fine, "--aligned")
     assert code == 1
     message = "expected pixels of 4 to 20 Å for the built-in specimens, got 1.5 Å; bin the tilts, or give specimens"
     assert message in " ".join(errors.split())
@@ -208,7 +211,7 @@ def test_unknown_and_other_pixel_sizes(run: Run, series: Path, tmp_path: Path) -
     with mrcfile.open(bare, mode="r+") as stack:
         stack.voxel_size = 0.0
     write_tlt(bare.with_suffix(".tlt"), ANGLES)
-    code, _, errors = run(tmp_path / "a.json", "--style", bare)
+    code, _, errors = run(tmp_path / "a.json", "--style", bare, "--aligned")
     assert (code, "bare.mrc: expected a pixel size in its header, got 0" in " ".join(errors.split())) == (1, True)
     template = tmp_path / "blob.mrc"
     write_mrc(template, blobs((11, 11, 11), [(5, 5, 5)], 1.5), voxel_size=10.0)
@@ -257,6 +260,9 @@ def test_series_without_alignment_are_aligned(run: Run, series: Path, tmp_path: 
     write_tlt(path.with_suffix(".tlt"), ANGLES)
     given = ("--style", path, "--shape", "40,128,128", "--defocus", "3.5", "--count", "1")
     code, _, errors = run(tmp_path / "a.json", *given)
+    assert (code, "expected an alignment (tilt axis and shifts)" in " ".join(errors.split())) == (1, True)
+    # A user who is wrong about it is told by what neighbouring tilts share.
+    code, _, errors = run(tmp_path / "a.json", *given, "--aligned")
     assert (code, "align the series first" in " ".join(errors.split())) == (1, True)
     code, _, errors = run(tmp_path / "a.json", *given, "--tilt-axis", 0)
     assert code == 0, errors

@@ -10,11 +10,12 @@ import rich.progress  # noqa: F401 - it draws from Python's generator once, when
 import torch
 from _helpers import blobs, simulator, specimen, style_series
 
-from faket_aug import TiltSeries, read_specimens
+from faket_aug import NoiseModel, TiltSeries, read_specimens
 from faket_aug.cli import main
-from faket_aug.cli._series_checks import check_series
+from faket_aug.cli._series_checks import check_series, read_series
 from faket_aug.formats.angles import write_tlt
 from faket_aug.formats.mrc import write_mrc
+from faket_aug.microscope.file import MicroscopeFile, write_microscope
 from faket_aug.picking import PickerDescription
 from faket_aug.picking.picker import kind_of
 from faket_aug.simulation.saving import LIST_FILES
@@ -61,16 +62,66 @@ def test_pixels_that_the_metadata_deny(
     assert "got 1 Å in the header; correct the header, or the metadata" in line
 
 
-def test_a_series_without_an_alignment_is_told(tmp_path: Path) -> None:
-    """The warning names the options; said to be aligned, or with an alignment, nothing is told."""
+@pytest.mark.parametrize(
+    ("command", "advice"),
+    [
+        (("fit", "scope.json", "--style", "series.mrc"), "put one there, or set --tilt-axis in degrees"),
+        (
+            ("check", "scope.json", "--output", "out", "--style", "series.mrc"),
+            "put one there, or set --tilt-axis in degrees",
+        ),
+        (("reconstruct", "series.mrc", "--output", "r.mrc", "--depth", "8"), "set --metadata to one"),
+    ],
+    ids=lambda one: one[0] if isinstance(one, tuple) else "",
+)
+def test_a_series_without_an_alignment_is_refused(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    command: tuple[str, ...],
+    advice: str,
+) -> None:
+    """All commands that need aligned tilts say the same sentence, each with its own options, and write nothing."""
+    monkeypatch.chdir(tmp_path)
+    write_mrc(tmp_path / "series.mrc", _tilts(2), voxel_size=10.0)
+    write_tlt(tmp_path / "series.tlt", [0.0, 3.0])
+    noise = NoiseModel.assume(
+        torch.randn(2, 8, 8, generator=torch.Generator().manual_seed(0)), [0.0, 3.0], snr=0.1, order=0
+    )
+    write_microscope(tmp_path / "scope.json", MicroscopeFile(noise=noise))
+    before = sorted(tmp_path.iterdir())
+    assert refused(monkeypatch, capsys, *command) == (
+        "faket-aug: error: series.mrc: expected an alignment (tilt axis and shifts) in the files beside it, .xf, .aln, "
+        f".star or .xml, got series.tlt without; {advice}, or --aligned if the tilts are aligned already, with their "
+        "axis along y"
+    )
+    assert sorted(tmp_path.iterdir()) == before
+    if "--style" in command:
+        line = refused(monkeypatch, capsys, *command, "--aligned", "--tilt-axis", "85")
+        assert "expected either --aligned or --tilt-axis" in line
+
+
+def test_what_counts_as_aligned(tmp_path: Path) -> None:
+    """Said to be aligned, with a file beside it, with an axis given, in IMOD's name or SHREC's, a series passes."""
     write_mrc(tmp_path / "series.mrc", _tilts(2), voxel_size=10.0)
     write_tlt(tmp_path / "series.tlt", [0.0, 3.0])
     path = str(tmp_path / "series.mrc")
-    with pytest.warns(UserWarning, match=r"no alignment is known of this series, .* say --aligned .* set --tilt-axis"):
-        check_series([path], aligned=False)
-    check_series([path], aligned=True)
+    with pytest.raises(ValueError, match="expected an alignment"):
+        check_series([path], aligned=False, tilt_axis=None)
+    check_series([path], aligned=True, tilt_axis=None)
+    check_series([path], aligned=False, tilt_axis=85.0)
+    for name in ("series_ali.mrc", "projections.mrc"):
+        write_mrc(tmp_path / name, _tilts(2), voxel_size=10.0)
+        write_tlt((tmp_path / name).with_suffix(".tlt"), [0.0, 3.0])
+        check_series([str(tmp_path / name)], aligned=False, tilt_axis=None)
     (tmp_path / "series.xf").write_text("1 0 0 1 2 3\n1 0 0 1 0 0\n")
-    check_series([path], aligned=False)
+    check_series([path], aligned=False, tilt_axis=None)
+    moved = read_series(path, aligned=False).aligned().tilts
+    assert not torch.equal(moved, _tilts(2))
+    # Of tilts that are aligned the file's shifts are left out, and the user is told.
+    with pytest.warns(UserWarning, match=r"the alignment of .*series.tlt.* is left out, since --aligned says"):
+        check_series([path], aligned=True, tilt_axis=None)
+    assert torch.equal(read_series(path, aligned=True).aligned().tilts, _tilts(2))
 
 
 def test_angles_are_missing(

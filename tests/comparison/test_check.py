@@ -313,6 +313,36 @@ def test_what_does_not_go_together_is_told(measured: TiltSeries) -> None:
     )
 
 
+def test_the_command_aligns_as_the_fit_did(
+    measured: TiltSeries, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With the axis given, tilts without an alignment are brought upon each other before anything is compared."""
+    shifts = [3 * (-1) ** number for number in range(len(ANGLES))]
+    moved = torch.stack([tilt.roll(by, dims=0) for tilt, by in zip(measured.tilts, shifts, strict=True)])
+    write_mrc(tmp_path / "tilts.mrc", moved, voxel_size=10.0)
+    write_tlt(tmp_path / "tilts.tlt", ANGLES)
+    write_microscope(tmp_path / "mic.json", MicroscopeFile(noise=microscope(), tilt_angles=tuple(ANGLES)))
+    compared: list[TiltSeries] = []
+
+    def seen(_: object, series: TiltSeries, *__: object, **___: object) -> None:
+        compared.append(series)
+        raise ValueError("seen")
+
+    monkeypatch.setattr("faket_aug.cli._checking.check_microscope", seen)
+    base = ["check", str(tmp_path / "mic.json"), "--style", str(tmp_path / "tilts.mrc")]
+    for way in (["--tilt-axis", "0"], ["--aligned"]):
+        with pytest.raises(ValueError, match="seen"):
+            CliRunner().invoke(app, [*base, *way, "--output", str(tmp_path / "out")], catch_exceptions=False)
+    by_neighbours, as_they_lie = (one.metadata for one in compared)
+    assert by_neighbours is not None
+    assert by_neighbours.is_alignment
+    steps = [float((a - b).square().mean()) for one in compared for a, b in zip(one.tilts[1:], one.tilts, strict=False)]
+    count = len(ANGLES) - 1
+    assert sum(steps[:count]) < 0.9 * sum(steps[count:])
+    assert as_they_lie is not None
+    assert not as_they_lie.is_alignment
+
+
 # The command ----------------------------------------------------------------------------------------------------------
 
 
@@ -325,7 +355,7 @@ def test_command(measured: TiltSeries, tmp_path: Path) -> None:
     write_microscope(tmp_path / "mic.json", MicroscopeFile(noise=microscope(), tilt_angles=tuple(ANGLES)))
     small = ["--steps", "2", "--seeds", "1", "--patch", "16", "--rotations", "1", "--hits", "10"]
     made = ["--templates", tmp_path / "ball.mrc", "--counts", "12", "--shape", "32,96,96", "--no-normalize"]
-    arguments = ["check", tmp_path / "mic.json", "--style", tmp_path / "tilts.mrc", *made, *small]
+    arguments = ["check", tmp_path / "mic.json", "--style", tmp_path / "tilts.mrc", "--aligned", *made, *small]
     target = tmp_path / "out"
     more = ["--output", target, "--particle", tmp_path / "ball.mrc", "--calibrate", tmp_path / "dark.json"]
     done = CliRunner().invoke(app, [str(one) for one in [*arguments, *more]], catch_exceptions=False)
@@ -349,11 +379,11 @@ def test_command_without_specimens_takes_the_built_in_ones(measured: TiltSeries,
     write_tlt(tmp_path / "tilts.tlt", ANGLES)
     write_microscope(tmp_path / "mic.json", MicroscopeFile(noise=microscope(), tilt_angles=tuple(ANGLES)))
     small = ["--steps", "2", "--seeds", "1", "--patch", "16", "--shape", "32,96,96", "--output", str(tmp_path / "out")]
-    base = ["check", str(tmp_path / "mic.json"), "--style", str(tmp_path / "tilts.mrc")]
+    base = ["check", str(tmp_path / "mic.json"), "--aligned", "--style", str(tmp_path / "tilts.mrc")]
     done = CliRunner().invoke(app, [*base, *small], catch_exceptions=False)
     assert done.exit_code == 0, done.output
     assert json.loads((tmp_path / "out" / "check.json").read_text())["particle"] is None
     with pytest.raises(ValueError, match="set --style"):
-        CliRunner().invoke(app, [*base[:2], *small], catch_exceptions=False)
+        CliRunner().invoke(app, [*base[:3], *small], catch_exceptions=False)
     with pytest.raises(ValueError, match="--particle with --calibrate"):
         CliRunner().invoke(app, [*base, *small, "--calibrate", "x.json"], catch_exceptions=False)
