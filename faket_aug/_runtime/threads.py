@@ -116,9 +116,12 @@ def usable_device(name: str) -> torch.device:
     Raises
     ------
     ValueError
-        If CUDA is asked for in a forked process, or there is no GPU.
+        If PyTorch knows no such device, or CUDA is asked for in a forked process, or there is no GPU.
     """
-    device = torch.device(name)
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise ValueError(f'expected `device` to be "cpu", "cuda" or "cuda:1", got {name!r}') from error
     if device.type == "cuda":
         if in_forked_process():
             raise ValueError(

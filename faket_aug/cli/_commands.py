@@ -1,17 +1,30 @@
-"""Options of commands, made of settings: their names, types, headings and help."""
+"""Options of commands, made of settings: their names, types, headings and help; and messages that speak of them."""
 
 from __future__ import annotations
 
+import functools
 import inspect
-from collections.abc import Callable, Collection, Iterable
+import re
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Annotated, Any, TypeVar, get_args, get_origin
 
 import typer
 
+from faket_aug._checks import FileFormatError, SimulationError
 from faket_aug._reading import expected, explained, names_files
 from faket_aug._settings import Setting
 
 C = TypeVar("C", bound=Callable[..., Any])
+
+#: What the library calls otherwise in its messages: the settings that users know instead.
+_CALLED_ELSEWHERE = {
+    **{"order": "noise_order", "cache": "style_cache", "class_names": "class_table", "crowd": "fit_crowd"},
+    **{"noise": "microscope", "patch_size": "patch"},
+}
+#: The options of the command that runs, by the names that messages of the library have for them.
+_options_by_name: ContextVar[Mapping[str, str] | None] = ContextVar("options_by_name", default=None)
 
 
 def taking(
@@ -19,7 +32,8 @@ def taking(
 ) -> Callable[[C], C]:
     """Let a command take settings as options: they come, by name, in its `**given`, and those not given as None.
 
-    All but flags are text, which `read_setting` reads: what does not fit is told in the package's own words.
+    All but flags are text, which `read_setting` reads: what does not fit is told in the package's own words. Messages
+    of the library that the command ends with speak of options.
 
     Parameters
     ----------
@@ -32,7 +46,8 @@ def taking(
     hidden
         Old names of settings, which still work.
     """
-    options = [_option(setting, repeated, heading) for setting in settings]
+    known = list(settings)
+    options = [_option(setting, repeated, heading) for setting in known]
     old = Annotated[str | None, typer.Option(hidden=True)]
     options += [inspect.Parameter(n, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=old) for n in hidden]
 
@@ -40,11 +55,67 @@ def taking(
         signature = inspect.signature(command, eval_str=True)
         own = [p.replace(kind=p.KEYWORD_ONLY) for p in signature.parameters.values() if p.kind is not p.VAR_KEYWORD]
         parameters = [*own, *options]
-        command.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
-        command.__annotations__ = {p.name: p.annotation for p in parameters} | {"return": None}
-        return command
+        names = {p.name: _flag(p.name) for p in own if _is_option(p)} | option_names(known)
+
+        @functools.wraps(command)
+        def speaking(**values: Any) -> Any:
+            with _in_option_names(names, values.get("config")):
+                return command(**values)
+
+        speaking.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
+        speaking.__annotations__ = {p.name: p.annotation for p in parameters} | {"return": None}
+        return speaking  # type: ignore[return-value]
 
     return add
+
+
+def option_names(settings: Iterable[Setting]) -> dict[str, str]:
+    """Return the options of settings by the names that messages of the library have for them."""
+    named = {one.name: one.option for one in settings}
+    return {own: named[name] for own, name in _CALLED_ELSEWHERE.items() if name in named} | named
+
+
+def in_option_names(message: str, names: Mapping[str, str] | None = None, *, of_file: bool = False) -> str:
+    """Say a message of the library in the names of the command line.
+
+    Parameters
+    ----------
+    message
+        The message.
+    names
+        Options by the library's names; by default those of the command that runs.
+    of_file
+        Whether it may be of a file's content, which has such names itself: then only what is to be set is an option.
+    """
+    known = _options_by_name.get() or {} if names is None else names
+    before = "(?<=set )" if of_file else ""
+    return re.sub(rf"{before}`(\w+)`", lambda found: known.get(found[1], found[0]), message)
+
+
+@contextmanager
+def _in_option_names(names: Mapping[str, str], config: Any) -> Iterator[None]:
+    """Let errors and warnings of the body speak of options; where there is a file of settings, of the names in it."""
+    token = _options_by_name.set({**(_options_by_name.get() or {}), **names})
+    try:
+        yield
+    except (OSError, ValueError, SimulationError) as error:
+        # What the system says has a number and a file beside it.
+        if len(error.args) == 1 and isinstance(error.args[0], str):
+            of_file = config is not None or isinstance(error, FileFormatError)
+            error.args = (in_option_names(error.args[0], of_file=of_file),)
+        raise
+    finally:
+        _options_by_name.reset(token)
+
+
+def _flag(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
+
+
+def _is_option(parameter: inspect.Parameter) -> bool:
+    """Whether it is an option of the command's own; the library's `count` is of a species."""
+    notes = getattr(parameter.annotation, "__metadata__", ())
+    return parameter.name != "count" and any(isinstance(one, typer.models.OptionInfo) for one in notes)
 
 
 def _option(setting: Setting, repeated: Collection[str], heading: str) -> inspect.Parameter:

@@ -10,6 +10,8 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from faket_aug.cli._commands import in_option_names
+
 
 @contextmanager
 def showing_progress(name: str) -> Iterator[tuple[Console, Callable[[int, int], None]]]:
@@ -31,7 +33,8 @@ def showing_warnings(console: Console) -> Iterator[None]:
 
     def show(message: Warning | str, category: type[Warning], *place: Any, **more: Any) -> None:
         if issubclass(category, UserWarning | FutureWarning):
-            console.print(f"faket-aug: warning: {' '.join(str(message).split())}", soft_wrap=True)
+            told = in_option_names(" ".join(str(message).split()), of_file=True)
+            console.print(f"faket-aug: warning: {told}", soft_wrap=True)
 
     with warnings.catch_warnings():
         for kind in (UserWarning, FutureWarning):

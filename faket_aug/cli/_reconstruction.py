@@ -197,6 +197,7 @@ def make_plan(work: ReconstructionWork) -> Plan:
     ValueError, FileNotFoundError, FileFormatError
         If something is missing or does not go together; the message says which option to set.
     """
+    check_count("threads", work.threads)
     output = work.output
     if output.suffix.lower() not in SUFFIXES:
         raise ValueError(f"expected --output to end in {' or '.join(SUFFIXES)}, got {output}")

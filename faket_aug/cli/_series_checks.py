@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -51,7 +52,7 @@ def check_series(paths: Iterable[str], *, aligned: bool, tilt_axis: float | None
     for path in paths:
         stack = _find_stack(Path(path))
         _, header = read_mrc(stack, rows=slice(0, 1), stack=True)
-        with warnings.catch_warnings():
+        with _angles_beside_it(), warnings.catch_warnings():
             # They come once more when the series is read.
             warnings.simplefilter("ignore")
             found = _metadata(stack, None, None)
@@ -108,9 +109,19 @@ def check_alignment(stack: Path, found: TiltMetadata, *, aligned: bool, advice: 
     return aligned
 
 
-def read_series(path: str, *, aligned: bool) -> TiltSeries:
+@contextmanager
+def _angles_beside_it() -> Iterator[None]:
+    """Let the message of missing angles leave out a setting that commands do not have for measured series."""
+    try:
+        yield
+    except FileNotFoundError as error:
+        raise FileNotFoundError(str(error).replace(", or set `tilt_angles`", "")) from error
+
+
+def read_series(path: str, *, aligned: bool = False) -> TiltSeries:
     """Read a series; of one that is aligned already, the alignment that its files hold is left out."""
-    series = TiltSeries.read(path)
+    with _angles_beside_it():
+        series = TiltSeries.read(path)
     metadata = series.metadata
     if not aligned or metadata is None or not metadata.is_alignment:
         return series

@@ -21,6 +21,7 @@ from faket_aug.cli._angles import TILT_ANGLES, parse_angles
 from faket_aug.cli._digests import digest_of_file
 from faket_aug.cli._look import draw_look, look_at
 from faket_aug.cli._options import OF_STYLE, SETTINGS, Options
+from faket_aug.cli._series_checks import read_series
 from faket_aug.cli._sets import PREVIEW_FILE, SETTINGS_FILE, Shard, missing, open_set, read_settings, tomogram_folder
 from faket_aug.cli._source import Source, make_source
 from faket_aug.figures import save_figure
@@ -224,7 +225,7 @@ def make_parts(options: Options) -> Parts:
     ValueError, FileNotFoundError, FileFormatError, WeightsError
         If files are missing or wrong, or settings do not go together.
     """
-    style = tuple(TiltSeries.read(path) for path in options["style"] or ())
+    style = tuple(read_series(path) for path in options["style"] or ())
     fitted = None if options["noise"] is None else read_microscope(options["noise"])
     angles = _tilt_angles(options, style, fitted)
     noisy, styled = options.modality != "noiseless", options.modality == "faket"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -135,13 +134,6 @@ class TrainingWork:
     settings: PickerTraining
     files: Mapping[str, Any]
     given: Mapping[str, Any]
-
-
-def in_option_names(message: str) -> str:
-    """Say a message of the library in the names of the command line."""
-    for old, new in {"--noise": "--microscope", "`output`": "--output", "`noise`": "`microscope`"}.items():
-        message = re.sub(re.escape(old) + r"(?![-\w])", new, message)
-    return re.sub(r"`(\w+)`", lambda found: SETTINGS[found[1]].option if found[1] in SETTINGS else found[0], message)
 
 
 def read_work(output: Path, config: Path | None, given: Mapping[str, Any]) -> TrainingWork:

@@ -97,9 +97,5 @@ def reconstruct(
             halves=halves,
             threads=told.get("threads", _MACHINE["threads"].default),
         )
-        try:
-            lines = run(work, progress)
-        except FileNotFoundError as error:
-            raise FileNotFoundError(str(error).replace("`tilt_angles`", "--tilt-angles")) from error
-        for line in lines:
+        for line in run(work, progress):
             typer.echo(line)

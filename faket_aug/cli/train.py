@@ -9,7 +9,7 @@ import typer
 
 from faket_aug.cli._commands import taking
 from faket_aug.cli._options import SEVERAL
-from faket_aug.cli._train_options import FILES, SETTINGS, in_option_names, read_work, write_settings
+from faket_aug.cli._train_options import FILES, SETTINGS, read_work, write_settings
 from faket_aug.simulation.simulator import RENAMED
 
 if TYPE_CHECKING:
@@ -72,7 +72,7 @@ def train(
                 trained = _train(run, console, shown=rank == 0)
     except (ValueError, RankError, SimulationError) as error:
         # A worker's error ends with the line that says what was wrong.
-        raise ValueError(in_option_names((str(error) or type(error).__name__).splitlines()[-1])) from error
+        raise ValueError((str(error) or type(error).__name__).splitlines()[-1]) from error
     if rank == 0:
         for line in _summary(run, trained):
             typer.echo(line)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Annotated, Any, TypeVar
 
-from faket_aug._checks import check_positive
+from faket_aug._checks import FileFormatError, check_positive
 from faket_aug._settings import IsPath, Part, Reads, Setting, setting_of, settings_of
 from faket_aug.formats.structures import structure_name
 from faket_aug.generation.filaments import FILAMENT_PRESETS, FilamentSpecies
@@ -358,8 +359,14 @@ def _of(value: Any, name: str) -> Any:
 
 
 def _made(species: type[S], settings: Mapping[str, Any], called: str) -> S:
-    """Make a species; what it lacks is told by name."""
+    """Make a species; what it lacks is told by name, and what is wrong with which setting it is of."""
+    needed = [name for name, one in inspect.signature(species).parameters.items() if one.default is one.empty]
+    missing = [name for name in needed if name not in settings]
+    if missing:
+        raise ValueError(f"expected `{called}` with {', '.join(missing)}, got {', '.join(settings) or 'none'}")
     try:
         return species(**settings)
-    except TypeError as error:
-        raise ValueError(f"expected settings of `{called}` as the library takes them, got an error: {error}") from error
+    except FileFormatError:
+        raise
+    except ValueError as error:
+        raise ValueError(f"`{called}`: {error}") from error

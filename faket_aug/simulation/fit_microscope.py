@@ -142,7 +142,7 @@ class FittedMicroscope:
         return MicroscopeFile(noise=self.noise, tilt_angles=angles, style=chosen, extend=self.extend, about=about)
 
     def save(self, path: str | Path) -> None:
-        """Write the file that `FakETSimulator.from_file` and `faket-aug simulate --noise` take.
+        """Write the file that `FakETSimulator.from_file` and `faket-aug simulate --microscope` take.
 
         Parameters
         ----------
@@ -302,8 +302,9 @@ def fit_microscope(
     angles = joint_angles(*(one.tilt_angles for one in measured))
     tell = progress or (lambda done, total: None)
     check_choice("crowd", crowd, CROWDS)
-    if thickness is not None:
-        check_positive("thickness", thickness)
+    for name, value in (("thickness", thickness), ("exposure", exposure)):
+        if value is not None:
+            check_positive(name, value)
     if crowd == "occupancy" and not hasattr(specimens, "scaled"):
         raise ValueError(
             'expected specimens of a `GrandModelGenerator` for `crowd="occupancy"`, which makes more of their '

@@ -101,10 +101,10 @@ class TestCommandLine:
         ("arguments", "code", "message"),
         [
             (["--steps", "many"], 1, "expected --steps to be a whole number, got 'many'"),
-            (["--steps", "0"], 1, "expected `steps` to be more than 0"),
-            (["--seed", "-1"], 1, "expected `seed` to be 0 or more"),
+            (["--steps", "0"], 1, "expected --steps to be more than 0"),
+            (["--seed", "-1"], 1, "expected --seed to be 0 or more"),
             (["--nonsense"], 2, "--nonsense"),
-            (["--device", "abacus"], 1, "expected `device` to be"),
+            (["--device", "abacus"], 1, "expected --device to be"),
             (["--style-layers", "one"], 1, "expected --style-layers to be whole numbers"),
             (["--weights", "random", "--style-layers", "7"], 1, "expected `layer` to be one of 1, 3, 6"),
             (["--weights", "missing.pth"], 1, "there is no such file"),
@@ -141,7 +141,7 @@ class TestCommandLine:
         """The message says to use the CPU."""
         code, _, errors = outcome(["demo", "--device", "cuda"], monkeypatch, capsys)
         assert code == 1
-        assert 'set `device` to "cpu"' in errors
+        assert 'set --device to "cpu"' in errors
 
     def test_a_tiny_demo_through_the_command_line(
         self, no_cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

@@ -193,7 +193,7 @@ def test_built_in_specimens_have_no_detail(run: Run, series: Path, tmp_path: Pat
         (["--style", "SERIES", "--quantiles", "0.1,0.9"], "expected --weights with --precision, --style-layers or"),
         (["--style", "SERIES", "--weights", "nowhere.pth"], "nowhere.pth: there is no such file"),
         (["--style", "SERIES", "--voxel-size", "8"], "expected no --voxel-size with the built-in specimens"),
-        (["--style", "SERIES", "--count", "0"], "expected `count` to be a whole number of 1 or more"),
+        (["--style", "SERIES", "--count", "0"], "expected --count to be a whole number of 1 or more"),
     ],
 )
 def test_mistakes(run: Run, series: Path, tmp_path: Path, arguments: list[str], message: str) -> None:

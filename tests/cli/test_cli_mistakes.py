@@ -12,6 +12,7 @@ from _helpers import blobs, simulator, specimen, style_series
 
 from faket_aug import NoiseModel, TiltSeries, read_specimens
 from faket_aug.cli import main
+from faket_aug.cli._commands import in_option_names
 from faket_aug.cli._series_checks import check_series, read_series
 from faket_aug.formats.angles import write_tlt
 from faket_aug.formats.mrc import write_mrc
@@ -122,6 +123,68 @@ def test_what_counts_as_aligned(tmp_path: Path) -> None:
     with pytest.warns(UserWarning, match=r"the alignment of .*series.tlt.* is left out, since --aligned says"):
         check_series([path], aligned=True, tilt_axis=None)
     assert torch.equal(read_series(path, aligned=True).aligned().tilts, _tilts(2))
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (["--step-size", "-1"], "expected --step-size to be 0 or more, got -1.0"),
+        (["--noise-order", "99"], "got 41; set --noise-order lower"),
+        (["--occupancy", "3"], "expected --occupancy of more than 0 and at most 0.64"),
+        (["--ctf-correction", "wiener"], "expected --ctf, or noise with a `response`, for --ctf-correction"),
+        (["--class-table", "0=x"], "name them so, add them to --class-table,"),
+        (["--membranes", "sphere=-3"], "--membranes: expected `count` to be a whole number of 0 or more, got -3"),
+        (["--slab", "tilt=9"], "expected --slab with thickness, got tilt"),
+        (["--device", "tpu"], """expected --device to be "cpu", "cuda" or "cuda:1", got 'tpu'"""),
+        (["--style", "bare.mrc"], "alignment_simulated.txt, found none; write one"),
+    ],
+    ids=lambda one: one[0] if isinstance(one, list) else "",
+)
+def test_messages_speak_of_options(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], given: list[str], said: str
+) -> None:
+    """What the library says of its parameters, a command says of its options; nothing is written."""
+    monkeypatch.chdir(tmp_path)
+    write_mrc(tmp_path / "bean.mrc", blobs((9, 9, 9), [(4, 4, 4)], 1.2), voxel_size=10.0)
+    write_mrc(tmp_path / "bare.mrc", _tilts(2), voxel_size=10.0)
+    made = ["--templates", "bean.mrc", "--occupancy", "0.1", "--snr", "0.1", "--shape", "16,32,32"]
+    line = refused(monkeypatch, capsys, "simulate", "set", *made, *given)
+    assert said in line
+    assert not line.endswith("`tilt_angles`")
+    assert not (tmp_path / "set").exists()
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (["--thickness", "-1"], "expected --thickness to be more than 0, got -1.0"),
+        (["--exposure", "-1"], "expected --exposure to be more than 0, got -1.0"),
+        (["--b-factor", "-1"], "expected --b-factor to be 0 or more, got -1.0"),
+    ],
+    ids=lambda one: one[0] if isinstance(one, list) else "",
+)
+def test_messages_of_a_fit_speak_of_options(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], given: list[str], said: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_mrc(tmp_path / "series.mrc", torch.cat([_tilts(2)] * 2)[:3] + _tilts(3), voxel_size=10.0)
+    write_tlt(tmp_path / "series.tlt", [-3.0, 0.0, 3.0])
+    fitted = ["fit", "scope.json", "--style", "series.mrc", "--aligned", "--shape", "16,32,32"]
+    assert said in refused(monkeypatch, capsys, *fitted, *given)
+
+
+def test_names_in_files_stay(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A file of settings has underscores in its names; of other files only the advice speaks of options."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "set.toml").write_text('templates = ["bean.mrc"]\nstep_size = "far"\n')
+    line = refused(monkeypatch, capsys, "simulate", "set", "--config", "set.toml")
+    assert "set.toml: expected `step_size` to be a number" in line
+    names = {"order": "--noise-order"}
+    assert in_option_names("m.json: expected `order`, set `order`", names, of_file=True) == (
+        "m.json: expected `order`, set --noise-order"
+    )
 
 
 def test_angles_are_missing(

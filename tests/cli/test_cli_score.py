@@ -214,7 +214,7 @@ def test_another_tomogram(
     write_particles_star(both, two, voxel_size=SIZE, shape=SHAPE, version=4, class_numbers=NUMBERS)
     code, _, err = score(monkeypatch, capsys, both, truth)
     assert code == 1
-    assert "both.star: expected one tomogram, got TS_1, TS_2; set `tomogram`" in err
+    assert "both.star: expected one tomogram, got TS_1, TS_2; set --tomogram" in err
     code, out, _ = score(monkeypatch, capsys, both, truth, "--tomogram", "TS_2")
     assert (code, out.splitlines()[1].split()[-1]) == (0, "1.000")
     first = write(tmp_path / "first.star", PICKS, "star4", tomogram="TS_1")

@@ -235,7 +235,7 @@ def test_variation(command: Command, refused: Command, templates: Path, tmp_path
     message = refused("simulate", tmp_path / "other", *options, "--variation", "wild")
     assert "expected --variation to be standard or settings by name" in message
     message = refused("simulate", tmp_path / "other", *options, "--variation", "defocus=0.5")
-    assert "expected a `ctf`, or noise with a `response`, of the simulator to vary `defocus`" in message
+    assert "expected a --ctf, or noise with a `response`, of the simulator to vary `defocus`" in message
 
 
 MIXTURE = """
@@ -704,22 +704,22 @@ def test_the_cluster_example(templates: Path, tmp_path: Path) -> None:
         (["--templates", "maps", "--counts", "3", "--concentrations", "3"], "expected either --counts or --concentr"),
         (["--templates", "maps", "--counts", "many"], "expected --counts to be whole numbers by name"),
         (["--templates", "maps", "--counts", "small=1.5"], "expected --counts small to be one whole number, or two"),
-        (["--templates", "maps", "--counts", "tiny=3"], "expected `counts` of the templates long, small, got tiny"),
-        (["--templates", "maps", "--counts", "3", "--membrane-bound", "huge"], "expected `membrane_bound` of the temp"),
-        (["--templates", "maps", "--counts", "3", "--membrane-bound", "long"], "expected `membranes` for membrane-bou"),
-        (["--templates", "maps", "--counts", "3", "--distractors", "maps"], "either in `templates` or in `distractor"),
+        (["--templates", "maps", "--counts", "tiny=3"], "expected --counts of the templates long, small, got tiny"),
+        (["--templates", "maps", "--counts", "3", "--membrane-bound", "huge"], "expected --membrane-bound of the temp"),
+        (["--templates", "maps", "--counts", "3", "--membrane-bound", "long"], "expected --membranes for membrane-bou"),
+        (["--templates", "maps", "--counts", "3", "--distractors", "maps"], "either in --templates or in --distractor"),
         (["--templates", "maps", "--concentrations", "1e9"], "expected particles that fill at most 64% of the ice"),
         (["--templates", "nowhere", "--counts", "3"], "expected a density map or an atomic structure, found none at"),
         (["--templates", "config.json", "--counts", "3"], "expected a file named .mrc, .map"),
-        (["--membranes", "cube=1"], "expected `membranes` of sphere, ellipsoid, toroid, sheet, got cube"),
-        (["--filaments", "rope=1"], "expected `filaments` of actin, microtubule, got rope"),
+        (["--membranes", "cube=1"], "expected --membranes of sphere, ellipsoid, toroid, sheet, got cube"),
+        (["--filaments", "rope=1"], "expected --filaments of actin, microtubule, got rope"),
         (["--fiducials", "1", "--slab-tilt", "5"], "expected the thickness of the slab that is tilted, got none"),
         (["--fiducials", "1", "--slab", "1,2,3"], "expected --slab to be one number, or two with a comma between"),
         (["--fiducials", "1", "--shape", "16,24"], "expected --shape to be three whole numbers z,y,x, got '16,24'"),
         (["--fiducials", "1", "--formats", "csv"], "expected --formats to be one of 'shrec', 'star3'"),
         (["--fiducials", "1", "--modality", "blurred"], "expected --modality to be one of 'noiseless', 'baseline'"),
         (["--fiducials", "1", "--modality", "faket"], "expected tilt-series for the modality 'faket', got none; set"),
-        (["--fiducials", "1", "--snr", "-1"], "expected `snr` to be more than 0, got -1.0"),
+        (["--fiducials", "1", "--snr", "-1"], "expected --snr to be more than 0, got -1.0"),
         (["--fiducials", "1", "--snr", "1", "--noise", "n.json"], "expected either --microscope or --snr, got both"),
         (
             ["--fiducials", "1", "--noise", "n.json"],

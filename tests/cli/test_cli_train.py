@@ -20,8 +20,9 @@ from _helpers import blobs, noise_model, specimen, write_shrec
 from PIL import Image
 
 from faket_aug.cli import main
+from faket_aug.cli._commands import in_option_names, option_names
 from faket_aug.cli._reconstruction import read_like
-from faket_aug.cli._train_options import SETTINGS, in_option_names
+from faket_aug.cli._train_options import SETTINGS
 from faket_aug.formats.mrc import read_mrc, write_mrc
 from faket_aug.formats.star import read_particles_star
 from faket_aug.picking import load_picker
@@ -561,11 +562,9 @@ def test_another_runs_classes(refused: Command, templates: Path, tmp_path: Path,
 
 def test_option_names() -> None:
     """Messages of the library speak of options; words that are none stay."""
-    assert in_option_names("set `patch_size` or `kind`") == "set --patch-size or `kind`"
-    assert in_option_names("expected either --noise or --snr, set `output`") == (
-        "expected either --microscope or --snr, set --output"
-    )
-    assert in_option_names("--noise-order") == "--noise-order"
+    names = option_names(SETTINGS.values())
+    assert in_option_names("set `patch_size` or `kind`", names) == "set --patch-size or `kind`"
+    assert in_option_names("expected `noise`, `order` lower", names) == "expected --microscope, --noise-order lower"
     assert {"microscope", "templates", "classes", "steps", "watch", "resume_from"} <= set(SETTINGS)
     assert not {"noise", "formats", "density", "halves"} & set(SETTINGS)
     assert "seed" in SETTINGS

@@ -130,7 +130,7 @@ def test_tables_of_species(kind: str, given: Any, tables: Any) -> None:
 
 
 def test_a_species_is_told_what_it_lacks(maps: Path) -> None:
-    with pytest.raises(ValueError, match="expected settings of `slab` as the library takes them, got an error:"):
+    with pytest.raises(ValueError, match="expected `slab` with thickness, got "):
         made({"fiducials": 1, "slab": {"tilt": 3}})
     with pytest.raises(ValueError, match="expected settings of `particles.small` to be count, .*, got label"):
         made({"templates": str(maps), "counts": 1, "particles": {"small": {"label": False}}})
