@@ -63,8 +63,8 @@ def main() -> None:
 
     Ctrl-C and SIGTERM end it within two seconds, with one line and exit code 130 or 143.
     """
-    keep_memory()
     try:
+        keep_memory()
         with signals_end_soon(_say_stopped):
             app()
     except USER_ERRORS as error:

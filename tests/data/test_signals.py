@@ -9,17 +9,22 @@ import signal
 import subprocess
 import sys
 import time
+import tomllib
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
 from _helpers import blobs
 
+import faket_aug_command
+from faket_aug.cli import GO_ON
 from faket_aug.formats.mrc import write_mrc
 from faket_aug.picking.loaders import _shut_down
 from faket_aug.simulation.saving import is_whole
 
 pytestmark = pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="needs Linux's /proc")
 TESTS = Path(__file__).resolve().parents[1]
+ROOT = TESTS.parent
 
 #: Each tomogram after the first takes a minute.
 PROGRAM = """
@@ -201,6 +206,59 @@ def test_simulate_is_stopped_at_its_last_tomogram(tmp_path: Path, number: signal
     assert output.startswith(f"1 tomogram written into {tmp_path}/set, 1 were there")
     assert is_whole(tmp_path / "set" / "tomogram_0001")
     assert list((tmp_path / "temporary").iterdir()) == []
+
+
+#: The program, whose import of PyTorch takes a minute in which an exception of any kind goes unheard.
+IMPORTING = """
+import sys
+import time
+
+class Slow:
+    @staticmethod
+    def find_spec(name, path=None, target=None):
+        if name == "torch":
+            print("importing", flush=True)
+            for _ in range(600):
+                try:
+                    time.sleep(0.1)
+                except BaseException:
+                    continue
+
+sys.meta_path.insert(0, Slow)
+import faket_aug_command
+sys.argv = ["faket-aug", "--help"]
+faket_aug_command.main()
+"""
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_command_ends_while_it_imports(number: signal.Signals, status: int) -> None:
+    """One line and the status tell of a signal also before the package is there; the same line as later."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", IMPORTING],
+        env=os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), *sys.path])},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == "importing\n"
+    process.send_signal(number)
+    _, errors = process.communicate(timeout=50)
+    assert (process.returncode, errors) == (status, f"faket-aug: stopped by {number.name}; {GO_ON}\n")
+
+
+def test_the_program_is_the_command_line(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Once it is imported, the command line runs, and signals are its own."""
+    before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+    monkeypatch.setattr(sys, "argv", ["faket-aug", "--version"])
+    with pytest.raises(SystemExit) as stop:
+        faket_aug_command.main()
+    assert (stop.value.code or 0, capsys.readouterr().out) == (0, f"faket-aug {version('faket_aug')}\n")
+    assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == before
+    scripts = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["scripts"]
+    assert scripts == {"faket-aug": "faket_aug_command:main"}
 
 
 def test_a_command_ends_from_a_long_operation(tmp_path: Path) -> None:
