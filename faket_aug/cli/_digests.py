@@ -1,4 +1,4 @@
-"""Digests of files: what a set of tomograms was made from, wherever it lies now."""
+"""Digests of files and tilt-series: what a set of tomograms was made from, wherever it lies now."""
 
 from __future__ import annotations
 
@@ -7,7 +7,10 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
+
 from faket_aug.cli._sets import SETTINGS_FILE
+from faket_aug.tilts.series import TiltSeries
 
 #: Bytes of a large file that are looked at: in pieces, from its beginning to its end. MRC headers hold the mean and the
 #: standard deviation of all voxels.
@@ -23,6 +26,15 @@ def digest_of_file(path: Path) -> str:
     """Hash a whole file, whatever its name."""
     with path.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def digest_of_series(series: TiltSeries) -> str:
+    """Hash angles, tilts and which pixels count, wherever they were read from."""
+    digest = hashlib.sha256(np.ascontiguousarray(series.tilt_angles).tobytes())
+    digest.update(series.tilts.contiguous().numpy().tobytes())
+    if series.measured is not None:
+        digest.update(np.packbits(series.measured.numpy()).tobytes())
+    return digest.hexdigest()
 
 
 def digest_of_folder(path: Path) -> str:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,10 +15,12 @@ from faket_aug._checks import FileFormatError
 from faket_aug.formats._atomic import ABANDONED, make_writable_folder, remove_parts
 from faket_aug.formats._json import read_json, write_json
 from faket_aug.formats._text import shortened
-from faket_aug.simulation.saving import is_whole
+from faket_aug.simulation.saving import UNFINISHED_FILE, is_whole
 
 SETTINGS_FILE = "simulation.json"
 PREVIEW_FILE = "preview.png"
+#: In the folder of a set whose making stopped before a tomogram was whole: other settings may take its place.
+STOPPED_FILE = ".stopped"
 _FORMAT = 1
 
 
@@ -73,6 +77,8 @@ def open_set(
 ) -> None:
     """Make the folder of a set, or go on in one that was made with the same settings.
 
+    Where the making of a set stopped before a tomogram was whole, other settings take the place of those.
+
     Parameters
     ----------
     folder
@@ -115,14 +121,52 @@ def open_set(
             write_json(path, {"format": _FORMAT, "options": dict(options), "settings": wanted})
     remove_parts(folder, older_than=ABANDONED)
     # Read back, too: another shard may have begun the set with other settings at the same moment.
-    kept = {(renamed or {}).get(name, name): value for name, value in read_settings(path).items()}
-    before = dict(defaults or {}) | {name: value for name, value in kept.items() if value is not None}
-    differing = describe_differences(before, wanted)
+    differing = _differing(path, wanted, defaults or {}, renamed or {})
+    if differing and (folder / STOPPED_FILE).is_file() and not _has_whole(folder):
+        _remove_unfinished(folder)
+        write_json(path, {"format": _FORMAT, "options": dict(options), "settings": wanted})
+        differing = _differing(path, wanted, defaults or {}, renamed or {})
     if differing:
+        empty = ", or remove this one, where no tomogram is whole" if not _has_whole(folder) else ""
         raise ValueError(
             f"expected the settings that {path} was made with, got others for {differing}; go on with those, or "
-            "choose another folder"
+            f"choose another folder{empty}"
         )
+    (folder / STOPPED_FILE).unlink(missing_ok=True)
+
+
+def _differing(path: Path, wanted: Mapping[str, Any], defaults: Mapping[str, Any], renamed: Mapping[str, str]) -> str:
+    kept = {renamed.get(name, name): value for name, value in read_settings(path).items()}
+    before = dict(defaults) | {name: value for name, value in kept.items() if value is not None}
+    return describe_differences(before, wanted)
+
+
+@contextmanager
+def noting_a_stop(folder: Path) -> Iterator[None]:
+    """Note in the folder of a set if the body does not come to a tomogram, so that a corrected command may."""
+    try:
+        yield
+    except BaseException:
+        if not _has_whole(folder):
+            # On a full disk an empty file has room, as a rule.
+            with suppress(OSError):
+                (folder / STOPPED_FILE).touch()
+        raise
+
+
+def _tomograms(folder: Path) -> list[Path]:
+    return [path for path in folder.glob("tomogram_*") if re.fullmatch(r"tomogram_\d{4,}", path.name)]
+
+
+def _has_whole(folder: Path) -> bool:
+    return any(is_whole(path) for path in _tomograms(folder))
+
+
+def _remove_unfinished(folder: Path) -> None:
+    """Remove tomograms that are not whole: with other settings, other files may be written."""
+    for path in _tomograms(folder):
+        if (path / UNFINISHED_FILE).is_file() and not path.is_symlink():
+            shutil.rmtree(path)
 
 
 def read_settings(path: Path) -> dict[str, Any]:

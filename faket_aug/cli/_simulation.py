@@ -13,16 +13,25 @@ from typing import Any
 import numpy as np
 import torch
 
-from faket_aug._checks import FileFormatError, check_count
+from faket_aug._checks import FileFormatError, check_count, check_same_size
 from faket_aug._reading import read_table
 from faket_aug._runtime.threads import intra_op_threads, usable_device
 from faket_aug._settings import as_json
 from faket_aug.cli._angles import TILT_ANGLES, parse_angles
-from faket_aug.cli._digests import digest_of_file
+from faket_aug.cli._digests import digest_of_file, digest_of_series
 from faket_aug.cli._look import draw_look, look_at
 from faket_aug.cli._options import OF_STYLE, SETTINGS, Options
 from faket_aug.cli._series_checks import read_series
-from faket_aug.cli._sets import PREVIEW_FILE, SETTINGS_FILE, Shard, missing, open_set, read_settings, tomogram_folder
+from faket_aug.cli._sets import (
+    PREVIEW_FILE,
+    SETTINGS_FILE,
+    Shard,
+    missing,
+    noting_a_stop,
+    open_set,
+    read_settings,
+    tomogram_folder,
+)
 from faket_aug.cli._source import Source, make_source
 from faket_aug.figures import save_figure
 from faket_aug.formats._atomic import ABANDONED, remove_parts
@@ -100,7 +109,7 @@ class Parts:
         found = self.unstyled.settings() | {"modality": options.modality}
         del found["features"]
         found["noise"] = self.noise_digest
-        found["style"] = [_digest(series) for series in self.style]
+        found["style"] = [digest_of_series(series) for series in self.style]
         found["weights"] = None if self.features is None else self.features.fingerprint
         return found
 
@@ -161,6 +170,7 @@ def make_mixture(options: Options) -> Mixture:
     for number, own in enumerate(options.simulators):
         try:
             made.append(make_parts(own))
+            _check_voxels(own, made[-1])
         except FileFormatError:
             raise
         except ValueError as error:
@@ -168,12 +178,15 @@ def make_mixture(options: Options) -> Mixture:
     return Mixture(options=options, parts=made)
 
 
-def _digest(series: TiltSeries) -> str:
-    digest = hashlib.sha256(np.ascontiguousarray(series.tilt_angles).tobytes())
-    digest.update(series.tilts.contiguous().numpy().tobytes())
-    if series.measured is not None:
-        digest.update(np.packbits(series.measured.numpy()).tobytes())
-    return digest.hexdigest()
+def _check_voxels(options: Options, parts: Parts) -> None:
+    """Refuse generated specimens whose voxels are not of the pixels of what they are to look like."""
+    if not options.recipe:
+        return
+    response = parts.unstyled.response
+    known = {} if response is None else {str(options["noise"]): response.pixel_size}
+    for name, size in (known | {series.name: series.pixel_size for series in parts.style}).items():
+        advice = f"set --voxel-size {size:g}"
+        check_same_size("generated specimens", options.voxel_size, name, size, advice=advice)
 
 
 def styled_by_microscope(options: Options) -> Options:
@@ -272,7 +285,7 @@ def _noise_digest(options: Options, style: tuple[TiltSeries, ...]) -> str:
     """Hash what the noise is made from: another machine's sums differ in the last bits."""
     if options["noise"] is not None:
         return digest_of_file(Path(options["noise"]))
-    inputs = [[_digest(series) for series in style], options["snr"], options["quantiles"]]
+    inputs = [[digest_of_series(series) for series in style], options["snr"], options["quantiles"]]
     return hashlib.sha256(json.dumps(inputs).encode()).hexdigest()
 
 
@@ -329,11 +342,12 @@ def _run(work: Work, progress: Callable[[int, int], None], source: Source, mixtu
     mine = work.shard.indices(count)
     left = missing(folder, count=count, shard=work.shard)
     progress(len(mine) - len(left), len(mine))
-    maker = _Maker(work=work, source=source, simulator=mixture.simulator(folder / STYLE_CACHE)) if left else None
-    for number, index in enumerate(left, start=1):
-        assert maker is not None, "there is something to make"
-        maker.make(index)
-        progress(len(mine) - len(left) + number, len(mine))
+    with noting_a_stop(folder):
+        maker = _Maker(work=work, source=source, simulator=mixture.simulator(folder / STYLE_CACHE)) if left else None
+        for number, index in enumerate(left, start=1):
+            assert maker is not None, "there is something to make"
+            maker.make(index)
+            progress(len(mine) - len(left) + number, len(mine))
     return Done(of=len(mine), made=len(left), preview=_preview(folder) if 0 in mine else None)
 
 

@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 import rich.progress  # noqa: F401 - it draws from Python's generator once, when it is imported
 import torch
-from _helpers import blobs, narrow_vgg, specimen, style_series, write_shrec
+from _helpers import blobs, narrow_vgg, noise_model, specimen, style_series, write_shrec
 from PIL import Image
 from typer.testing import CliRunner
 
@@ -30,6 +30,7 @@ from faket_aug import (
     FakETSimulator,
     GrandModel,
     Imperfections,
+    MicroscopeResponse,
     Misalignment,
     NoiseModel,
     SimulationRecord,
@@ -37,11 +38,15 @@ from faket_aug import (
 )
 from faket_aug.cli import app, main
 from faket_aug.cli._options import COMPARED, SETTINGS
-from faket_aug.cli._sets import Shard
+from faket_aug.cli._sets import STOPPED_FILE, Shard
 from faket_aug.formats.angles import write_tlt
 from faket_aug.formats.mrc import read_mrc, write_mrc
 from faket_aug.formats.star import read_particles_star
 from faket_aug.generation import recipe
+from faket_aug.microscope.file import MicroscopeFile, write_microscope
+from faket_aug.microscope.noise import ResponseNoise
+from faket_aug.microscope.response import Envelope
+from faket_aug.microscope.spectra import RINGS
 from faket_aug.simulation import saving
 from faket_aug.simulation.saving import is_whole, read_record_file
 
@@ -516,6 +521,63 @@ def test_a_full_disk(
     assert [is_whole(tmp_path / "set" / f"tomogram_{index:04d}") for index in range(3)] == [True, False, False]
     assert command("simulate", tmp_path / "set", *options).startswith("2 tomograms written")
     assert all(is_whole(tmp_path / "set" / f"tomogram_{index:04d}") for index in range(3))
+
+
+def test_a_corrected_command_after_a_full_disk(
+    command: Command, refused: Command, templates: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where nothing became whole, other settings take the place of those, and no file of theirs is left."""
+    options = [*generated(templates), "--count", 1]
+    write, written = saving.write_mrc, []
+
+    def failing(path: Path, *arguments: Any, **settings: Any) -> None:
+        written.append(path)
+        if len(written) > 3:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        write(path, *arguments, **settings)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(saving, "write_mrc", failing)
+        refused("simulate", tmp_path / "set", *options)
+    assert {path.name for path in (tmp_path / "set").iterdir()} >= {"simulation.json", STOPPED_FILE, "tomogram_0000"}
+    assert command("simulate", tmp_path / "set", *options, "--no-density", "--seed", 4).startswith("1 tomogram written")
+    command("simulate", tmp_path / "fresh", *options, "--no-density", "--seed", 4)
+    assert content(tmp_path / "set") == content(tmp_path / "fresh")
+    assert names(tmp_path / "set") == names(tmp_path / "fresh")
+    # Once there is a tomogram, its settings count; a stop changes nothing about it.
+    (tmp_path / "set" / STOPPED_FILE).touch()
+    assert "seed (5 instead of 4)" in refused("simulate", tmp_path / "set", *options, "--seed", 5)
+
+
+def test_a_stop_that_was_not_noted(command: Command, refused: Command, templates: Path, tmp_path: Path) -> None:
+    """A set that another shard may be beginning is not taken; the message says what may be done."""
+    options = generated(templates)
+    command("simulate", tmp_path / "set", *options, "--count", 1, "--shard", "2/2")
+    message = refused("simulate", tmp_path / "set", *options, "--seed", 4)
+    assert "choose another folder, or remove this one, where no tomogram is whole" in message
+    (tmp_path / "set" / STOPPED_FILE).touch()
+    assert command("simulate", tmp_path / "set", *options, "--count", 1).startswith("1 tomogram written")
+    assert not (tmp_path / "set" / STOPPED_FILE).exists()
+
+
+def test_voxels_of_another_microscope(refused: Command, templates: Path, tmp_path: Path) -> None:
+    """Voxels that the microscope's file does not have are refused before a set is begun."""
+    path = tmp_path / "scope.json"
+    response = MicroscopeResponse(
+        pixel_size=7.0,
+        ctf=ContrastTransfer(defocus=3.0),
+        envelope=Envelope(log_scale=3.0, square=3.0),
+        noise=(tuple(np.full(len(RINGS), 900.0)),),
+        angle_range=(-60.0, 60.0),
+        defocus=(3.0,),
+        defocus_error=(0.1,),
+    )
+    model = ResponseNoise(order=2, series=noise_model().series, response=response)
+    write_microscope(path, MicroscopeFile(noise=model))
+    made = ["--templates", templates, "--counts", "small=4", *SMALL]
+    message = refused("simulate", tmp_path / "set", *made, "--microscope", path)
+    assert f"generated specimens: expected voxels of 7 Å, as of {path}, got 10 Å; set --voxel-size 7" in message
+    assert not (tmp_path / "set").exists()
 
 
 def test_abandoned_parts(command: Command, templates: Path, tmp_path: Path) -> None:
