@@ -244,7 +244,8 @@ def three_sections(
     for axis, (name, axes) in enumerate(zip("zyx", (grid[0, 0], grid[1, 0], grid[0, 1]), strict=True)):
         place = volume.shape[axis] // 2 if at is None else at[axis]
         image = _smooth_section(volume, axis, place, low_pass / voxel_size)
-        tilt_panel(axes, image, title=f"{name} = {place}", pixel_size=voxel_size if axis == 0 else 0.0)
+        note = f", low-passed to {low_pass:g} Å" if axis == 0 else ""
+        tilt_panel(axes, image, title=f"{name} = {place}{note}", pixel_size=voxel_size if axis == 0 else 0.0)
     return figure
 
 

@@ -227,6 +227,8 @@ def draw_picks(
     # Sections across z, y and x, and which axes lie along the picture's x and y.
     panels = {0: (figure.axes[0], 2, 1), 1: (figure.axes[2], 2, 0), 2: (figure.axes[1], 0, 1)}
     for axis, (axes, along, up) in panels.items():
+        # Circles that go beyond the section do not make it smaller.
+        axes.autoscale(False)
         for number, place, size in zip(picks.classes.tolist(), picks.positions, sizes, strict=True):
             half = size**2 - (place[axis] - at[axis]) ** 2
             if half > 0:

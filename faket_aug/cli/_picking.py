@@ -242,7 +242,7 @@ def _draw(
         voxel_size=one.voxel_size,
         radii=of.radii,
         class_names=of.class_names,
-        title=f"{one.name}: {len(counted)} picks, circles of the particles' radius",
+        title=f"{one.name}: {len(counted)} picks; circles: spheres of the particles' radius, cut here",
     )
     save_figure(picture, work.folder / f"{one.name}{PICTURE}")
     volumes = {number: sphere.volume for number, sphere in spheres_of_picker(picker).items()}

@@ -77,7 +77,7 @@ def draw_list(look: Look, path: Path, *, radius: float) -> Figure:
         voxel_size=size,
         radii=dict.fromkeys(names, radius),
         class_names=names,
-        title=f"{look.name}: {len(picks)} particles of {path.name}, circles of {radius:g} Å radius",
+        title=f"{look.name}: {len(picks)} particles of {path.name}; circles: spheres of {radius:g} Å radius, cut here",
     )
     return figure
 

@@ -44,6 +44,8 @@ def class_bars(results: Sequence[ArmResult]) -> Figure:
     for place, (arm, row) in enumerate(table.items()):
         left = np.arange(len(names)) - 0.425 + (place + 0.5) * width
         axes.bar(left, [row.get(name, 0.0) for name in names], width=width, label=arm, color=label_color(place + 1))
+    if not any(value > 0 for row in table.values() for value in row.values()):
+        axes.text(0.5, 0.5, "no particle was found", transform=axes.transAxes, ha="center", fontsize=9)
     axes.set_xticks(range(len(names)), names, rotation=25, ha="right")
     axes.set_ylabel("F1")
     axes.set_ylim(0, 1)
@@ -102,6 +104,7 @@ def learning_curves(results: Sequence[ArmResult]) -> Figure:
     for axes, title in ((training, "training loss, running mean"), (validation, "loss on the validation tomogram")):
         axes.set_title(title, fontsize=10)
         axes.set_xlabel("step")
+        axes.xaxis.get_major_locator().set_params(integer=True)
         axes.grid(alpha=0.3)
     figure.legend(loc="outside upper center", ncols=5, fontsize=8, frameon=False)
     return figure

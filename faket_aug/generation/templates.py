@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -43,6 +44,9 @@ ENVELOPE_RESOLUTION = 15.0
 _PATCHY = 1.3
 #: So few voxels above half of the maximum are no density that was ever imaged, whose finest detail covers some seven.
 _FEWEST_VOXELS = 2
+#: Voxels across a map at least; and a factor that no particle's densities differ by from a protein's in volts: gold has
+#: some 7 times as much, electron densities a thirtieth.
+_FEWEST_ACROSS, _OTHER_UNIT = 3, 10.0
 #: Å between parts of a structure: a small part (of the atoms) farther from the rest is astray.
 _FARTHEST, _SMALL_PART = 50.0, 0.01
 #: Voxels of a template that are computed in any case, and for each atom: a hollow capsid has some ten at 5 Å.
@@ -168,7 +172,13 @@ class ParticleTemplate:
         Raises
         ------
         FileFormatError
-            If the file cannot be read, its header holds no voxel size and none is given, or it holds no signal.
+            If the file cannot be read, its header holds no voxel size and none is given, or it holds no signal; or if
+            all of it is smaller than three voxels of the template.
+
+        Warns
+        -----
+        UserWarning
+            If the map's units, which are kept, are not volts.
         """
         density, file_voxel_size = read_mrc(path)
         file_voxel_size = _map_voxel_size(path, file_voxel_size, map_voxel_size)
@@ -178,16 +188,23 @@ class ParticleTemplate:
             check_positive("molecular_weight", molecular_weight)
         density = _signal(path, density, invert)
         _check_hot_voxels(path, density)
+        _check_across(path, density, file_voxel_size, voxel_size)
         density = resample_density(
             density, voxel_size=file_voxel_size, new_voxel_size=voxel_size, resolution=resolution
         )
         level = _level(path, density, voxel_size, molecular_weight)
         density = density * fading(density > level)
+        fine = max(2 * voxel_size, resolution or 0.0) < ENVELOPE_RESOLUTION
+        mass = 1e3 * molecular_weight if molecular_weight else _estimated_mass(density, level, voxel_size, fine)
+        factor = PROTEIN_POTENTIAL * mass / (float(density.sum()) * voxel_size**3)
         if normalize:
-            fine = max(2 * voxel_size, resolution or 0.0) < ENVELOPE_RESOLUTION
-            mass = 1e3 * molecular_weight if molecular_weight else _estimated_mass(density, level, voxel_size, fine)
-            factor = PROTEIN_POTENTIAL * mass / (float(density.sum()) * voxel_size**3)
             density, level = density * factor, level * factor
+        elif not 1 / _OTHER_UNIT < factor < _OTHER_UNIT:
+            warnings.warn(
+                f"{path}: its densities are {1 / factor:.2g} times those of a protein of its size in volts above ice; "
+                "set `normalize` if they have another unit",
+                stacklevel=2,
+            )
         z, y, x = (float(n // 2) for n in density.shape)
         density, center = _cropped(density, center_of_mass(density) if recenter else (z, y, x))
         return cls(
@@ -438,6 +455,17 @@ def _map_voxel_size(path: str | Path, found: float, given: float | None) -> floa
     if found <= 0:
         raise FileFormatError(f"{path}: expected a voxel size in the header, got {found:g}; set `map_voxel_size`")
     return found
+
+
+def _check_across(path: str | Path, density: Tensor, file_voxel_size: float, voxel_size: float) -> None:
+    """Refuse a map of which nothing would be seen, as where a header holds nm."""
+    extent = max(density.shape) * file_voxel_size
+    if extent < _FEWEST_ACROSS * voxel_size:
+        raise FileFormatError(
+            f"{path}: expected a map of {_FEWEST_ACROSS * voxel_size:g} Å or more for voxels of {voxel_size:g} Å, got "
+            f"one of {extent:g} Å, as voxels of {file_voxel_size:g} Å in its header say; correct the header if they "
+            "are nm, or choose smaller voxels"
+        )
 
 
 def _signal(path: str | Path, density: Tensor, invert: bool | None) -> Tensor:

@@ -161,7 +161,7 @@ def _score_panel(axes: Axes, history: TrainingHistory, class_names: Mapping[int,
         axes.axvline(best[0], color="0.6", linewidth=1.0, linestyle=":", label=f"best, step {best[0]}")
     axes.set_title("validation, F1 of the picks", fontsize=10)
     axes.set_xlabel("step")
-    axes.set_ylim(0, 1)
+    axes.set_ylim(0, 1.05)
     axes.set_xlim(0, 1.02 * max(len(history.losses), 1))
     axes.grid(alpha=0.3)
     axes.legend(fontsize=8, frameon=False, ncols=2)

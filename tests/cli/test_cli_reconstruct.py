@@ -17,7 +17,7 @@ from PIL import Image
 from faket_aug import ContrastTransfer, NoiseModel, TiltSeries, project, reconstruct
 from faket_aug.cli import _reconstruction, main
 from faket_aug.cli._reconstruction import read_like
-from faket_aug.figures import _smooth_section, three_sections
+from faket_aug.figures import LOW_PASS, _smooth_section, three_sections
 from faket_aug.formats.angles import write_tlt
 from faket_aug.formats.mrc import read_mrc, write_mrc
 from faket_aug.microscope.file import MicroscopeFile, write_microscope
@@ -156,7 +156,8 @@ def test_sections_of_the_picture() -> None:
     volume = torch.zeros(20, 40, 60)
     volume[10, 5:, :] = 1
     figure = three_sections(volume, voxel_size=80.0, title="a tomogram")
-    titles = {axes.get_title(): axes for axes in figure.axes}
+    assert figure.axes[0].get_title() == f"z = 10, low-passed to {LOW_PASS:g} Å"
+    titles = {axes.get_title().split(",")[0]: axes for axes in figure.axes}
     assert set(titles) == {"z = 10", "y = 20", "x = 30", ""}
     shapes = {name: titles[name].images[0].get_array() for name in ("z = 10", "y = 20", "x = 30")}
     assert {name: None if one is None else one.shape for name, one in shapes.items()} == {

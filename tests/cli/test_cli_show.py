@@ -317,6 +317,10 @@ def test_picks_over_a_tomogram(
     circles = [patch for patch in figure.axes[0].patches if isinstance(patch, Circle)]
     assert sorted(circle.center for circle in circles) == [(4, 4), (16, 12)]
     assert {circle.radius for circle in circles} == {3.0}
+    # What goes beyond a section is cut, so that sections keep one scale.
+    large = draw_list(look, tmp_path / "list.csv", radius=100.0)
+    spans = [(*axes.get_xlim(), *axes.get_ylim()) for axes in large.axes[:3]]
+    assert spans == [(-0.5, 31.5, 23.5, -0.5), (-0.5, 15.5, 23.5, -0.5), (-0.5, 31.5, 15.5, -0.5)]
     labels = [text.get_text() for text in figure.axes[3].get_legend().get_texts()]  # type: ignore[union-attr]
     assert labels == ["long: 1", "round: 2"]
     (tmp_path / "far.csv").write_text("class,x,y,z\nround,160,12,8\n")

@@ -34,6 +34,7 @@ from faket_aug.cli.compare import _keep_settings, read_kept
 from faket_aug.comparison.arms import Arm
 from faket_aug.comparison.critic import Criticism, critic_markdown, shares
 from faket_aug.comparison.experiment import Experiment
+from faket_aug.comparison.figures import class_bars
 from faket_aug.comparison.measured import measured_tomogram
 from faket_aug.comparison.result import ArmResult, read_result, read_results, write_result, write_results
 from faket_aug.comparison.settings import Comparison
@@ -603,6 +604,10 @@ def test_tables() -> None:
     assert table["X"]["macro_f1"].mean == pytest.approx(0.4)
     assert table["X"]["localization_f1"].values == pytest.approx((0.1, 0.2, 0.3))
     assert class_f1(results) == {"X": {"A": pytest.approx(0.4)}, "Y": {"A": 0.5}}
+    assert not class_bars(results).axes[0].texts
+    # Without a bar the picture says why.
+    (told,) = class_bars([_result("X", 0, 0.0, [[0, 0, 0], [3, 0, 0], [0, 0, 0]])]).axes[0].texts
+    assert told.get_text() == "no particle was found"
     labels, counts = summed_confusion(results[:3])
     assert labels == ["background", "A"]
     assert counts.tolist() == [[0, 0], [3, 6]]

@@ -232,6 +232,24 @@ def test_map_without_signal(tmp_path: Path, value: float) -> None:
     assert str(pickle.loads(pickle.dumps(e.value))) == str(e.value)
 
 
+def test_a_header_in_nanometres(tmp_path: Path) -> None:
+    """A map that would be smaller than three voxels is refused; the message says which unit is meant."""
+    path = write_map(tmp_path / "a.mrc", particle(), voxel_size=0.4)
+    with pytest.raises(FileFormatError, match=r"a\.mrc: expected a map of 30 Å or more .* got one of 15.2 Å, .* nm"):
+        ParticleTemplate.from_map(path, voxel_size=10.0)
+
+
+@pytest.mark.parametrize("factor", [1e-3, 1e3])
+def test_a_map_in_another_unit(tmp_path: Path, factor: float) -> None:
+    """Scaled to volts the unit does not matter; kept as it is, it is told."""
+    volts, other = (write_map(tmp_path / f"{n}.mrc", n * particle()) for n in (3.0, 3.0 * factor))
+    scaled = [ParticleTemplate.from_map(path).density for path in (volts, other)]
+    torch.testing.assert_close(scaled[0], scaled[1], rtol=1e-4, atol=1e-4)
+    ParticleTemplate.from_map(volts, normalize=False)
+    with pytest.warns(UserWarning, match=r"times those of a protein .* in volts above ice; set `normalize`"):
+        ParticleTemplate.from_map(other, normalize=False)
+
+
 def test_header_without_voxel_size_asks_for_one(tmp_path: Path) -> None:
     """0 Å is no size; the one given is taken in its place, and before any other."""
     path = write_map(tmp_path / "a.mrc", particle(), voxel_size=0.0)
