@@ -286,7 +286,10 @@ def _words(
             "look at the histogram"
         )
     if not len(counted):
-        lines.append(f"{record.name}: nothing counts; set a lower --threshold, and look at the histogram of the scores")
+        lines.append(
+            f"{record.name}: nothing counts; set a lower --threshold, and look at the histogram of the scores: "
+            "particles that are clearer or fainter than in the training have low ones"
+        )
     return lines
 
 
