@@ -15,6 +15,8 @@ AUTO = "auto"
 TARGETS = ("spheres", "masks")
 #: Learning rate of a training that begins with another run's weights, where none is given.
 FINE_TUNING_RATE = 1e-4
+#: Of `average`, where none is given.
+AVERAGE = 0.99
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,6 +58,9 @@ class PickerTraining:
         How many simulated tomograms the validation has; they are made once.
     patience
         End after so many validations in a row without a new best one; by default never.
+    average
+        Share that is kept at each step of the average of the weights over the steps, which is validated and used; 0:
+        no average. By default 0.99, about the last hundred steps; a run that is gone on with keeps its own.
     checkpoint_every
         Steps from one checkpoint to the next. A stop by Ctrl-C writes one, too.
     time_limit
@@ -90,6 +95,7 @@ class PickerTraining:
     validate_every: int = 250
     validation_tomograms: int = 1
     patience: int | None = None
+    average: float | None = None
     checkpoint_every: int = 250
     time_limit: float | None = None
     real_share: float = 0.5

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +36,7 @@ from faket_aug.picking.settings import LEARNING_RATE, TrainingSettings
 from faket_aug.picking.training import fit
 from faket_aug.training.data import PickerData, digest_of, picker_dataset, plain_simulator
 from faket_aug.training.picture import Shown, draw_training
-from faket_aug.training.settings import AUTO, FINE_TUNING_RATE, PickerTraining
+from faket_aug.training.settings import AUTO, AVERAGE, FINE_TUNING_RATE, PickerTraining
 from faket_aug.training.validation import Validation, held_out, make_validation, read_validation
 
 PICTURE = "training.png"
@@ -183,6 +183,7 @@ class PickerRun:
             validate_every=made.validate_every,
             patience=made.patience,
             checkpoint_every=made.checkpoint_every,
+            average=AVERAGE if made.average is None else made.average,
         )
 
     def _depends_on(self) -> dict[str, Any]:
@@ -221,6 +222,9 @@ class PickerRun:
             return
         saved = read_checkpoint(self.folder)
         self.done = len(saved["losses"])
+        if self.settings.average is None:
+            # A training that was begun before there was an average goes on without.
+            self.fit_settings = replace(self.fit_settings, average=saved["settings"].get("average", 0.0))
         listed = other_settings(saved["settings"], plain_settings({**asdict(self.fit_settings), **self.depends_on}))
         if listed:
             raise ValueError(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -25,7 +26,7 @@ from faket_aug.cli._train_options import SETTINGS, in_option_names
 from faket_aug.formats.mrc import read_mrc, write_mrc
 from faket_aug.formats.star import read_particles_star
 from faket_aug.picking import load_picker
-from faket_aug.picking.checkpoints import BEST, CHECKPOINT, read_checkpoint, read_state
+from faket_aug.picking.checkpoints import BEST, CHECKPOINT, read_checkpoint, read_state, write_state
 from faket_aug.picking.logs import read_log
 from faket_aug.simulation.saving import is_whole, read_record_file
 from faket_aug.training.train import PickerRun
@@ -260,6 +261,26 @@ def test_the_same_command_goes_on(whole: Path, command: Command, templates: Path
     before = weights(run)
     assert command(*own, "--output", run) == said
     assert all(torch.equal(weights(run)[name], value) for name, value in before.items())
+
+
+def test_a_run_of_before_goes_on_without_an_average(
+    whole: Path, command: Command, refused: Command, templates: Path, tmp_path: Path
+) -> None:
+    """By default weights are averaged; a run that was begun before there was an average is gone on with as it was."""
+    state = read_state(whole / CHECKPOINT)
+    assert state["settings"]["average"] == 0.99
+    assert not all(torch.equal(state["model"][name], one) for name, one in state["trained_model"].items())
+    shutil.copytree(whole, tmp_path / "run")
+    del state["settings"]["average"]
+    write_state(tmp_path / "run" / CHECKPOINT, state | {"model": state.pop("trained_model")})
+    own = ["--templates", templates, *SMALL, *STEPS, "--output", tmp_path / "run"]
+    for _ in range(2):
+        command(*own, "--steps", 7)
+    after = read_checkpoint(tmp_path / "run")
+    assert len(after["losses"]) == 7
+    assert after["settings"]["average"] == 0
+    assert "trained_model" not in after
+    assert "got other average (was 0.0, is 0.5)" in refused(*own, "--average", 0.5)
 
 
 def test_chosen_classes(command: Command, templates: Path, tmp_path: Path) -> None:
@@ -503,6 +524,7 @@ def test_a_failed_try_leaves_nothing_that_refuses(command: Command, templates: P
             "expected --patch-size of at most the specimens' 16 voxels",
         ),
         (["--templates", "TEMPLATES", "--steps", "0"], "expected --steps to be a whole number of 1 or more, got 0"),
+        (["--templates", "TEMPLATES", "--average", "1"], "expected --average below 1, got 1"),
         (["--templates", "TEMPLATES", "--steps", "many"], "expected --steps to be a whole number, got 'many'"),
         (["--templates", "TEMPLATES", "--widths", "4,8"], "expected --widths of three levels"),
         (["--templates", "TEMPLATES", "--precision", "float16"], "expected --precision to be one of 'auto', 'float32'"),
