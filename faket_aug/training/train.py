@@ -17,6 +17,7 @@ from faket_aug._checks import check_same_size
 from faket_aug.figures import save_figure
 from faket_aug.formats._atomic import remove_parts
 from faket_aug.generation.generator import GrandModelGenerator
+from faket_aug.microscope.ctf import CORRECTIONS
 from faket_aug.picking.checkpoints import (
     CHECKPOINT,
     PREVIOUS,
@@ -28,7 +29,7 @@ from faket_aug.picking.checkpoints import (
 )
 from faket_aug.picking.history import TrainingHistory
 from faket_aug.picking.network import DeepFinderNet
-from faket_aug.picking.picker import PickerDescription, load_picker, set_thresholds, weights_of
+from faket_aug.picking.picker import PickerDescription, kind_of, load_picker, set_thresholds, weights_of
 from faket_aug.picking.precision import fastest_precision
 from faket_aug.picking.ranks import Ranks
 from faket_aug.picking.run import VALIDATION
@@ -123,8 +124,8 @@ class PickerRun:
     ) -> None:
         self.folder, self.settings, self.seed, self.device = Path(output), settings, seed, device
         if settings.flavours:
-            data = replace(data, simulator=with_flavour(data.simulator, settings.flavours[0]))
             check_simulator(data.simulator, Companions(flavours=settings.flavours))
+            data = replace(data, simulator=with_flavour(data.simulator, settings.flavours[0]))
         self.data = data
         self.begun = time.monotonic()
         self.training_specimens, self.validation_specimens = held_out(data.specimens, settings.validation_tomograms)
@@ -148,13 +149,15 @@ class PickerRun:
             voxel_size, bin = specimens.voxel_size, 1
         else:
             voxel_size, bin = specimens[0].label_voxel_size, specimens[0].bin
+        kind = kind_of(simulator.flavour, simulator.ctf_correction)
         return PickerDescription(
             class_names=classes.names,
             widths=settings.widths,
             voxel_size=voxel_size,
             filter=simulator.filter,
             bin=bin,
-            ctf_correction=simulator.ctf_correction,
+            # Also where the flavour says it: a measured tomogram is reconstructed like this.
+            ctf_correction=kind if kind in CORRECTIONS else None,
             flavour=simulator.flavour,
             radii=classes.radii,
             target_radius=settings.target_radius if settings.targets == "spheres" else 1.0,

@@ -22,8 +22,8 @@ from PIL import Image
 
 from faket_aug.cli import main
 from faket_aug.cli._reconstruction import read_like
-from faket_aug.cli._train_options import SETTINGS, in_option_names
-from faket_aug.cli._training import _watched
+from faket_aug.cli._train_options import SETTINGS, in_option_names, read_work
+from faket_aug.cli._training import _watched, make_run
 from faket_aug.formats.mrc import read_mrc, write_mrc
 from faket_aug.formats.particles import ParticleList
 from faket_aug.formats.star import read_particles_star
@@ -428,6 +428,15 @@ def test_flavours_as_channels(
     depends_on = json.loads((tmp_path / "found" / "tomogram_0000.json").read_text())["depends_on"]
     assert depends_on["channels"]["raw"][0] == str(folder / "reconstruction_raw.mrc")
     assert "expected a tomogram made as those" not in capsys.readouterr().err
+
+
+def test_a_corrected_flavour_first(templates: Path, tmp_path: Path) -> None:
+    """`reconstruct --like` corrects a measured tomogram as the first flavour says."""
+    given = {"shape": "16,24,32", "patch_size": "8", "counts": "6", "snr": "0.5", "ctf": "defocus=3"}
+    for more in ({"flavours": "wiener,raw"}, {"flavour": "wiener"}, {"ctf_correction": "wiener"}):
+        work = read_work(tmp_path / "run", None, {"templates": [str(templates)], **given, **more})
+        made = make_run(work).description
+        assert (made.kind, made.ctf_correction) == ("wiener", "wiener")
 
 
 def _named(particles: ParticleList) -> tuple[Sequence[str], Any]:
