@@ -81,7 +81,7 @@ class Shown:
         labelled = labels is not None and bool(labels.any())
         section = richest_section(labels) if labels is not None and labelled else depth // 2
         low = min(max(section - DEPTH // 2, 0), max(depth - DEPTH, 0))
-        slabs = {name: one[low : low + DEPTH].float() for name, one in (flavours or {}).items()}
+        slabs = {which: one[low : low + DEPTH].float() for which, one in (flavours or {}).items()}
         whole = cls(
             slab=put_together(tomogram[low : low + DEPTH].float(), slabs),
             place=section - low,
