@@ -113,6 +113,11 @@ def _of_particle(one: ParticleCheck) -> list[str]:
     ]
     if one.precision < 0.7:
         lines[-1] += " That is too few for a calibration."
+    if one.measured.count > one.found.count:
+        lines.append(
+            f"The simulated tomograms hold no more than {one.found.count}: if the measured one holds fewer than "
+            f"{one.measured.count}, set --hits to as many as it holds, since the others are none."
+        )
     return lines
 
 
