@@ -268,6 +268,17 @@ def test_the_report_says_what_differs(checked: MicroscopeCheck) -> None:
     assert data["report"] == lines
 
 
+def test_hits_that_the_measured_tomogram_cannot_hold(checked: MicroscopeCheck) -> None:
+    """Where more hits are averaged than simulated tomograms hold, wrong ones may make the contrast small."""
+    particle = checked.particle
+    assert particle is not None
+    count = particle.found.count
+    for more, told in ((0, False), (5, True)):
+        other = replace(particle, measured=replace(particle.measured, count=count + more))
+        lines = report(replace(checked, particle=other))
+        assert any(f"hold no more than {count}: if" in line and "set --hits to" in line for line in lines) == told
+
+
 def test_calibrated_microscope(tmp_path: Path) -> None:
     """The gain is multiplied by the factor at all tilts, the noise stays, and the file says so."""
     given = MicroscopeFile(noise=microscope(), tilt_angles=tuple(ANGLES), extend="zero", about={"kept": 1})
