@@ -21,8 +21,8 @@ from faket_aug.microscope.rings import RING_WIDTH, RINGS
 from faket_aug.microscope.spectra import SeriesSpectra
 
 #: What an envelope falls by as a rule, and by how much that differs: pixels (linear), pixels² (square). With an
-#: absolute scale, a steep envelope with much other matter looks like a flat one with less. Tilts that are aligned to
-#: within a quarter of a pixel have a square of 2 π² / 16 = 1.2; motion within an exposure adds to it.
+#: absolute scale, a steep envelope with much other matter looks like a flat one with less. Tilts that are
+#: aligned to a quarter or a third of a pixel have a square of 1.2 to 2.2 (2 π² times the variance).
 _USUAL = {"linear": (0.3, 0.3), "linear_tilt": (0.0, 1.0), "square": (1.5, 3.0)}
 #: Standard error of the amplitude contrast, and its range. Programs that fit rings take 0.07 to 0.1 by convention. At
 #: 300 kV, what protein scatters inelastically more than ice does makes 0.04; large particles show the difference.
