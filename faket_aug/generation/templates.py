@@ -389,7 +389,8 @@ def read_templates(
     if conformer_amplitude is not None and conformers is None:
         raise ValueError("expected `conformers`, how many there are, with `conformer_amplitude`, got none; set it")
     settings: dict[str, Any] = {"voxel_size": voxel_size, "resolution": resolution, "recenter": recenter}
-    several: dict[str, Any] = {"count": conformers, "amplitude": conformer_amplitude or AMPLITUDE}
+    amplitude = AMPLITUDE if conformer_amplitude is None else conformer_amplitude
+    several: dict[str, Any] = {"count": conformers, "amplitude": amplitude}
     found: list[ParticleTemplate] = []
     for path, name in zip(paths, names, strict=True):
         if _suffix(path) in MAP_SUFFIXES:

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from faket_aug._arrays import FloatArray
-from faket_aug._checks import check_choice, check_same_shape
+from faket_aug._checks import check_choice, check_positive, check_same_shape
 from faket_aug._deprecations import by_keyword
 from faket_aug._runtime.parts import by_parts
 from faket_aug._runtime.transfers import sent
@@ -353,7 +353,7 @@ class NoiseModel(ABC):
         ------
         ValueError
             As for `unpaired.fit_response`, `intensity.absolute_scales` and `spectra.matching_spectra`; or if the
-            numbers of stacks and angles differ, or a tilt is constant.
+            numbers of stacks and angles differ, a tilt is constant, or `depth` is impossible.
         """
         targets, cleans = _as_list(target), _as_list(clean)
         angles: Any = [tilt_angles] if isinstance(target, Tensor) else tilt_angles
@@ -362,6 +362,8 @@ class NoiseModel(ABC):
         if len(targets) != len(angles) or len(cleans) != len(others):
             counts = f"{len(angles)} for {len(targets)} measured and {len(others)} for {len(cleans)} clean ones"
             raise ValueError(f"expected as many sets of angles as series, got {counts}")
+        if depth is not None:
+            check_positive("depth", depth)
         masks = _masks(measured, targets)
         spectra = [
             sorted_spectra(t, a, f"series {i}: target", measured=m)
@@ -394,7 +396,7 @@ class NoiseModel(ABC):
         # Clean tilts without noise are clipped where the measured ones are: not at their own standard deviation.
         limits = [clipping_limit(s, t) for s, t in zip(scales, spectra, strict=True)] if absolute else None
         found = _thicknesses(targets, angles, masks) if absolute and thickness is None else []
-        depth = depth or max([one.shape[-1] / 4 for one in cleans], default=1.0)
+        depth = max([one.shape[-1] / 4 for one in cleans], default=1.0) if depth is None else depth
         whole = _whole_depth(found, thickness, depth)
         fit = fit_response(
             spectra,

@@ -273,6 +273,8 @@ def test_mistakes_are_one_sentence(
         ((path, "--output", output, "--rate", "0.1", "--no-control"), "expected a control for --rate"),
         ((path, "--output", output, "--names", "a,b"), "expected --names of 1 tomograms, got 2"),
         ((path, "--output", output, "--voxel-size", "40"), "voxels of about 10 Å"),
+        ((path, "--output", output, "--voxel-size", "0"), "expected `--voxel-size` to be more than 0, got 0"),
+        ((path, "--output", output, "--threads", "0"), "expected `--threads` to be a whole number of 1 or more, got 0"),
         ((path, path, "--output", output, "--probabilities", "p.mrc"), "for a single tomogram, got 2 tomograms"),
         ((path, "--output", output, "--mask", small), "expected a mask of the tomogram's (24, 48, 56) voxels"),
         ((path, "--output", output, "--z-range", "5,30"), "expected --z-range within 0,23"),

@@ -152,7 +152,7 @@ def test_conformers_of_a_protein(reference: Path, reference_file: Find) -> None:
     recipe = {"templates": (str(path),), "conformers": 3}
     assert len(templates_of(recipe, "templates", 8.0)["1s3x"]) == 3
     assert RECIPE["conformers"].default is None
-    still = ParticleTemplate.from_conformers(path, voxel_size=8.0, count=1, amplitude=0.0)[0]
+    still = read_templates([path], voxel_size=8.0, conformers=1, conformer_amplitude=0.0)[0]
     assert still.density.shape == rigid.density.shape
     assert float((still.density - rigid.density).abs().max()) < 1e-4
     with pytest.raises(ValueError, match="expected `conformers`, how many there are, with `conformer_amplitude`"):
