@@ -212,6 +212,14 @@ class TiltSeries:
             tilts = reproject_halves([part[0] for part in parts], angles, halves=halves, filter=filter)
         return cls(tilts=tilts if dark else -tilts, tilt_angles=angles, pixel_size=parts[0][1], name=parts[0][2])
 
+    @property
+    def filled_tilts(self) -> Tensor:
+        """The tilts with what was not measured filled, for what reads several pixels at once.
+
+        A step from measured to unmeasured pixels would ring where images are turned or filtered.
+        """
+        return self.tilts if self.measured is None else filled(self.tilts, self.measured)[0]
+
     def aligned(self, *, shape: tuple[int, int] | None = None, fill: str = "mean") -> Self:
         """Return the series shifted and rotated so that its axis of rotation is y, through pixel `n // 2` of x.
 
@@ -243,9 +251,7 @@ class TiltSeries:
             shape = own[::-1] if across else own
         if shape == own and np.array_equal(matrices, np.broadcast_to(np.eye(2), matrices.shape)) and not shifts.any():
             return self
-        # A step from measured to unmeasured pixels would ring.
-        solid = self.tilts if self.measured is None else filled(self.tilts, self.measured)[0]
-        tilts = transform_images(solid, matrices, shifts, shape=shape, fill=fill)
+        tilts = transform_images(self.filled_tilts, matrices, shifts, shape=shape, fill=fill)
         measured = covered_pixels(own, matrices, shifts, shape=shape, measured=self.measured)
         after = metadata.after_alignment(shape, pixel_size=self.pixel_size)
         return replace(self, tilts=tilts, metadata=after, measured=measured)
@@ -269,7 +275,7 @@ class TiltSeries:
             if self.metadata is None:
                 raise ValueError(f"{self.name}: expected metadata with a defocus, got none; set `ctf`")
             ctf = ContrastTransfer.from_metadata(self.metadata)
-        return replace(self, tilts=ctf.correct(self.tilts, self.pixel_size, method=method))
+        return replace(self, tilts=ctf.correct(self.filled_tilts, self.pixel_size, method=method))
 
     def clipped(self, quantiles: tuple[float, float]) -> Self:
         """Return the series with each tilt clipped to its own values at two quantiles (against hot pixels)."""
