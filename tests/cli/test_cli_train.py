@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -25,7 +26,7 @@ from faket_aug.cli._train_options import SETTINGS, in_option_names
 from faket_aug.formats.mrc import read_mrc, write_mrc
 from faket_aug.formats.star import read_particles_star
 from faket_aug.picking import load_picker
-from faket_aug.picking.checkpoints import BEST, CHECKPOINT, read_checkpoint, read_state
+from faket_aug.picking.checkpoints import BEST, CHECKPOINT, read_checkpoint, read_state, write_state
 from faket_aug.picking.logs import read_log
 from faket_aug.simulation.saving import is_whole, read_record_file
 from faket_aug.training.train import PickerRun
@@ -471,6 +472,31 @@ def test_another_microscope_is_refused(command: Command, refused: Command, templ
     assert "expected the settings that this training was begun with, got other microscope" in refused(*own, 2)
     path.write_text(noise_model(0).to_json())
     command(*own, 2)
+
+
+def test_a_run_without_a_note_of_its_microscope_goes_on(
+    refused: Command,
+    templates: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """What an earlier version began goes on, with a warning; what it began without a microscope gets none."""
+    path, run = tmp_path / "microscope.json", tmp_path / "run"
+    path.write_text(noise_model(0).to_json())
+    own = [one for one in SMALL if one not in ("--snr", "0.5")]
+    own = ["--templates", templates, *own, "--microscope", path, "--output", run]
+    assert outcome([*own, "--steps", 1], monkeypatch, capsys)[0] == 0
+    saved = read_state(run / CHECKPOINT)
+    assert saved["settings"].pop("microscope")
+    write_state(run / CHECKPOINT, {name: one for name, one in saved.items() if name != "format"})
+    code, _, errors = outcome([*own, "--steps", 2], monkeypatch, capsys)
+    assert code == 0, errors
+    assert "did not note what the microscope's file held; it goes on with the present file" in " ".join(errors.split())
+    assert "microscope" not in read_state(run / CHECKPOINT)["settings"]
+    text = (run / "settings.toml").read_text()
+    (run / "settings.toml").write_text(re.sub("(?m)^microscope = .*$", "", text))
+    assert "got other microscope (was None" in refused(*own, "--steps", 3)
 
 
 def test_a_failed_try_leaves_nothing_that_refuses(command: Command, templates: Path, tmp_path: Path) -> None:
