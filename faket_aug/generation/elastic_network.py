@@ -219,7 +219,7 @@ def conformers(
     Raises
     ------
     ValueError
-        If a number is impossible, or the structure has no normal modes.
+        If a number is impossible, or the structure has no normal modes, or hydrogens alone.
 
     References
     ----------
@@ -227,6 +227,7 @@ def conformers(
     """
     check_count("count", count)
     check_positive("amplitude", amplitude, zero=True)
+    structure.check_heavy()
     nodes = _nodes(structure)
     step = -(-len(nodes) // _MOST_NODES)
     nodes = nodes[::step]
@@ -242,7 +243,7 @@ def conformers(
 
 def _nodes(structure: AtomicStructure) -> FloatArray:
     traced: FloatArray = structure.positions[structure.traced]
-    return traced if len(traced) >= 4 else structure.positions[~np.isin(structure.elements, ("H", "D"))]
+    return traced if len(traced) >= 4 else structure.positions[structure.heavy]
 
 
 def _carriers(places: FloatArray, nodes: FloatArray) -> tuple[FloatArray, IntArray]:
