@@ -214,9 +214,9 @@ class TiltSeries:
 
     @property
     def filled_tilts(self) -> Tensor:
-        """The tilts with what was not measured filled, for what reads several pixels at once.
+        """The tilts with what was not measured filled: a step would ring where images are turned.
 
-        A step from measured to unmeasured pixels would ring where images are turned or filtered.
+        Of an aligned series too much is filled: its mask leaves out all that the ringing of a step could reach.
         """
         return self.tilts if self.measured is None else filled(self.tilts, self.measured)[0]
 
@@ -275,7 +275,7 @@ class TiltSeries:
             if self.metadata is None:
                 raise ValueError(f"{self.name}: expected metadata with a defocus, got none; set `ctf`")
             ctf = ContrastTransfer.from_metadata(self.metadata)
-        return replace(self, tilts=ctf.correct(self.filled_tilts, self.pixel_size, method=method))
+        return replace(self, tilts=ctf.correct(self.tilts, self.pixel_size, method=method))
 
     def clipped(self, quantiles: tuple[float, float]) -> Self:
         """Return the series with each tilt clipped to its own values at two quantiles (against hot pixels)."""
