@@ -9,7 +9,7 @@ from pathlib import Path
 from faket_aug._checks import FileFormatError, same_size
 from faket_aug.formats.mrc import read_mrc, read_mrc_shape
 from faket_aug.formats.tilt_metadata import TiltMetadata
-from faket_aug.tilts.discovery import SHREC_STACKS, _find_stack, _metadata
+from faket_aug.tilts.discovery import SHREC_STACKS, find_metadata, find_stack
 
 #: Å, which programs write that know no pixel size.
 NO_SIZE = 1.0
@@ -36,12 +36,12 @@ def check_series(paths: Iterable[str], *, aligned: bool) -> None:
         If the files beside a series hold no alignment.
     """
     for path in paths:
-        stack = _find_stack(Path(path))
+        stack = find_stack(Path(path))
         _, header = read_mrc(stack, rows=slice(0, 1), stack=True)
         with warnings.catch_warnings():
             # They come once more when the series is read.
             warnings.simplefilter("ignore")
-            found = _metadata(stack, None, None)
+            found = find_metadata(stack, None, None)
         agreed_pixel_size(stack, read_mrc_shape(stack)[1:], header, found, advice="correct the header, or the metadata")
         if not (aligned or found.is_alignment or stack.name in SHREC_STACKS):
             warnings.warn(

@@ -21,7 +21,7 @@ from faket_aug.geometry import Angles, as_tilt_angles
 from faket_aug.microscope.ctf import ContrastTransfer
 from faket_aug.statistics import clip_images
 from faket_aug.tilts.borders import measured_pixels
-from faket_aug.tilts.discovery import Metadata, _find_stack, _metadata, _sections
+from faket_aug.tilts.discovery import Metadata, find_metadata, find_stack, sections_of
 from faket_aug.tomography.reprojection import reproject, reproject_halves
 from faket_aug.tomography.resample import covered_pixels, transform_images
 
@@ -142,10 +142,10 @@ class TiltSeries:
             If a file is damaged, or the metadata describe other tilts, more or fewer than there are; the message names
             both files.
         """
-        stack = _find_stack(Path(path))
+        stack = find_stack(Path(path))
         tilts, header_size = read_mrc(stack, stack=True)
-        found = _metadata(stack, tilt_angles, metadata)
-        sections, angles = _sections(stack, found, tilts.shape[0]), found.tilt_angles
+        found = find_metadata(stack, tilt_angles, metadata)
+        sections, angles = sections_of(stack, found, tilts.shape[0]), found.tilt_angles
         if angles is None:
             raise FileFormatError(f"{stack}: expected tilt angles, got {found.source} without; set `tilt_angles`")
         if not np.array_equal(sections, np.arange(len(tilts))):
