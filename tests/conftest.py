@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import os
+
+# Of several processes of tests, each has its share of the cores; the programs that it starts have the same.
+if "PYTEST_XDIST_WORKER_COUNT" in os.environ:
+    _share = len(os.sched_getaffinity(0)) // int(os.environ["PYTEST_XDIST_WORKER_COUNT"])
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, _share)))
+
 import random
 import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import numpy as np
 import pytest
@@ -62,6 +68,18 @@ def reference_file() -> Callable[[Path, str], Path]:
     return find
 
 
+def _is_named(config: pytest.Config) -> bool:
+    """Whether the command line names files or folders of tests; its worker processes are told by the main one."""
+    sent = getattr(config, "workerinput", {})
+    return bool(sent.get("named", config.args_source is pytest.Config.ArgsSource.ARGS))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_configure_node(node: Any) -> None:
+    """Tell a worker process of pytest-xdist, whose arguments are always written out, what the user wrote."""
+    node.workerinput["named"] = _is_named(node.config)
+
+
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Mark what needs the reference data, before `-m` selects; leave out what runs by night, unless it is named."""
@@ -70,7 +88,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             item.add_marker(pytest.mark.reference)
         if item.path.name.startswith(NIGHTLY):
             item.add_marker(pytest.mark.nightly)
-    if os.environ.get(NIGHTLY_VARIABLE) != "1" and config.args_source is not pytest.Config.ArgsSource.ARGS:
+    if os.environ.get(NIGHTLY_VARIABLE) != "1" and not _is_named(config):
         kept = [item for item in items if not item.get_closest_marker("nightly")]
         config.hook.pytest_deselected(items=[item for item in items if item.get_closest_marker("nightly")])
         items[:] = kept

@@ -21,6 +21,7 @@ from faket_aug.formats.particles import check_words
 from faket_aug.microscope.ctf import CORRECTIONS
 from faket_aug.microscope.flavours import FLAVOURS
 from faket_aug.picking.finding import FindSettings
+from faket_aug.picking.flavours import find_flavours
 from faket_aug.picking.picker import Picker, kind_of
 from faket_aug.picking.tomogram import check_voxel_size
 from faket_aug.simulation.saving import TOMOGRAM_FILE
@@ -176,29 +177,13 @@ def find_tomograms(work: PickWork, picker: Picker) -> list[Tomogram]:
         name = work.names[row] if work.names else _name(given, path, record)
         _check_made_alike(path, record, size, picker)
         _check_memory(path, shape, size, picker)
-        channels = _channels(path, shape, picker)
+        channels = find_flavours(path, shape, picker.description.channels)
         found.append(Tomogram(name=name, path=path, shape=shape, voxel_size=size, channels=channels))
     check_words([one.name for one in found], "names of tomograms (--names)")
     twice = sorted({one.name for one in found if [other.name for other in found].count(one.name) > 1})
     if twice:
         raise ValueError(f"expected tomograms of different names, got {', '.join(twice)} more than once; set --names")
     return found
-
-
-def _channels(path: Path, shape: Sequence[int], picker: Picker) -> dict[str, Path]:
-    """Find the flavours that a picker of several channels sees: the first is the tomogram, others are beside it."""
-    first, *others = picker.description.channels or ("",)
-    files = {name: path.with_stem(f"{path.stem}_{name}") for name in others}
-    for name, file in files.items():
-        if not file.is_file():
-            raise FileNotFoundError(
-                f"{path}: expected the flavour {name} of the tomogram, which the picker sees, too, beside it, found "
-                f"none at {file}; write it there (the picker's flavours are {', '.join((first, *others))})"
-            )
-        own = read_mrc_shape(file)
-        if tuple(own) != tuple(shape):
-            raise ValueError(f"{file}: expected {tuple(shape)} voxels (z, y, x), as {path.name} has, got {tuple(own)}")
-    return {first: path} | files if files else {}
 
 
 def _name(given: Path, path: Path, record: Mapping[str, Any]) -> str:
@@ -255,7 +240,7 @@ def _check_memory(path: Path, shape: Sequence[int], size: float, picker: Picker)
     voxels = float(np.prod([float(n) for n in shape]))
     classes = picker.description.classes - 1
     scale = (size / picker.description.voxel_size) ** 3
-    channels = max(len(picker.description.channels), 1)
+    channels = picker.description.in_channels
     each = channels * _VOXEL + _PROBABILITY * classes
     needed = channels * voxels * 4 + voxels * max(scale, 1.0 if scale > 0.9 else 0.0) * each + _FIXED
     free = available_memory()

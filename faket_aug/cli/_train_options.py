@@ -17,6 +17,7 @@ from faket_aug.cli._options import SETTINGS as SIMULATION
 from faket_aug.cli._options import WRITTEN, Options, flat, from_text, of_simulator, with_setting_names, written
 from faket_aug.formats._settings_file import load_table, write_toml
 from faket_aug.microscope.file import read_microscope
+from faket_aug.microscope.flavours import FLAVOURS
 from faket_aug.picking.logs import LOGS
 from faket_aug.picking.picker import weights_of
 from faket_aug.picking.precision import PRECISIONS, fastest_precision
@@ -77,7 +78,8 @@ class _Files:
 
 def _settings() -> dict[str, Setting]:
     """Put together all that a user may say, each from the library's own parameter."""
-    own = settings_of(PickerTraining, choices={"precision": (AUTO, *PRECISIONS), "targets": TARGETS, "log": LOGS})
+    listed = {"precision": (AUTO, *PRECISIONS), "targets": TARGETS, "flavours": FLAVOURS, "log": LOGS}
+    own = settings_of(PickerTraining, choices=listed)
     own = {name: replace(one, group=VALIDATION if name in _IN_VALIDATION else TRAINING) for name, one in own.items()}
     files = settings_of(_Files, group=VALIDATION)
     files |= {name: replace(files[name], group=TRAINING) for name in ("classes", "resume_from")}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from faket_aug.formats._atomic import make_writable_folder
 from faket_aug.formats.mrc import read_mrc
 from faket_aug.microscope.file import read_microscope
 from faket_aug.picking.checkpoints import CHECKPOINT, read_checkpoint
+from faket_aug.picking.flavours import read_flavours
 from faket_aug.picking.picker import weights_of
 from faket_aug.simulation.saving import check_names
 from faket_aug.training.classes import TaughtClasses, teach
@@ -62,7 +63,8 @@ def make_run(work: TrainingWork) -> PickerRun:
             )
     specimens, classes = teach(source.specimens, files.get("classes", ()))
     check_names(dict(classes.names), ("shrec", "star5"), tomogram="tomogram_0000")
-    real, watched = _real(files, classes), _watched(files)
+    flavours = work.settings.flavours
+    real, watched = _real(files, classes, flavours), _watched(files, flavours)
     plain = options.without_paths() | source.settings | mixture.settings()
     depends_on = {name: one for name, one in plain.items() if name not in (*WITHOUT, "class_table")}
     if options["noise"] is not None and not _microscope_was_not_noted(work.output):
@@ -116,17 +118,20 @@ def _check_output(folder: Path) -> None:
         )
 
 
-def _real(files: Mapping[str, Any], classes: TaughtClasses) -> list[LabelledTomogram]:
+def _real(files: Mapping[str, Any], classes: TaughtClasses, flavours: Sequence[str]) -> list[LabelledTomogram]:
     tomograms, picks = files.get("real_tomograms", ()), files.get("real_picks", ())
     if len(tomograms) != len(picks):
         raise ValueError(
             f"expected picks of each real tomogram, got {len(tomograms)} --real-tomograms and {len(picks)} "
             "--real-picks; give one --real-picks after each"
         )
-    return [read_real(tomogram, listed, classes) for tomogram, listed in zip(tomograms, picks, strict=True)]
+    return [
+        read_real(tomogram, listed, classes, flavours=flavours)
+        for tomogram, listed in zip(tomograms, picks, strict=True)
+    ]
 
 
-def _watched(files: Mapping[str, Any]) -> Shown | None:
+def _watched(files: Mapping[str, Any], flavours: Sequence[str]) -> Shown | None:
     path = files.get("watch")
     if path is None:
         return None
@@ -135,4 +140,6 @@ def _watched(files: Mapping[str, Any]) -> Shown | None:
     tomogram, size = read_mrc(path)
     if not size > 0:
         raise FileFormatError(f"{path}: expected a voxel size in the header, got 0; write it with one")
-    return Shown.of(tomogram.float(), name=Path(path).name, voxel_size=size)
+    tomogram = tomogram.float()
+    beside = read_flavours(Path(path), tomogram, flavours)
+    return Shown.of(tomogram, name=Path(path).name, voxel_size=size, flavours=beside)

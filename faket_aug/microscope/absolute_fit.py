@@ -21,14 +21,17 @@ from faket_aug.microscope.rings import RING_WIDTH, RINGS
 from faket_aug.microscope.spectra import SeriesSpectra
 
 #: What an envelope falls by as a rule, and by how much that differs: pixels (linear), pixels² (square). With an
-#: absolute scale, a steep envelope with much other matter looks like a flat one with less.
-_USUAL = {"linear": (0.3, 0.3), "linear_tilt": (0.0, 1.0), "square": (3.0, 3.0)}
+#: absolute scale, a steep envelope with much other matter looks like a flat one with less. Tilts that are aligned to
+#: within a quarter of a pixel have a square of 2 π² / 16 = 1.2; motion within an exposure adds to it.
+_USUAL = {"linear": (0.3, 0.3), "linear_tilt": (0.0, 1.0), "square": (1.5, 3.0)}
 #: Standard error of the amplitude contrast, and its range. Programs that fit rings take 0.07 to 0.1 by convention. At
 #: 300 kV, what protein scatters inelastically more than ice does makes 0.04; large particles show the difference.
 _CONTRAST_ERROR = 0.01
 _CONTRASTS = (0.04, 0.1)
-#: How often the matter that particles displace is computed anew.
+#: How often the matter that particles displace is computed anew, and how much of all matter each series has.
 _ROUNDS = 4
+#: By what fraction the amount of matter differs from one series to the next.
+_SHARE_ERROR = 0.3
 #: The crowd fills at most this fraction of the volume.
 _FULLEST = 0.5
 #: 1/Å. Frequencies at which the crowd is compared with the specimens to find its mass. Below them membranes, beads, the
@@ -147,29 +150,34 @@ class AbsoluteFit(PowerFit):
         low[place], high[place] = min(_CONTRASTS[0], self._contrast), max(_CONTRASTS[1], self._contrast)
         return low, high, scale
 
-    def _amounts(self, parameters: FloatArray, left_out: int | None = None) -> FloatArray:
-        """The factor on the specimens' power, and the variance of each medium, V²."""
-        kinds = 1 + len(LENGTHS)
-        normal, right = np.zeros((kinds, kinds)), np.zeros(kinds)
+    def _amounts(self, parameters: FloatArray, left_out: int | None = None) -> tuple[FloatArray, FloatArray]:
+        """The factor on the specimens' power and the variance of each medium, V²; how much of all each series has."""
+        kinds, series = 1 + len(LENGTHS), len(self._data)
+        normal, right = np.zeros((series, kinds, kinds)), np.zeros((series, kinds))
         for index, pairs in enumerate(self._data):
             keep = self._kept(index, left_out)
             error = pairs.error[keep][:, self._rings]
             weight = self._gain(parameters, pairs.u[keep], index) ** 2 / error
             design = (self._shared[index][:, keep][:, :, self._rings] * weight).reshape(kinds, -1)
-            normal += design @ design.T
-            right += design @ (pairs.shared[keep][:, self._rings] / error).ravel()
-        # A Cholesky factor of the normal equations has the same least squares as all rows.
-        scale = np.sqrt(np.diag(normal)).clip(1e-300)
-        upper = np.linalg.cholesky(normal / scale / scale[:, None] + 1e-9 * np.eye(kinds)).T
-        amounts: FloatArray = nnls(upper, np.linalg.solve(upper.T, right / scale))[0] / scale
-        return amounts
+            normal[index] = design @ design.T
+            right[index] = design @ (pairs.shared[keep][:, self._rings] / error).ravel()
+        shares = np.ones(series)
+        amounts = _least_squares(normal.sum(axis=0), right.sum(axis=0))
+        # One matter, more of it here and less of it there: otherwise the defocus of each series would make up for that.
+        for _ in range(_ROUNDS if series > 1 else 0):
+            weights = normal @ amounts @ amounts
+            usual = _SHARE_ERROR**-2
+            shares = (right @ amounts + usual) / (weights + usual)
+            shares /= shares.mean()
+            amounts = _least_squares(np.tensordot(shares**2, normal, 1), shares @ right)
+        return amounts, shares
 
     def _residuals(self, parameters: FloatArray, left_out: int | None) -> FloatArray:
-        amounts = self._amounts(parameters, left_out)
-        parts = [self._unusual(parameters)]
+        amounts, shares = self._amounts(parameters, left_out)
+        parts = [self._unusual(parameters), (shares - 1) / _SHARE_ERROR]
         for index, pairs in enumerate(self._data):
             keep = self._kept(index, left_out)
-            matter = np.tensordot(amounts, self._shared[index][:, keep][:, :, self._rings], 1)
+            matter = np.tensordot(amounts * shares[index], self._shared[index][:, keep][:, :, self._rings], 1)
             expected = matter * self._gain(parameters, pairs.u[keep], index) ** 2
             parts.append(((expected - pairs.shared[keep][:, self._rings]) / pairs.error[keep][:, self._rings]).ravel())
         return np.concatenate(parts)
@@ -182,7 +190,8 @@ class AbsoluteFit(PowerFit):
         return weighed
 
     def matter_power(self, parameters: FloatArray, series: int) -> FloatArray:
-        power: FloatArray = np.tensordot(self._amounts(parameters), self._power[series], 1)
+        amounts, shares = self._amounts(parameters)
+        power: FloatArray = np.tensordot(amounts * shares[series], self._power[series], 1)
         return power
 
     # What follows from the parameters --------------------------------------------------------------------------------
@@ -196,7 +205,7 @@ class AbsoluteFit(PowerFit):
         media = np.stack([medium(RINGS / self._pixel_size, length) for length in LENGTHS])
         # All matter is as dense above and below the specimens as there, if they have a part of its depth only.
         whole, depth = self._matter.whole, self._matter.depth
-        total = self._amounts(parameters) @ np.concatenate([self._own[None] * depth / whole, media])
+        total = self._amounts(parameters)[0] @ np.concatenate([self._own[None] * depth / whole, media])
         excess, displaced, mean = self._excess(parameters), 0.0, 0.0
         excess *= float((depth / whole)[self._of_particles()].mean())
         # More crowd takes more contrast from the specimens, which then explain less.
@@ -246,7 +255,7 @@ class AbsoluteFit(PowerFit):
     def _excess(self, parameters: FloatArray) -> float:
         """The power of all matter divided by that of the specimens, where particles count."""
         inside = self._of_particles()
-        amounts = self._amounts(parameters)
+        amounts = self._amounts(parameters)[0]
         total = sum(float(np.tensordot(amounts, one, 1)[:, inside].sum()) for one in self._shared)
         return max(total, 1e-300) / max(sum(float(one[0][:, inside].sum()) for one in self._shared), 1e-300)
 
@@ -265,6 +274,15 @@ class AbsoluteFit(PowerFit):
     def _density(self) -> float:
         """Mean potential of the specimens, V."""
         return max(-float(np.mean([pairs.clean_mean for pairs in self._data])) / self._matter.depth, 0.0)
+
+
+def _least_squares(normal: FloatArray, right: FloatArray) -> FloatArray:
+    """Solve normal equations for numbers that are not negative."""
+    # A Cholesky factor of the normal equations has the same least squares as all rows.
+    scale = np.sqrt(np.diag(normal)).clip(1e-300)
+    upper = np.linalg.cholesky(normal / scale / scale[:, None] + 1e-9 * np.eye(len(normal))).T
+    found: FloatArray = nnls(upper, np.linalg.solve(upper.T, right / scale))[0] / scale
+    return found
 
 
 def _spread(tilts: CrowdTilts, target: SeriesSpectra, matter: Matter, pixel_size: float, width: int) -> FloatArray:

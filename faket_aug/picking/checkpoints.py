@@ -38,6 +38,11 @@ _VOXEL_SIZE = "_voxel_size"
 _COMPILED = "_orig_mod."
 
 
+#: Where a checkpoint keeps the weights that are trained, if those to use are an average of them.
+TRAINED = "trained_model"
+#: Settings that checkpoints of before do not have, and what those were trained with.
+_LATER = {"average": 0.0}
+
 #: Names of what a run that was killed left half written.
 _PARTS = (f".{CHECKPOINT}.*.part", f".{PREVIOUS}.*.part", f".{BEST}.*.part", ".log.csv.*.part")
 
@@ -206,6 +211,7 @@ def other_settings(saved: Mapping[str, Any], own: Mapping[str, Any]) -> str:
     """List the settings that differ from those of a checkpoint, with both values; nothing if it can be resumed."""
     # A longer training goes on from a shorter one.
     names = sorted((set(saved) | set(own)) - {"steps", "checkpoint_every"})
+    saved = _LATER | dict(saved)
     other = [name for name in names if saved.get(name) != own.get(name)]
     return ", ".join(f"{n} (was {saved.get(n)!s:.60}, is {own.get(n)!s:.60})" for n in other)
 

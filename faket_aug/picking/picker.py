@@ -107,6 +107,11 @@ class PickerDescription:
         return kind_of(self.flavour, self.ctf_correction)
 
     @property
+    def in_channels(self) -> int:
+        """How many channels the network sees."""
+        return max(len(self.channels), 1)
+
+    @property
     def classes(self) -> int:
         """How many classes the network has, the background among them."""
         return 1 + max(self.class_names)
@@ -197,7 +202,7 @@ def load_picker(run: str | Path, *, device: torch.device | str | None = None) ->
     with torch.random.fork_rng(devices=[]):
         network = DeepFinderNet(
             description.classes,
-            in_channels=max(len(description.channels), 1),
+            in_channels=description.in_channels,
             widths=description.widths,
             voxel_size=description.voxel_size,
         )

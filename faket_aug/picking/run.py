@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import nullcontext
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -16,10 +17,12 @@ from torch.utils.data import DataLoader
 from faket_aug._runtime.signals import signals_held_back
 from faket_aug._runtime.transfers import sent
 from faket_aug.data.dataset import PatchDataset
+from faket_aug.picking.averaging import WeightAverage
 from faket_aug.picking.checkpoints import (
     BEST,
     CHECKPOINT,
     PREVIOUS,
+    TRAINED,
     load_plain_weights,
     other_settings,
     plain_weights,
@@ -65,6 +68,8 @@ class TrainingRun:
         self.optimizer = torch.optim.Adam(network.parameters(), lr=settings.learning_rate)
         self.history = TrainingHistory(losses=[], validations=[])
         self.best_model: dict[str, Tensor] | None = None
+        #: Of the weights over the steps, where it is asked for: it is validated, and written for use.
+        self.average: WeightAverage | None = None
         self.preparation: Preparation | None = None
         self.picker = picker
         #: The lowest and the highest value of the images so far, where they are.
@@ -97,6 +102,8 @@ class TrainingRun:
             remove_checkpoints(self.folder)
         self._saved = len(self.history.losses)
         self.ranks.spread([*self.network.parameters(), *self.network.buffers()])
+        if self.settings.average and self.average is None:
+            self.average = WeightAverage(self.network, self.settings.average)
 
     def batches(self) -> Iterator[tuple[Batch | None, int]]:
         """Batches epoch after epoch, from where the run stands, and how many ranks have one."""
@@ -159,6 +166,8 @@ class TrainingRun:
                 f"expected a finite loss, got {value} at step {len(self.history.losses) + 1}; set `learning_rate` lower"
             )
         self.history.losses.append(value)
+        if self.average is not None:
+            self.average.update(len(self.history.losses))
         return value
 
     def _look_at(self, batch: Batch) -> None:
@@ -198,10 +207,13 @@ class TrainingRun:
     def validate(
         self, validation: Validation, told: Callable[[nn.Module, TrainingHistory], None] | None = None
     ) -> tuple[dict[str, float], bool]:
-        """Validate; return the numbers, and whether this is the best so far."""
+        """Validate; return the numbers, and whether this is the best so far.
+
+        The network holds the average of its weights meanwhile, where there is one.
+        """
         self.network.eval()
         try:
-            with torch.no_grad():
+            with torch.no_grad(), nullcontext() if self.average is None else self.average.in_the_network():
                 numbers = self._numbers(validation)
                 better = self._note(numbers)
                 if told is not None and self.ranks.rank == 0:
@@ -259,7 +271,7 @@ class TrainingRun:
             "settings": dict(self.own),
             "epoch": epoch,
             "positions": positions,
-            "model": plain_weights(self.network.state_dict()),
+            **self._weights(),
             "best_model": self.best_model,
             "preparation": None if preparation is None else preparation.to_dict(),
             PICKER: self.picker,
@@ -269,6 +281,17 @@ class TrainingRun:
         write_checkpoint(self.folder, state)
         self._write_best()
         self._saved = len(self.history.losses)
+
+    def _weights(self) -> dict[str, Any]:
+        """The weights to use, and beside an average those that are trained."""
+        if self.average is None:
+            return {"model": plain_weights(self.network.state_dict())}
+        return {"model": plain_weights(self.average.weights), TRAINED: plain_weights(self.average.trained())}
+
+    def end(self) -> None:
+        """Leave the weights to use in the network."""
+        if self.average is not None:
+            self.average.stay_in_the_network()
 
     def _write_best(self) -> None:
         """Write the best weights for use; the checkpoint holds them, too, so that both always belong together."""
@@ -297,6 +320,9 @@ class TrainingRun:
                 f"of {ranks}; start as many (`torchrun --nproc-per-node`)"
             )
         load_plain_weights(self.network, state["model"], self.folder / CHECKPOINT)
+        if self.settings.average:
+            self.average = WeightAverage(self.network, self.settings.average)
+            load_plain_weights(self.network, state[TRAINED], self.folder / CHECKPOINT)
         if state.get("preparation") is not None:
             self.preparation = Preparation(**state["preparation"])
             set_preparation(self.network, self.preparation)

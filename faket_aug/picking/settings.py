@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from faket_aug._checks import check_choice, check_count, check_positive
+from faket_aug._checks import check_choice, check_count, check_fraction, check_positive
 from faket_aug.picking.precision import PRECISIONS
 
 #: Learning rate of the published trainings, with Adam.
@@ -32,6 +32,10 @@ class TrainingSettings:
         The training ends after this many validations in a row without a new best one; by default it does not.
     checkpoint_every
         Steps from one checkpoint to the next. One is always written at the end.
+    average
+        Share that is kept at each step of an average of the weights over the steps (an exponential moving average):
+        0.99 averages about the last hundred steps. At first less is kept, `(1 + step) / (10 + step)` at most. The
+        average is validated, kept as the best and used; the training goes on with its own weights. 0: no average.
     compile
         Whether `torch.compile` compiles the network. This takes minutes at the start and changes the last bits of the
         results.
@@ -49,6 +53,7 @@ class TrainingSettings:
     validate_every: int = 500
     patience: int | None = None
     checkpoint_every: int = 500
+    average: float = 0.0
     compile: bool = False
 
     def __post_init__(self) -> None:
@@ -58,5 +63,8 @@ class TrainingSettings:
         check_choice("precision", self.precision, PRECISIONS)
         check_count("validate_every", self.validate_every)
         check_count("checkpoint_every", self.checkpoint_every)
+        check_fraction("average", self.average)
+        if self.average == 1:
+            raise ValueError("expected `average` below 1, got 1: it would keep the first weights for ever")
         if self.patience is not None:
             check_count("patience", self.patience)

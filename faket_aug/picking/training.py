@@ -84,7 +84,8 @@ def fit(
 
     Returns
     -------
-    The history of all steps, also of those before a resume. The network holds the last weights.
+    The history of all steps, also of those before a resume. The network holds the last weights, or their average where
+    the settings ask for one: what `load_weights` gives of `checkpoint.pt`.
 
     Raises
     ------
@@ -153,6 +154,7 @@ def fit(
                 run.save()
             if over or run.ended:
                 break
+    run.end()
     return run.history
 
 

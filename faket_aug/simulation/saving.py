@@ -46,6 +46,11 @@ _RECORD_KEYS = {"format", "record", "origin", "files"}
 _MAX_MRC_INTEGER = 32767
 
 
+def flavour_file(tomogram: Path, flavour: str) -> Path:
+    """Return where another flavour of a tomogram's file is: beside it."""
+    return tomogram.with_stem(f"{tomogram.stem}_{flavour}")
+
+
 @dataclass(frozen=True, kw_only=True)
 class SavedTomogram:
     """A tomogram with its labels and particles, and the names that they are written under.

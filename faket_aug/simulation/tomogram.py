@@ -26,6 +26,7 @@ from faket_aug.simulation.saving import (
     SavedTomogram,
     check_formats,
     check_names,
+    flavour_file,
     read_record_file,
     rewritten_folder,
 )
@@ -290,10 +291,10 @@ class SimulatedTomogram(Labelled):
         The files are `projections.mrc`, `.tlt` and `.rawtlt` (`projections_unbinned` where the tilts are finer than the
         tomogram), `reconstruction.mrc`, `class_mask.mrc`, `occupancy_mask.mrc`, `class_conversion_table.txt`, the lists
         of particles, and `record.json`, which makes the tomogram again from its specimen. Halves are written as
-        `reconstruction_even.mrc` (the first) and `reconstruction_odd.mrc`. Each file is complete or does not exist. The
-        record is written last: a folder without it is not finished. `TiltSeries.read` reads the folder.
-        `GrandModel.from_shrec` reads it, too, if `specimen` was given (set `z_range=None` for tomograms of 512³, which
-        would be cut as those of SHREC 2021).
+        `reconstruction_even.mrc` (the first) and `reconstruction_odd.mrc`, flavours as `reconstruction_low-pass.mrc`.
+        Each file is complete or does not exist. The record is written last: a folder without it is not finished.
+        `TiltSeries.read` reads the folder. `GrandModel.from_shrec` reads it, too, if `specimen` was given (set
+        `z_range=None` for tomograms of 512³, which would be cut as those of SHREC 2021).
 
         Parameters
         ----------
@@ -340,6 +341,7 @@ class SimulatedTomogram(Labelled):
             TOMOGRAM_FILE: (self.tomogram, coarse),
             NOISELESS_FILE: (noiseless, coarse),
             **{name: (half, coarse) for name, half in zip(HALF_FILES, self.halves or (None, None), strict=True)},
+            **{flavour_file(Path(TOMOGRAM_FILE), n).name: (one, coarse) for n, one in self.flavours.items()},
             f"grandmodel{unbinned}.mrc": (None if specimen is None else specimen.density, fine),
             "class_mask.mrc": (self.labels, coarse),
             "occupancy_mask.mrc": (self.instances, coarse),

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from faket_aug.data.dataset import FakETDataset, LabelledPatches, PatchDataset
 from faket_aug.data.labelled import LabelledTomogram
 from faket_aug.data.mixing import MixedPatches
 from faket_aug.generation.generator import GrandModelGenerator
+from faket_aug.microscope.flavours import FLAVOURS
+from faket_aug.picking.picker import kind_of
 from faket_aug.simulation.simulator import FakETSimulator
 from faket_aug.simulation.varied import Simulator
 from faket_aug.specimens.grandmodel import GrandModel
@@ -75,6 +77,7 @@ def picker_dataset(
         "shift": settings.patch_size // 4,
         "class_balanced": settings.class_balanced,
         "background_fraction": settings.background_share,
+        "flavours": tuple(settings.flavours),
         "seed": seed,
         # What workers send goes through the main memory.
         "item_device": "cpu" if settings.workers else device,
@@ -94,8 +97,31 @@ def plain_simulator(simulator: Simulator) -> FakETSimulator:
     return simulator if isinstance(simulator, FakETSimulator) else simulator.simulators[0]
 
 
+def with_flavour(simulator: Simulator, flavour: str) -> Simulator:
+    """Let the tomograms of a simulator have a flavour, the first of those that a network sees.
+
+    Raises
+    ------
+    ValueError
+        If the simulator's own is another one.
+    """
+    each = (simulator,) if isinstance(simulator, FakETSimulator) else simulator.simulators
+    for kind in (kind_of(one.flavour, one.ctf_correction) for one in each):
+        if kind not in (FLAVOURS[0], flavour):
+            raise ValueError(
+                f"expected no other flavour beside `flavours`, which say what the network sees, got {kind!r}; leave "
+                "`flavour` and `ctf_correction` out, and name it in `flavours`"
+            )
+    if flavour == FLAVOURS[0]:
+        return simulator
+    own: dict[str, Any] = {"flavour": flavour, "ctf_correction": None}
+    return replace(simulator, **own) if isinstance(simulator, FakETSimulator) else simulator.with_settings(**own)
+
+
 def digest_of(tomogram: LabelledTomogram) -> str:
     """Hash a real tomogram with its particles."""
     digest = hashlib.sha256(tomogram.tomogram.contiguous().numpy().tobytes())
     digest.update(tomogram.particles.classes.tobytes() + tomogram.particles.positions.tobytes())
+    for name, one in tomogram.flavours.items():
+        digest.update(name.encode() + one.contiguous().numpy().tobytes())
     return digest.hexdigest()

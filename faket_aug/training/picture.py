@@ -24,6 +24,7 @@ from faket_aug.figures import (
     smooth_section,
     tilt_panel,
 )
+from faket_aug.picking.flavours import put_together
 from faket_aug.picking.history import TrainingHistory
 from faket_aug.picking.inference import class_probabilities
 
@@ -42,7 +43,7 @@ class Shown:
     Parameters
     ----------
     slab
-        `(z, y, x)`, sections around the one that is shown.
+        `(z, y, x)`, sections around the one that is shown; of several flavours `(channel, z, y, x)`.
     place
         The section that is shown, in the slab.
     image
@@ -63,14 +64,26 @@ class Shown:
     labels: Tensor | None = None
 
     @classmethod
-    def of(cls, tomogram: Tensor, *, name: str, voxel_size: float, labels: Tensor | None = None) -> Shown:
-        """Take the middle of a tomogram `(z, y, x)`, or its richest section where it has labels."""
+    def of(
+        cls,
+        tomogram: Tensor,
+        *,
+        name: str,
+        voxel_size: float,
+        labels: Tensor | None = None,
+        flavours: Mapping[str, Tensor] | None = None,
+    ) -> Shown:
+        """Take the middle of a tomogram `(z, y, x)`, or its richest section where it has labels.
+
+        Of several `flavours` that the network sees the tomogram is shown, which is the first one.
+        """
         depth = len(tomogram)
         labelled = labels is not None and bool(labels.any())
         section = richest_section(labels) if labels is not None and labelled else depth // 2
         low = min(max(section - DEPTH // 2, 0), max(depth - DEPTH, 0))
+        slabs = {which: one[low : low + DEPTH].float() for which, one in (flavours or {}).items()}
         whole = cls(
-            slab=tomogram[low : low + DEPTH].float(),
+            slab=put_together(tomogram[low : low + DEPTH].float(), slabs),
             place=section - low,
             image=smooth_section(tomogram, 0, section, LOW_PASS / voxel_size),
             title=f"{name}, z = {section}",
@@ -87,14 +100,14 @@ class Shown:
         )
         return replace(
             self,
-            slab=self.slab[:, rows, columns].clone(),
+            slab=self.slab[..., rows, columns].clone(),
             image=self.image[rows, columns],
             labels=None if self.labels is None else self.labels[rows, columns],
         )
 
     def probabilities(self, network: nn.Module, *, precision: str, device: str) -> Tensor:
         """Compute the probabilities of the classes `(class, y, x)` in the section."""
-        side = max(n + (-n) % 4 for n in self.slab.shape)
+        side = max(n + (-n) % 4 for n in self.slab.shape[-3:])
         found = class_probabilities(network, self.slab, tile_size=side, precision=precision, device=device)
         return found[:, self.place].float()
 

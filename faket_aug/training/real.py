@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ from faket_aug.data.labelled import LabelledTomogram
 from faket_aug.formats.found_particles import find_names, find_particles
 from faket_aug.formats.mrc import read_mrc
 from faket_aug.formats.particles import ParticleList, match_names
+from faket_aug.picking.flavours import read_flavours
 from faket_aug.specimens.particles import ParticleTable
 from faket_aug.training.classes import TaughtClasses
 
@@ -20,7 +22,9 @@ from faket_aug.training.classes import TaughtClasses
 _NAMELESS = ("", "particle")
 
 
-def read_real(tomogram: str | Path, picks: str | Path, classes: TaughtClasses) -> LabelledTomogram:
+def read_real(
+    tomogram: str | Path, picks: str | Path, classes: TaughtClasses, *, flavours: Sequence[str] = ()
+) -> LabelledTomogram:
     """Read a real tomogram with its picks of the classes that are learned.
 
     Parameters
@@ -32,6 +36,8 @@ def read_real(tomogram: str | Path, picks: str | Path, classes: TaughtClasses) -
         and the list has no names of classes, all picks are of it.
     classes
         The classes that are learned.
+    flavours
+        That the network sees: the file is of the first one, and the others are beside it, see `find_flavours`.
 
     Raises
     ------
@@ -44,6 +50,7 @@ def read_real(tomogram: str | Path, picks: str | Path, classes: TaughtClasses) -
     volume, size = read_mrc(path)
     if not size > 0:
         raise FileFormatError(f"{path}: expected a voxel size in the header, got 0; write it with one")
+    volume = volume.float()
     depth, height, width = volume.shape
     found = find_particles(
         picks, tomogram=path.stem, voxel_size=size, shape=(depth, height, width), class_names=find_names(picks) or None
@@ -65,7 +72,8 @@ def read_real(tomogram: str | Path, picks: str | Path, classes: TaughtClasses) -
         orientations=listed.orientations[rows],
     )
     return LabelledTomogram(
-        tomogram=volume.float(),
+        tomogram=volume,
+        flavours=read_flavours(path, volume, flavours),
         labels=torch.zeros(volume.shape, dtype=torch.uint8),
         particles=table,
         voxel_size=size,

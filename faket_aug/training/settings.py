@@ -9,12 +9,15 @@ from faket_aug._checks import check_choice, check_count, check_fraction, check_p
 from faket_aug.picking.logs import LOGS
 from faket_aug.picking.network import SIZE_MULTIPLE
 from faket_aug.picking.precision import PRECISIONS
+from faket_aug.simulation.tomogram import Companions
 
 #: For `precision`: bfloat16 where the device computes faster in it.
 AUTO = "auto"
 TARGETS = ("spheres", "masks")
 #: Learning rate of a training that begins with another run's weights, where none is given.
 FINE_TUNING_RATE = 1e-4
+#: Of `average`, where none is given.
+AVERAGE = 0.99
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,12 +53,18 @@ class PickerTraining:
         Share of the patches that are cut anywhere, within [0, 1]; the others are near a particle.
     class_balanced
         Whether patches are cut near each class equally often.
+    flavours
+        Flavours of the tomogram that are the network's channels, in this order, as `raw,low-pass`. Beside real
+        tomograms, which are of the first one, are the others, as `tomogram_low-pass.mrc`. By default one channel.
     validate_every
         Steps from one validation to the next.
     validation_tomograms
         How many simulated tomograms the validation has; they are made once.
     patience
         End after so many validations in a row without a new best one; by default never.
+    average
+        Share that is kept at each step of the average of the weights over the steps, which is validated and used; 0:
+        no average. By default 0.99, about the last hundred steps; a run that is gone on with keeps its own.
     checkpoint_every
         Steps from one checkpoint to the next. A stop by Ctrl-C writes one, too.
     time_limit
@@ -87,9 +96,11 @@ class PickerTraining:
     tomograms_per_epoch: int = 48
     background_share: float = 0.2
     class_balanced: bool = True
+    flavours: Sequence[str] = ()
     validate_every: int = 250
     validation_tomograms: int = 1
     patience: int | None = None
+    average: float | None = None
     checkpoint_every: int = 250
     time_limit: float | None = None
     real_share: float = 0.5
@@ -113,6 +124,7 @@ class PickerTraining:
         check_fraction("background_share", self.background_share)
         check_fraction("real_share", self.real_share)
         check_choice("precision", self.precision, (AUTO, *PRECISIONS))
+        Companions(flavours=self.flavours)
         check_choice("targets", self.targets, TARGETS)
         check_choice("log", self.log, LOGS)
         if len(self.widths) != 3 or min(self.widths) < 1:

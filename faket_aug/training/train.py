@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from faket_aug._checks import check_same_size
 from faket_aug.figures import save_figure
 from faket_aug.formats._atomic import remove_parts
 from faket_aug.generation.generator import GrandModelGenerator
+from faket_aug.microscope.ctf import CORRECTIONS
 from faket_aug.picking.checkpoints import (
     CHECKPOINT,
     PREVIOUS,
@@ -28,15 +29,17 @@ from faket_aug.picking.checkpoints import (
 )
 from faket_aug.picking.history import TrainingHistory
 from faket_aug.picking.network import DeepFinderNet
-from faket_aug.picking.picker import PickerDescription, load_picker, set_thresholds, weights_of
+from faket_aug.picking.picker import PickerDescription, kind_of, load_picker, set_thresholds, weights_of
 from faket_aug.picking.precision import fastest_precision
 from faket_aug.picking.ranks import Ranks
 from faket_aug.picking.run import VALIDATION
 from faket_aug.picking.settings import LEARNING_RATE, TrainingSettings
 from faket_aug.picking.training import fit
-from faket_aug.training.data import PickerData, digest_of, picker_dataset, plain_simulator
+from faket_aug.simulation.own_parts import check_simulator
+from faket_aug.simulation.tomogram import Companions
+from faket_aug.training.data import PickerData, digest_of, picker_dataset, plain_simulator, with_flavour
 from faket_aug.training.picture import Shown, draw_training
-from faket_aug.training.settings import AUTO, FINE_TUNING_RATE, PickerTraining
+from faket_aug.training.settings import AUTO, AVERAGE, FINE_TUNING_RATE, PickerTraining
 from faket_aug.training.validation import Validation, held_out, make_validation, read_validation
 
 PICTURE = "training.png"
@@ -119,7 +122,11 @@ class PickerRun:
         start: str | Path | None = None,
         device: str = "cpu",
     ) -> None:
-        self.data, self.folder, self.settings, self.seed, self.device = data, Path(output), settings, seed, device
+        self.folder, self.settings, self.seed, self.device = Path(output), settings, seed, device
+        if settings.flavours:
+            check_simulator(data.simulator, Companions(flavours=settings.flavours))
+            data = replace(data, simulator=with_flavour(data.simulator, settings.flavours[0]))
+        self.data = data
         self.begun = time.monotonic()
         self.training_specimens, self.validation_specimens = held_out(data.specimens, settings.validation_tomograms)
         self.description = self._described()
@@ -142,17 +149,20 @@ class PickerRun:
             voxel_size, bin = specimens.voxel_size, 1
         else:
             voxel_size, bin = specimens[0].label_voxel_size, specimens[0].bin
+        kind = kind_of(simulator.flavour, simulator.ctf_correction)
         return PickerDescription(
             class_names=classes.names,
             widths=settings.widths,
             voxel_size=voxel_size,
             filter=simulator.filter,
             bin=bin,
-            ctf_correction=simulator.ctf_correction,
+            # Also where the flavour says it: a measured tomogram is reconstructed like this.
+            ctf_correction=kind if kind in CORRECTIONS else None,
             flavour=simulator.flavour,
             radii=classes.radii,
             target_radius=settings.target_radius if settings.targets == "spheres" else 1.0,
             distractors=classes.others,
+            channels=settings.flavours,
         )
 
     def _check_sizes(self) -> None:
@@ -183,6 +193,7 @@ class PickerRun:
             validate_every=made.validate_every,
             patience=made.patience,
             checkpoint_every=made.checkpoint_every,
+            average=AVERAGE if made.average is None else made.average,
         )
 
     def _depends_on(self) -> dict[str, Any]:
@@ -191,12 +202,16 @@ class PickerRun:
             *("tomograms_per_epoch", "background_share", "class_balanced", "validation_tomograms"),
         )
         found = {name: getattr(self.settings, name) for name in names}
-        found |= {"seed": self.seed, "classes": dict(self.description.class_names)}
+        found |= {"seed": self.seed, "classes": dict(self.description.class_names)} | self._flavours()
         if self.data.real:
             found |= {"real_share": self.settings.real_share, "real": [digest_of(one) for one in self.data.real]}
         if self.start is not None:
             found["resume_from"] = self._start_digest(self.start)
         return found
+
+    def _flavours(self) -> dict[str, Any]:
+        """Tell the channels, where there are several; trainings of one are those from before there were more."""
+        return {"flavours": list(self.settings.flavours)} if self.settings.flavours else {}
 
     def _start_digest(self, path: Path) -> str:
         """Hash the weights that the training begins with, after a look whether they are this picker's."""
@@ -204,9 +219,10 @@ class PickerRun:
         for name, before, now in (
             ("classes", list(theirs.class_names.values()), list(own.class_names.values())),
             ("widths", theirs.widths, own.widths),
+            ("flavours", theirs.channels, own.channels),
         ):
             if before != now:
-                told = [", ".join(map(str, one)) for one in (now, before)]
+                told = [", ".join(map(str, one)) or "none" for one in (now, before)]
                 raise ValueError(f"{path}: expected a picker with the `{name}` {told[0]}, got {told[1]}")
         check_same_size(str(path), theirs.voxel_size, "the simulated tomograms", own.voxel_size, advice="use another")
         digest = hashlib.sha256()
@@ -221,6 +237,9 @@ class PickerRun:
             return
         saved = read_checkpoint(self.folder)
         self.done = len(saved["losses"])
+        if self.settings.average is None:
+            # A training that was begun before there was an average goes on without.
+            self.fit_settings = replace(self.fit_settings, average=saved["settings"].get("average", 0.0))
         listed = other_settings(saved["settings"], plain_settings({**asdict(self.fit_settings), **self.depends_on}))
         if listed:
             raise ValueError(
@@ -288,14 +307,17 @@ class PickerRun:
             self.data.simulator,
             count=count,
             seed=self.seed,
-            depends_on=depends_on,
+            depends_on=depends_on | self._flavours(),
+            flavours=self.settings.flavours,
             progress=told.validation,
         )
 
     def _validation(self) -> Validation:
         made = self.settings
         return Validation(
-            tomograms=read_validation(self.folder, made.validation_tomograms, self.data.classes.names),
+            tomograms=read_validation(
+                self.folder, made.validation_tomograms, self.data.classes.names, flavours=made.flavours
+            ),
             real=self.data.real,
             description=self.description,
             precision=self.fit_settings.precision,
@@ -307,12 +329,18 @@ class PickerRun:
         """Choose what the picture shows: a simulated tomogram, and the user's own."""
         first = validation.tomograms[0]
         simulated = Shown.of(
-            first.tomogram, name="simulated, for validation", voxel_size=first.voxel_size, labels=first.labels
+            first.tomogram,
+            name="simulated, for validation",
+            voxel_size=first.voxel_size,
+            labels=first.labels,
+            flavours=first.flavours,
         )
         real = self.data.watched
         if real is None and self.data.real:
             own = self.data.real[0]
-            real = Shown.of(own.tomogram, name="your labelled tomogram", voxel_size=own.voxel_size)
+            real = Shown.of(
+                own.tomogram, name="your labelled tomogram", voxel_size=own.voxel_size, flavours=own.flavours
+            )
         if real is None:
             return simulated, None
         height, width = (min(sides) for sides in zip(simulated.image.shape, real.image.shape, strict=True))
@@ -338,7 +366,9 @@ class PickerRun:
         made = self.description
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.seed)
-            network = DeepFinderNet(made.classes, widths=made.widths, voxel_size=made.voxel_size)
+            network = DeepFinderNet(
+                made.classes, in_channels=made.in_channels, widths=made.widths, voxel_size=made.voxel_size
+            )
         if self.start is not None:
             load_weights(network, self.start)
         return network.to(self.device)

@@ -16,6 +16,7 @@ from faket_aug.formats.particles import ParticleList
 from faket_aug.generation.generator import GrandModelGenerator
 from faket_aug.picking.clustering import Picks
 from faket_aug.picking.distances import score_by_distance
+from faket_aug.picking.flavours import put_together, read_flavours
 from faket_aug.picking.inference import class_probabilities
 from faket_aug.picking.peaks import find_peaks, spheres_of
 from faket_aug.picking.picker import PickerDescription
@@ -23,6 +24,7 @@ from faket_aug.picking.run import VALIDATION
 from faket_aug.picking.thresholds import choose_thresholds
 from faket_aug.simulation.own_parts import TomogramSimulator
 from faket_aug.simulation.saving import LIST_FILES, RECORD_FILE, TOMOGRAM_FILE, is_whole, read_record_file
+from faket_aug.simulation.tomogram import Companions
 from faket_aug.specimens.grandmodel import GrandModel
 from faket_aug.training.classes import only
 
@@ -60,6 +62,7 @@ def make_validation(
     count: int,
     seed: int,
     depends_on: Mapping[str, Any],
+    flavours: Sequence[str] = (),
     progress: Callable[[int, int], None] | None = None,
 ) -> None:
     """Simulate the validation tomograms that are missing, or were made otherwise, and write them.
@@ -74,6 +77,8 @@ def make_validation(
         How many, and the seed of all chance.
     depends_on
         What they depend on, as JSON types.
+    flavours
+        That the network sees: each tomogram is of the first one, and the others are beside it.
     progress
         Is told how many of how many are there.
     """
@@ -85,14 +90,21 @@ def make_validation(
             else:
                 specimen = specimens[index % len(specimens)]
             specimen = replace(specimen, name=path.name)
-            made = simulator(specimen, seed=seed, epoch=EPOCH, tomogram=index)
+            more = Companions(flavours=flavours).asked()
+            made = simulator(specimen, seed=seed, epoch=EPOCH, tomogram=index, **more)
+            if flavours:
+                first, *others = flavours
+                beside = {name: made.flavours[name] for name in others}
+                made = replace(made, tomogram=made.flavours[first], flavours=beside)
             made.save(path, formats=("shrec", "star5"), origin={"settings": dict(depends_on)})
         if progress is not None:
             progress(index + 1, count)
 
 
-def read_validation(folder: Path, count: int, class_names: Mapping[int, str]) -> list[LabelledTomogram]:
-    """Read the validation tomograms of a run.
+def read_validation(
+    folder: Path, count: int, class_names: Mapping[int, str], *, flavours: Sequence[str] = ()
+) -> list[LabelledTomogram]:
+    """Read the validation tomograms of a run, with the flavours that the network sees.
 
     Raises
     ------
@@ -100,19 +112,18 @@ def read_validation(folder: Path, count: int, class_names: Mapping[int, str]) ->
         If one is missing or damaged.
     """
     paths = [folder / FOLDER / f"tomogram_{index:04d}" for index in range(count)]
-    return [
-        only(
-            LabelledTomogram.read(
-                path / TOMOGRAM_FILE,
-                picks=path / LIST_FILES["star5"],
-                labels=path / "class_mask.mrc",
-                class_names={0: "background", **class_names},
-                name=path.name,
-            ),
-            class_names,
+    found = []
+    for path in paths:
+        made = LabelledTomogram.read(
+            path / TOMOGRAM_FILE,
+            picks=path / LIST_FILES["star5"],
+            labels=path / "class_mask.mrc",
+            class_names={0: "background", **class_names},
+            name=path.name,
         )
-        for path in paths
-    ]
+        made = replace(made, flavours=read_flavours(path / TOMOGRAM_FILE, made.tomogram, flavours))
+        found.append(only(made, class_names))
+    return found
 
 
 @dataclass(kw_only=True)
@@ -155,7 +166,11 @@ class Validation:
         """Find the picks of a tomogram, also poor ones, with their scores."""
         made = self.description
         probabilities = class_probabilities(
-            network, tomogram.tomogram, tile_size=_tile(tomogram), precision=self.precision, device=self.device
+            network,
+            put_together(tomogram.tomogram, tomogram.flavours),
+            tile_size=_tile(tomogram),
+            precision=self.precision,
+            device=self.device,
         )
         spheres = spheres_of(made.radii, target_radius=made.target_radius, voxel_size=tomogram.voxel_size)
         return find_peaks(probabilities, spheres)

@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
 import tomllib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +23,12 @@ from PIL import Image
 
 from faket_aug.cli import main
 from faket_aug.cli._reconstruction import read_like
-from faket_aug.cli._train_options import SETTINGS, in_option_names
+from faket_aug.cli._train_options import SETTINGS, in_option_names, read_work
+from faket_aug.cli._training import _watched, make_run
 from faket_aug.formats.mrc import read_mrc, write_mrc
+from faket_aug.formats.particles import ParticleList
 from faket_aug.formats.star import read_particles_star
+from faket_aug.microscope.flavours import low_passed
 from faket_aug.picking import load_picker
 from faket_aug.picking.checkpoints import BEST, CHECKPOINT, read_checkpoint, read_state, write_state
 from faket_aug.picking.logs import read_log
@@ -263,6 +267,26 @@ def test_the_same_command_goes_on(whole: Path, command: Command, templates: Path
     assert all(torch.equal(weights(run)[name], value) for name, value in before.items())
 
 
+def test_a_run_of_before_goes_on_without_an_average(
+    whole: Path, command: Command, refused: Command, templates: Path, tmp_path: Path
+) -> None:
+    """By default weights are averaged; a run that was begun before there was an average is gone on with as it was."""
+    state = read_state(whole / CHECKPOINT)
+    assert state["settings"]["average"] == 0.99
+    assert not all(torch.equal(state["model"][name], one) for name, one in state["trained_model"].items())
+    shutil.copytree(whole, tmp_path / "run")
+    del state["settings"]["average"]
+    write_state(tmp_path / "run" / CHECKPOINT, state | {"model": state.pop("trained_model")})
+    own = ["--templates", templates, *SMALL, *STEPS, "--output", tmp_path / "run"]
+    for _ in range(2):
+        command(*own, "--steps", 7)
+    after = read_checkpoint(tmp_path / "run")
+    assert len(after["losses"]) == 7
+    assert after["settings"]["average"] == 0
+    assert "trained_model" not in after
+    assert "got other average (was 0.0, is 0.5)" in refused(*own, "--average", 0.5)
+
+
 def test_chosen_classes(command: Command, templates: Path, tmp_path: Path) -> None:
     """What is not among the classes is simulated and is background; the same as a distractor."""
     own = [*SMALL, "--steps", 1]
@@ -355,6 +379,69 @@ def test_real_tomograms_are_mixed_in(
     found = dict(watched["scores"])[3]
     number = 1 - (found["real F1 long"] + found["real F1 small"]) / 2
     assert dict(watched["validations"])[3] == pytest.approx(number)
+
+
+def test_flavours_as_channels(
+    command: Command,
+    refused: Command,
+    templates: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """The network sees several flavours of all tomograms, and so does `pick`; the first one is the tomogram."""
+    own = ["--templates", templates, *SMALL, "--flavours", "low-pass,raw", "--low-pass", 40, "--steps", 1]
+    command(*own, "--output", tmp_path / "run")
+    picker = load_picker(tmp_path / "run")
+    assert picker.description.channels == ("low-pass", "raw")
+    assert picker.description.kind == "low-pass"
+    assert picker.network.in_channels == 2
+    folder = tmp_path / "run" / "validation" / "tomogram_0000"
+    assert is_whole(folder)
+    first, raw = (read_mrc(folder / f"reconstruction{name}.mrc")[0] for name in ("", "_raw"))
+    assert torch.allclose(first, low_passed(raw, 10.0, 40.0), atol=1e-5)
+    assert read_record_file(folder / "record.json")["record"]["settings"]["flavour"] == "low-pass"
+    # The validation tomogram as a real one, which has the same score.
+    listed = read_particles_star(folder / "particles_relion5.star", voxel_size=10.0, shape=(16, 24, 32))
+    rows = [f"{name},{x},{y},{z}" for name, (z, y, x) in zip(*_named(listed["tomogram_0000"]), strict=True)]
+    (tmp_path / "picks.csv").write_text("\n".join(["class,x,y,z", *rows]) + "\n")
+    shutil.copy(folder / "reconstruction.mrc", tmp_path / "real.mrc")
+    real = ["--real-tomograms", tmp_path / "real.mrc", "--real-picks", tmp_path / "picks.csv"]
+    beside = tmp_path / "real_raw.mrc"
+    line = refused(*own, *real, "--output", tmp_path / "other")
+    assert f"the flavour raw of the tomogram, which the picker sees, too, beside it, found none at {beside}" in line
+    shutil.copy(folder / "reconstruction_raw.mrc", beside)
+    command(*own, *real, "--real-share", 0, "--output", tmp_path / "mixed")
+    ((_, scores),) = read_checkpoint(tmp_path / "mixed")["scores"]
+    assert scores["real F1 long"] == pytest.approx(scores["F1 long"])
+    assert tomllib.loads((tmp_path / "mixed" / "settings.toml").read_text())["flavours"] == ["low-pass", "raw"]
+    watched = _watched({"watch": tmp_path / "real.mrc"}, ("low-pass", "raw"))
+    assert watched is not None
+    assert torch.equal(watched.slab, torch.stack([first, raw]))
+    assert watched.probabilities(picker.network, precision="float32", device="cpu").shape == (2, 24, 32)
+    other = tuple("raw" if one == "low-pass,raw" else one for one in own)
+    assert "got other flavours (was ['low-pass', 'raw'], is ['raw'])" in refused(*other, "--output", tmp_path / "run")
+    arguments = ["pick", tmp_path / "run", folder, "--output", tmp_path / "found.star", "--no-control"]
+    monkeypatch.setattr(sys, "argv", ["faket-aug", *map(str, arguments)])
+    with pytest.raises(SystemExit) as stop:
+        main()
+    assert not stop.value.code
+    depends_on = json.loads((tmp_path / "found" / "tomogram_0000.json").read_text())["depends_on"]
+    assert depends_on["channels"]["raw"][0] == str(folder / "reconstruction_raw.mrc")
+    assert "expected a tomogram made as those" not in capsys.readouterr().err
+
+
+def test_a_corrected_flavour_first(templates: Path, tmp_path: Path) -> None:
+    """`reconstruct --like` corrects a measured tomogram as the first flavour says."""
+    given = {"shape": "16,24,32", "patch_size": "8", "counts": "6", "snr": "0.5", "ctf": "defocus=3"}
+    for more in ({"flavours": "wiener,raw"}, {"flavour": "wiener"}, {"ctf_correction": "wiener"}):
+        work = read_work(tmp_path / "run", None, {"templates": [str(templates)], **given, **more})
+        made = make_run(work).description
+        assert (made.kind, made.ctf_correction) == ("wiener", "wiener")
+
+
+def _named(particles: ParticleList) -> tuple[Sequence[str], Any]:
+    return particles.names, particles.positions
 
 
 def test_a_watched_tomogram(command: Command, templates: Path, tmp_path: Path, whole: Path) -> None:
@@ -529,6 +616,18 @@ def test_a_failed_try_leaves_nothing_that_refuses(command: Command, templates: P
             "expected --patch-size of at most the specimens' 16 voxels",
         ),
         (["--templates", "TEMPLATES", "--steps", "0"], "expected --steps to be a whole number of 1 or more, got 0"),
+        (["--templates", "TEMPLATES", "--average", "1"], "expected --average below 1, got 1"),
+        (
+            ["--templates", "TEMPLATES", "--flavours", "raw,wiener"],
+            "expected --ctf, or noise with a `response`, for 'wiener' in --flavours, got neither",
+        ),
+        (["--templates", "TEMPLATES", "--flavours", "raw,raw"], "expected each of --flavours once, got"),
+        (["--templates", "TEMPLATES", "--flavours", "raw,sharp"], "expected --flavours to be"),
+        (
+            ["--templates", "TEMPLATES", "--flavours", "raw", "--flavour", "low-pass"],
+            "expected no other flavour beside --flavours, which say what the network sees, got 'low-pass'; leave "
+            "--flavour and --ctf-correction out",
+        ),
         (["--templates", "TEMPLATES", "--steps", "many"], "expected --steps to be a whole number, got 'many'"),
         (["--templates", "TEMPLATES", "--widths", "4,8"], "expected --widths of three levels"),
         (["--templates", "TEMPLATES", "--precision", "float16"], "expected --precision to be one of 'auto', 'float32'"),
