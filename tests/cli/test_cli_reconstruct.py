@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 
 import mrcfile
@@ -11,11 +10,11 @@ import numpy as np
 import pytest
 import rich.progress  # noqa: F401 - it draws from Python's generator once, when it is imported
 import torch
-from _helpers import blobs
+from _helpers import blobs, outcome
 from PIL import Image
 
 from faket_aug import ContrastTransfer, NoiseModel, TiltSeries, project, reconstruct
-from faket_aug.cli import _reconstruction, main
+from faket_aug.cli import _reconstruction
 from faket_aug.cli._reconstruction import read_like
 from faket_aug.figures import smooth_section, three_sections
 from faket_aug.formats.angles import write_tlt
@@ -32,11 +31,7 @@ def run(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *arguments: object
 ) -> tuple[int, str, str]:
     """Exit code, output and errors of `faket-aug reconstruct`."""
-    monkeypatch.setattr(sys, "argv", ["faket-aug", "reconstruct", *map(str, arguments)])
-    with pytest.raises(SystemExit) as stop:
-        main()
-    captured = capsys.readouterr()
-    return int(stop.value.code or 0), captured.out, captured.err
+    return outcome(["reconstruct", *arguments], monkeypatch, capsys)
 
 
 @pytest.fixture

@@ -19,6 +19,7 @@ import pytest
 import rich.progress  # noqa: F401 - it draws from Python's generator once, when it is imported
 import torch
 from _helpers import blobs, noise_model, specimen, write_shrec
+from _helpers import outcome as program_outcome
 from PIL import Image
 
 from faket_aug.cli import main
@@ -58,39 +59,12 @@ def outcome(
     arguments: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> tuple[int, str, str]:
     """Exit status, output and errors of `faket-aug train`."""
-    monkeypatch.setattr(sys, "argv", ["faket-aug", "train", *map(str, arguments)])
-    with pytest.raises(SystemExit) as stop:
-        main()
-    captured = capsys.readouterr()
-    return int(stop.value.code or 0), captured.out, captured.err
+    return program_outcome(["train", *arguments], monkeypatch, capsys)
 
 
 @pytest.fixture
-def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Command:
-    """Run `faket-aug train`; it has to end well, and its output is returned."""
-
-    def run(*arguments: object) -> str:
-        code, output, errors = outcome(arguments, monkeypatch, capsys)
-        assert code == 0, errors
-        return output
-
-    return run
-
-
-@pytest.fixture
-def refused(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Command:
-    """Run `faket-aug train`; it has to end with one line that says what is wrong, which is returned."""
-
-    def run(*arguments: object) -> str:
-        code, output, errors = outcome(arguments, monkeypatch, capsys)
-        lines = errors.strip().splitlines()
-        assert code == 1
-        assert output == ""
-        assert lines[-1].startswith("faket-aug: error: ")
-        assert "Traceback" not in errors
-        return lines[-1]
-
-    return run
+def subcommand() -> tuple[str, ...]:
+    return ("train",)
 
 
 @pytest.fixture(scope="module")
