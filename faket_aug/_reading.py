@@ -106,11 +106,11 @@ def read_table(
     Raises
     ------
     ValueError
-        If there are others, or a value does not fit.
+        If there are others, a value does not fit, or a setting is given by its old name and its new one.
     """
     given = dict(_as_table(table, dotted=any(_is_table(one.hint) for one in settings.values())))
     for old in [name for name in given if name in (renamed or {})]:
-        given[rename(old, (renamed or {})[old], f"`{old}`")] = given.pop(old)
+        given[rename(old, (renamed or {})[old], f"`{old}`", given)] = given.pop(old)
     unknown = sorted(map(str, set(given) - set(settings)))
     if unknown:
         whose = f"settings of {called}" if called else "settings"
@@ -119,9 +119,11 @@ def read_table(
     return {n: read_setting(settings[n], v, _within(called, n), places) for n, v in given.items() if v is not None}
 
 
-def rename(old: str, new: str, called: str) -> str:
-    """Warn of a setting's old name, and return the new one."""
+def rename(old: str, new: str, called: str, given: Mapping[Any, Any]) -> str:
+    """Warn of a setting's old name, and return the new one. Raise a `ValueError` if both names are given."""
     now = f"--{new.replace('_', '-')}" if called.startswith("--") else f"`{new}`"
+    if new in given:
+        raise ValueError(f"expected {now} once, got also {called}, which is its old name; leave {called} out")
     warnings.warn(f"{called} is called {now} now", FutureWarning, stacklevel=2)
     return new
 

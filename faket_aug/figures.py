@@ -243,14 +243,28 @@ def three_sections(
     grid[1, 1].set_axis_off()
     for axis, (name, axes) in enumerate(zip("zyx", (grid[0, 0], grid[1, 0], grid[0, 1]), strict=True)):
         place = volume.shape[axis] // 2 if at is None else at[axis]
-        image = _smooth_section(volume, axis, place, low_pass / voxel_size)
+        image = smooth_section(volume, axis, place, low_pass / voxel_size)
         note = f", low-passed to {low_pass:g} Å" if axis == 0 else ""
         tilt_panel(axes, image, title=f"{name} = {place}{note}", pixel_size=voxel_size if axis == 0 else 0.0)
     return figure
 
 
-def _smooth_section(volume: Tensor, axis: int, place: int, length: float) -> Tensor:
-    """Average sections within a length in voxels, and smooth the mean."""
+def smooth_section(volume: Tensor, axis: int, place: int, length: float) -> Tensor:
+    """Average sections within a length, and smooth the mean.
+
+    Parameters
+    ----------
+    volume
+        `(z, y, x)`.
+    axis, place
+        Which axis the section is across, and where.
+    length
+        Voxels.
+
+    Returns
+    -------
+    `(y, x)`, `(z, x)` or, across x, `(y, z)`, float32, on the CPU.
+    """
     from scipy.ndimage import gaussian_filter
 
     reach = round((length - 1) / 2)

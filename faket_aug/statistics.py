@@ -18,6 +18,8 @@ from faket_aug._runtime.parts import by_parts, slices_of
 
 #: A GPU's histograms are of so many bits, half of those of a number, and of so many values at once.
 _BITS, _AT_ONCE = 16, 2**24
+#: Others are whole numbers or fractions that float32 does not hold: they are sorted.
+_HELD_BY_FLOAT32 = (torch.float32, torch.float16, torch.bfloat16, torch.int16, torch.int8, torch.uint8)
 #: Quantiles that are minimum and maximum.
 FULL_RANGE = (0.0, 1.0)
 
@@ -172,9 +174,9 @@ def _at_ranks(flat: Tensor, ranks: Sequence[int]) -> tuple[float, float]:
 
     On a GPU `kthvalue` gives all values to a single multiprocessor.
     """
-    if flat.dtype == torch.float64:
+    if flat.dtype not in _HELD_BY_FLOAT32:
         low, high = flat.sort().values[torch.tensor(ranks) - 1].tolist()
-        return low, high
+        return float(low), float(high)
     parts = torch.split(flat, _AT_ONCE)
     counts = sum(torch.bincount(_in_order(part) >> _BITS, minlength=2**_BITS) for part in parts)
     ends = torch.as_tensor(counts).cpu().cumsum(0)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
@@ -310,3 +312,16 @@ def labelled_tomograms(count: int = 2) -> list[LabelledTomogram]:
         )
         for seed, thing in enumerate(specimens(count))
     ]
+
+
+def outcome(
+    arguments: Iterable[object], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> tuple[int, str, str]:
+    """Exit status, output and errors of `faket-aug` with these arguments, in this process."""
+    from faket_aug.cli import main
+
+    monkeypatch.setattr(sys, "argv", ["faket-aug", *map(str, arguments)])
+    with pytest.raises(SystemExit) as stop:
+        main()
+    captured = capsys.readouterr()
+    return int(stop.value.code or 0), captured.out, captured.err

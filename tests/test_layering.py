@@ -130,6 +130,19 @@ def test_imports_point_downwards(module: str) -> None:
     assert not wrong, f"faket_aug.{module} imports {wrong}"
 
 
+@pytest.mark.parametrize("module", MODULES)
+def test_private_names_stay_at_home(module: str) -> None:
+    """A module imports no private name of another: what two modules use has a public name where it stands."""
+    taken = [
+        f"{node.module}.{alias.name}"
+        for node in ast.walk(ast.parse(MODULES[module].read_text(encoding="utf-8")))
+        if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "faket_aug"
+        for alias in node.names
+        if alias.name.startswith("_") and not alias.name.startswith("__")
+    ]
+    assert not [name for name in taken if name.removeprefix("faket_aug.") not in MODULES]
+
+
 def test_long_modules_have_a_reason() -> None:
     """A module of more than 400 lines says why it is one; a reason for a module that is short goes."""
     lines = {name: len(path.read_text(encoding="utf-8").splitlines()) for name, path in MODULES.items()}

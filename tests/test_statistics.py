@@ -150,6 +150,14 @@ def test_a_gpus_quantiles_are_those_of_the_cpu(
         assert statistics._at_ranks(values, ranks) == tuple(float(values.kthvalue(rank).values) for rank in ranks)
 
 
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int16, torch.int32, torch.int64])
+def test_a_gpus_quantiles_of_whole_numbers(dtype: torch.dtype) -> None:
+    """Whole numbers are found as they are, also those beyond 2^24, which float32 does not hold."""
+    values = (min(torch.iinfo(dtype).max - 40, 2**24) + torch.arange(41)).to(dtype).flip(0)
+    for ranks in ([1, 41], [20, 22]):
+        assert statistics._at_ranks(values, ranks) == tuple(float(values.kthvalue(rank).values) for rank in ranks)
+
+
 @pytest.mark.gpu
 @pytest.mark.parametrize("quantiles", [(0.0, 1.0), (0.01, 0.99), (0.5, 0.6)])
 def test_ranges_on_a_gpu(quantiles: tuple[float, float]) -> None:

@@ -5,60 +5,95 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 
-#: Of all backends, and of one.
-_EXACT, _EXACT_BACKEND = "highest", "ieee"
+#: Of all backends, and of one. A backend that has no setting of its own is exact, too, unless all have another.
+_EXACT, _EXACT_BACKEND = "highest", ("ieee", "none")
 
 
 class _ExactProducts:
-    """Exact products of float32 matrices while anybody asks for them. PyTorch has one setting for all threads."""
+    """Exact products of float32 matrices while anybody asks for them. PyTorch has one setting for all threads.
+
+    An interruption can come between any two lines: who asks is noted before anything changes, and may give back what
+    was not asked for yet, or twice.
+    """
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._asking = 0
-        self._before: str | list[str] = _EXACT
+        self._asking: set[object] = set()
+        #: What the program had set; None while nothing was changed.
+        self._before: _Products | None = None
         if hasattr(os, "register_at_fork"):
             os.register_at_fork(after_in_child=self._begin_anew)
 
     def _begin_anew(self) -> None:
         # A fork while another thread holds the lock would leave it locked in the child for ever. Whoever asked runs in
         # the parent.
-        if self._asking:
-            _set_products(self._before)
-        self._lock, self._asking = threading.Lock(), 0
+        self._lock, self._asking = threading.Lock(), set()
+        self._restore()
 
-    def ask(self) -> None:
+    def ask(self, who: object) -> None:
         with self._lock:
-            self._asking += 1
-            if self._asking == 1:
-                self._before = _products()
-                _set_products(_EXACT if isinstance(self._before, str) else [_EXACT_BACKEND] * len(self._before))
+            self._asking.add(who)
+            present = _Products()
+            if not present.exact:
+                self._before = present
+                present.make_exact()
 
-    def give_back(self) -> None:
+    def give_back(self, who: object) -> None:
         with self._lock:
-            self._asking -= 1
-            if self._asking == 0:
-                _set_products(self._before)
+            self._asking.discard(who)
+            if not self._asking:
+                self._restore()
+
+    def _restore(self) -> None:
+        if self._before is not None:
+            self._before.restore()
+            self._before = None
 
 
-def _products() -> str | list[str]:
-    """Return the precision of products, or that of each backend where a program has set one of them alone."""
+class _Products:
+    """The precision of products that the program has now."""
+
+    def __init__(self) -> None:
+        #: Of all backends; None where a program has set one of them alone.
+        self.overall = _overall()
+        self.backends = [str(one.fp32_precision) for one in _backends()]
+
+    @property
+    def exact(self) -> bool:
+        return self.overall in (_EXACT, None) and all(one in _EXACT_BACKEND for one in self.backends)
+
+    def make_exact(self) -> None:
+        if self.overall is not None:
+            torch.set_float32_matmul_precision(_EXACT)
+        for backend in _backends():
+            if backend.fp32_precision not in _EXACT_BACKEND:
+                backend.fp32_precision = _EXACT_BACKEND[0]
+
+    def restore(self) -> None:
+        """Set what `make_exact` changed to what it was; what the program has set meanwhile stays."""
+        present = [str(one.fp32_precision) for one in _backends()]
+        if self.overall is not None and _overall() == _EXACT:
+            # This sets each backend, too.
+            torch.set_float32_matmul_precision(self.overall)
+        for backend, now, own in zip(_backends(), present, self.backends, strict=True):
+            changed = self.overall is not None or own not in _EXACT_BACKEND
+            before = own if changed and now == _EXACT_BACKEND[0] else now
+            # A backend without a setting of its own shows that of all: with the same it had none.
+            backend.fp32_precision = "none"
+            if backend.fp32_precision != before:
+                backend.fp32_precision = before
+
+
+def _overall() -> str | None:
     try:
-        return torch.get_float32_matmul_precision()
+        return str(torch.get_float32_matmul_precision())
     except RuntimeError:
-        return [one.fp32_precision for one in _backends()]
-
-
-def _set_products(precision: str | list[str]) -> None:
-    if isinstance(precision, str):
-        torch.set_float32_matmul_precision(precision)
-        return
-    for backend, own in zip(_backends(), precision, strict=True):
-        backend.fp32_precision = own
+        return None
 
 
 def _backends() -> list[Any]:
@@ -75,18 +110,26 @@ def own_precision() -> Iterator[None]:
     """Run the body in the precision of its own tensors, whatever the program has set for its network.
 
     Autocast is off in this thread, and products of float32 matrices are exact (`set_float32_matmul_precision`). The
-    second setting is that of the whole process: products of other threads are exact meanwhile, too. Convolutions keep
-    the settings of `torch.backends.cudnn`.
+    second setting is that of the whole process: products of other threads are exact meanwhile, too. What the program
+    sets meanwhile stays afterwards. Convolutions keep the settings of `torch.backends.cudnn`.
     """
-    asked = False
-    with ExitStack() as stack:
-        for kind in ("cpu", "cuda"):
-            if torch.is_autocast_enabled(kind):
-                stack.enter_context(torch.autocast(kind, enabled=False))
+    autocast = [kind for kind in ("cpu", "cuda") if torch.is_autocast_enabled(kind)]
+    who = object()
+
+    def end() -> None:
+        _exact_products.give_back(who)
+        for kind in autocast:
+            torch.set_autocast_enabled(kind, True)
+
+    try:
         try:
-            _exact_products.ask()
-            asked = True
+            for kind in autocast:
+                torch.set_autocast_enabled(kind, False)
+            _exact_products.ask(who)
             yield
         finally:
-            if asked:
-                _exact_products.give_back()
+            end()
+    except BaseException:
+        # An interruption may have come within the end; a second end changes nothing.
+        end()
+        raise

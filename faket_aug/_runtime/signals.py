@@ -9,7 +9,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from types import FrameType
 
 #: How long the end may take after a signal, in seconds, before the process is ended all the same.
@@ -47,8 +47,8 @@ def sigterm_ends_in_order() -> Iterator[None]:
     if not mine:
         yield
         return
-    signal.signal(signal.SIGTERM, _end)
     try:
+        signal.signal(signal.SIGTERM, _end)
         yield
     finally:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
@@ -66,13 +66,14 @@ def signals_held_back() -> Iterator[None]:
     handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     ours = {number: handler for number, handler in handlers.items() if callable(handler)}
     came: list[int] = []
-    for number in ours:
-        signal.signal(number, lambda number, _: came.append(number))
     try:
-        yield
+        with ExitStack() as held_back:
+            for number, handler in ours.items():
+                # A signal that is heard again may interrupt: the other is restored all the same.
+                held_back.callback(signal.signal, number, handler)
+                signal.signal(number, lambda number, _: came.append(number))
+            yield
     finally:
-        for number, handler in ours.items():
-            signal.signal(number, handler)
         # Also after an error, which then is the context of what the handler raises.
         for first in came[:1]:
             ours[signal.Signals(first)](first, None)

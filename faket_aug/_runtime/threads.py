@@ -26,8 +26,8 @@ def intra_op_threads(count: int) -> Iterator[None]:
     if before == count:
         yield
         return
-    torch.set_num_threads(count)
     try:
+        torch.set_num_threads(count)
         yield
     finally:
         torch.set_num_threads(before)
@@ -54,12 +54,13 @@ def run_side_by_side(pieces: Iterable[Callable[[], object]], count: int) -> None
         return
     errors: list[BaseException] = []
     # What a new thread does not have from this one.
-    inference = torch.is_inference_mode_enabled()
+    inference, autocast = torch.is_inference_mode_enabled(), torch.is_autocast_enabled("cpu")
+    half = torch.get_autocast_dtype("cpu")
 
     def work() -> None:
         # A new thread takes over the number of intra-op threads when it is asked for, not before.
         torch.get_num_threads()
-        with torch.inference_mode(inference), torch.no_grad():
+        with torch.inference_mode(inference), torch.no_grad(), torch.autocast("cpu", half, enabled=autocast):
             try:
                 for piece in waiting:
                     if errors:

@@ -269,7 +269,9 @@ class Options:
         return tuple(self._with(own, number) for number, own in enumerate(self[MIXTURE] or ())) or (self,)
 
     def _with(self, own: Mapping[str, Any], number: int) -> Options:
-        other = {b if a in own else a for a, b in _EITHER if (a in own) != (b in own)}
+        # One that has nothing in place of the common setting does not have the other.
+        has = {name for name, one in own.items() if one is not None}
+        other = {b if a in has else a for a, b in _EITHER if (a in has) != (b in has)}
         common = {name: one for name, one in self.given.items() if name not in (MIXTURE, *other)}
         try:
             return replace(self, given=common | {name: one for name, one in own.items() if name != WEIGHT})
@@ -348,16 +350,27 @@ def _said(value: Any) -> Any:
 
 
 def with_setting_names(table: Mapping[str, Any]) -> dict[str, Any]:
-    """Put settings' names in place of those of options, which users know."""
+    """Put settings' names in place of those of options, which users know.
+
+    Raises
+    ------
+    ValueError
+        If a setting is given by both.
+    """
+    if "microscope" in table and "noise" in table:
+        raise ValueError("expected one `microscope`, got also `noise`, which means the same; leave one of them out")
     return {"noise" if name == "microscope" else name: one for name, one in table.items()}
 
 
 def _from_file(path: Path) -> dict[str, Any]:
     what = "a JSON or TOML file of settings"
     content = load_table(path, what)
-    content = with_setting_names(content)
-    if isinstance(content.get(MIXTURE), list):
-        content[MIXTURE] = [with_setting_names(one) if isinstance(one, dict) else one for one in content[MIXTURE]]
+    try:
+        content = with_setting_names(content)
+        if isinstance(content.get(MIXTURE), list):
+            content[MIXTURE] = [with_setting_names(one) if isinstance(one, dict) else one for one in content[MIXTURE]]
+    except ValueError as error:
+        raise FileFormatError(f"{path}: {error}") from error
     kept = {"format", "settings", "options"} if "options" in content else {"format", "record", "origin", "files"}
     if "options" in content or "origin" in content:
         # What a set was made with, or one of its tomograms.
@@ -405,5 +418,5 @@ def given_options(values: Mapping[str, Any]) -> dict[str, Any]:
     """
     given = {name: one for name, one in values.items() if one not in (None, [], ())}
     for old in set(RENAMED) & set(given):
-        given[rename(old, RENAMED[old], f"--{old}")] = given.pop(old)
+        given[rename(old, RENAMED[old], f"--{old}", given)] = given.pop(old)
     return {name: one for name, one in given.items() if name in SETTINGS}

@@ -162,7 +162,9 @@ def find_tomograms(work: PickWork, picker: Picker) -> list[Tomogram]:
             )
         shape = read_mrc_shape(path)
         _, header = read_mrc(path, rows=slice(0, 1))
-        size = work.voxel_size or header
+        size = header if work.voxel_size is None else work.voxel_size
+        if work.voxel_size is not None:
+            check_positive("--voxel-size", work.voxel_size)
         if not size > 0:
             raise FileFormatError(f"{path}: expected a voxel size in the header, got 0; set --voxel-size in Å")
         if work.voxel_size is None and same_size(header, NO_SIZE) and picker.description.voxel_size > 2 * NO_SIZE:

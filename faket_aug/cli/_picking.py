@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from faket_aug._checks import check_choice
+from faket_aug._checks import check_choice, check_count
 from faket_aug._runtime.threads import intra_op_threads
 from faket_aug.cli._digests import digest_of_file
 from faket_aug.cli._pick_checks import PickWork, Tomogram, check_output, find_tomograms, read_thresholds
@@ -65,6 +65,8 @@ def run(work: PickWork, progress: Callable[[int, int], None], say: Callable[[str
     """
     check_choice("--format", work.format, FORMATS)
     check_output(work)
+    threads = torch.get_num_threads() if work.threads is None else work.threads
+    check_count("--threads", threads)
     picker = load_picker(work.run, device=work.device)
     given = read_thresholds(work, picker)
     tomograms = find_tomograms(work, picker)
@@ -73,7 +75,7 @@ def run(work: PickWork, progress: Callable[[int, int], None], say: Callable[[str
     done: list[tuple[TomogramPicks, ParticleList]] = []
     total = 100 * len(tomograms)
     skipped = 0
-    with torch.no_grad(), intra_op_threads(work.threads or torch.get_num_threads()):
+    with torch.no_grad(), intra_op_threads(threads):
         for number, one in enumerate(tomograms):
             depends_on = _depends_on(work, one, weights)
             record = _kept(work, picker, one, depends_on)

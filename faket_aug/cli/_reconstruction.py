@@ -27,7 +27,7 @@ from faket_aug.picking.checkpoints import BEST, CHECKPOINT
 from faket_aug.picking.picker import describe_run
 from faket_aug.simulation.saving import RECORD_FILE, TOMOGRAM_FILE
 from faket_aug.simulation.simulator import FakETSimulator
-from faket_aug.tilts.discovery import Metadata, _find_stack, _metadata
+from faket_aug.tilts.discovery import Metadata, find_metadata, find_stack
 from faket_aug.tilts.series import TiltSeries
 from faket_aug.tomography.reconstruction import reconstruct
 from faket_aug.training.validation import FOLDER as VALIDATION_FOLDER
@@ -204,7 +204,7 @@ def make_plan(work: ReconstructionWork) -> Plan:
     if not output.parent.is_dir():
         raise FileNotFoundError(f"expected a folder for the tomogram, found none at {output.parent}; set --output")
     _check_record(output.with_suffix(RECORD))
-    stack = _find_stack(work.series)
+    stack = find_stack(work.series)
     if output.exists() and output.samefile(stack):
         raise ValueError(f"expected --output beside the tilt-series, got the tilt-series itself, {output}; rename it")
     shape = read_mrc_shape(stack)
@@ -212,7 +212,7 @@ def make_plan(work: ReconstructionWork) -> Plan:
     with warnings.catch_warnings():
         # They come once more when the series is read.
         warnings.simplefilter("ignore")
-        found = _metadata(stack, work.reading.get("tilt_angles"), _files(work.reading.get("metadata")))
+        found = find_metadata(stack, work.reading.get("tilt_angles"), _files(work.reading.get("metadata")))
     if found.tilt_angles is None:
         raise FileFormatError(f"{stack}: expected tilt angles, got {found.source} without; set --tilt-angles")
     aligned = check_alignment(stack, found, aligned=work.aligned, advice="set --metadata to one")

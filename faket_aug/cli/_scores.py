@@ -203,14 +203,14 @@ def _read(work: ScoreWork, *, empty: bool = False) -> tuple[FoundParticles, Foun
             header = find_geometry(path, tomogram=tomogram)
     if work.volume is not None and not work.volume.is_file():
         raise FileNotFoundError(f"expected the tomogram, an MRC file, found none at {work.volume}; set --volume")
-    size = work.voxel_size or header[0] or None
+    size = (header[0] or None) if work.voxel_size is None else work.voxel_size
     names = dict(work.class_table or {}) or find_names(work.truth) or find_names(work.picks)
     truth = _found(work.truth, work.of_truth, size, header[1], names)
     own = work.picks_voxel_size
     if empty:
         none = ParticleList((), np.zeros((0, 3)), np.zeros((0, 3, 3)))
         return FoundParticles(particles=none, voxel_size=0.0, source=str(work.picks)), truth
-    picks = _found(work.picks, work.of_picks, own or size, header[1] if own is None else None, names)
+    picks = _found(work.picks, work.of_picks, size if own is None else own, header[1] if own is None else None, names)
     both = work.of_picks.tomogram is None and picks.tomogram and truth.tomogram
     if both and find_name(str(picks.tomogram), [str(truth.tomogram)]) is None:
         # Each file holds one tomogram, and says which.

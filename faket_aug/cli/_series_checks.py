@@ -14,7 +14,7 @@ import typer
 from faket_aug._checks import FileFormatError, same_size
 from faket_aug.formats.mrc import read_mrc, read_mrc_shape
 from faket_aug.formats.tilt_metadata import TiltMetadata
-from faket_aug.tilts.discovery import SHREC_STACKS, _find_stack, _metadata
+from faket_aug.tilts.discovery import SHREC_STACKS, find_metadata, find_stack
 from faket_aug.tilts.series import TiltSeries
 
 #: Å, which programs write that know no pixel size.
@@ -50,12 +50,12 @@ def check_series(paths: Iterable[str], *, aligned: bool, tilt_axis: float | None
             "expected either --aligned or --tilt-axis, by which tilts are aligned, got both; leave one away"
         )
     for path in paths:
-        stack = _find_stack(Path(path))
+        stack = find_stack(Path(path))
         _, header = read_mrc(stack, rows=slice(0, 1), stack=True)
         with _angles_beside_it(), warnings.catch_warnings():
             # They come once more when the series is read.
             warnings.simplefilter("ignore")
-            found = _metadata(stack, None, None)
+            found = find_metadata(stack, None, None)
         agreed_pixel_size(stack, read_mrc_shape(stack)[1:], header, found, advice="correct the header, or the metadata")
         if tilt_axis is None:
             check_alignment(stack, found, aligned=aligned, advice="put one there, or set --tilt-axis in degrees")

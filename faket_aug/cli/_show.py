@@ -16,7 +16,7 @@ from faket_aug._checks import FileFormatError, check_positive
 from faket_aug.cli._look import Look
 from faket_aug.cli._pick_files import draw_picks
 from faket_aug.cli._reconstruction import RECORD
-from faket_aug.figures import LOW_PASS, _smooth_section, richest_section, tilt_panel
+from faket_aug.figures import LOW_PASS, richest_section, smooth_section, tilt_panel
 from faket_aug.formats._json import read_json
 from faket_aug.formats.found_particles import find_particles
 from faket_aug.picking.clustering import Picks
@@ -118,10 +118,10 @@ def draw_beside(look: Look, other: Look) -> Figure:
         sides = [round(extent / one.voxel_size) for extent in (depth, height, width)]
         made = "" if one.filter is None else f", filter {one.filter}"
         title = f"{one.name}, z = {one.place}, voxels of {one.voxel_size:g} Å{made}"
-        section = _cropped(_smooth_section(one.volume, 0, one.place, length), sides[1], sides[2])
+        section = _cropped(smooth_section(one.volume, 0, one.place, length), sides[1], sides[2])
         tilt_panel(grid[0, column], section, title=title, pixel_size=one.voxel_size)
         middle = one.volume.shape[1] // 2
-        across = _cropped(_smooth_section(one.volume, 1, middle, length), sides[0], sides[2])
+        across = _cropped(smooth_section(one.volume, 1, middle, length), sides[0], sides[2])
         tilt_panel(grid[1, column], across, title=f"y = {middle}")
     return figure
 

@@ -191,10 +191,12 @@ def _from_file(path: Path) -> dict[str, Any]:
 
 def _of_run(run: Path) -> dict[str, Any]:
     """Read the settings of a run that another one begins with, but for those that are the new one's own."""
-    folder = weights_of(run).parent
-    if not (folder / SETTINGS_FILE).is_file():
-        return {}
-    return {name: value for name, value in _from_file(folder / SETTINGS_FILE).items() if name not in _NOT_TAKEN}
+    return {name: one for name, one in told_before(weights_of(run).parent).items() if name not in _NOT_TAKEN}
+
+
+def told_before(folder: Path) -> dict[str, Any]:
+    """Read all that was said when the run of a folder was begun, or gone on with; nothing where there is none."""
+    return _from_file(folder / SETTINGS_FILE) if (folder / SETTINGS_FILE).is_file() else {}
 
 
 def _with_defaults(simulated: Mapping[str, Any], settings: PickerTraining) -> dict[str, Any]:

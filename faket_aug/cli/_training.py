@@ -11,12 +11,12 @@ from faket_aug._checks import FileFormatError
 from faket_aug._runtime.threads import usable_device
 from faket_aug.cli._simulation import STYLE_CACHE, make_mixture
 from faket_aug.cli._source import make_source
-from faket_aug.cli._train_options import SETTINGS_FILE, WITHOUT, TrainingWork
+from faket_aug.cli._train_options import SETTINGS_FILE, WITHOUT, TrainingWork, told_before
 from faket_aug.data.labelled import LabelledTomogram
 from faket_aug.formats._atomic import make_writable_folder
 from faket_aug.formats.mrc import read_mrc
 from faket_aug.microscope.file import read_microscope
-from faket_aug.picking.checkpoints import CHECKPOINT
+from faket_aug.picking.checkpoints import CHECKPOINT, read_checkpoint
 from faket_aug.picking.flavours import read_flavours
 from faket_aug.picking.picker import weights_of
 from faket_aug.simulation.saving import check_names
@@ -25,6 +25,9 @@ from faket_aug.training.data import PickerData
 from faket_aug.training.picture import Shown
 from faket_aug.training.real import read_real
 from faket_aug.training.train import PickerRun
+
+#: The digest of the microscope's file, among what the weights depend on.
+_MICROSCOPE = "microscope"
 
 
 def make_run(work: TrainingWork) -> PickerRun:
@@ -64,9 +67,9 @@ def make_run(work: TrainingWork) -> PickerRun:
     real, watched = _real(files, classes, flavours), _watched(files, flavours)
     plain = options.without_paths() | source.settings | mixture.settings()
     depends_on = {name: one for name, one in plain.items() if name not in (*WITHOUT, "class_table")}
-    if options["noise"] is not None:
+    if options["noise"] is not None and not _microscope_was_not_noted(work.output):
         # Not where the microscope's file lies, but what it holds.
-        depends_on["microscope"] = plain.get("noise")
+        depends_on[_MICROSCOPE] = plain.get("noise")
     data = PickerData(
         specimens=specimens,
         classes=classes,
@@ -83,6 +86,25 @@ def make_run(work: TrainingWork) -> PickerRun:
         start=start,
         device=device,
     )
+
+
+def _microscope_was_not_noted(folder: Path) -> bool:
+    """Tell, with a warning, whether an earlier version began the run: it noted no digest of the microscope's file."""
+    try:
+        told = told_before(folder) if (folder / CHECKPOINT).is_file() else {}
+    except FileFormatError:
+        # Somebody has changed the file; the checkpoint is what counts.
+        told = {}
+    if told.get("microscope") is None:
+        return False
+    if _MICROSCOPE in read_checkpoint(folder)["settings"]:
+        return False
+    warnings.warn(
+        f"{folder}: an earlier version began this training and did not note what the microscope's file held; it goes "
+        "on with the present file; give the one that it was begun with",
+        stacklevel=3,
+    )
+    return True
 
 
 def _check_output(folder: Path) -> None:

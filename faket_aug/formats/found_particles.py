@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from faket_aug._checks import FileFormatError
+from faket_aug._checks import FileFormatError, check_positive
 from faket_aug.formats import copick
 from faket_aug.formats._text import find_name
 from faket_aug.formats.deepfinder import read_object_list
@@ -91,9 +91,11 @@ def find_particles(
     FileFormatError
         If a file is wrong, or holds several tomograms and none was chosen, or others only.
     ValueError
-        If a shape or a voxel size is needed and not given.
+        If a shape or a voxel size is needed and not given, or a voxel size is impossible.
     """
     path = Path(path)
+    if voxel_size is not None:
+        check_positive("voxel_size", voxel_size)
     if not path.exists():
         raise FileNotFoundError(f"expected a list of particles, found none at {path}")
     files = _list_files(path)

@@ -112,6 +112,20 @@ class AtomicStructure:
         return len(self.elements)
 
     @property
+    def heavy(self) -> npt.NDArray[np.bool_]:
+        """`(n,)`, bool: the atoms that are no hydrogens."""
+        heavy: npt.NDArray[np.bool_] = ~np.isin(self.elements, ("H", "D"))
+        return heavy
+
+    def check_heavy(self, source: str | None = None) -> None:
+        """Raise a `FileFormatError` that names `source`, or the structure, if it holds hydrogens alone."""
+        if not self.heavy.any():
+            raise FileFormatError(
+                f"{source or self.name}: expected atoms other than hydrogens, got {len(self)} hydrogens alone; give "
+                "the whole molecule, or name the atoms' elements"
+            )
+
+    @property
     def masses(self) -> npt.NDArray[np.float64]:
         """`(n,)`, Da, times the occupancies."""
         import gemmi

@@ -34,8 +34,9 @@ _LOOSE = 1e-6
 _WIDENED, _TRIES = 1.25, 8
 #: An atom moves as the nodes around it, so many of them.
 _AROUND = 8
-#: Times the root mean square, how far a node moves at most; and rounds in which the root mean square is kept.
-_REACH, _ROUNDS = 3.0, 30
+#: Times the root mean square, how far a node moves at most; rounds in which the root mean square is kept, and how many
+#: times as far the other nodes move for it at most.
+_REACH, _ROUNDS, _MOST = 3.0, 30, 3.0
 #: Å, from which on an atom is at a node.
 _AT_NODE = 1e-3
 
@@ -62,7 +63,9 @@ class NormalModes:
         ----------
         amplitude
             Å, the root mean square over the nodes and over many draws. Loose ends, which the network would throw out
-            farther, are held back within three times the draw's own root mean square, which stays.
+            farther, are held back within three times the draw's own root mean square. The others move farther for it,
+            so that it stays, but no more than three times as far: where almost all of the motion is that of a loose
+            end, the root mean square is smaller.
         generator
             Of chance. Neither the signs of the modes nor the choice among those of equal stiffness matter.
 
@@ -78,7 +81,10 @@ class NormalModes:
 
 
 def _held_back(moved: FloatArray) -> FloatArray:
-    """Shorten the longest displacements smoothly; the root mean square stays."""
+    """Shorten the longest displacements smoothly; the root mean square stays, unless one end is all of the motion.
+
+    The other displacements become longer for it, by a factor of `_MOST` at most.
+    """
     lengths = np.linalg.norm(moved, axis=1, keepdims=True)
     size = float(np.sqrt((lengths**2).mean()))
     if size == 0:
@@ -86,7 +92,7 @@ def _held_back(moved: FloatArray) -> FloatArray:
     factor, held = 1.0, moved
     for _ in range(_ROUNDS):
         held = factor * moved / np.sqrt(1 + (factor * lengths / (_REACH * size)) ** 2)
-        factor *= size / float(np.sqrt((held**2).sum(axis=1).mean()))
+        factor = min(factor * size / float(np.sqrt((held**2).sum(axis=1).mean())), _MOST)
     return held
 
 
@@ -197,7 +203,8 @@ def conformers(
         How many conformers.
     amplitude
         Å, how far residues move: the root mean square over all of them and over many conformers. No residue moves more
-        than three times as far as the conformer's root mean square.
+        than three times as far as the conformer's root mean square; that is smaller where the motion is almost that of
+        a loose end alone.
     modes
         How many of the softest modes take part, each as much as heat moves it.
     cutoff
@@ -212,7 +219,7 @@ def conformers(
     Raises
     ------
     ValueError
-        If a number is impossible, or the structure has no normal modes.
+        If a number is impossible, or the structure has no normal modes, or hydrogens alone.
 
     References
     ----------
@@ -220,6 +227,7 @@ def conformers(
     """
     check_count("count", count)
     check_positive("amplitude", amplitude, zero=True)
+    structure.check_heavy()
     nodes = _nodes(structure)
     step = -(-len(nodes) // _MOST_NODES)
     nodes = nodes[::step]
@@ -235,7 +243,7 @@ def conformers(
 
 def _nodes(structure: AtomicStructure) -> FloatArray:
     traced: FloatArray = structure.positions[structure.traced]
-    return traced if len(traced) >= 4 else structure.positions[~np.isin(structure.elements, ("H", "D"))]
+    return traced if len(traced) >= 4 else structure.positions[structure.heavy]
 
 
 def _carriers(places: FloatArray, nodes: FloatArray) -> tuple[FloatArray, IntArray]:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from faket_aug._arrays import IntArray
 from faket_aug.generation.placement import FREE, Room
-from faket_aug.generation.stamp import Mask, _steps
+from faket_aug.generation.stamp import Mask, flat_indices
 
 #: What is done with particles that find no room at random places: `"dense"` places them, and the large ones anew, close
 #: to each other, where correlation tells that there is room; `"random"` leaves them out.
@@ -140,7 +140,7 @@ class Search:
     def _cells_of(self, mask: Mask) -> Tensor:
         """Count the voxels of a mask in each cell, around cell 0; negative cells come from behind."""
         cells = (mask.offsets // _CELL) % np.array(self._size)[:, None]
-        counts = np.bincount(_steps(cells, self._size), minlength=int(np.prod(self._size)))
+        counts = np.bincount(flat_indices(cells, self._size), minlength=int(np.prod(self._size)))
         return torch.from_numpy(counts.reshape(self._size).astype(np.float32))
 
     def _candidates(self, rank: Tensor, first: IntArray) -> IntArray:
@@ -165,7 +165,7 @@ class Search:
         height = room.slab.height(near)
         near = near[(height >= floor) & (height <= ceiling)]
         for part in (near[:_FIRST], near[_FIRST:]):
-            found = room.first_free(_steps(part.T, room.shape), mask.steps)
+            found = room.first_free(flat_indices(part.T, room.shape), mask.steps)
             if found is not None:
                 return np.array(np.unravel_index(found, room.shape))
         return None

@@ -13,7 +13,7 @@ from faket_aug._arrays import FloatArray, IntArray
 from faket_aug._runtime.transfers import sent
 from faket_aug.generation.ice import Slab
 from faket_aug.generation.ranges import turned_by
-from faket_aug.generation.stamp import Mask, Stamp, _ball_offsets, _steps
+from faket_aug.generation.stamp import Mask, Stamp, ball_offsets, flat_indices
 from faket_aug.generation.templates import ParticleTemplate
 from faket_aug.specimens.particles import ParticleTable
 
@@ -46,7 +46,7 @@ class Room:
         self.slab = slab
         self.taken = np.zeros(math.prod(shape), np.int16)
         self.gap = gap
-        self._around = _ball_offsets(gap).T if gap >= 1 else np.zeros((0, 3), np.int64)
+        self._around = ball_offsets(gap).T if gap >= 1 else np.zeros((0, 3), np.int64)
         bottom, top = slab.z_range(self.shape)
         self._z_range = math.floor(bottom), math.ceil(top)
 
@@ -60,7 +60,7 @@ class Room:
             centers = draw(count, low, high, attempt)
             height = self.slab.height(centers)
             centers = centers[(height >= floor) & (height <= ceiling)]
-            found = self.first_free(_steps(centers.T, self.shape), mask.steps)
+            found = self.first_free(flat_indices(centers.T, self.shape), mask.steps)
             if found is not None:
                 return np.array(np.unravel_index(found, self.shape))
         return None
@@ -89,16 +89,16 @@ class Room:
             return False
         if (np.abs(self.slab.height(voxels.T)) > self.slab.half).any():
             return False
-        taken = self.taken[_steps(voxels, self.shape)]
+        taken = self.taken[flat_indices(voxels, self.shape)]
         return bool(((taken == FREE) | (taken == also)).all())
 
     def take(self, voxels: IntArray, code: int = SOLID) -> None:
         """Mark voxels `(3, n)`, and those in the gap around them, as taken."""
-        self.taken[_steps(voxels, self.shape)] = code
+        self.taken[flat_indices(voxels, self.shape)] = code
         last = np.array(self.shape)[:, None] - 1
         for step in self._around:
             # A voxel outside is moved to the edge, which lies in the gap, too.
-            near = _steps(np.clip(voxels + step[:, None], 0, last), self.shape)
+            near = flat_indices(np.clip(voxels + step[:, None], 0, last), self.shape)
             self.taken[near] = np.where(self.taken[near] == FREE, code, self.taken[near])
 
 
@@ -142,7 +142,7 @@ class Canvas:
 
     def add_voxels(self, voxels: IntArray, values: FloatArray) -> None:
         """Add density `(n,)` at voxels `(3, n)` of the volume, none twice."""
-        at = sent(torch.from_numpy(_steps(voxels, self.shape)), self.density.device)
+        at = sent(torch.from_numpy(flat_indices(voxels, self.shape)), self.density.device)
         self.density.view(-1)[at] += sent(torch.from_numpy(values), self.density.device).to(self.density.dtype)
 
     def add_membrane(self, voxels: IntArray, values: FloatArray) -> None:
@@ -150,7 +150,7 @@ class Canvas:
         self.add_voxels(voxels, values)
         if self._membranes is None:
             self._membranes = _zeros(self.shape, torch.float32, self.density.device)
-        at = sent(torch.from_numpy(_steps(voxels, self.shape)), self.density.device)
+        at = sent(torch.from_numpy(flat_indices(voxels, self.shape)), self.density.device)
         self._membranes.view(-1)[at] += sent(torch.from_numpy(values), at.device).to(self._membranes.dtype)
 
     def take_membrane(self, center: IntArray, share: Tensor) -> None:
@@ -164,7 +164,7 @@ class Canvas:
 
     def add_label(self, voxels: IntArray, number: int, rows: int | IntArray) -> None:
         """Give voxels `(3, n)` of the volume a class and a row, or each its own."""
-        at = sent(torch.from_numpy(_steps(voxels, self.shape)), self.labels.device)
+        at = sent(torch.from_numpy(flat_indices(voxels, self.shape)), self.labels.device)
         self.labels.view(-1)[at] = number
         if isinstance(rows, int):
             self.instances.view(-1)[at] = rows

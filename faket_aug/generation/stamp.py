@@ -125,7 +125,7 @@ class Stamp:
         return cls(
             density=fine.to(device),
             center=(float(x), float(y), float(z)),
-            offsets=_ball_offsets(reach + 1),
+            offsets=ball_offsets(reach + 1),
             threshold=template.threshold,
             hull=hull,
             mask_voxels=int(template.mask.sum()),
@@ -188,7 +188,7 @@ class Stamp:
         """
         size = max(1, _SAMPLES_AT_ONCE.get(self.density.device.type, 2**18) // self.offsets.shape[1])
         side = 2 * int(self.offsets.max()) + 1
-        into = sent(torch.from_numpy(_steps(self.offsets + side // 2, (side,) * 3)), self.density.device)
+        into = sent(torch.from_numpy(flat_indices(self.offsets + side // 2, (side,) * 3)), self.density.device)
         for start in range(0, len(orientations), size):
             values = self.turn(orientations[start : start + size], fractions[start : start + size])
             masks = (values > self.threshold).cpu().numpy()
@@ -262,13 +262,14 @@ def _radius(points: FloatArray) -> float:
     return float(np.sqrt((points**2).sum(axis=1).max()))
 
 
-def _ball_offsets(radius: float) -> IntArray:
+def ball_offsets(radius: float) -> IntArray:
+    """List the voxels within a radius around one, `(3, n)` (z, y, x)."""
     steps = np.arange(-math.ceil(radius), math.ceil(radius) + 1)
     z, y, x = np.meshgrid(steps, steps, steps, indexing="ij")
     return np.stack([axis[z**2 + y**2 + x**2 <= radius**2] for axis in (z, y, x)])
 
 
-def _steps(places: IntArray, shape: Sequence[int]) -> IntArray:
+def flat_indices(places: IntArray, shape: Sequence[int]) -> IntArray:
     """Convert voxels `(3, ...)` to flat indices of a volume."""
     return np.asarray((places[0] * shape[1] + places[1]) * shape[2] + places[2])
 
@@ -283,7 +284,7 @@ class Mask:
     @classmethod
     def of(cls, offsets: IntArray, shape: Sequence[int]) -> Mask:
         """Make the mask for volumes of a shape."""
-        return cls(offsets, _steps(offsets, shape))
+        return cls(offsets, flat_indices(offsets, shape))
 
     def only(self, chosen: IntArray) -> Mask:
         """Keep the chosen voxels."""

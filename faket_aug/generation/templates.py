@@ -268,7 +268,7 @@ class ParticleTemplate:
         Raises
         ------
         FileFormatError
-            If the file cannot be read, or holds no atoms.
+            If the file cannot be read, or holds no atoms, or hydrogens alone.
 
         References
         ----------
@@ -279,7 +279,7 @@ class ParticleTemplate:
             atoms, source = path, path.name
         else:
             atoms, source = read_structure(path, assembly=assembly, waters=waters, hydrogens=hydrogens), str(path)
-        _check_extent(source, atoms.positions, voxel_size)
+        _check_atoms(source, atoms, voxel_size)
         origin = atoms.center_of_mass if recenter else np.zeros(3)
         # The centre lies at a voxel's centre, and the box has room around the atoms for the low-pass.
         margin = math.ceil(1.5 * max(resolution or 0.0, 2 * voxel_size) / voxel_size)
@@ -406,7 +406,8 @@ def read_templates(
     if conformer_amplitude is not None and conformers is None:
         raise ValueError("expected `conformers`, how many there are, with `conformer_amplitude`, got none; set it")
     settings: dict[str, Any] = {"voxel_size": voxel_size, "resolution": resolution, "recenter": recenter}
-    several: dict[str, Any] = {"count": conformers, "amplitude": conformer_amplitude or AMPLITUDE}
+    amplitude = AMPLITUDE if conformer_amplitude is None else conformer_amplitude
+    several: dict[str, Any] = {"count": conformers, "amplitude": amplitude}
     found: list[ParticleTemplate] = []
     for path, name in zip(paths, names, strict=True):
         if _suffix(path) in MAP_SUFFIXES:
@@ -523,8 +524,10 @@ def _estimated_mass(density: Tensor, level: float, voxel_size: float, fine: bool
     return of_envelope if of_envelope > _PATCHY * of_mask else of_mask
 
 
-def _check_extent(path: str | Path, positions: FloatArray, voxel_size: float) -> None:
-    """Raise a `FileFormatError` where a few atoms lie far from the others, or the box would be absurdly large."""
+def _check_atoms(path: str, atoms: AtomicStructure, voxel_size: float) -> None:
+    """Raise a `FileFormatError` for hydrogens alone, for a few atoms far from the others, or an absurdly large box."""
+    atoms.check_heavy(path)
+    positions = atoms.positions
     # Cells of half the distance: those that touch belong together.
     cells, member = np.unique(np.floor(positions / (_FARTHEST / 2)).astype(np.int64), axis=0, return_inverse=True)
     pairs = cKDTree(cells).query_pairs(2.0, output_type="ndarray")

@@ -7,7 +7,6 @@ has a transfer function and a noise spectrum for each tilt. `GivenNoise` is for 
 from __future__ import annotations
 
 import json
-import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import InitVar, asdict, dataclass, field, replace
@@ -18,17 +17,16 @@ import torch
 from torch import Tensor
 
 from faket_aug._arrays import FloatArray
-from faket_aug._checks import check_choice, check_same_shape
+from faket_aug._checks import check_same_shape
 from faket_aug._deprecations import by_keyword
 from faket_aug._runtime.parts import by_parts
 from faket_aug._runtime.transfers import sent
 from faket_aug.formats._json import seal, unseal
 from faket_aug.geometry import Angles, as_tilt_angles
-from faket_aug.microscope.absolute_fit import Matter
 from faket_aug.microscope.background import SlowBackground
 from faket_aug.microscope.crowd import CrowdField
 from faket_aug.microscope.ctf import ContrastTransfer
-from faket_aug.microscope.intensity import SCALE_SOURCES, ContrastReport, ScaleSource, absolute_scales, clipping_limit
+from faket_aug.microscope.intensity import ContrastReport
 from faket_aug.microscope.noise_curves import (
     NoiseCurves,
     SeriesNoise,
@@ -38,13 +36,10 @@ from faket_aug.microscope.noise_curves import (
     mean_curves,
     reassumed_series,
     series_from_json,
-    series_of_gain,
     strengthened_series,
 )
 from faket_aug.microscope.response import ORDER, MicroscopeResponse
-from faket_aug.microscope.spectra import RINGS, matching_spectra, sorted_spectra
-from faket_aug.microscope.thickness import MatterThickness, matter_thickness
-from faket_aug.microscope.unpaired import fit_response
+from faket_aug.microscope.unpaired_noise import Exposure, as_list, fit_series_response, masks_of
 from faket_aug.statistics import FULL_RANGE, match_mean_std, mean_std, standardize
 
 #: Factor on the noise of the content image: a quarter, as in FakET.
@@ -52,15 +47,6 @@ CONTENT_NOISE = 0.25
 #: The `noise` of a simulator whose specimens are tilts that have their noise already.
 GIVEN = "given"
 _FORMAT = 1
-#: e⁻/Å² of each tilt, or of every tilt.
-Exposure = FloatArray | Sequence[float] | float | None
-#: Matter is as deep as the specimens unless it is found to be deeper by this factor.
-_DEEPER = 1.2
-_POWER = (
-    "the scale of the contrast is not known: gray values do not tell it, and no exposure was given. It is taken from "
-    "the power of the given specimens: with half as many particles as were measured, each gets 1.4 times the contrast "
-    "that it should have. Set `exposure`, or give specimens as dense as the measured ones"
-)
 
 
 class NoiseModel(ABC):
@@ -227,7 +213,7 @@ class NoiseModel(ABC):
             If shapes differ, a tilt is constant (the message names it), or no measured tilt correlates with its clean
             one.
         """
-        cleans, targets = _as_list(clean), _as_list(target)
+        cleans, targets = as_list(clean), as_list(target)
         angles = [tilt_angles] if isinstance(clean, Tensor) else list(tilt_angles)
         if not len(cleans) == len(targets) == len(angles):
             raise ValueError(
@@ -236,7 +222,7 @@ class NoiseModel(ABC):
             )
         fits = [
             fit_series(c, t, a, quantiles, f"series {i}", m)  # type: ignore[arg-type]
-            for i, (c, t, a, m) in enumerate(zip(cleans, targets, angles, _masks(measured, targets), strict=True))
+            for i, (c, t, a, m) in enumerate(zip(cleans, targets, angles, masks_of(measured, targets), strict=True))
         ]
         return WhiteNoise(series=tuple(fits), order=order)
 
@@ -353,67 +339,32 @@ class NoiseModel(ABC):
         ------
         ValueError
             As for `unpaired.fit_response`, `intensity.absolute_scales` and `spectra.matching_spectra`; or if the
-            numbers of stacks and angles differ, or a tilt is constant.
+            numbers of stacks and angles differ, a tilt is constant, or `depth` is impossible.
         """
-        targets, cleans = _as_list(target), _as_list(clean)
-        angles: Any = [tilt_angles] if isinstance(target, Tensor) else tilt_angles
-        others: Any = [clean_angles] if isinstance(clean, Tensor) else clean_angles
-        others = [angles[0]] * len(cleans) if clean_angles is None and len(angles) else others
-        if len(targets) != len(angles) or len(cleans) != len(others):
-            counts = f"{len(angles)} for {len(targets)} measured and {len(others)} for {len(cleans)} clean ones"
-            raise ValueError(f"expected as many sets of angles as series, got {counts}")
-        masks = _masks(measured, targets)
-        spectra = [
-            sorted_spectra(t, a, f"series {i}: target", measured=m)
-            for i, (t, a, m) in enumerate(zip(targets, angles, masks, strict=True))
-        ]
-        for one_order in (order, order if power_order is None else power_order):
-            check_order(one_order, [one.tilt_angles for one in spectra if len(one.tilt_angles) > 1])
-        if scale is not None:
-            check_choice("scale", scale, SCALE_SOURCES)
-        first = ctf if isinstance(ctf, ContrastTransfer) else ctf[0] if ctf else ContrastTransfer.within()
-        exposures: Any = [exposure] * len(targets) if isinstance(target, Tensor) or np.isscalar(exposure) else exposure
-        exposures = [None] * len(targets) if exposure is None else exposures
-        scales = absolute_scales(
-            spectra,
-            pixel_size=pixel_size,
-            voltage=first.voltage,
-            exposure=[_sorted_exposure(e, a) for e, a in zip(exposures, angles, strict=True)],
-            source=cast("ScaleSource | None", scale),
-        )
-        if scale is None and any(one.source == "power" for one in scales):
-            warnings.warn(_POWER, stacklevel=3)
-        for index, one in enumerate(scales):
-            if one.source == "intensity" and one.transfer.slope < 0:
-                warnings.warn(
-                    f"series {index}: more electrons make lower gray values, so particles are bright; simulated ones "
-                    "will be dark. Negate the tilts",
-                    stacklevel=3,
-                )
-        absolute = all(one.source != "power" for one in scales)
-        # Clean tilts without noise are clipped where the measured ones are: not at their own standard deviation.
-        limits = [clipping_limit(s, t) for s, t in zip(scales, spectra, strict=True)] if absolute else None
-        found = _thicknesses(targets, angles, masks) if absolute and thickness is None else []
-        depth = depth or max([one.shape[-1] / 4 for one in cleans], default=1.0)
-        whole = _whole_depth(found, thickness, depth)
-        fit = fit_response(
-            spectra,
-            matching_spectra(cleans, others, spectra, limits),
+        found = fit_series_response(
+            target,
+            clean,
+            tilt_angles,
+            clean_angles,
             pixel_size=pixel_size,
             ctf=ctf,
-            order=power_order,
-            scales=scales,
-            matter=Matter(depth=depth, thickness=whole, solid=solid, interpolated=interpolated),
-            widths=[int(one.shape[-1]) for one in targets],
-        )
-        series = tuple(series_of_gain(s, gain) for s, gain in zip(spectra, fit.gains, strict=True))
-        return ResponseNoise(
-            series=series,
             order=order,
-            response=fit.response,
-            crowd=fit.crowd,
-            contrast=ContrastReport.of(scales, fit.explained, thickness=[one.voxels * pixel_size for one in found]),
-            backgrounds=tuple(_background(t, a, m, pixel_size) for t, a, m in zip(targets, angles, masks, strict=True)),
+            power_order=power_order,
+            scale=scale,
+            exposure=exposure,
+            depth=depth,
+            thickness=thickness,
+            solid=solid,
+            interpolated=interpolated,
+            measured=measured,
+        )
+        return ResponseNoise(
+            series=found.series,
+            order=order,
+            response=found.fit.response,
+            crowd=found.fit.crowd,
+            contrast=found.contrast,
+            backgrounds=found.backgrounds,
             interpolated=interpolated,
         )
 
@@ -695,61 +646,7 @@ def _column(values: FloatArray, like: Tensor) -> Tensor:
     return sent(torch.from_numpy(values), like.device).to(like.dtype)[:, None, None]
 
 
-def _sorted_exposure(exposure: Exposure, tilt_angles: Angles) -> FloatArray | float | None:
-    """Sort the exposures by angle, as spectra are; of tilts at the same angle the first is used."""
-    if exposure is None or isinstance(exposure, int | float):
-        return exposure
-    values, angles = np.asarray(exposure, dtype=np.float64), as_tilt_angles(tilt_angles)
-    if values.shape != angles.shape or not np.isfinite(values).all() or (values <= 0).any():
-        raise ValueError(
-            f"expected a positive exposure in e⁻/Å² for each of {len(angles)} tilts, got {values.tolist()}; set one "
-            "for each tilt"
-        )
-    result: FloatArray = values[np.unique(angles, return_index=True)[1]]
-    return result
-
-
-def _thicknesses(
-    targets: Sequence[Tensor], tilt_angles: Sequence[Angles], masks: Sequence[Tensor | None]
-) -> list[MatterThickness]:
-    """How deep the matter is of the series that tell."""
-    each = [matter_thickness(t, a, measured=m) for t, a, m in zip(targets, tilt_angles, masks, strict=True)]
-    return [one for one in each if one is not None]
-
-
-def _whole_depth(found: Sequence[MatterThickness], given: float | None, depth: float) -> FloatArray | None:
-    """How deep all matter is, `(ring,)`, pixels; None if it is as deep as the specimens."""
-    if given is not None:
-        return np.full(len(RINGS), given)
-    if not found or np.mean([one.voxels for one in found]) < _DEEPER * depth:
-        return None
-    mean: FloatArray = np.mean([one.at(RINGS) for one in found], axis=0)
-    return mean
-
-
-def _background(tilts: Tensor, tilt_angles: Angles, measured: Tensor | None, pixel_size: float) -> SlowBackground:
-    """Take the background of a series, sorted as its spectra are; of tilts at the same angle the first is used."""
-    angles, chosen = np.unique(as_tilt_angles(tilt_angles), return_index=True)
-    order = torch.from_numpy(chosen)
-    mask = None if measured is None else measured[order]
-    return SlowBackground.of(tilts[order], angles, pixel_size, measured=mask)
-
-
 def _backgrounds(entries: Any) -> tuple[SlowBackground, ...]:
     if not isinstance(entries, list):
         raise ValueError(f"expected a list of backgrounds, got {entries!r}")
     return tuple(SlowBackground.from_dict(entry) for entry in entries)
-
-
-def _as_list(value: Tensor | Sequence[Tensor]) -> list[Tensor]:
-    return [value] if isinstance(value, Tensor) else list(value)
-
-
-def _masks(measured: Tensor | Sequence[Tensor | None] | None, targets: Sequence[Tensor]) -> list[Tensor | None]:
-    given = [None] * len(targets) if measured is None else measured
-    masks: list[Tensor | None] = [given] if isinstance(given, Tensor) else list(given)
-    if len(masks) != len(targets):
-        raise ValueError(
-            f"expected one mask, or None, in `measured` for each of {len(targets)} measured series, got {len(masks)}"
-        )
-    return masks

@@ -115,8 +115,10 @@ def _turned_alike(channels: Tensor, seed: int) -> list[Tensor]:
     turns: Tensor | None = None
     for channel in channels:
         if turns is None:
-            first = torch.fft.rfftn(channel.to(torch.float32))
-            first /= first.abs().clamp_(min=torch.finfo(torch.float32).tiny)
+            first, tiny = torch.fft.rfftn(channel.to(torch.float32)), torch.finfo(torch.float32).tiny
+            # What the first channel does not have has no angle there; the others have it.
+            first.masked_fill_(first.abs() < tiny, 1.0)
+            first /= first.abs()
             turns = _phases(channel, seed) * first.conj()
             found.append(randomize_phases(channel, seed=seed))
             continue

@@ -209,6 +209,11 @@ def _flavours(tomogram: Tensor | Mapping[str, Tensor], channels: Sequence[str]) 
             f"expected `tomogram` by flavour, or (channel, z, y, x) with the flavours {names}, on which the picker was "
             f"trained, got shape {tuple(tomogram.shape)}"
         )
+    elif len(channels) < 2 and tomogram.ndim == 4 and len(tomogram) != 1:
+        raise ValueError(
+            "expected `tomogram` (z, y, x), as the picker was trained on one, got shape "
+            f"{tuple(tomogram.shape)}; give one tomogram after the other, or the flavour of the training alone"
+        )
     else:
         found = list(tomogram) if tomogram.ndim == 4 else [tomogram]
     for one in found:

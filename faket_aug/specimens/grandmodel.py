@@ -15,7 +15,14 @@ from faket_aug.formats.mrc import read_mrc, read_mrc_shape
 from faket_aug.formats.particles import ParticleList
 from faket_aug.specimens.labelling import as_labels, choose_voxel_size, particle_table
 from faket_aug.specimens.particles import Labelled, ParticleTable
-from faket_aug.specimens.shrec import _instances, _labels, _matching, _particles, _ShrecFiles, label_range
+from faket_aug.specimens.shrec import (
+    ShrecFiles,
+    label_range,
+    matching_instances,
+    shrec_instances,
+    shrec_labels,
+    shrec_particles,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,7 +114,7 @@ class GrandModel(Labelled):
         """
         if voxel_size is not None:
             check_positive("voxel_size", voxel_size)
-        files = _ShrecFiles.find(Path(folder))
+        files = ShrecFiles.find(Path(folder))
         shape = read_mrc_shape(files.labels)
         keep = label_range(shape, z_range, files.labels)
         depth = read_mrc_shape(files.density)[0]
@@ -119,11 +126,11 @@ class GrandModel(Labelled):
             )
         rows = slice(keep.start * bin_z, keep.stop * bin_z)
         density, header_size = read_mrc(files.density, rows=rows, memory_map=memory_map)
-        particles = _particles(files, keep, shape)
+        particles = shrec_particles(files, keep, shape)
         return cls(
             density=density if memory_map else density.to(torch.float32),
-            labels=_labels(files, particles, keep),
-            instances=_matching(_instances(files.instances, shape, keep), files, particles),
+            labels=shrec_labels(files, particles, keep),
+            instances=matching_instances(shrec_instances(files.instances, shape, keep), files, particles),
             particles=particles,
             voxel_size=choose_voxel_size(voxel_size, header_size, files.density),
             class_names=files.class_names,

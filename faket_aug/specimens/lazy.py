@@ -18,7 +18,7 @@ from faket_aug.formats.particles import match_names
 from faket_aug.specimens.grandmodel import GrandModel
 from faket_aug.specimens.labelling import choose_voxel_size
 from faket_aug.specimens.particles import Labelled
-from faket_aug.specimens.shrec import _ShrecFiles
+from faket_aug.specimens.shrec import ShrecFiles
 
 #: Where a specimen comes from: a function of paths and settings, small enough to be sent to a worker.
 Source = Callable[[], GrandModel]
@@ -185,7 +185,7 @@ class ShrecSpecimens(LazySpecimens[Path]):
         super().__init__([Path(folder) for folder in folders])
         self._reading: dict[str, Any] = {"z_range": z_range, "voxel_size": voxel_size, "memory_map": memory_map}
         for folder in self.folders:
-            _ShrecFiles.find(folder)
+            ShrecFiles.find(folder)
 
     @property
     def folders(self) -> tuple[Path, ...]:
@@ -211,7 +211,7 @@ def describe_files(
 
 def describe_shrec(folder: str | Path, *, voxel_size: float | None = None) -> Description:
     """Describe a specimen in SHREC's layout."""
-    files = _ShrecFiles.find(Path(folder))
+    files = ShrecFiles.find(Path(folder))
     return describe_files(files.density, files.labels, files.class_names, name=str(folder), voxel_size=voxel_size)
 
 

@@ -58,7 +58,7 @@ def label_range(shape: tuple[int, ...], z_range: str | tuple[int, int] | None, p
 
 
 @dataclass(frozen=True)
-class _ShrecFiles:
+class ShrecFiles:
     """The files of a specimen; a missing one is None. In SHREC 2019 `labels` holds the instances."""
 
     density: Path
@@ -76,6 +76,13 @@ class _ShrecFiles:
 
     @classmethod
     def find(cls, folder: Path) -> Self:
+        """Find the files of a folder.
+
+        Raises
+        ------
+        FileNotFoundError
+            If there is no density, or no labels.
+        """
         for hitbox in sorted(folder.glob("hitbox_*.mrc")):
             number = hitbox.stem.removeprefix("hitbox_")
             density = _first_file(folder, (f"grandmodel_{number}.mrc",))
@@ -93,7 +100,8 @@ class _ShrecFiles:
         )
 
 
-def _labels(files: _ShrecFiles, particles: ParticleTable, keep: slice) -> Tensor:
+def shrec_labels(files: ShrecFiles, particles: ParticleTable, keep: slice) -> Tensor:
+    """Read the classes `(z, y, x)`, uint8, of the sections to keep."""
     stored, _ = read_mrc(files.labels, rows=keep)
     if files.layout != "2019":
         return as_labels(stored, files.labels, files.class_names)
@@ -104,7 +112,8 @@ def _labels(files: _ShrecFiles, particles: ParticleTable, keep: slice) -> Tensor
     return torch.from_numpy(np.concatenate([[0], particles.classes])).to(torch.uint8)[stored.long()]
 
 
-def _instances(path: Path | None, shape: tuple[int, ...], keep: slice) -> Tensor | None:
+def shrec_instances(path: Path | None, shape: tuple[int, ...], keep: slice) -> Tensor | None:
+    """Read the instances `(z, y, x)`, int32, of the sections to keep, of labels of this shape; None without a file."""
     if path is None:
         return None
     found = read_mrc_shape(path)
@@ -114,7 +123,8 @@ def _instances(path: Path | None, shape: tuple[int, ...], keep: slice) -> Tensor
     return instances.to(torch.int32)
 
 
-def _particles(files: _ShrecFiles, keep: slice, shape: tuple[int, int, int]) -> ParticleTable:
+def shrec_particles(files: ShrecFiles, keep: slice, shape: tuple[int, int, int]) -> ParticleTable:
+    """Read the particles of labels of a shape, with positions within the sections to keep; none without a list."""
     if files.locations is not None:
         found = read_particle_locations(files.locations, layout=files.layout)
         return particle_table(found, files.class_names, files.locations, first=keep.start)
@@ -139,7 +149,7 @@ def _particles(files: _ShrecFiles, keep: slice, shape: tuple[int, int, int]) -> 
     return particle_table(lists[name], files.class_names, path, first=keep.start)
 
 
-def _matching(instances: Tensor | None, files: _ShrecFiles, particles: ParticleTable) -> Tensor | None:
+def matching_instances(instances: Tensor | None, files: ShrecFiles, particles: ParticleTable) -> Tensor | None:
     """Leave out instances whose rows another program's list may lack: it has no membranes."""
     other = files.locations is None and files.other_list is not None
     if instances is None or not other or int(instances.max()) == len(particles):

@@ -61,7 +61,7 @@ def align_by_neighbours(
         raise ValueError(f"expected a `band` of two increasing frequencies up to 0.5, got {band}")
     turn = turns(np.full(count, axis_angle))
     # In the frame of the axis: x is across it, y along it.
-    upright = transform_images(series.tilts, turn, np.zeros((count, 2)))
+    upright = transform_images(series.filled_tilts, turn, np.zeros((count, 2)))
     own = (int(series.tilts.shape[-2]), int(series.tilts.shape[-1]))
     covered = covered_pixels(own, turn, np.zeros((count, 2)), measured=series.measured)
     cosines = np.cos(np.deg2rad(series.tilt_angles))

@@ -57,7 +57,14 @@ WITH_ANGLES = (".xml", ".aln", ".tlt", ".rawtlt", ".star", ".tomostar", ".mdoc")
 Metadata = TiltMetadata | str | Path
 
 
-def _find_stack(path: Path) -> Path:
+def find_stack(path: Path) -> Path:
+    """Find the stack of a tilt-series: the file itself, or the one in a folder.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is none, or a folder holds several.
+    """
     if not path.is_dir():
         if not path.is_file():
             raise FileNotFoundError(f"expected a tilt-series, found none at {path}")
@@ -75,10 +82,23 @@ def _find_stack(path: Path) -> Path:
     return stacks[0]
 
 
-def _metadata(
+def find_metadata(
     stack: Path, tilt_angles: str | Path | Angles | None, given: Metadata | Sequence[Metadata] | None
 ) -> TiltMetadata:
-    """Collect the metadata of the tilts: those that are given or, without any, those beside the stack."""
+    """Collect the metadata of the tilts: those that are given or, without any, those beside the stack.
+
+    Parameters
+    ----------
+    stack
+        The MRC file.
+    tilt_angles, given
+        As `tilt_angles` and `metadata` of `TiltSeries.read`.
+
+    Raises
+    ------
+    FileNotFoundError, FileFormatError, ValueError
+        As of `TiltSeries.read`.
+    """
     if given is None and tilt_angles is None:
         found: TiltMetadata | None = _beside(stack)
     else:
@@ -231,8 +251,14 @@ def _bare(stack: Path) -> Path:
     return stack.with_suffix("") if stack.suffix in (".gz", ".bz2") else stack
 
 
-def _sections(stack: Path, metadata: TiltMetadata, count: int) -> IntArray:
-    """Find the section of the stack that each row of the metadata belongs to."""
+def sections_of(stack: Path, metadata: TiltMetadata, count: int) -> IntArray:
+    """Find the section of a stack of `count` tilts that each row of the metadata belongs to: `(row,)`.
+
+    Raises
+    ------
+    FileFormatError
+        If the metadata describe more tilts, or fewer; the message names both files.
+    """
     if len(metadata) == count:
         return ranks(metadata.sections)
     if metadata.section_count == count and int(metadata.sections.max()) < count:

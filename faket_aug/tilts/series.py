@@ -21,7 +21,7 @@ from faket_aug.geometry import Angles, as_tilt_angles
 from faket_aug.microscope.ctf import ContrastTransfer
 from faket_aug.statistics import clip_images
 from faket_aug.tilts.borders import measured_pixels
-from faket_aug.tilts.discovery import Metadata, _find_stack, _metadata, _sections
+from faket_aug.tilts.discovery import Metadata, find_metadata, find_stack, sections_of
 from faket_aug.tomography.reprojection import reproject, reproject_halves
 from faket_aug.tomography.resample import covered_pixels, transform_images
 
@@ -142,10 +142,10 @@ class TiltSeries:
             If a file is damaged, or the metadata describe other tilts, more or fewer than there are; the message names
             both files.
         """
-        stack = _find_stack(Path(path))
+        stack = find_stack(Path(path))
         tilts, header_size = read_mrc(stack, stack=True)
-        found = _metadata(stack, tilt_angles, metadata)
-        sections, angles = _sections(stack, found, tilts.shape[0]), found.tilt_angles
+        found = find_metadata(stack, tilt_angles, metadata)
+        sections, angles = sections_of(stack, found, tilts.shape[0]), found.tilt_angles
         if angles is None:
             raise FileFormatError(f"{stack}: expected tilt angles, got {found.source} without; set `tilt_angles`")
         if not np.array_equal(sections, np.arange(len(tilts))):
@@ -212,6 +212,14 @@ class TiltSeries:
             tilts = reproject_halves([part[0] for part in parts], angles, halves=halves, filter=filter)
         return cls(tilts=tilts if dark else -tilts, tilt_angles=angles, pixel_size=parts[0][1], name=parts[0][2])
 
+    @property
+    def filled_tilts(self) -> Tensor:
+        """The tilts with what was not measured filled: a step would ring where images are turned.
+
+        Of an aligned series too much is filled: its mask leaves out all that the ringing of a step could reach.
+        """
+        return self.tilts if self.measured is None else filled(self.tilts, self.measured)[0]
+
     def aligned(self, *, shape: tuple[int, int] | None = None, fill: str = "mean") -> Self:
         """Return the series shifted and rotated so that its axis of rotation is y, through pixel `n // 2` of x.
 
@@ -243,9 +251,7 @@ class TiltSeries:
             shape = own[::-1] if across else own
         if shape == own and np.array_equal(matrices, np.broadcast_to(np.eye(2), matrices.shape)) and not shifts.any():
             return self
-        # A step from measured to unmeasured pixels would ring.
-        solid = self.tilts if self.measured is None else filled(self.tilts, self.measured)[0]
-        tilts = transform_images(solid, matrices, shifts, shape=shape, fill=fill)
+        tilts = transform_images(self.filled_tilts, matrices, shifts, shape=shape, fill=fill)
         measured = covered_pixels(own, matrices, shifts, shape=shape, measured=self.measured)
         after = metadata.after_alignment(shape, pixel_size=self.pixel_size)
         return replace(self, tilts=tilts, metadata=after, measured=measured)

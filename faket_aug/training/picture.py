@@ -17,11 +17,11 @@ from torch import Tensor, nn
 from faket_aug.figures import (
     LABEL_OPACITY,
     LOW_PASS,
-    _smooth_section,
     label_color,
     label_overlay,
     loss_panel,
     richest_section,
+    smooth_section,
     tilt_panel,
 )
 from faket_aug.picking.flavours import put_together
@@ -85,7 +85,7 @@ class Shown:
         whole = cls(
             slab=put_together(tomogram[low : low + DEPTH].float(), slabs),
             place=section - low,
-            image=_smooth_section(tomogram, 0, section, LOW_PASS / voxel_size),
+            image=smooth_section(tomogram, 0, section, LOW_PASS / voxel_size),
             title=f"{name}, z = {section}",
             voxel_size=voxel_size,
             labels=labels[section] if labels is not None and labelled else None,

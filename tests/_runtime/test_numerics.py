@@ -3,20 +3,28 @@
 from __future__ import annotations
 
 import os
+import sys
 import threading
 from collections.abc import Iterator
+from types import FrameType
 
 import pytest
 import torch
 
-from faket_aug._runtime import threads
-from faket_aug._runtime.numerics import own_precision
+from faket_aug._runtime import numerics, threads
+from faket_aug._runtime.numerics import _backends, own_precision
 
 
 @pytest.fixture(autouse=True)
 def restored() -> Iterator[None]:
     yield
     torch.set_float32_matmul_precision("highest")
+    for backend in _backends():
+        backend.fp32_precision = "none"
+
+
+def _products() -> list[str]:
+    return [torch.get_float32_matmul_precision(), *(one.fp32_precision for one in _backends())]
 
 
 @pytest.mark.parametrize("precision", ["highest", "high", "medium"])
@@ -45,6 +53,79 @@ def test_settings_of_one_backend() -> None:
         assert backend.fp32_precision == "ieee"
         assert torch.equal(a @ a, exact)
     assert backend.fp32_precision == "bf16"
+
+
+@pytest.mark.parametrize("precision", ["highest", "high"])
+def test_backends_have_their_own_settings_again(precision: str) -> None:
+    """A backend without a setting of its own has none afterwards; exact products are left alone altogether."""
+    if precision == "high":
+        torch.backends.cuda.matmul.allow_tf32 = True
+    before = _products()
+    assert before[0] == precision
+    assert "none" in before[1:] or not _backends()
+    with own_precision():
+        assert torch.get_float32_matmul_precision() == "highest"
+        if precision == "highest":
+            assert _products() == before
+    assert _products() == before
+
+
+def test_settings_of_all_backends() -> None:
+    """Where a program has set all backends by the settings of torch 2.9, none has one of its own afterwards."""
+    if not _backends():
+        pytest.skip("this torch has one setting for all backends")
+    torch.backends.fp32_precision = "tf32"  # type: ignore[attr-defined]
+    with own_precision():
+        assert [one.fp32_precision for one in _backends()] == ["ieee"] * len(_backends())
+    assert [one.fp32_precision for one in _backends()] == ["tf32"] * len(_backends())
+    torch.backends.fp32_precision = "none"  # type: ignore[attr-defined]
+    assert [one.fp32_precision for one in _backends()] == ["none"] * len(_backends())
+
+
+def test_what_the_program_sets_meanwhile_stays() -> None:
+    """A setting made while the body runs is the program's afterwards; later ones are exact all the same."""
+    torch.set_float32_matmul_precision("high")
+    with own_precision():
+        torch.set_float32_matmul_precision("medium")
+    assert torch.get_float32_matmul_precision() == "medium"
+    with own_precision():
+        torch.set_float32_matmul_precision("high")
+        with own_precision():
+            assert torch.get_float32_matmul_precision() == "highest"
+    assert torch.get_float32_matmul_precision() == "high"
+
+
+def test_an_interruption_at_any_moment_leaves_the_programs_precision() -> None:
+    """Ctrl-C, or the end of a background thread, may come after any call: before, within and after the body."""
+    torch.set_float32_matmul_precision("medium")
+    before = _products()
+    for moment in range(1000):
+        left = moment
+
+        def interrupt(frame: FrameType, event: str, _: object) -> None:
+            nonlocal left
+            if frame.f_code.co_filename == numerics.__file__ and event in ("call", "c_return"):
+                left -= 1
+                if left < 0:
+                    sys.setprofile(None)
+                    raise KeyboardInterrupt
+
+        came, profiling = False, sys.getprofile()
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            try:
+                sys.setprofile(interrupt)
+                with own_precision():
+                    pass
+            except KeyboardInterrupt:
+                came = True
+            finally:
+                sys.setprofile(profiling)
+            assert torch.is_autocast_enabled("cpu"), moment
+        assert _products() == before, moment
+        if not came:
+            assert moment > 40
+            return
+    raise AssertionError("expected an end")
 
 
 def test_threads_overlap() -> None:

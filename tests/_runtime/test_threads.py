@@ -57,6 +57,43 @@ def test_an_error_ends_the_work() -> None:
     assert threading.active_count() == before
 
 
+def test_an_interruption_leaves_the_number_of_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ctrl-C right after the number was set: it is what it was before."""
+    before, set_to = torch.get_num_threads(), torch.set_num_threads
+
+    def interrupted(count: int) -> None:
+        set_to(count)
+        if count != before:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(torch, "set_num_threads", interrupted)
+    with pytest.raises(KeyboardInterrupt), intra_op_threads(before + 1):
+        pass
+    assert torch.get_num_threads() == before
+
+
+def test_autocast_is_passed_on() -> None:
+    """Threads compute in the precision of the thread that asks, as one thread does, whatever they begin with."""
+    ones, others = torch.ones(4, 4), threading.Barrier(2, timeout=10)
+
+    def made(count: int, pieces: int) -> list[torch.dtype]:
+        found: list[torch.dtype] = []
+
+        def piece() -> None:
+            if count > 1:
+                others.wait()
+            found.append((ones @ ones).dtype)
+
+        run_side_by_side([piece] * pieces, count)
+        return found
+
+    with torch.autocast("cpu", dtype=torch.float16):
+        assert made(1, 2) == made(2, 2) == [torch.float16] * 2
+        with torch.autocast("cpu", enabled=False):
+            assert made(2, 2) == [torch.float32] * 2
+    assert made(2, 2) == [torch.float32] * 2
+
+
 def test_inference_mode_is_passed_on() -> None:
     """Threads may write into what was made in inference mode."""
     with torch.inference_mode(), intra_op_threads(2):

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from _helpers import outcome
 from matplotlib.figure import Figure
 from PIL import Image
 from rich.progress import Progress
@@ -18,7 +18,7 @@ from typer.testing import CliRunner
 
 import faket_aug
 from faket_aug import GrandModel, TiltSeries, project
-from faket_aug.cli import app, main
+from faket_aug.cli import app
 from faket_aug.demo import settings
 from faket_aug.demo.microscope import Microscope
 from faket_aug.demo.round_trip import Stages, choose_encoder, class_weights, ends, run
@@ -72,17 +72,6 @@ def narrow_vgg(path: Path, *, layers: int = 5) -> Path:
     else:
         save_file(state, path)
     return path
-
-
-def outcome(
-    arguments: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> tuple[int, str, str]:
-    """Exit code, output and errors of `faket-aug` with these arguments."""
-    monkeypatch.setattr(sys, "argv", ["faket-aug", *arguments])
-    with pytest.raises(SystemExit) as stop:
-        main()
-    captured = capsys.readouterr()
-    return int(stop.value.code or 0), captured.out, captured.err
 
 
 class TestCommandLine:

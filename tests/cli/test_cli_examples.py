@@ -5,18 +5,18 @@ from __future__ import annotations
 import json
 import re
 import shlex
-import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import rich.progress  # noqa: F401 - it draws from Python's generator once, when it is imported
+from _helpers import outcome
 from matplotlib import pyplot
 from typer.main import get_command
 
 from faket_aug import TiltSeries
-from faket_aug.cli import app, main
+from faket_aug.cli import app
 from faket_aug.cli.demo import COMMANDS
 from faket_aug.demo.kept import COUNTS, MARGIN, SERIES, SHAPE, VOXEL_SIZE, keep_files
 from faket_aug.formats.mrc import read_mrc
@@ -49,11 +49,7 @@ def example(name: str) -> list[str]:
 
 def run(words: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> tuple[int, str, str]:
     """Exit status, output and errors of `faket-aug`."""
-    monkeypatch.setattr(sys, "argv", ["faket-aug", *words])
-    with pytest.raises(SystemExit) as stop:
-        main()
-    captured = capsys.readouterr()
-    return int(stop.value.code or 0), captured.out, captured.err
+    return outcome([*words], monkeypatch, capsys)
 
 
 def test_every_command_is_here() -> None:

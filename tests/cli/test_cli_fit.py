@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import rich.progress  # noqa: F401 - it draws from Python's generator once, when it is imported
 import torch
-from _helpers import blobs, narrow_state
+from _helpers import blobs, narrow_state, outcome
 from PIL import Image
 
 from faket_aug import ContrastTransfer, MicroscopeResponse, NoiseModel, TiltSeries, project
@@ -58,11 +58,7 @@ def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> 
     """Run `faket-aug fit`; its exit code, output and errors."""
 
     def start(*arguments: object) -> tuple[int, str, str]:
-        monkeypatch.setattr("sys.argv", ["faket-aug", "fit", *map(str, arguments)])
-        with pytest.raises(SystemExit) as ending:
-            main()
-        output = capsys.readouterr()
-        return int(ending.value.code or 0), output.out, output.err
+        return outcome(["fit", *arguments], monkeypatch, capsys)
 
     return start
 

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 import pytest
 import rich.progress  # noqa: F401 - it draws from Python's generator once, when it is imported
 import torch
-from _helpers import blobs, simulator, specimen, style_series
+from _helpers import blobs, outcome, simulator, specimen, style_series
 
 from faket_aug import NoiseModel, TiltSeries, read_specimens
-from faket_aug.cli import main
 from faket_aug.cli._commands import in_option_names
 from faket_aug.cli._series_checks import check_series, read_series
 from faket_aug.formats.angles import write_tlt
@@ -28,11 +26,9 @@ def _tilts(count: int) -> torch.Tensor:
 
 def refused(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
     """Run `faket-aug`; it has to end with a line that says what is wrong, which is returned."""
-    monkeypatch.setattr(sys, "argv", ["faket-aug", *map(str, arguments)])
-    with pytest.raises(SystemExit) as stop:
-        main()
-    assert stop.value.code == 1
-    (line,) = [one for one in capsys.readouterr().err.splitlines() if one.strip()]
+    code, _, errors = outcome(arguments, monkeypatch, capsys)
+    assert code == 1
+    (line,) = [one for one in errors.splitlines() if one.strip()]
     return line
 
 

@@ -378,6 +378,18 @@ def test_a_table_is_refused_with_the_files_name(tmp_path: Path) -> None:
         Options.read(tmp_path / "a.toml", {})
 
 
+def test_no_microscope_keeps_the_common_white_noise(tmp_path: Path) -> None:
+    """A simulator of a mixture that has no microscope has the common strength of noise; one with it does not."""
+    common, microscope = "fiducials = 1\nsnr = 0.3\nnoise_order = 1\n", "microscope = 'fitted.json'"
+    (tmp_path / "a.toml").write_text(f"{common}[[mixture]]\nmicroscope = 'none'\n[[mixture]]\n{microscope}\n")
+    white, fitted = Options.read(tmp_path / "a.toml", {}).simulators
+    assert (white["noise"], white["snr"], white["noise_order"]) == (None, 0.3, 1)
+    assert (fitted["noise"], fitted["snr"], fitted["noise_order"]) == (str(tmp_path / "fitted.json"), None, None)
+    (tmp_path / "b.toml").write_text(f"fiducials = 1\n{microscope}\n[[mixture]]\nsnr = 0.2\n")
+    (only,) = Options.read(tmp_path / "b.toml", {}).simulators
+    assert (only["noise"], only["snr"]) == (None, 0.2)
+
+
 def test_what_a_set_is_compared_by_has_the_librarys_defaults() -> None:
     """A setting that is said to be its default is the same as one that is not said."""
     plain = Options({"fiducials": 1})
@@ -396,6 +408,9 @@ def test_what_a_set_is_compared_by_has_the_librarys_defaults() -> None:
         ('fiducials = 1\nformats = ["shrec", "shrec"]\n', "expected each of `formats` once"),
         ('fiducials = 1\ntilt_angles = "-60:60:1e-9"\n', "expected `tilt_angles` to be first:last:step"),
         ("fiducials = 1\ntilt_angles = [0.0, 1e24]\n", "expected `tilt_angles` to be first:last:step"),
+        ("fiducials = 1\nnoise = 'a'\nmicroscope = 'b'\n", "expected one `microscope`, got also `noise`, which"),
+        ("fiducials = 1\n[[mixture]]\nnoise = 'a'\nmicroscope = 'b'\n", "expected one `microscope`, got also `noise`,"),
+        ("fiducials = 1\nbinning = 'block'\nresampling = 'block'\n", "expected `resampling` once, got also `binning`,"),
     ],
 )
 def test_what_cannot_be_is_refused_with_the_files_name(tmp_path: Path, text: str, message: str) -> None:

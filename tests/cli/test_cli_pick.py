@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,11 +11,12 @@ import pytest
 import rich.progress  # noqa: F401 - it draws from Python's generator once, when it is imported
 import starfile
 import torch
+from _helpers import outcome
 from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional
 
-from faket_aug.cli import _picking, main
+from faket_aug.cli import _picking
 from faket_aug.formats.found_particles import find_particles
 from faket_aug.formats.mrc import read_mrc, write_mrc
 from faket_aug.picking import DeepFinderNet, finding
@@ -81,11 +81,8 @@ def pick(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], folder: Path, *arguments: object
 ) -> tuple[int, str, str]:
     """Exit code, output and errors of `faket-aug pick`, with its lines on one line each."""
-    monkeypatch.setattr(sys, "argv", ["faket-aug", "pick", str(folder / "run"), *map(str, arguments)])
-    with pytest.raises(SystemExit) as stop:
-        main()
-    captured = capsys.readouterr()
-    return int(stop.value.code or 0), captured.out, " ".join(captured.err.split())
+    code, out, errors = outcome(["pick", folder / "run", *arguments], monkeypatch, capsys)
+    return code, out, " ".join(errors.split())
 
 
 def test_picks_are_placed_right(
@@ -273,6 +270,8 @@ def test_mistakes_are_one_sentence(
         ((path, "--output", output, "--rate", "0.1", "--no-control"), "expected a control for --rate"),
         ((path, "--output", output, "--names", "a,b"), "expected --names of 1 tomograms, got 2"),
         ((path, "--output", output, "--voxel-size", "40"), "voxels of about 10 Å"),
+        ((path, "--output", output, "--voxel-size", "0"), "expected `--voxel-size` to be more than 0, got 0"),
+        ((path, "--output", output, "--threads", "0"), "expected `--threads` to be a whole number of 1 or more, got 0"),
         ((path, path, "--output", output, "--probabilities", "p.mrc"), "for a single tomogram, got 2 tomograms"),
         ((path, "--output", output, "--mask", small), "expected a mask of the tomogram's (24, 48, 56) voxels"),
         ((path, "--output", output, "--z-range", "5,30"), "expected --z-range within 0,23"),

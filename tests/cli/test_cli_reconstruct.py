@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 
 import mrcfile
@@ -11,13 +10,13 @@ import numpy as np
 import pytest
 import rich.progress  # noqa: F401 - it draws from Python's generator once, when it is imported
 import torch
-from _helpers import blobs
+from _helpers import blobs, outcome
 from PIL import Image
 
 from faket_aug import ContrastTransfer, NoiseModel, TiltSeries, project, reconstruct
-from faket_aug.cli import _reconstruction, main
+from faket_aug.cli import _reconstruction
 from faket_aug.cli._reconstruction import read_like
-from faket_aug.figures import LOW_PASS, _smooth_section, three_sections
+from faket_aug.figures import LOW_PASS, smooth_section, three_sections
 from faket_aug.formats.angles import write_tlt
 from faket_aug.formats.mrc import read_mrc, write_mrc
 from faket_aug.microscope.file import MicroscopeFile, write_microscope
@@ -32,11 +31,7 @@ def run(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *arguments: object
 ) -> tuple[int, str, str]:
     """Exit code, output and errors of `faket-aug reconstruct`."""
-    monkeypatch.setattr(sys, "argv", ["faket-aug", "reconstruct", *map(str, arguments)])
-    with pytest.raises(SystemExit) as stop:
-        main()
-    captured = capsys.readouterr()
-    return int(stop.value.code or 0), captured.out, captured.err
+    return outcome(["reconstruct", *arguments], monkeypatch, capsys)
 
 
 @pytest.fixture
@@ -144,11 +139,11 @@ def test_the_picture_is_low_passed() -> None:
     x = torch.arange(256.0)
     for period, kept in ((8, 0.5), (64, 0.99)):
         volume = torch.cos(2 * torch.pi * x / period).expand(24, 32, 256)
-        section = _smooth_section(volume, 0, 12, 8.0)
+        section = smooth_section(volume, 0, 12, 8.0)
         assert section.shape == (32, 256)
         assert float(section[:, 64:192].max()) == pytest.approx(kept, abs=0.01)
     noise = torch.randn(64, 64, 64, generator=torch.Generator().manual_seed(0))
-    assert float(_smooth_section(noise, 2, 32, 8.0).std()) < 0.1
+    assert float(smooth_section(noise, 2, 32, 8.0).std()) < 0.1
 
 
 def test_sections_of_the_picture() -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import json
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -12,9 +11,9 @@ import numpy as np
 import pytest
 import rich.progress  # noqa: F401 - it draws from Python's generator once, when it is imported
 import torch
+from _helpers import outcome
 from PIL import Image
 
-from faket_aug.cli import main
 from faket_aug.formats.mrc import write_mrc
 from faket_aug.formats.particle_lists import PARTICLE_FORMATS, write_particles
 from faket_aug.formats.particles import ParticleList
@@ -42,11 +41,7 @@ def score(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *arguments: object
 ) -> tuple[int, str, str]:
     """Exit code, output and errors of `faket-aug score`."""
-    monkeypatch.setattr(sys, "argv", ["faket-aug", "score", *map(str, arguments)])
-    with pytest.raises(SystemExit) as stop:
-        main()
-    captured = capsys.readouterr()
-    return int(stop.value.code or 0), captured.out, captured.err
+    return outcome(["score", *arguments], monkeypatch, capsys)
 
 
 def write(path: Path, particles: ParticleList, format: str, *, size: float = SIZE, tomogram: str = "TS_1") -> Path:
@@ -166,6 +161,9 @@ def test_voxel_sizes(
     assert out.splitlines()[1].split()[5] == "2"
     _, out, _ = score(monkeypatch, capsys, text, truth)
     assert out.splitlines()[1].split()[5] == "0"
+    for option in ("--voxel-size", "--picks-voxel-size"):
+        code, _, err = score(monkeypatch, capsys, text, truth, option, 0)
+        assert (code, "expected `voxel_size` to be more than 0, got 0" in err) == (1, True), option
 
 
 def test_no_voxel_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

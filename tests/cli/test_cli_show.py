@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,13 +10,12 @@ import numpy as np
 import pytest
 import rich.progress  # noqa: F401 - it draws from Python's generator once, when it is imported
 import torch
-from _helpers import blobs, simulator, specimen, style_series, write_shrec
+from _helpers import blobs, outcome, simulator, specimen, style_series, write_shrec
 from matplotlib.figure import Figure
 from matplotlib.patches import Circle
 from PIL import Image
 
 from faket_aug import GrandModel
-from faket_aug.cli import main
 from faket_aug.cli._look import Look, draw_look, look_at
 from faket_aug.cli._show import draw_beside, draw_list
 from faket_aug.figures import count_panel, label_color
@@ -29,11 +27,7 @@ def show(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *arguments: object
 ) -> tuple[int, str, str]:
     """Exit code, output and errors of `faket-aug show`."""
-    monkeypatch.setattr(sys, "argv", ["faket-aug", "show", *map(str, arguments)])
-    with pytest.raises(SystemExit) as stop:
-        main()
-    captured = capsys.readouterr()
-    return int(stop.value.code or 0), captured.out, captured.err
+    return outcome(["show", *arguments], monkeypatch, capsys)
 
 
 @pytest.fixture

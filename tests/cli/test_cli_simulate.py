@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 import rich.progress  # noqa: F401 - it draws from Python's generator once, when it is imported
 import torch
-from _helpers import blobs, narrow_vgg, noise_model, specimen, style_series, write_shrec
+from _helpers import blobs, narrow_vgg, noise_model, outcome, specimen, style_series, write_shrec
 from PIL import Image
 from typer.testing import CliRunner
 
@@ -36,7 +36,7 @@ from faket_aug import (
     SimulationRecord,
     TiltSeries,
 )
-from faket_aug.cli import app, main
+from faket_aug.cli import app
 from faket_aug.cli._options import COMPARED, SETTINGS
 from faket_aug.cli._sets import STOPPED_FILE, Shard
 from faket_aug.formats.angles import write_tlt
@@ -70,44 +70,6 @@ def models(tmp_path: Path) -> Path:
     for seed in range(2):
         write_shrec(tmp_path / "models" / f"model_{seed}", specimen(seed))
     return tmp_path / "models"
-
-
-@pytest.fixture
-def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Command:
-    """Run `faket-aug` with arguments; it has to end well, and its output is returned."""
-
-    def run(*arguments: object) -> str:
-        code, output, errors = outcome(arguments, monkeypatch, capsys)
-        assert code == 0, errors
-        return output
-
-    return run
-
-
-@pytest.fixture
-def refused(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Command:
-    """Run `faket-aug` with arguments; it has to end with one line that says what is wrong, which is returned."""
-
-    def run(*arguments: object) -> str:
-        code, output, errors = outcome(arguments, monkeypatch, capsys)
-        lines = errors.strip().splitlines()
-        assert code == 1
-        assert output == ""
-        assert lines[-1].startswith("faket-aug: error: ")
-        assert "Traceback" not in errors
-        return lines[-1]
-
-    return run
-
-
-def outcome(
-    arguments: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> tuple[int, str, str]:
-    monkeypatch.setattr(sys, "argv", ["faket-aug", *map(str, arguments)])
-    with pytest.raises(SystemExit) as stop:
-        main()
-    captured = capsys.readouterr()
-    return int(stop.value.code or 0), captured.out, captured.err
 
 
 def generated(templates: Path) -> list[object]:

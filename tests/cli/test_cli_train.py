@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -18,6 +19,7 @@ import pytest
 import rich.progress  # noqa: F401 - it draws from Python's generator once, when it is imported
 import torch
 from _helpers import blobs, noise_model, specimen, write_shrec
+from _helpers import outcome as program_outcome
 from PIL import Image
 
 from faket_aug.cli import main
@@ -58,39 +60,12 @@ def outcome(
     arguments: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> tuple[int, str, str]:
     """Exit status, output and errors of `faket-aug train`."""
-    monkeypatch.setattr(sys, "argv", ["faket-aug", "train", *map(str, arguments)])
-    with pytest.raises(SystemExit) as stop:
-        main()
-    captured = capsys.readouterr()
-    return int(stop.value.code or 0), captured.out, captured.err
+    return program_outcome(["train", *arguments], monkeypatch, capsys)
 
 
 @pytest.fixture
-def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Command:
-    """Run `faket-aug train`; it has to end well, and its output is returned."""
-
-    def run(*arguments: object) -> str:
-        code, output, errors = outcome(arguments, monkeypatch, capsys)
-        assert code == 0, errors
-        return output
-
-    return run
-
-
-@pytest.fixture
-def refused(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Command:
-    """Run `faket-aug train`; it has to end with one line that says what is wrong, which is returned."""
-
-    def run(*arguments: object) -> str:
-        code, output, errors = outcome(arguments, monkeypatch, capsys)
-        lines = errors.strip().splitlines()
-        assert code == 1
-        assert output == ""
-        assert lines[-1].startswith("faket-aug: error: ")
-        assert "Traceback" not in errors
-        return lines[-1]
-
-    return run
+def subcommand() -> tuple[str, ...]:
+    return ("train",)
 
 
 @pytest.fixture(scope="module")
@@ -559,6 +534,31 @@ def test_another_microscope_is_refused(command: Command, refused: Command, templ
     assert "expected the settings that this training was begun with, got other microscope" in refused(*own, 2)
     path.write_text(noise_model(0).to_json())
     command(*own, 2)
+
+
+def test_a_run_without_a_note_of_its_microscope_goes_on(
+    refused: Command,
+    templates: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """What an earlier version began goes on, with a warning; what it began without a microscope gets none."""
+    path, run = tmp_path / "microscope.json", tmp_path / "run"
+    path.write_text(noise_model(0).to_json())
+    own = [one for one in SMALL if one not in ("--snr", "0.5")]
+    own = ["--templates", templates, *own, "--microscope", path, "--output", run]
+    assert outcome([*own, "--steps", 1], monkeypatch, capsys)[0] == 0
+    saved = read_state(run / CHECKPOINT)
+    assert saved["settings"].pop("microscope")
+    write_state(run / CHECKPOINT, {name: one for name, one in saved.items() if name != "format"})
+    code, _, errors = outcome([*own, "--steps", 2], monkeypatch, capsys)
+    assert code == 0, errors
+    assert "did not note what the microscope's file held; it goes on with the present file" in " ".join(errors.split())
+    assert "microscope" not in read_state(run / CHECKPOINT)["settings"]
+    text = (run / "settings.toml").read_text()
+    (run / "settings.toml").write_text(re.sub("(?m)^microscope = .*$", "", text))
+    assert "got other microscope (was None" in refused(*own, "--steps", 3)
 
 
 def test_a_failed_try_leaves_nothing_that_refuses(command: Command, templates: Path, tmp_path: Path) -> None:

@@ -96,6 +96,23 @@ def test_amplitude_is_as_asked() -> None:
     assert np.sqrt((beside**2).sum(axis=2).mean()) < 0.6
 
 
+def test_a_loose_end_does_not_throw_the_rest_about() -> None:
+    """Held back, one end leaves its motion to the others, but these move no more than three times as far for it."""
+    shape = np.random.default_rng(0).normal(0, 1e-3, (1, 100, 3))
+    shape[0, 0] = (1.0, 0.0, 0.0)
+    shape /= np.linalg.norm(shape)
+    modes = NormalModes(stiffness=np.array([1.0]), shapes=shape)
+    for draw in range(5):
+        moved = modes.drawn(2.0, np.random.default_rng(draw))
+        free = np.random.default_rng(draw).standard_normal((100, 3)) * shape[0]
+        free = 20.0 * free.sum() * shape[0]
+        lengths, before = (np.linalg.norm(one, axis=1) for one in (moved, free))
+        size = float(np.sqrt((before**2).mean()))
+        assert lengths[0] < 3 * size
+        assert (lengths[1:] <= 3 * before[1:] + 1e-9).all()
+        assert lengths[1:].max() < 0.2 * size
+
+
 def test_large_structures_have_fewer_nodes() -> None:
     """Of more than 2000 residues every second one is a node; all move as far as asked, neighbours alike."""
     axis = np.arange(13) * 5.0
@@ -152,7 +169,7 @@ def test_conformers_of_a_protein(reference: Path, reference_file: Find) -> None:
     recipe = {"templates": (str(path),), "conformers": 3}
     assert len(templates_of(recipe, "templates", 8.0)["1s3x"]) == 3
     assert RECIPE["conformers"].default is None
-    still = ParticleTemplate.from_conformers(path, voxel_size=8.0, count=1, amplitude=0.0)[0]
+    still = read_templates([path], voxel_size=8.0, conformers=1, conformer_amplitude=0.0)[0]
     assert still.density.shape == rigid.density.shape
     assert float((still.density - rigid.density).abs().max()) < 1e-4
     with pytest.raises(ValueError, match="expected `conformers`, how many there are, with `conformer_amplitude`"):

@@ -321,6 +321,17 @@ def test_structure_is_in_volts(tmp_path: Path) -> None:
     assert volts(vacuum) > 1.5 * volts(ParticleTemplate.from_structure(path, voxel_size=5.0))
 
 
+def test_hydrogens_alone_are_refused(tmp_path: Path) -> None:
+    """A file of hydrogens, or one whose elements were lost, is no molecule: neither for a template nor conformers."""
+    places = np.array([(3.0 * i, 2.0 * (i % 3), 0.0) for i in range(12)])
+    path = write_atoms(tmp_path / "lost.pdb", places, element="H")
+    message = r"lost(\.pdb)?: expected atoms other than hydrogens, got 12 hydrogens alone; give the whole molecule"
+    with pytest.raises(FileFormatError, match=message):
+        ParticleTemplate.from_structure(path, voxel_size=4.0)
+    with pytest.raises(FileFormatError, match=message):
+        ParticleTemplate.from_conformers(path, voxel_size=4.0, count=1)
+
+
 def test_hydrogens_b_factors_and_resolution_are_taken(tmp_path: Path) -> None:
     """Each setting does what it says."""
     places = np.random.default_rng(0).uniform(-8, 8, (60, 3))

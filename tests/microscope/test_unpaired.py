@@ -102,6 +102,13 @@ def test_series_of_other_sizes_steps_and_orders() -> None:
         )
 
 
+def test_no_depth_is_not_the_default_depth() -> None:
+    """A depth of 0 is refused; it does not stand for the depth that is assumed."""
+    tilts = torch.randn(len(ANGLES), 32, 32, generator=torch.Generator().manual_seed(0))
+    with pytest.raises(ValueError, match="expected `depth` to be more than 0, got 0"):
+        fit_unpaired(target=tilts, clean=tilts, tilt_angles=ANGLES, pixel_size=10.0, depth=0)
+
+
 def test_one_microscope_for_each_series() -> None:
     """Each series has its own known or searched defocus; otherwise it has to be the same microscope."""
     targets, known = [_measured(1), _measured(2, defocus=3.8)], ContrastTransfer(defocus=3.4)

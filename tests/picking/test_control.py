@@ -63,6 +63,16 @@ def test_flavours_keep_what_they_have_in_common() -> None:
     assert control_volume(torch.stack([volume, filtered]), box).shape == (2, 8, 17, 16)
 
 
+def test_what_one_flavour_lacks_the_others_keep() -> None:
+    """Coefficients that are 0 in the first flavour keep their amplitudes in the others."""
+    volume = torch.randn(SHAPE, generator=generator(1))
+    first, second = randomize_phases(torch.stack([torch.zeros(SHAPE), volume]), seed=3)
+    assert not first.any()
+    amplitudes = [torch.fft.rfftn(one).abs() for one in (second, volume)]
+    assert torch.allclose(*amplitudes, atol=1e-3)
+    assert float(second.std()) == pytest.approx(float(volume.std()), rel=1e-4)
+
+
 def _flips() -> torch.Tensor:
     """A filter that flips signs beyond a radius, as a contrast transfer function does."""
     z, y, x = torch.fft.fftfreq(12), torch.fft.fftfreq(17), torch.fft.rfftfreq(20)

@@ -121,6 +121,15 @@ def test_a_picker_of_flavours() -> None:
         find_particles(picker(), {"raw": noise}, voxel_size=SIZE)
 
 
+@pytest.mark.parametrize("channels", [(), ("raw",)])
+def test_several_tomograms_for_a_picker_of_one(monkeypatch: pytest.MonkeyPatch, channels: tuple[str, ...]) -> None:
+    """A stack of volumes is refused before anything is computed, not in the network."""
+    monkeypatch.setattr(finding, "resampled", None)
+    message = r"expected `tomogram` \(z, y, x\), as the picker was trained on one, got shape \(2, 40, 72, 80\);"
+    with pytest.raises(ValueError, match=message):
+        find_particles(picker(channels=channels), torch.zeros(2, *SHAPE), voxel_size=SIZE)
+
+
 def test_thresholds_by_whom(monkeypatch: pytest.MonkeyPatch) -> None:
     """Given ones go first; the control's are half of the training's at least, unless a rate is asked for."""
     found = find_particles(picker(), balls(), voxel_size=SIZE, settings=QUICK)

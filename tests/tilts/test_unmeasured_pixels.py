@@ -247,6 +247,24 @@ def test_aligning_marks_what_comes_from_outside() -> None:
     assert turned.aligned() is turned
 
 
+def test_values_of_what_was_not_measured_do_not_matter() -> None:
+    """Shifts, and aligned tilts, are the same whatever a program has written into a border."""
+    generator = torch.Generator().manual_seed(0)
+    angles = np.array([-3.0, 0.0, 3.0])
+    tilts = torch.randn(3, 64, 80, generator=generator).cumsum(dim=1).cumsum(dim=2)
+    known = torch.ones(tilts.shape, dtype=torch.bool)
+    known[:, :10] = False
+    plain, loud = (
+        TiltSeries(tilts=torch.where(known, tilts, value), tilt_angles=angles, pixel_size=10.0, measured=known)
+        for value in (0.0, 1e6)
+    )
+    found, same = (align_by_neighbours(one, axis_angle=20.0).shifts for one in (plain, loud))
+    assert found is not None
+    assert np.array_equal(found, same)
+    aligned, also = (replace(one, metadata=align_by_neighbours(plain)).aligned() for one in (plain, loud))
+    assert torch.equal(aligned.tilts, also.tilts)
+
+
 def test_neighbours_are_compared_where_they_were_measured() -> None:
     """A fixed border, which is the same in all tilts, does not hold them in their places."""
     generator = np.random.default_rng(0)
