@@ -32,6 +32,7 @@ _FITTING: dict[str, Setting] = {
     "noise_order": setting_of(fit_microscope, "noise_order", group=_TARGET),
     "scale": replace(setting_of(fit_microscope, "scale", group=_TARGET), choices=SCALE_SOURCES),
     "exposure": setting_of(fit_microscope, "exposure", group=_TARGET),
+    "interpolated": setting_of(fit_microscope, "interpolated", group=_TARGET),
     "count": setting_of(fit_microscope, "count", group=_SPECIMENS),
     "fit_crowd": replace(setting_of(fit_microscope, "crowd", name="fit_crowd", group=_SPECIMENS), choices=CROWDS),
     "thickness": setting_of(fit_microscope, "thickness", group=_SPECIMENS),

@@ -167,7 +167,7 @@ class FittedMicroscope:
             return self.clean
         generator = torch_generator(torch_seed(self.seed, "crowd"))
         density = self.noise.crowd.around(self.specimen.density, self.specimen.voxel_size, generator)
-        return -_sharp(density, self.clean_angles, self.extend)
+        return -_clean(density, self.clean_angles, self.extend, self.noise.interpolated)
 
     @property
     def power_difference(self) -> float:
@@ -207,6 +207,7 @@ def fit_microscope(
     crowd: str = "field",
     thickness: float | None = None,
     tilt_axis: float | None = None,
+    interpolated: bool = False,
     extend: str | None = None,
     shape: Sequence[int] = BUILT_IN_SHAPE,
     features: StyleEncoder | None = None,
@@ -255,6 +256,9 @@ def fit_microscope(
         default what neighbouring tilts show.
     tilt_axis
         Degrees from the image's +y to the tilt axis, positive towards −x.
+    interpolated
+        Whether the measured tilts are projections by interpolation themselves, as those of simulated benchmarks are.
+        Real tilts are not.
     extend
         What lies beside a specimen, see `project`. By default specimens that are generated are repeated (`"wrap"`), as
         ice goes on; those of a sequence end where they end (`"zero"`).
@@ -314,7 +318,7 @@ def fit_microscope(
     factor, noise = 1.0, None
     for _ in range(_ROUNDS if crowd == "occupancy" else 1):
         own: Any = specimens if factor == 1 else specimens.scaled(factor)  # type: ignore[union-attr]
-        first, clean = _projected(own, count, pixel_size, angles, extend, seed, tell)
+        first, clean = _projected(own, count, pixel_size, angles, extend, interpolated, seed, tell)
         noise = NoiseModel.fit_unpaired(
             target=[one.tilts for one in measured],
             clean=clean,
@@ -328,7 +332,7 @@ def fit_microscope(
             depth=first.density.shape[0],
             thickness=None if thickness is None else thickness / pixel_size,
             solid=_solid(first),
-            interpolated=False,
+            interpolated=interpolated,
             **order,
         )
         explained = None if noise.contrast is None else noise.contrast.explained
@@ -345,6 +349,7 @@ def fit_microscope(
         "defocus_given": [one.spread == 0 for one in known],
         "specimens": len(clean),
         **({"occupancy_factor": factor} if crowd == "occupancy" else {}),
+        **({"interpolated": True} if interpolated else {}),
         "faket_aug": version("faket_aug"),
     }
     fitted = FittedMicroscope(
@@ -387,6 +392,7 @@ def _projected(
     pixel_size: float,
     angles: FloatArray,
     extend: str,
+    interpolated: bool,
     seed: int,
     progress: Callable[[int, int], None],
 ) -> tuple[GrandModel, list[Tensor]]:
@@ -401,16 +407,17 @@ def _projected(
         )
         advice = "set the specimens' voxel size"
         check_same_size(specimen.name, specimen.voxel_size, "the tilts' pixels", pixel_size, advice=advice)
-        clean.append(-_sharp(specimen.density.to(torch.float32), angles, extend))
+        clean.append(-_clean(specimen.density.to(torch.float32), angles, extend, interpolated))
         first = first or specimen
         progress(index + 1, total)
     assert first is not None, "there is one at least"
     return first, clean
 
 
-def _sharp(density: Tensor, angles: FloatArray, extend: str) -> Tensor:
-    """Project a density without what interpolation takes."""
-    return without_interpolation(project(density, angles, extend=extend), angles, depth=density.shape[0])
+def _clean(density: Tensor, angles: FloatArray, extend: str, interpolated: bool) -> Tensor:
+    """Project a density; without what interpolation takes, unless measured tilts are interpolated, too."""
+    projected = project(density, angles, extend=extend)
+    return projected if interpolated else without_interpolation(projected, angles, depth=density.shape[0])
 
 
 def as_aligned(series: TiltSeries, tilt_axis: float | None) -> TiltSeries:

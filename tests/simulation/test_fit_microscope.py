@@ -26,6 +26,8 @@ from faket_aug import (
     fit_microscope,
     project,
 )
+from faket_aug._random import torch_generator, torch_seed
+from faket_aug.microscope.crowd import CrowdField
 from faket_aug.microscope.file import read_microscope
 from faket_aug.microscope.response import Envelope
 from faket_aug.microscope.spectra import RINGS
@@ -119,6 +121,36 @@ def test_specimens_and_what_is_known(series: TiltSeries) -> None:
         series, own, count=2, ctf=ContrastTransfer(defocus=3.5, voltage=200.0), noise_order=1, scale="power"
     )
     assert linear.noise.order == 1
+    assert "interpolated" not in fitted.about
+
+
+def test_measured_tilts_that_are_interpolated(series: TiltSeries, tmp_path: Path) -> None:
+    """Projections are compared as they are, simulations are not sharpened across the axis, and the file says so."""
+    own = [procedural_specimen(shape=SHAPE, seed=9)]
+    optics = ContrastTransfer(defocus=3.5)
+    fitted = fit_microscope(series, own, ctf=optics, scale="power", interpolated=True)
+    plain = project(own[0].density.float(), ANGLES)
+    assert torch.equal(fitted.clean, -plain)
+    by_hand = NoiseModel.fit_unpaired(
+        target=series.tilts,
+        clean=-plain,
+        tilt_angles=ANGLES,
+        pixel_size=10.0,
+        ctf=optics,
+        depth=SHAPE[0],
+        scale="power",
+    )
+    assert fitted.noise.to_json() == by_hand.to_json()
+    assert fitted.about["interpolated"] is True
+    fitted.save(tmp_path / "interpolated.json")
+    kept = read_microscope(tmp_path / "interpolated.json")
+    assert kept.noise.interpolated
+    assert kept.about["interpolated"] is True
+    # What is shown beside measured tilts is no sharper than what the file simulates.
+    crowd = CrowdField(frequencies=(0.0, 0.05), power=(100.0, 0.0), mean=0.1)
+    shown = replace(fitted, noise=replace(fitted.noise, crowd=crowd))._crowded_clean
+    around = crowd.around(own[0].density, 10.0, torch_generator(torch_seed(fitted.seed, "crowd")))
+    assert torch.equal(shown, -project(around, ANGLES))
 
 
 def test_a_generator_and_the_step(series: TiltSeries, tmp_path: Path) -> None:
