@@ -15,7 +15,7 @@ from faket_aug.cli._options import OF_GENERATED, SETTINGS, SEVERAL, Options, giv
 from faket_aug.cli._series_checks import aligned_option
 from faket_aug.microscope.ctf import ContrastTransfer
 from faket_aug.microscope.intensity import SCALE_SOURCES
-from faket_aug.simulation.fit_microscope import CROWDS, fit_microscope
+from faket_aug.simulation.fit_microscope import CROWDS, KNOWN_OPTICS, fit_microscope
 from faket_aug.simulation.plain_settings import TRANSFER
 from faket_aug.simulation.step_size import choose_step_size
 from faket_aug.style.bank import StyleBank
@@ -24,6 +24,7 @@ _TARGET, _SPECIMENS = "The microscope's tilts", "Specimens of the same kind"
 _OPTICS, _STEP = "Its optics, where known", "The style transfer's step"
 #: What is not given is taken from the files of the tilt-series, if they say it.
 _KNOWN = "By default what the files say."
+_NOTES = {"voltage": _KNOWN, "spherical_aberration": _KNOWN, "amplitude_contrast": f"Where its fit starts. {_KNOWN}"}
 _Pair = float | tuple[float, float]
 
 #: Settings of `fit_microscope`, of its `optics` and of `choose_step_size`.
@@ -39,11 +40,7 @@ _FITTING: dict[str, Setting] = {
     "defocus": setting_of(fit_microscope, "defocus", group=_OPTICS),
 }
 _OWN_OPTICS: dict[str, Setting] = {
-    name: setting_of(ContrastTransfer, name, group=_OPTICS, note=note)
-    for name, note in {
-        **{"voltage": _KNOWN, "spherical_aberration": _KNOWN, "amplitude_contrast": f"Where its fit starts. {_KNOWN}"},
-        **{"phase_shift": "", "b_factor": "", "radial_gain": ""},
-    }.items()
+    name: setting_of(ContrastTransfer, name, group=_OPTICS, note=_NOTES.get(name, "")) for name in KNOWN_OPTICS
 }
 _SEARCH: dict[str, Setting] = {
     "steps": setting_of(choose_step_size, "steps", group=_STEP),

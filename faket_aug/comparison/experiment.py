@@ -96,7 +96,11 @@ class Experiment:
         others = ShrecSpecimens(made.clean or (made.validation,), z_range=None)
         # A series whose file does not tell its pixel size has that of the specimens.
         series = [replace(one, pixel_size=one.pixel_size or others[0].voxel_size) for one in self.style]
-        return fit_microscope(series, others, ctf=ContrastTransfer.within()).noise
+        own = made.more("microscope")
+        if own.get("defocus") is None:
+            # Then it is searched, whatever files say.
+            own["ctf"] = ContrastTransfer.within(**own.pop("optics", {}))
+        return fit_microscope(series, others, **own).noise
 
     @cached_property
     def validation(self) -> LabelledTomogram:
@@ -183,7 +187,7 @@ class Experiment:
 
     def _chosen_step(self, arm: Arm, settings: Mapping[str, Any]) -> dict[str, Any]:
         """Choose the step by style series that are held out, and a specimen that no arm is trained on; once an arm."""
-        made, kind = self.comparison, json.loads(json.dumps(asdict(arm)))
+        made, kind = self.comparison, json.loads(json.dumps(asdict(arm) | self._fitted(arm)))
         name = hashlib.sha256(json.dumps(kind).encode()).hexdigest()[:8]
         path = self.output / STEPS / f"{name}.json"
         if not path.is_file():
@@ -241,8 +245,15 @@ class Experiment:
         """All that an arm's result depends on beside the training that all arms share, as JSON types."""
         more = [key for key in MORE_SCORING if getattr(self.comparison, key)]
         scoring = {key: getattr(self.comparison, key) for key in (*SCORING_SETTINGS, *more)}
-        plain: dict[str, Any] = json.loads(json.dumps({"arm": asdict(self.comparison.arms[name]), **scoring}))
+        arm = self.comparison.arms[name]
+        plain: dict[str, Any] = json.loads(json.dumps({"arm": asdict(arm), **self._fitted(arm), **scoring}))
         return plain
+
+    def _fitted(self, arm: Arm) -> dict[str, Any]:
+        """The settings of the fitted microscope, for an arm that has it, and where there are any."""
+        unpaired = any(one.noise == "unpaired" and one.modality != "noiseless" for _, one in arm.mixture())
+        settings = self.comparison.microscope
+        return {"microscope": settings} if settings and unpaired and arm.source == "simulated" else {}
 
     def _train(self, name: str, seed: int, report: Report | None) -> tuple[DeepFinderNet, TrainingHistory]:
         made, arm = self.comparison, self.comparison.arms[name]
@@ -271,7 +282,7 @@ class Experiment:
             folder,
             settings=settings,
             validation=self._validate,
-            depends_on={"arm": json.loads(json.dumps(asdict(arm))), "seed": seed},
+            depends_on=json.loads(json.dumps({"arm": asdict(arm), "seed": seed, **self._fitted(arm)})),
             on_step=None if report is None else lambda step, _: report(name, seed, step, settings.steps),
         )
         load_weights(network, _weights_of(folder))

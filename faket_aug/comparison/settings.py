@@ -3,24 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import MISSING, asdict, dataclass, field
+from dataclasses import MISSING, asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any, Self
 
 from faket_aug._checks import FileFormatError, check_choice, check_count, check_positive
 from faket_aug._reading import expected, explained, read_table, read_value
-from faket_aug._settings import IsPath, Part, Setting, as_json, from_library, settings_of
+from faket_aug._settings import IsPath, Part, Setting, as_json, from_library, setting_of, settings_of
 from faket_aug.comparison.arms import MEMBER, PAPER_ARMS, SIMULATOR, Arm, Encoder
 from faket_aug.data.dataset import FakETDataset
 from faket_aug.formats._settings_file import load_table
 from faket_aug.generation.generator import GrandModelGenerator
 from faket_aug.generation.recipe import BEFORE, RECIPE, make_generator
+from faket_aug.microscope.ctf import DEFOCUS_RANGE, ContrastTransfer
+from faket_aug.microscope.intensity import SCALE_SOURCES
 from faket_aug.picking.clustering import METHODS, pick
 from faket_aug.picking.inference import check_tiles, segment
 from faket_aug.picking.network import DeepFinderNet
 from faket_aug.picking.precision import PRECISIONS
 from faket_aug.picking.scoring import evaluate_shrec
 from faket_aug.picking.settings import TrainingSettings
+from faket_aug.simulation.fit_microscope import CROWDS, KNOWN_OPTICS, fit_microscope
 from faket_aug.simulation.plain_settings import MIXTURE, member_settings
 from faket_aug.simulation.simulator import FakETSimulator
 from faket_aug.specimens.grandmodel import GrandModel
@@ -35,6 +38,23 @@ _Path = Annotated[str, IsPath()]
 SCORING_SETTINGS = ("test", "tile_size", "overlap", "picking", "bandwidth", "skip")
 #: More of these, which most comparisons do not have.
 MORE_SCORING = ("segmentation", "picks")
+
+
+def _microscope() -> dict[str, Setting]:
+    """The settings of `fit_microscope` that are plain values."""
+    optics = Part({name: setting_of(ContrastTransfer, name) for name in KNOWN_OPTICS})
+    told = settings_of(
+        fit_microscope,
+        without=("series", "specimens", "ctf", "extend", "shape", "features", "bank", "seed", "origin", "progress"),
+        choices={"scale": SCALE_SOURCES, "crowd": CROWDS},
+    )
+    usual = " to ".join(f"{one:g}" for one in DEFOCUS_RANGE)
+    defocus = f"µm, of all series: a number that is known, or (lowest, highest) to be searched. By default {usual} µm."
+    return told | {
+        "defocus": replace(told["defocus"], help=defocus),
+        "optics": replace(told["optics"], hint=Annotated[Mapping[str, Any], optics]),
+    }
+
 
 #: Tables of a comparison, each with more settings of what it is for: all that have no setting of their own.
 TABLES: dict[str, dict[str, Setting]] = {
@@ -55,6 +75,7 @@ TABLES: dict[str, dict[str, Setting]] = {
         without=("network", "tomogram", "tile_size", "overlap", "precision", "device", "normalized", "voxel_size"),
     ),
     "picks": settings_of(pick, without=("labels", "method", "bandwidth", "min_sizes")),
+    "microscope": _microscope(),
 }
 
 
@@ -111,6 +132,8 @@ class Comparison:
         Processes that simulate, of a `DataLoader`.
     training, patches, encoder, bank, segmentation, picks
         More settings of `TrainingSettings`, `FakETDataset`, `VGG19Features`, `StyleBank.build`, `segment` and `pick`.
+    microscope
+        Settings of `fit_microscope`, for the fit of `noise="unpaired"`.
     """
 
     train: Sequence[_Path]
@@ -151,6 +174,7 @@ class Comparison:
     bank: Mapping[str, Any] = field(default_factory=dict)
     segmentation: Mapping[str, Any] = field(default_factory=dict)
     picks: Mapping[str, Any] = field(default_factory=dict)
+    microscope: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for name in ("train", "test", "arms", "seeds"):
@@ -191,8 +215,25 @@ class Comparison:
         self.ordered_arms()
         for name in TABLES:
             self.more(name)
+        self._check_microscope()
         if self.generated is not None:
             read_table(RECIPE, self.generated, "generated", renamed=_RENAMED_RECIPE)
+
+    def _check_microscope(self) -> None:
+        """Refuse at once what the fit would refuse after other arms were trained."""
+        settings = self.more("microscope")
+        for name, check in (("count", check_count), ("exposure", check_positive), ("thickness", check_positive)):
+            if settings.get(name) is not None:
+                check(f"microscope.{name}", settings[name])
+        if settings.get("crowd") == "occupancy":
+            raise ValueError(
+                'expected `microscope.crowd` to be "field", got "occupancy", which generates more particles, and the '
+                "specimens of the fit are files; leave it out"
+            )
+        try:
+            ContrastTransfer.within(**settings.get("optics", {}))
+        except ValueError as error:
+            raise ValueError(f"`microscope.optics`: {error}") from error
 
     def more(self, name: str) -> dict[str, Any]:
         """Return the settings of one of the `TABLES`, as the library takes them."""

@@ -37,6 +37,8 @@ BUILT_IN_SHAPE = (64, 256, 256)
 COUNT = 2
 #: What becomes of matter that specimens do not explain.
 CROWDS = ("field", "occupancy")
+#: Settings of `ContrastTransfer`, beside the defocus, that may be known before the fit.
+KNOWN_OPTICS = ("voltage", "spherical_aberration", "amplitude_contrast", "phase_shift", "b_factor", "radial_gain")
 #: How often the number of particles is changed until the specimens explain what was measured, and how exactly.
 _ROUNDS, _EXPLAINED = 4, 0.05
 #: Å, pixels that the built-in specimens serve for: finer ones would show that they have no detail.
@@ -236,7 +238,7 @@ def fit_microscope(
         files say, or else 0.2 to 10 µm.
     optics
         Settings of `ContrastTransfer` that go before those of the files: `voltage`, `spherical_aberration`,
-        `amplitude_contrast`, `phase_shift`.
+        `amplitude_contrast`, `phase_shift`, `b_factor`, `radial_gain`.
     ctf
         In place of `defocus`, `optics` and what files say: the microscope, or one for each series, see
         `NoiseModel.fit_unpaired`.

@@ -7,6 +7,7 @@ import io
 import json
 from dataclasses import asdict, replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -37,7 +38,7 @@ from faket_aug.comparison.experiment import Experiment
 from faket_aug.comparison.figures import class_bars
 from faket_aug.comparison.measured import measured_tomogram
 from faket_aug.comparison.result import ArmResult, read_result, read_results, write_result, write_results
-from faket_aug.comparison.settings import Comparison
+from faket_aug.comparison.settings import SCORING_SETTINGS, Comparison
 from faket_aug.comparison.summary import (
     as_csv,
     as_markdown,
@@ -143,6 +144,7 @@ def test_settings_of_a_laptop() -> None:
     assert all(arm.source == "measured" or arm.noise == "unpaired" for arm in made.arms.values())
     assert not set(made.clean) & {*made.train, *made.test}
     assert made.generated is not None
+    assert made.more("microscope") == {"optics": {"amplitude_contrast": 0.08}, "interpolated": True}
 
 
 @pytest.mark.parametrize(
@@ -577,6 +579,59 @@ def test_unpaired_noise_has_a_response(folders: Path, tmp_path: Path) -> None:
     assert asked == [(2, 1, 10.0)]
     with pytest.raises(ValueError, match="`noise` to be one of 'paired', 'unpaired', got 'guessed'"):
         Arm(noise="guessed")
+
+
+def test_the_fitted_microscope_has_settings(folders: Path, tmp_path: Path) -> None:
+    """A table hands them on; without it the fit is that of before, and so is what results were made with."""
+    path, arms = folders / "microscope.toml", SMALL.index("[arms.BENCHMARK]")
+    unpaired = '[arms.UNPAIRED]\nmodality = "noisy"\nnoise = "unpaired"\n'
+
+    def read(table: str) -> Experiment:
+        path.write_text(SMALL[:arms] + table + unpaired + SMALL[arms:])
+        return Experiment(Comparison.from_toml(path), tmp_path)
+
+    def asked(experiment: Experiment) -> dict[str, Any]:
+        found: list[dict[str, Any]] = []
+
+        def fit(series: Any, specimens: Any, **settings: Any) -> Any:
+            found.append(settings)
+            return SimpleNamespace(noise="fitted")
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("faket_aug.comparison.experiment.fit_microscope", fit)
+            assert experiment.unpaired_noise == "fitted"
+        return found[0]
+
+    plain = read("")
+    assert asked(plain) == {"ctf": ContrastTransfer.within()}
+    assert set(plain.made_with("UNPAIRED")) == {"arm", *SCORING_SETTINGS}
+    table = "[microscope]\noptics = { amplitude_contrast = 0.08 }\ninterpolated = true\ncount = 1\n"
+    told = read(table)
+    assert asked(told) == {
+        "ctf": ContrastTransfer.within(amplitude_contrast=0.08),
+        **{"interpolated": True, "count": 1},
+    }
+    known = asked(read(table + "defocus = [2, 4]\nthickness = 2000\n"))
+    assert (known["defocus"], known["optics"]) == ((2.0, 4.0), {"amplitude_contrast": 0.08})
+    assert (known["thickness"], "ctf" in known) == (2000.0, False)
+    # Results are of these settings, where the fit has a part in them.
+    own = {"optics": {"amplitude_contrast": 0.08}, "interpolated": True, "count": 1}
+    assert told.made_with("UNPAIRED") == plain.made_with("UNPAIRED") | {"microscope": own}
+    assert told.made_with("FAKET") == plain.made_with("FAKET")
+    kept = json.loads(json.dumps(plain.comparison.to_dict()))
+    assert told.comparison.differences(kept) == ["microscope"]
+    del kept["microscope"]
+    assert plain.comparison.differences(kept) == [], "one of before goes on"
+    for line, message in (
+        ("seed = 3", "expected settings of microscope to be count, defocus, optics, .* interpolated, got seed"),
+        ("optics = { defocus = 3.0 }", "expected settings of `?microscope.optics`? to be voltage, .* got defocus"),
+        ("optics = { voltage = -1.0 }", "`microscope.optics`: expected `voltage`"),
+        ("thickness = 0", "expected `microscope.thickness` to be more than 0"),
+        ('crowd = "occupancy"', 'expected `microscope.crowd` to be "field", got "occupancy"'),
+        ("interpolated = 1", "expected `microscope.interpolated` to be true or false, got 1"),
+    ):
+        with pytest.raises(FileFormatError, match=f"microscope.toml: {message}"):
+            read(f"[microscope]\n{line}\n")
 
 
 def _result(arm: str, seed: int, f1: float, confusion: list[list[int]]) -> ArmResult:
