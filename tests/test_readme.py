@@ -19,7 +19,7 @@ def test_ci_runs_the_readme_test_command() -> None:
     assert all(command.startswith("python3 -m venv .venv && ") and "\n" not in command for command in commands)
     demo, tests = commands
     assert demo.endswith("faket-aug demo")
-    assert tests.endswith("-m pytest")
+    assert "-m pytest" in tests
     assert tests in (ROOT / ".ci" / "run").read_text().splitlines()
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from faket_aug._checks import FileFormatError
+from faket_aug._checks import FileFormatError, check_positive
 from faket_aug.cli._score_report import as_csv, as_table, draw_score, report, report_tomograms
 from faket_aug.figures import save_figure
 from faket_aug.formats._atomic import make_writable_folder, write_text
@@ -196,6 +196,9 @@ def _joined(lists: Sequence[ParticleList]) -> ParticleList:
 
 def _read(work: ScoreWork, *, empty: bool = False) -> tuple[FoundParticles, FoundParticles]:
     """Read picks and truth; of a tomogram without picks only the truth is read."""
+    for name in ("voxel_size", "picks_voxel_size"):
+        if (given := getattr(work, name)) is not None:
+            check_positive(name, given)
     header: tuple[float, Shape | None] = (0.0, None)
     sources = [(work.volume, None), (work.truth, work.of_truth.tomogram), (work.picks, work.of_picks.tomogram)]
     for path, tomogram in sources:

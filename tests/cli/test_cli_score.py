@@ -163,7 +163,8 @@ def test_voxel_sizes(
     assert out.splitlines()[1].split()[5] == "0"
     for option in ("--voxel-size", "--picks-voxel-size"):
         code, _, err = score(monkeypatch, capsys, text, truth, option, 0)
-        assert (code, "expected `voxel_size` to be more than 0, got 0" in err) == (1, True), option
+        assert code == 1, option
+        assert f"expected {option} to be more than 0, got 0" in err
 
 
 def test_no_voxel_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
