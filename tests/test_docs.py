@@ -298,7 +298,9 @@ def check(words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     """Check one command."""
     match words:
         case (
-            ["python3", "-m", "venv", ".venv"] | ["source", ".venv/bin/activate"] | [".venv/bin/python", "-m", "pytest"]
+            ["python3", "-m", "venv", ".venv"]
+            | ["source", ".venv/bin/activate"]
+            | [".venv/bin/python", "-m", "pytest", "-n", "2", "--dist", "worksteal"]
         ):
             pass
         case ["pip", "install", *rest] | [".venv/bin/python", "-m", "pip", "install", "-q", *rest]:

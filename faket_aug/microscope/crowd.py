@@ -19,6 +19,8 @@ from faket_aug.microscope.spectra import LINE, LINE_STEP, RINGS, fade
 
 #: Å. Lengths of the random media that add to specimens: particles of a radius from 15 to 180 Å.
 LENGTHS = (7.0, 10.0, 14.0, 20.0, 28.0, 40.0, 57.0, 80.0)
+#: A specimen with less matter has at most so many times the crowd.
+_MOST = 2.0
 #: Å. The density is made for a volume that is deeper by this, so that its upper and lower sides are independent.
 _MARGIN = 200.0
 #: Pixels². Projections lose power by interpolation: measured at many tilts, `exp(-2.7 k²)` within 3 % up to 0.4.
@@ -50,6 +52,10 @@ class CrowdField:
     beyond
         `(n,)`, V² Å³: the spectrum of all matter above and below a specimen that is less deep, where there are no
         particles.
+    beside
+        Mean potential above ice of the specimens that the crowd was found beside, V, without what is denser than
+        `solid`. A specimen with more matter has less crowd, so that all matter is as much as was measured. For 0, each
+        specimen has the same crowd.
 
     Raises
     ------
@@ -63,6 +69,7 @@ class CrowdField:
     solid: float = 0.0
     depth: float = 0.0
     beyond: tuple[float, ...] = ()
+    beside: float = 0.0
 
     def __post_init__(self) -> None:
         counts = {len(self.power), len(self.beyond) or len(self.power)}
@@ -71,7 +78,7 @@ class CrowdField:
                 f"expected the power of a crowd at two frequencies or more, got {len(self.power)} powers"
                 f"{f' and {len(self.beyond)} beyond' if self.beyond else ''} at {len(self.frequencies)} frequencies"
             )
-        for name in ("frequencies", "power", "mean", "solid", "depth", "beyond"):
+        for name in ("frequencies", "power", "mean", "solid", "depth", "beyond", "beside"):
             values = np.atleast_1d(np.asarray(getattr(self, name), dtype=np.float64))
             if not np.isfinite(values).all() or (values < 0).any():
                 raise ValueError(f"expected `{name}` of a crowd to be finite and 0 or more, got {values.min():g}")
@@ -175,12 +182,12 @@ class CrowdField:
         more = math.ceil(max(round(self.depth / voxel_size) - depth, 0) / 2)
         whole = (depth + 2 * more, *density.shape[1:])
         white = self._white(whole, voxel_size, generator)
-        field = self._filtered(white, self.power, voxel_size)[more : more + depth].mul_(strength)
+        left = self._left_by(density)
+        field = self._filtered(white, self.power, voxel_size)[more : more + depth].mul_(strength * math.sqrt(left))
         if self.solid:
             field *= (1 - density / self.solid).clamp_(0, 1)
-            density = torch.where(
-                density > 0, density - strength * self.mean * (density / self.solid).clamp(max=1), density
-            )
+            displaced = strength * left * self.mean * (density / self.solid).clamp(max=1)
+            density = torch.where(density > 0, density - displaced, density)
         field += density
         if not more:
             return field.contiguous()
@@ -189,12 +196,18 @@ class CrowdField:
         result[more : more + depth] = field
         return result
 
+    def _left_by(self, density: Tensor) -> float:
+        """Factor on the amount of the crowd, so that a specimen and its crowd are as much as was measured."""
+        if not (self.beside and self.mean and self.solid):
+            return 1.0
+        return min(max((self.mean + self.beside - mean_matter(density, self.solid)) / self.mean, 0.0), _MOST)
+
     def to_dict(self) -> dict[str, Any]:
         """Return the crowd as JSON types."""
         data = asdict(self) | {"frequencies": list(self.frequencies), "power": list(self.power)}
         data["beyond"] = list(self.beyond)
-        # As files were before crowds had a depth of their own.
-        return {name: value for name, value in data.items() if value or name not in ("depth", "beyond")}
+        # As files were before crowds had a depth of their own, and knew what they were found beside.
+        return {name: value for name, value in data.items() if value or name not in ("depth", "beyond", "beside")}
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Self:
@@ -211,8 +224,14 @@ class CrowdField:
             return cls(**(dict(data) | lists))
         except (TypeError, KeyError) as error:
             raise ValueError(
-                f"expected `frequencies`, `power`, `mean`, `solid`, `depth`, `beyond` of a crowd, got {data!r}"
+                "expected `frequencies`, `power`, `mean`, `solid`, `depth`, `beyond`, `beside` of a crowd, got "
+                f"{data!r}"
             ) from error
+
+
+def mean_matter(density: Tensor, solid: float) -> float:
+    """Compute the mean potential of a density `(z, y, x)` above ice, V, without what is denser than solid matter."""
+    return float(density.clamp(0, solid).mean(dtype=torch.float64))
 
 
 def medium(frequencies: FloatArray, length: float) -> FloatArray:

@@ -17,6 +17,7 @@ from faket_aug._arrays import FloatArray
 from faket_aug._checks import check_choice, check_count, check_positive, check_same_size
 from faket_aug._random import torch_generator, torch_seed
 from faket_aug.geometry import joint_angles, nearest_tilts
+from faket_aug.microscope.crowd import mean_matter
 from faket_aug.microscope.ctf import ContrastTransfer
 from faket_aug.microscope.file import MicroscopeFile, write_microscope
 from faket_aug.microscope.noise import NoiseModel
@@ -320,7 +321,7 @@ def fit_microscope(
     factor, noise = 1.0, None
     for _ in range(_ROUNDS if crowd == "occupancy" else 1):
         own: Any = specimens if factor == 1 else specimens.scaled(factor)  # type: ignore[union-attr]
-        first, clean = _projected(own, count, pixel_size, angles, extend, interpolated, seed, tell)
+        first, clean, beside = _projected(own, count, pixel_size, angles, extend, interpolated, seed, tell)
         noise = NoiseModel.fit_unpaired(
             target=[one.tilts for one in measured],
             clean=clean,
@@ -342,6 +343,8 @@ def fit_microscope(
             break
         factor /= explained
     assert noise is not None, "there is one round at least"
+    if noise.crowd is not None:
+        noise = replace(noise, crowd=replace(noise.crowd, beside=beside))
     about = {
         "tilt_series": [one.name for one in measured],
         "aligned": [one.metadata is not None and one.metadata.is_alignment for one in measured],
@@ -397,12 +400,12 @@ def _projected(
     interpolated: bool,
     seed: int,
     progress: Callable[[int, int], None],
-) -> tuple[GrandModel, list[Tensor]]:
-    """Project specimens one after the other; only the first one is kept."""
+) -> tuple[GrandModel, list[Tensor], float]:
+    """Project specimens one after the other; only the first one is kept, and the mean potential of their matter, V."""
     of = len(specimens) if isinstance(specimens, Sequence) else None
     total = min(count or of or COUNT, of or 10**9)
     first: GrandModel | None = None
-    clean = []
+    clean, matter = [], []
     for index in range(total):
         specimen = (
             specimens[index] if isinstance(specimens, Sequence) else specimens.generate(seed=seed, tomogram=index)
@@ -411,9 +414,10 @@ def _projected(
         check_same_size(specimen.name, specimen.voxel_size, "the tilts' pixels", pixel_size, advice=advice)
         clean.append(-_clean(specimen.density.to(torch.float32), angles, extend, interpolated))
         first = first or specimen
+        matter.append(mean_matter(specimen.density, _solid(first)))
         progress(index + 1, total)
     assert first is not None, "there is one at least"
-    return first, clean
+    return first, clean, float(np.mean(matter))
 
 
 def _clean(density: Tensor, angles: FloatArray, extend: str, interpolated: bool) -> Tensor:

@@ -11,7 +11,7 @@ import torch
 from _helpers import assert_same_items, dataset, simulator, specimen
 
 from faket_aug import ContrastTransfer, NoiseModel, project
-from faket_aug.microscope.crowd import LENGTHS, CrowdField, CrowdTilts, medium
+from faket_aug.microscope.crowd import LENGTHS, CrowdField, CrowdTilts, mean_matter, medium
 from faket_aug.microscope.noise import ResponseNoise
 from faket_aug.microscope.response import Envelope, MicroscopeResponse
 from faket_aug.microscope.spectra import RINGS, series_spectra
@@ -90,6 +90,28 @@ def test_particles_displace_it() -> None:
     )
 
 
+def test_all_matter_is_as_much_as_was_measured() -> None:
+    """A specimen with more matter than those of the fit has less crowd, and one with less has more."""
+    crowd = replace(_field(mean=0.6, solid=3.0), beside=0.3)
+    empty, bead = torch.zeros(40, 48, 48), torch.zeros(40, 48, 48)
+    bead[0, 0, :10] = 50.0
+    plain = crowd.sample((40, 48, 48), 10.0, _generator())
+    for fraction in (0.0, 0.1, 0.2, 0.3, 0.8):
+        density = empty.clone()
+        density[:, :, 47 - round(47 * fraction) : 47] = 3.0
+        share = float((density > 0).float().mean())
+        assert mean_matter(density, 3.0) == pytest.approx(3.0 * share)
+        left = min(max((0.9 - 3.0 * share) / 0.6, 0.0), 2.0)
+        around = crowd.around(density, 10.0, _generator())
+        torch.testing.assert_close(around[:, :, :5], plain[:, :, :5] * left**0.5)
+        if share:
+            assert float(around[20, 20, 46]) == pytest.approx(3.0 - left * 0.6, abs=1e-5)
+    # A bead is not that much matter; without `beside` the crowd is the same for all.
+    assert mean_matter(bead, 3.0) == pytest.approx(30 / bead.numel())
+    same = replace(crowd, beside=0.0).around(empty, 10.0, _generator())
+    torch.testing.assert_close(same, plain)
+
+
 def test_matter_deeper_than_the_specimen() -> None:
     """Above and below the specimen, which stays in the middle, is matter with a spectrum of its own."""
     beyond = _field(variance=1.0).power
@@ -156,7 +178,7 @@ def test_json() -> None:
     content = json.loads(noise.to_json()) | {"checksum": None}
     for wrong in ({"crowd": {"power": [1]}}, {"crowd": 1}, {"crowd": content["crowd"] | {"more": 1}}):
         with pytest.raises(
-            ValueError, match="expected `frequencies`, `power`, `mean`, `solid`, `depth`, `beyond` of a crowd"
+            ValueError, match="expected `frequencies`, `power`, `mean`, `solid`, `depth`, `beyond`, `beside`"
         ):
             NoiseModel.from_json(json.dumps(content | wrong))
 
