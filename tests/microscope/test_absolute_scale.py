@@ -14,6 +14,7 @@ from torch import Tensor
 
 from faket_aug import ContrastTransfer, GrandModel, NoiseModel, TiltSeries, project
 from faket_aug.generation import GrandModelGenerator, ParticleSpecies, ParticleTemplate
+from faket_aug.microscope.crowd import mean_matter
 from faket_aug.microscope.intensity import (
     ContrastReport,
     PhotonTransfer,
@@ -312,6 +313,12 @@ def test_particles_fill_up(counts: Tensor) -> None:
     assert fitted.about["occupancy_factor"] == pytest.approx(3.0, rel=0.25)
     assert fitted.noise.contrast is not None
     assert fitted.noise.contrast.explained == pytest.approx(1.0, abs=0.15)
+    few = _generator(count=20).generate(seed=5)
+    crowd = fit_microscope(series, [few, truth], defocus=DEFOCUS, thickness=400.0).noise.crowd
+    assert crowd is not None
+    solid = float(few.density[few.labels > 0].quantile(0.9))
+    # Beside the mean of both.
+    assert crowd.beside == pytest.approx(np.mean([mean_matter(one.density, solid) for one in (few, truth)]), rel=0.02)
     with pytest.raises(ValueError, match="expected specimens of a `GrandModelGenerator`"):
         fit_microscope(series, [truth], defocus=DEFOCUS, crowd="occupancy")
     with pytest.raises(ValueError, match="expected `crowd` to be one of"):
