@@ -253,6 +253,12 @@ def _read_until_killed(data: Any, victim: int) -> tuple[int, str]:
 
 
 @pytest.fixture
+def tmp_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a short name: programs make sockets below it, whose paths have 107 characters at most."""
+    return tmp_path_factory.mktemp("t")
+
+
+@pytest.fixture
 def program(tmp_path: Path) -> Callable[..., subprocess.Popen[str]]:
     """Start a Python program with a folder of its own for temporary files, `tmp_path / "tmp"`."""
     (tmp_path / "tmp").mkdir()

@@ -67,6 +67,12 @@ if __name__ == "__main__":
 """
 
 
+@pytest.fixture
+def tmp_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a short name: programs make sockets below it, whose paths have 107 characters at most."""
+    return tmp_path_factory.mktemp("t")
+
+
 def _processes(parent: int) -> set[int]:
     """All descendants of a process."""
     found: set[int] = set()

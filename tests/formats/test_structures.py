@@ -354,7 +354,9 @@ def test_entries_that_are_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         fetch_structure("1bxn", tmp_path)
 
 
-@pytest.mark.parametrize("answer", [b"<html>log in</html>", gzip.compress(b"<html>"), b"half"])
+@pytest.mark.parametrize(
+    "answer", [b"<html>log in</html>", gzip.compress(b"<html>"), b"half"], ids=["page", "packed page", "half"]
+)
 def test_answers_that_are_no_structure_are_not_kept(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, entry: bytes, answer: bytes
 ) -> None:
