@@ -122,9 +122,11 @@ def open_set(
     remove_parts(folder, older_than=ABANDONED)
     # Read back, too: another shard may have begun the set with other settings at the same moment.
     differing = _differing(path, wanted, defaults or {}, renamed or {})
-    if differing and (folder / STOPPED_FILE).is_file() and not _has_whole(folder):
+    if differing and stopped_early(folder):
         _remove_unfinished(folder)
         write_json(path, {"format": _FORMAT, "options": dict(options), "settings": wanted})
+    if differing:
+        # Here, or by another shard at the same moment, settings may have taken the place of others.
         differing = _differing(path, wanted, defaults or {}, renamed or {})
     if differing:
         empty = ", or remove this one, where no tomogram is whole" if not _has_whole(folder) else ""
@@ -139,6 +141,11 @@ def _differing(path: Path, wanted: Mapping[str, Any], defaults: Mapping[str, Any
     kept = {renamed.get(name, name): value for name, value in read_settings(path).items()}
     before = dict(defaults) | {name: value for name, value in kept.items() if value is not None}
     return describe_differences(before, wanted)
+
+
+def stopped_early(folder: Path) -> bool:
+    """Tell whether the making of a set stopped before a tomogram was whole: then its settings do not count."""
+    return (folder / STOPPED_FILE).is_file() and not _has_whole(folder)
 
 
 @contextmanager

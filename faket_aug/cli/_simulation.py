@@ -30,6 +30,7 @@ from faket_aug.cli._sets import (
     noting_a_stop,
     open_set,
     read_settings,
+    stopped_early,
     tomogram_folder,
 )
 from faket_aug.cli._source import Source, make_source
@@ -318,7 +319,7 @@ def _gone_on_with(work: Work) -> Options:
     """Return the options; a set that is older than a setting goes on as it was made."""
     path, options = work.folder / SETTINGS_FILE, work.options
     styled = styled_by_microscope(options)
-    if not path.is_file():
+    if not path.is_file() or stopped_early(work.folder):
         return styled
     kept = read_settings(path)
     made = styled.without_paths() | {"modality": styled.modality}

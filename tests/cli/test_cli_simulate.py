@@ -36,9 +36,9 @@ from faket_aug import (
     SimulationRecord,
     TiltSeries,
 )
-from faket_aug.cli import app
+from faket_aug.cli import _sets, app
 from faket_aug.cli._options import COMPARED, SETTINGS
-from faket_aug.cli._sets import STOPPED_FILE, Shard
+from faket_aug.cli._sets import STOPPED_FILE, Shard, open_set
 from faket_aug.formats.angles import write_tlt
 from faket_aug.formats.mrc import read_mrc, write_mrc
 from faket_aug.formats.star import read_particles_star
@@ -509,6 +509,22 @@ def test_a_corrected_command_after_a_full_disk(
     # Once there is a tomogram, its settings count; a stop changes nothing about it.
     (tmp_path / "set" / STOPPED_FILE).touch()
     assert "seed (5 instead of 4)" in refused("simulate", tmp_path / "set", *options, "--seed", 5)
+
+
+def test_shards_correct_a_set_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where another shard has put the new settings in place meanwhile, this one goes on with them."""
+    open_set(tmp_path, {"seed": 3}, {})
+    (tmp_path / STOPPED_FILE).touch()
+
+    def other_shard(folder: Path) -> bool:
+        monkeypatch.undo()
+        open_set(folder, {"seed": 4}, {})
+        return _sets.stopped_early(folder)
+
+    monkeypatch.setattr(_sets, "stopped_early", other_shard)
+    open_set(tmp_path, {"seed": 4}, {})
+    with pytest.raises(ValueError, match=r"seed \(3 instead of 4\)"):
+        open_set(tmp_path, {"seed": 3}, {})
 
 
 def test_a_stop_that_was_not_noted(command: Command, refused: Command, templates: Path, tmp_path: Path) -> None:
