@@ -23,6 +23,8 @@ _CALLED_ELSEWHERE = {
     **{"order": "noise_order", "cache": "style_cache", "class_names": "class_table", "crowd": "fit_crowd"},
     **{"noise": "microscope", "patch_size": "patch"},
 }
+#: What begins a message of a setting that has settings of its own: those are no options, also where names are alike.
+_WITHIN = re.compile(r"(?:--[\w-]+|`[\w.]+`): ")
 #: The options of the command that runs, by the names that messages of the library have for them.
 _options_by_name: ContextVar[Mapping[str, str] | None] = ContextVar("options_by_name", default=None)
 
@@ -78,6 +80,8 @@ def option_names(settings: Iterable[Setting]) -> dict[str, str]:
 def in_option_names(message: str, names: Mapping[str, str] | None = None, *, of_file: bool = False) -> str:
     """Say a message of the library in the names of the command line.
 
+    What stands within another setting keeps its name: the density of `fiducials` is no `--density`.
+
     Parameters
     ----------
     message
@@ -89,7 +93,10 @@ def in_option_names(message: str, names: Mapping[str, str] | None = None, *, of_
     """
     known = _options_by_name.get() or {} if names is None else names
     before = "(?<=set )" if of_file else ""
-    return re.sub(rf"{before}`(\w+)`", lambda found: known.get(found[1], found[0]), message)
+    within = _WITHIN.search(message)
+    end = len(message) if within is None else within.end()
+    said = re.sub(rf"{before}`(\w+)`", lambda found: known.get(found[1], found[0]), message[:end])
+    return said + message[end:]
 
 
 @contextmanager

@@ -131,6 +131,10 @@ def test_what_counts_as_aligned(tmp_path: Path) -> None:
         (["--class-table", "0=x"], "name them so, add them to --class-table,"),
         (["--membranes", "sphere=-3"], "--membranes: expected `count` to be a whole number of 0 or more, got -3"),
         (["--slab", "tilt=9"], "expected --slab with thickness, got tilt"),
+        # Options of the same names are others.
+        (["--fiducials", "density=-5"], "--fiducials: expected `density` to be more than 0, got -5.0"),
+        (["--damage", "per_tilt=3,order=wild"], "--damage: expected `order` to be one of"),
+        (["--detector", "at_nyquist=0.5,shape=-1"], "--detector: expected `shape` to be more than 0, got -1.0"),
         (["--device", "tpu"], """expected --device to be "cpu", "cuda" or "cuda:1", got 'tpu'"""),
         (["--style", "bare.mrc"], "alignment_simulated.txt, found none; write one"),
     ],
