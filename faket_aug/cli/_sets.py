@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from faket_aug._checks import FileFormatError
+from faket_aug._runtime.signals import done_at_a_late_end
 from faket_aug.formats._atomic import ABANDONED, make_writable_folder, remove_parts
 from faket_aug.formats._json import read_json, write_json
 from faket_aug.formats._text import shortened
@@ -151,14 +152,19 @@ def stopped_early(folder: Path) -> bool:
 @contextmanager
 def noting_a_stop(folder: Path) -> Iterator[None]:
     """Note in the folder of a set if the body does not come to a tomogram, so that a corrected command may."""
-    try:
-        yield
-    except BaseException:
-        if not _has_whole(folder):
-            # On a full disk an empty file has room, as a rule.
-            with suppress(OSError):
+
+    def note() -> None:
+        # On a full disk an empty file has room, as a rule.
+        with suppress(OSError):
+            if not _has_whole(folder):
                 (folder / STOPPED_FILE).touch()
-        raise
+
+    with done_at_a_late_end(note):
+        try:
+            yield
+        except BaseException:
+            note()
+            raise
 
 
 def _tomograms(folder: Path) -> list[Path]:
