@@ -150,13 +150,16 @@ def stopped_early(folder: Path) -> bool:
 
 
 @contextmanager
-def noting_a_stop(folder: Path) -> Iterator[None]:
-    """Note in the folder of a set if the body does not come to a tomogram, so that a corrected command may."""
+def noting_a_stop(folder: Path, shard: Shard) -> Iterator[None]:
+    """Note in the folder of a set if the body does not come to a tomogram, so that a corrected command may.
+
+    One of several shards notes nothing: others may be at work, whose tomograms would have other settings.
+    """
 
     def note() -> None:
         # On a full disk an empty file has room, as a rule.
         with suppress(OSError):
-            if not _has_whole(folder):
+            if shard.of == 1 and not _has_whole(folder):
                 (folder / STOPPED_FILE).touch()
 
     with done_at_a_late_end(note):

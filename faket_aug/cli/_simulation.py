@@ -343,7 +343,7 @@ def _run(work: Work, progress: Callable[[int, int], None], source: Source, mixtu
     mine = work.shard.indices(count)
     left = missing(folder, count=count, shard=work.shard)
     progress(len(mine) - len(left), len(mine))
-    with noting_a_stop(folder):
+    with noting_a_stop(folder, work.shard):
         maker = _Maker(work=work, source=source, simulator=mixture.simulator(folder / STYLE_CACHE)) if left else None
         for number, index in enumerate(left, start=1):
             assert maker is not None, "there is something to make"

@@ -527,6 +527,23 @@ def test_shards_correct_a_set_at_once(tmp_path: Path, monkeypatch: pytest.Monkey
         open_set(tmp_path, {"seed": 3}, {})
 
 
+def test_a_shard_that_stops_notes_nothing(
+    refused: Command, templates: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Others may be at work on their first tomograms: with other settings they would be mixed."""
+
+    def failing(*_: Any, **__: Any) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    options = [*generated(templates), "--count", 2, "--shard", "1/2"]
+    with monkeypatch.context() as patched:
+        patched.setattr(saving, "write_mrc", failing)
+        refused("simulate", tmp_path / "set", *options)
+    message = refused("simulate", tmp_path / "set", *options, "--seed", 4)
+    assert "seed (4 instead of 3)" in message
+    assert "or remove this one, where no tomogram is whole" in message
+
+
 def test_a_stop_that_was_not_noted(command: Command, refused: Command, templates: Path, tmp_path: Path) -> None:
     """A set that another shard may be beginning is not taken; the message says what may be done."""
     options = generated(templates)

@@ -155,7 +155,7 @@ COMMAND = """
 import hashlib, os, signal, sys
 from pathlib import Path
 from faket_aug.cli import app, main
-from faket_aug.cli._sets import noting_a_stop
+from faket_aug.cli._sets import Shard, noting_a_stop
 
 number, at = int(sys.argv[1]), sys.argv[2]
 sys.argv[:] = ["faket-aug", *sys.argv[3:]]
@@ -171,7 +171,7 @@ os.fsync = and_signal
 
 @app.command()
 def long(folder: Path):
-    with noting_a_stop(folder):
+    with noting_a_stop(folder, Shard()):
         print("busy", flush=True)
         hashlib.pbkdf2_hmac("sha256", b"", b"", 10**9)  # one operation of minutes
 
