@@ -160,6 +160,10 @@ def test_messages_speak_of_options(
         (["--thickness", "-1"], "expected --thickness to be more than 0, got -1.0"),
         (["--exposure", "-1"], "expected --exposure to be more than 0, got -1.0"),
         (["--b-factor", "-1"], "expected --b-factor to be 0 or more, got -1.0"),
+        (
+            ["--fit-crowd", "occupancy"],
+            'for --fit-crowd "occupancy", which makes more of their particles, got the built-in ones; set --fit-crowd',
+        ),
     ],
     ids=lambda one: one[0] if isinstance(one, list) else "",
 )
