@@ -20,6 +20,8 @@ from faket_aug.simulation.saving import UNFINISHED_FILE, is_whole
 
 SETTINGS_FILE = "simulation.json"
 PREVIEW_FILE = "preview.png"
+#: Within the folder of a set, deep enough that nothing in it is taken for a specimen of the set.
+COPICK_PROJECT = Path("projects") / "copick"
 #: In the folder of a set whose making stopped before a tomogram was whole: other settings may take its place.
 STOPPED_FILE = ".stopped"
 _FORMAT = 1
@@ -179,10 +181,17 @@ def _has_whole(folder: Path) -> bool:
 
 
 def _remove_unfinished(folder: Path) -> None:
-    """Remove tomograms that are not whole: with other settings, other files may be written."""
-    for path in _tomograms(folder):
-        if (path / UNFINISHED_FILE).is_file() and not path.is_symlink():
-            shutil.rmtree(path)
+    """Remove tomograms that are not whole: with other settings, other files may be written.
+
+    So is the copick project that they are in, unless it has other runs.
+    """
+    unfinished = [path for path in _tomograms(folder) if (path / UNFINISHED_FILE).is_file() and not path.is_symlink()]
+    project = folder / COPICK_PROJECT
+    runs = {path.name for path in project.glob("ExperimentRuns/*")}
+    if project.is_dir() and not project.is_symlink() and runs <= {path.name for path in unfinished}:
+        shutil.rmtree(project)
+    for path in unfinished:
+        shutil.rmtree(path)
 
 
 def read_settings(path: Path) -> dict[str, Any]:

@@ -23,6 +23,7 @@ from faket_aug.cli._look import draw_look, look_at
 from faket_aug.cli._options import OF_STYLE, SETTINGS, Options
 from faket_aug.cli._series_checks import read_series
 from faket_aug.cli._sets import (
+    COPICK_PROJECT,
     PREVIEW_FILE,
     SETTINGS_FILE,
     Shard,
@@ -50,9 +51,8 @@ from faket_aug.style.bank import StyleBank
 from faket_aug.style.vgg19 import VGG19Features
 from faket_aug.tilts.series import TiltSeries
 
-#: Within the folder of a set: hidden, or deep enough that nothing in it is taken for a specimen of the set.
+#: Within the folder of a set: hidden, so that nothing in it is taken for a specimen of the set.
 STYLE_CACHE = ".style_cache"
-COPICK_PROJECT = Path("projects") / "copick"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -511,6 +511,29 @@ def test_a_corrected_command_after_a_full_disk(
     assert "seed (5 instead of 4)" in refused("simulate", tmp_path / "set", *options, "--seed", 5)
 
 
+def test_a_copick_project_after_a_stop(
+    command: Command, refused: Command, templates: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Runs that were written before a disk was full go with their tomograms, also those of other classes."""
+
+    def failing(*_: Any, **__: Any) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    options = [*SMALL, "--snr", 0.5, "--count", 1, "--formats", "shrec,copick", "--templates"]
+    with monkeypatch.context() as patched:
+        patched.setattr(saving, "write_mrc", failing)
+        refused("simulate", tmp_path / "set", *options, templates, "--counts", "long=2")
+    project = Path("projects") / "copick"
+    assert names(tmp_path / "set" / project / "ExperimentRuns") == {"tomogram_0000"}
+    for folder in ("set", "fresh"):
+        command("simulate", tmp_path / folder, *options, templates, "--counts", "small=4")
+    found, fresh = (content(tmp_path / folder) for folder in ("set", "fresh"))
+    assert found.keys() == fresh.keys()
+    configs = [json.loads((tmp_path / one / project / "copick_config.json").read_text()) for one in ("set", "fresh")]
+    assert [one["name"] for one in configs[0]["pickable_objects"]] == ["small"]
+    assert configs[0]["pickable_objects"] == configs[1]["pickable_objects"]
+
+
 def test_shards_correct_a_set_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where another shard has put the new settings in place meanwhile, this one goes on with them."""
     open_set(tmp_path, {"seed": 3}, {})
