@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 
 import pytest
@@ -189,6 +190,24 @@ def test_names_in_files_stay(
     assert in_option_names("m.json: expected `order`, set `order`", names, of_file=True) == (
         "m.json: expected `order`, set --noise-order"
     )
+    assert in_option_names("It is off. Set `order`", names, of_file=True) == "It is off. Set --noise-order"
+
+
+def test_warnings_of_a_fit_speak_of_options(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What the library takes as a transfer function, `fit` takes as a defocus."""
+    monkeypatch.chdir(tmp_path)
+    write_mrc(tmp_path / "series.mrc", _tilts(2), voxel_size=10.0)
+    write_tlt(tmp_path / "series.tlt", [0.0, 3.0])
+
+    def warned(*_: object, **__: object) -> None:
+        warnings.warn("the best defocus lies at an end; set `ctf` to another range", stacklevel=2)
+        raise ValueError("seen")
+
+    monkeypatch.setattr("faket_aug.cli._fitting.fit_microscope", warned)
+    code, _, errors = outcome(["fit", "m.json", "--style", "series.mrc", "--aligned"], monkeypatch, capsys)
+    assert (code, "set --defocus to another range" in " ".join(errors.split())) == (1, True)
 
 
 def test_angles_are_missing(
