@@ -137,6 +137,7 @@ def test_what_counts_as_aligned(tmp_path: Path) -> None:
         (["--damage", "per_tilt=3,order=wild"], "--damage: expected `order` to be one of"),
         (["--detector", "at_nyquist=0.5,shape=-1"], "--detector: expected `shape` to be more than 0, got -1.0"),
         (["--device", "tpu"], """expected --device to be "cpu", "cuda" or "cuda:1", got 'tpu'"""),
+        (["--device", "meta"], """expected --device to be "cpu", "cuda" or "cuda:1", got 'meta'"""),
         (["--style", "bare.mrc"], "alignment_simulated.txt, found none; write one"),
     ],
     ids=lambda one: one[0] if isinstance(one, list) else "",
