@@ -219,6 +219,16 @@ filter = "ramp"
 """
 
 
+def test_the_microscope_of_a_mixture(command: Command, refused: Command, templates: Path, tmp_path: Path) -> None:
+    """Each simulator's is said by the name that the option has, as in a file."""
+    options = [*generated(templates), "--count", 1, "--mixture", "snr=0.2", "--mixture"]
+    command("simulate", tmp_path / "set", *options, "weight=2,microscope=none")
+    made = json.loads((tmp_path / "set" / "simulation.json").read_text())["options"]["mixture"]
+    assert [one.get("weight") for one in made] == [None, 2]
+    message = refused("simulate", tmp_path / "other", *options, "microscope=gone.json")
+    assert "found none at gone.json" in message
+
+
 def test_mixture(command: Command, refused: Command, templates: Path, tmp_path: Path) -> None:
     """One of several simulators makes each tomogram; the record tells which, and makes the tomogram again."""
     options = [*generated(templates), "--tilt-angles=-60:60:8", "--count", 5]
