@@ -6,7 +6,9 @@ import os
 
 # Of several processes of tests, each has its share of the cores; the programs that it starts have the same.
 if "PYTEST_XDIST_WORKER_COUNT" in os.environ:
-    _share = len(os.sched_getaffinity(0)) // int(os.environ["PYTEST_XDIST_WORKER_COUNT"])
+    # Only Linux tells which cores are this process's.
+    _cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    _share = _cores // int(os.environ["PYTEST_XDIST_WORKER_COUNT"])
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, _share)))
 
 import random

@@ -62,6 +62,8 @@ class _Products:
         #: Of all backends; None where a program has set one of them alone.
         self.overall = _overall()
         self.backends = [str(one.fp32_precision) for one in _backends()]
+        #: Whether the precision of all backends is restored, and what each has then; None before.
+        self._restored: tuple[bool, list[str]] | None = None
 
     @property
     def exact(self) -> bool:
@@ -75,18 +77,27 @@ class _Products:
                 backend.fp32_precision = _EXACT_BACKEND[0]
 
     def restore(self) -> None:
-        """Set what `make_exact` changed to what it was; what the program has set meanwhile stays."""
-        present = [str(one.fp32_precision) for one in _backends()]
-        if self.overall is not None and _overall() == _EXACT:
+        """Set what `make_exact` changed to what it was; what the program has set meanwhile stays.
+
+        After an interruption, a second call does the rest.
+        """
+        if self._restored is None:
+            present = [str(one.fp32_precision) for one in _backends()]
+            changed = [self.overall is not None or own not in _EXACT_BACKEND for own in self.backends]
+            before = [
+                own if change and now == _EXACT_BACKEND[0] else now
+                for change, now, own in zip(changed, present, self.backends, strict=True)
+            ]
+            self._restored = self.overall is not None and _overall() == _EXACT, before
+        all_of_them, before = self._restored
+        if all_of_them:
             # This sets each backend, too.
-            torch.set_float32_matmul_precision(self.overall)
-        for backend, now, own in zip(_backends(), present, self.backends, strict=True):
-            changed = self.overall is not None or own not in _EXACT_BACKEND
-            before = own if changed and now == _EXACT_BACKEND[0] else now
+            torch.set_float32_matmul_precision(str(self.overall))
+        for backend, own in zip(_backends(), before, strict=True):
             # A backend without a setting of its own shows that of all: with the same it had none.
             backend.fp32_precision = "none"
-            if backend.fp32_precision != before:
-                backend.fp32_precision = before
+            if backend.fp32_precision != own:
+                backend.fp32_precision = own
 
 
 def _overall() -> str | None:

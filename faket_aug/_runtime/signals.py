@@ -9,13 +9,15 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from types import FrameType
 
 #: How long the end may take after a signal, in seconds, before the process is ended all the same.
 _PATIENCE = 1.6
 
 
+#: What is done before the process is ended all the same.
+_last_acts: list[Callable[[], object]] = []
 #: The exit status of a program that a signal ends; None of others.
 _status: int | None = None
 
@@ -80,6 +82,19 @@ def signals_held_back() -> Iterator[None]:
 
 
 @contextmanager
+def done_at_a_late_end(act: Callable[[], object]) -> Iterator[None]:
+    """Let something short be done, by another thread, where the program ends while the body is in a long operation.
+
+    Then no exception reaches the body, see `signals_end_soon`.
+    """
+    _last_acts.append(act)
+    try:
+        yield
+    finally:
+        _last_acts.remove(act)
+
+
+@contextmanager
 def signals_end_soon(last_words: Callable[[int], object] = lambda number: None) -> Iterator[None]:
     """Let Ctrl-C and SIGTERM end this program within two seconds, also from an operation that takes longer.
 
@@ -121,6 +136,9 @@ def _end_late(signals: socket.socket, left: threading.Event, last_words: Callabl
             if number[0] in (signal.SIGINT, signal.SIGTERM):
                 time.sleep(_PATIENCE)
                 if not left.is_set():
+                    for act in list(_last_acts):
+                        with suppress(Exception):
+                            act()
                     last_words(number[0])
                 sys.stderr.flush()
                 os._exit(128 + number[0])

@@ -117,11 +117,14 @@ def usable_device(name: str) -> torch.device:
     Raises
     ------
     ValueError
-        If PyTorch knows no such device, or CUDA is asked for in a forked process, or there is no GPU.
+        If there is no such device here, or CUDA is asked for in a forked process.
     """
     try:
         device = torch.device(name)
-    except RuntimeError as error:
+        if device.type not in ("cpu", "cuda"):
+            # Others are known to every PyTorch, and are there with some.
+            torch.empty(1, device=device).cpu()
+    except (RuntimeError, AssertionError) as error:
         raise ValueError(f'expected `device` to be "cpu", "cuda" or "cuda:1", got {name!r}') from error
     if device.type == "cuda":
         if in_forked_process():

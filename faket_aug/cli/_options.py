@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, dataclass, replace
 from pathlib import Path
@@ -318,7 +319,7 @@ class Options:
             For a wrong value on the command line.
         """
         values = {} if config is None else _from_file(config)
-        values |= {name: from_text(SETTINGS[name], value) for name, value in given.items()}
+        values |= {name: from_text(SETTINGS[name], _said_of(name, value)) for name, value in given.items()}
         try:
             return cls(values)
         except ValueError as error:
@@ -360,6 +361,13 @@ def with_setting_names(table: Mapping[str, Any]) -> dict[str, Any]:
     if "microscope" in table and "noise" in table:
         raise ValueError("expected one `microscope`, got also `noise`, which means the same; leave one of them out")
     return {"noise" if name == "microscope" else name: one for name, one in table.items()}
+
+
+def _said_of(name: str, value: Any) -> Any:
+    """Put settings' names into what the command line says of the simulators of a mixture, see `with_setting_names`."""
+    if name != MIXTURE:
+        return value
+    return [re.sub(r"(^|,)\s*microscope\s*=", r"\1noise=", one) if isinstance(one, str) else one for one in value]
 
 
 def _from_file(path: Path) -> dict[str, Any]:

@@ -232,7 +232,10 @@ def _found(
     except FileFormatError:
         raise
     except ValueError as error:
-        raise ValueError(f"{error}, or set --volume to the tomogram, whose header says both") from error
+        # There is no option for the shape.
+        told, lacking, _ = str(error).partition("; set `shape`")
+        advice = "; set" if lacking else ", or set"
+        raise ValueError(f"{told}{advice} --volume to the tomogram, whose header says both") from error
 
 
 def _size(truth: FoundParticles, picks: FoundParticles) -> float:

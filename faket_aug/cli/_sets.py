@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from faket_aug._checks import FileFormatError
+from faket_aug._runtime.signals import done_at_a_late_end
 from faket_aug.formats._atomic import ABANDONED, make_writable_folder, remove_parts
 from faket_aug.formats._json import read_json, write_json
 from faket_aug.formats._text import shortened
@@ -19,6 +20,8 @@ from faket_aug.simulation.saving import UNFINISHED_FILE, is_whole
 
 SETTINGS_FILE = "simulation.json"
 PREVIEW_FILE = "preview.png"
+#: Within the folder of a set, deep enough that nothing in it is taken for a specimen of the set.
+COPICK_PROJECT = Path("projects") / "copick"
 #: In the folder of a set whose making stopped before a tomogram was whole: other settings may take its place.
 STOPPED_FILE = ".stopped"
 _FORMAT = 1
@@ -122,9 +125,11 @@ def open_set(
     remove_parts(folder, older_than=ABANDONED)
     # Read back, too: another shard may have begun the set with other settings at the same moment.
     differing = _differing(path, wanted, defaults or {}, renamed or {})
-    if differing and (folder / STOPPED_FILE).is_file() and not _has_whole(folder):
+    if differing and stopped_early(folder):
         _remove_unfinished(folder)
         write_json(path, {"format": _FORMAT, "options": dict(options), "settings": wanted})
+    if differing:
+        # Here, or by another shard at the same moment, settings may have taken the place of others.
         differing = _differing(path, wanted, defaults or {}, renamed or {})
     if differing:
         empty = ", or remove this one, where no tomogram is whole" if not _has_whole(folder) else ""
@@ -141,17 +146,30 @@ def _differing(path: Path, wanted: Mapping[str, Any], defaults: Mapping[str, Any
     return describe_differences(before, wanted)
 
 
+def stopped_early(folder: Path) -> bool:
+    """Tell whether the making of a set stopped before a tomogram was whole: then its settings do not count."""
+    return (folder / STOPPED_FILE).is_file() and not _has_whole(folder)
+
+
 @contextmanager
-def noting_a_stop(folder: Path) -> Iterator[None]:
-    """Note in the folder of a set if the body does not come to a tomogram, so that a corrected command may."""
-    try:
-        yield
-    except BaseException:
-        if not _has_whole(folder):
-            # On a full disk an empty file has room, as a rule.
-            with suppress(OSError):
+def noting_a_stop(folder: Path, shard: Shard) -> Iterator[None]:
+    """Note in the folder of a set if the body does not come to a tomogram, so that a corrected command may.
+
+    One of several shards notes nothing: others may be at work, whose tomograms would have other settings.
+    """
+
+    def note() -> None:
+        # On a full disk an empty file has room, as a rule.
+        with suppress(OSError):
+            if shard.of == 1 and not _has_whole(folder):
                 (folder / STOPPED_FILE).touch()
-        raise
+
+    with done_at_a_late_end(note):
+        try:
+            yield
+        except BaseException:
+            note()
+            raise
 
 
 def _tomograms(folder: Path) -> list[Path]:
@@ -163,10 +181,17 @@ def _has_whole(folder: Path) -> bool:
 
 
 def _remove_unfinished(folder: Path) -> None:
-    """Remove tomograms that are not whole: with other settings, other files may be written."""
-    for path in _tomograms(folder):
-        if (path / UNFINISHED_FILE).is_file() and not path.is_symlink():
-            shutil.rmtree(path)
+    """Remove tomograms that are not whole: with other settings, other files may be written.
+
+    So is the copick project that they are in, unless it has other runs.
+    """
+    unfinished = [path for path in _tomograms(folder) if (path / UNFINISHED_FILE).is_file() and not path.is_symlink()]
+    project = folder / COPICK_PROJECT
+    runs = {path.name for path in project.glob("ExperimentRuns/*")}
+    if project.is_dir() and not project.is_symlink() and runs <= {path.name for path in unfinished}:
+        shutil.rmtree(project)
+    for path in unfinished:
+        shutil.rmtree(path)
 
 
 def read_settings(path: Path) -> dict[str, Any]:

@@ -23,6 +23,7 @@ from faket_aug.cli._look import draw_look, look_at
 from faket_aug.cli._options import OF_STYLE, SETTINGS, Options
 from faket_aug.cli._series_checks import read_series
 from faket_aug.cli._sets import (
+    COPICK_PROJECT,
     PREVIEW_FILE,
     SETTINGS_FILE,
     Shard,
@@ -30,6 +31,7 @@ from faket_aug.cli._sets import (
     noting_a_stop,
     open_set,
     read_settings,
+    stopped_early,
     tomogram_folder,
 )
 from faket_aug.cli._source import Source, make_source
@@ -49,9 +51,8 @@ from faket_aug.style.bank import StyleBank
 from faket_aug.style.vgg19 import VGG19Features
 from faket_aug.tilts.series import TiltSeries
 
-#: Within the folder of a set: hidden, or deep enough that nothing in it is taken for a specimen of the set.
+#: Within the folder of a set: hidden, so that nothing in it is taken for a specimen of the set.
 STYLE_CACHE = ".style_cache"
-COPICK_PROJECT = Path("projects") / "copick"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -318,7 +319,7 @@ def _gone_on_with(work: Work) -> Options:
     """Return the options; a set that is older than a setting goes on as it was made."""
     path, options = work.folder / SETTINGS_FILE, work.options
     styled = styled_by_microscope(options)
-    if not path.is_file():
+    if not path.is_file() or stopped_early(work.folder):
         return styled
     kept = read_settings(path)
     made = styled.without_paths() | {"modality": styled.modality}
@@ -342,7 +343,7 @@ def _run(work: Work, progress: Callable[[int, int], None], source: Source, mixtu
     mine = work.shard.indices(count)
     left = missing(folder, count=count, shard=work.shard)
     progress(len(mine) - len(left), len(mine))
-    with noting_a_stop(folder):
+    with noting_a_stop(folder, work.shard):
         maker = _Maker(work=work, source=source, simulator=mixture.simulator(folder / STYLE_CACHE)) if left else None
         for number, index in enumerate(left, start=1):
             assert maker is not None, "there is something to make"

@@ -225,6 +225,8 @@ class Comparison:
         for name, check in (("count", check_count), ("exposure", check_positive), ("thickness", check_positive)):
             if settings.get(name) is not None:
                 check(f"microscope.{name}", settings[name])
+        if settings.get("noise_order") is not None:
+            check_count("microscope.noise_order", settings["noise_order"], zero=True)
         if settings.get("crowd") == "occupancy":
             raise ValueError(
                 'expected `microscope.crowd` to be "field", got "occupancy", which generates more particles, and the '

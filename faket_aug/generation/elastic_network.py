@@ -202,9 +202,9 @@ def conformers(
     count
         How many conformers.
     amplitude
-        Å, how far residues move: the root mean square over all of them and over many conformers. No residue moves more
-        than three times as far as the conformer's root mean square; that is smaller where the motion is almost that of
-        a loose end alone.
+        Å, how far residues move: the root mean square over all of them and over many conformers. Loose ends are held
+        back within three times the conformer's root mean square. Where the motion is almost that of a loose end alone,
+        the root mean square then is smaller.
     modes
         How many of the softest modes take part, each as much as heat moves it.
     cutoff

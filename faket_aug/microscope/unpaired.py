@@ -216,7 +216,7 @@ def _warn_of_far_rings(ctf: ContrastTransfer, pixel_size: float, known: bool) ->
     if not known and first > FIT_RANGE[1] / pixel_size:
         warnings.warn(
             f"the first zero of a defocus of {float(np.mean(ctf.defocus)):.2g} µm lies at {first:.3g} 1/Å, beyond the "
-            f"sampling of pixels of {pixel_size:g} Å: the defocus is not determined; give it as `ctf`, or use tilts "
+            f"sampling of pixels of {pixel_size:g} Å: the defocus is not determined; set `ctf` to it, or use tilts "
             "that are less binned. Tilts from a single tomogram share noise, which has the same effect (take tilts "
             "from a pair of half tomograms, see `TiltSeries.from_tomogram`)",
             stacklevel=3,

@@ -96,6 +96,10 @@ def fit_series_response(
     first = ctf if isinstance(ctf, ContrastTransfer) else ctf[0] if ctf else ContrastTransfer.within()
     exposures: Any = [exposure] * len(targets) if isinstance(target, Tensor) or np.isscalar(exposure) else exposure
     exposures = [None] * len(targets) if exposure is None else exposures
+    if len(exposures) != len(targets):
+        raise ValueError(
+            f"expected one `exposure`, or one for each of {len(targets)} measured series, got {len(exposures)}"
+        )
     scales = absolute_scales(
         spectra,
         pixel_size=pixel_size,
@@ -161,8 +165,11 @@ def masks_of(measured: Tensor | Sequence[Tensor | None] | None, targets: Sequenc
 
 def _sorted_exposure(exposure: Exposure, tilt_angles: Angles) -> FloatArray | float | None:
     """Sort the exposures by angle, as spectra are; of tilts at the same angle the first is used."""
-    if exposure is None or isinstance(exposure, int | float):
-        return exposure
+    if exposure is None:
+        return None
+    if np.ndim(exposure) == 0:
+        check_positive("exposure", float(cast("float", exposure)))
+        return float(cast("float", exposure))
     values, angles = np.asarray(exposure, dtype=np.float64), as_tilt_angles(tilt_angles)
     if values.shape != angles.shape or not np.isfinite(values).all() or (values <= 0).any():
         raise ValueError(

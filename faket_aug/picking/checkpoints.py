@@ -119,8 +119,7 @@ def read_state(path: Path) -> dict[str, Any]:
         known = state["format"] in _FORMATS
     except Exception as error:
         raise ValueError(
-            f"{path}: expected a checkpoint, got another or a damaged file ({type(error).__name__}); remove it, or set "
-            "`resume=False`"
+            f"{path}: expected a checkpoint, got another or a damaged file ({type(error).__name__}); remove it"
         ) from error
     if not known:
         raise ValueError(f"{path}: expected a checkpoint of format {_FORMATS[-1]}, got {state['format']!r}")
@@ -128,7 +127,7 @@ def read_state(path: Path) -> dict[str, Any]:
 
 
 def read_checkpoint(folder: Path) -> dict[str, Any]:
-    """Read `checkpoint.pt`; if it is damaged, the one before it, with a warning.
+    """Read `checkpoint.pt`; if it is damaged or missing, the one before it, with a warning.
 
     Raises
     ------
@@ -138,14 +137,15 @@ def read_checkpoint(folder: Path) -> dict[str, Any]:
     path, before = folder / CHECKPOINT, folder / PREVIOUS
     try:
         return read_state(path)
-    except ValueError as error:
+    except (FileNotFoundError, ValueError) as error:
         if not before.is_file():
             raise
         try:
             state = read_state(before)
         except ValueError:
             raise error from None
-        warnings.warn(f"{error}; the training goes on from {before.name}", stacklevel=4)
+        told = str(error).partition("; ")[0]
+        warnings.warn(f"{told}; the training goes on from {before.name}", stacklevel=4)
         return state
 
 

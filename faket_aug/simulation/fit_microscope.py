@@ -314,8 +314,8 @@ def fit_microscope(
             check_positive(name, value)
     if crowd == "occupancy" and not hasattr(specimens, "scaled"):
         raise ValueError(
-            'expected specimens of a `GrandModelGenerator` for `crowd="occupancy"`, which makes more of their '
-            f'particles, got {type(specimens).__name__}; set `crowd` to "field"'
+            'expected specimens of a `GrandModelGenerator` for `crowd` "occupancy", which makes more of their '
+            f'particles, got {"the built-in ones" if built_in else type(specimens).__name__}; set `crowd` to "field"'
         )
     order = {} if noise_order is None else {"order": noise_order, "power_order": noise_order}
     factor, noise = 1.0, None

@@ -118,6 +118,11 @@ class VariedSimulator:
         """The intra-op threads of all simulators."""
         return self.simulators[0].threads
 
+    @property
+    def draws_flavours(self) -> bool:
+        """Whether the flavour of a tomogram is drawn, in any epoch."""
+        return any(of.flavour for schedule in self._variations for of in schedule.values())
+
     def with_settings(self, **changes: Any) -> Self:
         """Return the same with other settings of its simulators, such as `modality`; what is drawn stays.
 

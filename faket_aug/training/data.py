@@ -103,8 +103,13 @@ def with_flavour(simulator: Simulator, flavour: str) -> Simulator:
     Raises
     ------
     ValueError
-        If the simulator's own is another one.
+        If the simulator's own is another one, or drawn.
     """
+    if not isinstance(simulator, FakETSimulator) and simulator.draws_flavours:
+        raise ValueError(
+            "expected a `variation` that draws no flavours beside `flavours`, which say what the network sees, got one "
+            "that does; leave them out there"
+        )
     each = (simulator,) if isinstance(simulator, FakETSimulator) else simulator.simulators
     for kind in (kind_of(one.flavour, one.ctf_correction) for one in each):
         if kind not in (FLAVOURS[0], flavour):

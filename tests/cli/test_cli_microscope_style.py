@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import warnings
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from _helpers import noise_model, style_series
+import rich.progress  # noqa: F401 - it draws from Python's generator once, when it is imported
+from _helpers import narrow_vgg, noise_model, outcome, style_series
 
 from faket_aug.cli._options import Options
+from faket_aug.cli._sets import STOPPED_FILE
 from faket_aug.cli._simulation import styled_by_microscope
 from faket_aug.formats._json import write_json
 from faket_aug.formats.angles import write_tlt
@@ -75,6 +78,27 @@ def test_an_older_set_comes_again_as_it_was_made(tmp_path: Path, fitted: Microsc
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert styled_by_microscope(Options.read(record, {})).modality == "noisy"
+
+
+def test_a_set_that_stopped_early_is_no_older_set(
+    tmp_path: Path, fitted: MicroscopeFile, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Without `--modality noisy` the corrected command takes the style of the file, as in a new folder."""
+    path, set_ = tmp_path / "microscope.json", tmp_path / "set"
+    write_microscope(path, fitted)
+    narrow_vgg(tmp_path)
+    # A shard without a tomogram: the settings alone are written.
+    command = ["simulate", set_, "--microscope", path, "--fiducials", 1, "--shape", "16,16,16", "--shard", "2/2"]
+
+    def modality(*more: object) -> str:
+        assert outcome([*command, *more], monkeypatch, capsys)[0] == 0
+        found: str = json.loads((set_ / "simulation.json").read_text())["settings"]["modality"]
+        return found
+
+    assert modality("--modality", "noisy") == "noisy"
+    assert modality() == "noisy"
+    (set_ / STOPPED_FILE).touch()
+    assert modality("--weights", tmp_path / "narrow_vgg_0.pth") == "faket"
 
 
 def test_the_option_has_one_name(tmp_path: Path) -> None:

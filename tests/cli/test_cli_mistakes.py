@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 
 import pytest
@@ -131,7 +132,12 @@ def test_what_counts_as_aligned(tmp_path: Path) -> None:
         (["--class-table", "0=x"], "name them so, add them to --class-table,"),
         (["--membranes", "sphere=-3"], "--membranes: expected `count` to be a whole number of 0 or more, got -3"),
         (["--slab", "tilt=9"], "expected --slab with thickness, got tilt"),
+        # Options of the same names are others.
+        (["--fiducials", "density=-5"], "--fiducials: expected `density` to be more than 0, got -5.0"),
+        (["--damage", "per_tilt=3,order=wild"], "--damage: expected `order` to be one of"),
+        (["--detector", "at_nyquist=0.5,shape=-1"], "--detector: expected `shape` to be more than 0, got -1.0"),
         (["--device", "tpu"], """expected --device to be "cpu", "cuda" or "cuda:1", got 'tpu'"""),
+        (["--device", "meta"], """expected --device to be "cpu", "cuda" or "cuda:1", got 'meta'"""),
         (["--style", "bare.mrc"], "alignment_simulated.txt, found none; write one"),
     ],
     ids=lambda one: one[0] if isinstance(one, list) else "",
@@ -156,6 +162,10 @@ def test_messages_speak_of_options(
         (["--thickness", "-1"], "expected --thickness to be more than 0, got -1.0"),
         (["--exposure", "-1"], "expected --exposure to be more than 0, got -1.0"),
         (["--b-factor", "-1"], "expected --b-factor to be 0 or more, got -1.0"),
+        (
+            ["--fit-crowd", "occupancy"],
+            'for --fit-crowd "occupancy", which makes more of their particles, got the built-in ones; set --fit-crowd',
+        ),
     ],
     ids=lambda one: one[0] if isinstance(one, list) else "",
 )
@@ -181,6 +191,24 @@ def test_names_in_files_stay(
     assert in_option_names("m.json: expected `order`, set `order`", names, of_file=True) == (
         "m.json: expected `order`, set --noise-order"
     )
+    assert in_option_names("It is off. Set `order`", names, of_file=True) == "It is off. Set --noise-order"
+
+
+def test_warnings_of_a_fit_speak_of_options(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What the library takes as a transfer function, `fit` takes as a defocus."""
+    monkeypatch.chdir(tmp_path)
+    write_mrc(tmp_path / "series.mrc", _tilts(2), voxel_size=10.0)
+    write_tlt(tmp_path / "series.tlt", [0.0, 3.0])
+
+    def warned(*_: object, **__: object) -> None:
+        warnings.warn("the best defocus lies at an end; set `ctf` to another range", stacklevel=2)
+        raise ValueError("seen")
+
+    monkeypatch.setattr("faket_aug.cli._fitting.fit_microscope", warned)
+    code, _, errors = outcome(["fit", "m.json", "--style", "series.mrc", "--aligned"], monkeypatch, capsys)
+    assert (code, "set --defocus to another range" in " ".join(errors.split())) == (1, True)
 
 
 def test_angles_are_missing(

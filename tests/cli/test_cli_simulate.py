@@ -36,9 +36,9 @@ from faket_aug import (
     SimulationRecord,
     TiltSeries,
 )
-from faket_aug.cli import app
+from faket_aug.cli import _sets, app
 from faket_aug.cli._options import COMPARED, SETTINGS
-from faket_aug.cli._sets import STOPPED_FILE, Shard
+from faket_aug.cli._sets import STOPPED_FILE, Shard, open_set
 from faket_aug.formats.angles import write_tlt
 from faket_aug.formats.mrc import read_mrc, write_mrc
 from faket_aug.formats.star import read_particles_star
@@ -217,6 +217,16 @@ variation = { missing = 0.25 }
 modality = "noiseless"
 filter = "ramp"
 """
+
+
+def test_the_microscope_of_a_mixture(command: Command, refused: Command, templates: Path, tmp_path: Path) -> None:
+    """Each simulator's is said by the name that the option has, as in a file."""
+    options = [*generated(templates), "--count", 1, "--mixture", "snr=0.2", "--mixture"]
+    command("simulate", tmp_path / "set", *options, "weight=2,microscope=none")
+    made = json.loads((tmp_path / "set" / "simulation.json").read_text())["options"]["mixture"]
+    assert [one.get("weight") for one in made] == [None, 2]
+    message = refused("simulate", tmp_path / "other", *options, "microscope=gone.json")
+    assert "found none at gone.json" in message
 
 
 def test_mixture(command: Command, refused: Command, templates: Path, tmp_path: Path) -> None:
@@ -509,6 +519,62 @@ def test_a_corrected_command_after_a_full_disk(
     # Once there is a tomogram, its settings count; a stop changes nothing about it.
     (tmp_path / "set" / STOPPED_FILE).touch()
     assert "seed (5 instead of 4)" in refused("simulate", tmp_path / "set", *options, "--seed", 5)
+
+
+def test_a_copick_project_after_a_stop(
+    command: Command, refused: Command, templates: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Runs that were written before a disk was full go with their tomograms, also those of other classes."""
+
+    def failing(*_: Any, **__: Any) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    options = [*SMALL, "--snr", 0.5, "--count", 1, "--formats", "shrec,copick", "--templates"]
+    with monkeypatch.context() as patched:
+        patched.setattr(saving, "write_mrc", failing)
+        refused("simulate", tmp_path / "set", *options, templates, "--counts", "long=2")
+    project = Path("projects") / "copick"
+    assert names(tmp_path / "set" / project / "ExperimentRuns") == {"tomogram_0000"}
+    for folder in ("set", "fresh"):
+        command("simulate", tmp_path / folder, *options, templates, "--counts", "small=4")
+    found, fresh = (content(tmp_path / folder) for folder in ("set", "fresh"))
+    assert found.keys() == fresh.keys()
+    configs = [json.loads((tmp_path / one / project / "copick_config.json").read_text()) for one in ("set", "fresh")]
+    assert [one["name"] for one in configs[0]["pickable_objects"]] == ["small"]
+    assert configs[0]["pickable_objects"] == configs[1]["pickable_objects"]
+
+
+def test_shards_correct_a_set_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where another shard has put the new settings in place meanwhile, this one goes on with them."""
+    open_set(tmp_path, {"seed": 3}, {})
+    (tmp_path / STOPPED_FILE).touch()
+
+    def other_shard(folder: Path) -> bool:
+        monkeypatch.undo()
+        open_set(folder, {"seed": 4}, {})
+        return _sets.stopped_early(folder)
+
+    monkeypatch.setattr(_sets, "stopped_early", other_shard)
+    open_set(tmp_path, {"seed": 4}, {})
+    with pytest.raises(ValueError, match=r"seed \(3 instead of 4\)"):
+        open_set(tmp_path, {"seed": 3}, {})
+
+
+def test_a_shard_that_stops_notes_nothing(
+    refused: Command, templates: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Others may be at work on their first tomograms: with other settings they would be mixed."""
+
+    def failing(*_: Any, **__: Any) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    options = [*generated(templates), "--count", 2, "--shard", "1/2"]
+    with monkeypatch.context() as patched:
+        patched.setattr(saving, "write_mrc", failing)
+        refused("simulate", tmp_path / "set", *options)
+    message = refused("simulate", tmp_path / "set", *options, "--seed", 4)
+    assert "seed (4 instead of 3)" in message
+    assert "or remove this one, where no tomogram is whole" in message
 
 
 def test_a_stop_that_was_not_noted(command: Command, refused: Command, templates: Path, tmp_path: Path) -> None:

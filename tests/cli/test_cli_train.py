@@ -603,6 +603,10 @@ def test_a_failed_try_leaves_nothing_that_refuses(command: Command, templates: P
             "expected no other flavour beside --flavours, which say what the network sees, got 'low-pass'; leave "
             "--flavour and --ctf-correction out",
         ),
+        (
+            ["--templates", "TEMPLATES", "--flavours", "raw,low-pass", "--variation", "flavour=raw,low-pass"],
+            "expected a --variation that draws no flavours beside --flavours, which say what the network sees",
+        ),
         (["--templates", "TEMPLATES", "--steps", "many"], "expected --steps to be a whole number, got 'many'"),
         (["--templates", "TEMPLATES", "--widths", "4,8"], "expected --widths of three levels"),
         (["--templates", "TEMPLATES", "--precision", "float16"], "expected --precision to be one of 'auto', 'float32'"),

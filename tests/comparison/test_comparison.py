@@ -627,6 +627,7 @@ def test_the_fitted_microscope_has_settings(folders: Path, tmp_path: Path) -> No
         ("optics = { defocus = 3.0 }", "expected settings of `?microscope.optics`? to be voltage, .* got defocus"),
         ("optics = { voltage = -1.0 }", "`microscope.optics`: expected `voltage`"),
         ("thickness = 0", "expected `microscope.thickness` to be more than 0"),
+        ("noise_order = -1", "expected `microscope.noise_order` to be a whole number of 0 or more, got -1"),
         ('crowd = "occupancy"', 'expected `microscope.crowd` to be "field", got "occupancy"'),
         ("interpolated = 1", "expected `microscope.interpolated` to be true or false, got 1"),
     ):

@@ -18,6 +18,7 @@ from _helpers import blobs
 
 import faket_aug_command
 from faket_aug.cli import GO_ON
+from faket_aug.cli._sets import STOPPED_FILE
 from faket_aug.formats.mrc import write_mrc
 from faket_aug.picking.loaders import _shut_down
 from faket_aug.simulation.saving import is_whole
@@ -154,6 +155,7 @@ COMMAND = """
 import hashlib, os, signal, sys
 from pathlib import Path
 from faket_aug.cli import app, main
+from faket_aug.cli._sets import Shard, noting_a_stop
 
 number, at = int(sys.argv[1]), sys.argv[2]
 sys.argv[:] = ["faket-aug", *sys.argv[3:]]
@@ -168,9 +170,10 @@ def and_signal(descriptor):
 os.fsync = and_signal
 
 @app.command()
-def long():
-    print("busy", flush=True)
-    hashlib.pbkdf2_hmac("sha256", b"", b"", 10**9)  # one operation of minutes
+def long(folder: Path):
+    with noting_a_stop(folder, Shard()):
+        print("busy", flush=True)
+        hashlib.pbkdf2_hmac("sha256", b"", b"", 10**9)  # one operation of minutes
 
 main()
 """
@@ -268,8 +271,11 @@ def test_the_program_is_the_command_line(capsys: pytest.CaptureFixture[str], mon
 
 
 def test_a_command_ends_from_a_long_operation(tmp_path: Path) -> None:
-    """The main thread hears of a signal after its operation; the program does not wait for that."""
-    process = _start(signal.SIGTERM, "nowhere", "long", temporary=tmp_path)
+    """The main thread hears of a signal after its operation; the program does not wait for that.
+
+    That the set was stopped before it had a tomogram is noted all the same.
+    """
+    process = _start(signal.SIGTERM, "nowhere", "long", str(tmp_path), temporary=tmp_path)
     assert process.stdout is not None
     assert process.stdout.readline() == "busy\n"
     begun = time.monotonic()
@@ -278,6 +284,7 @@ def test_a_command_ends_from_a_long_operation(tmp_path: Path) -> None:
     assert time.monotonic() - begun < 8
     assert process.returncode == 143
     assert errors == "faket-aug: stopped by SIGTERM; run the same command again to finish\n"
+    assert (tmp_path / STOPPED_FILE).is_file()
 
 
 def test_workers_that_hear_nothing_are_ended() -> None:

@@ -119,6 +119,17 @@ def test_intensities_that_do_not_tell(counts: Tensor) -> None:
         _fit(counts, _clean(2), scale="voltage")
     with pytest.raises(ValueError, match="expected a positive exposure"):
         _fit(counts, _clean(2), exposure=[3.0])
+    with pytest.raises(ValueError, match=r"expected `exposure` to be more than 0, got -3\.0"):
+        _fit(counts, _clean(2), exposure=-3.0)
+    with pytest.raises(ValueError, match="expected one `exposure`, or one for each of 1 measured series, got 2"):
+        NoiseModel.fit_unpaired(
+            target=[counts],
+            clean=_clean(2),
+            tilt_angles=[ANGLES],
+            clean_angles=ANGLES,
+            pixel_size=10.0,
+            exposure=[3.0, 3.0],
+        )
 
 
 def test_the_scale_is_physical(counts: Tensor) -> None:

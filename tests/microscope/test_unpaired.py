@@ -195,7 +195,7 @@ def test_rings_beyond_the_sampling() -> None:
     """A defocus whose first zero is not in the tilts is not determined, and a warning says so."""
     target = _measured(1, defocus=1.0)
     near = ContrastTransfer(defocus=1.0, spread=0.4)
-    with pytest.warns(UserWarning, match="the defocus is not determined; give it as `ctf`"):
+    with pytest.warns(UserWarning, match="the defocus is not determined; set `ctf` to it"):
         fit_unpaired(target=target, clean=_clean(3), tilt_angles=ANGLES, pixel_size=10.0, ctf=near)
 
 

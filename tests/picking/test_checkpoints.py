@@ -85,9 +85,17 @@ def test_the_checkpoint_before_is_kept(tmp_path: Path) -> None:
     assert read_checkpoint(tmp_path)["step"] == 2
     assert read_state(tmp_path / PREVIOUS)["step"] == 1
     assert sorted(one.name for one in tmp_path.iterdir()) == [PREVIOUS, CHECKPOINT]
+    (tmp_path / CHECKPOINT).unlink()
+    with pytest.warns(
+        UserWarning, match=r"found none at .*checkpoint\.pt; the training goes on from checkpoint\.previous"
+    ):
+        assert read_checkpoint(tmp_path)["step"] == 1
     (tmp_path / CHECKPOINT).write_bytes(b"nothing")
     (tmp_path / PREVIOUS).write_bytes(b"nothing")
     with pytest.raises(ValueError, match=r"checkpoint\.pt: expected a checkpoint"):
+        read_checkpoint(tmp_path)
+    (tmp_path / CHECKPOINT).unlink()
+    with pytest.raises(FileNotFoundError, match=r"expected a checkpoint, found none at .*checkpoint\.pt"):
         read_checkpoint(tmp_path)
 
 
