@@ -7,7 +7,7 @@ import importlib.util
 import os
 import threading
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, Generic, ParamSpec, TypeVar
 
 import torch
@@ -29,9 +29,9 @@ class Kernel(Generic[P, R]):
     """A kernel for GPUs beside the plain path that it replaces.
 
     A call runs the kernel on CUDA tensors of `DTYPES` for which no gradient is recorded, if Triton is installed and
-    `FAKET_AUG_TRITON` is not 0, and the plain path elsewhere. At the first use of a dtype on a device both run on a
-    sample. If the kernel raises, or if its results differ, a warning says so, and no kernel is used on this device from
-    then on.
+    `FAKET_AUG_TRITON` is not 0, and the plain path elsewhere. At the first use of a dtype on a device both run on
+    samples. If the kernel raises, or if its results differ, a warning says so, and no kernel is used on this device
+    from then on.
 
     Parameters
     ----------
@@ -42,8 +42,9 @@ class Kernel(Generic[P, R]):
         launch alone, so that the plain path can take over where it raises.
     plain
         Does the same by PyTorch. The first argument of both is a tensor that tells device and dtype.
-    sample
-        Makes small arguments of a dtype on a device, with odd sizes, NaN and infinities.
+    samples
+        Makes small arguments of a dtype on a device, one set after the other: with even and odd sizes, for which Triton
+        compiles different code, NaN and infinities. Each call makes new ones.
     accepts
         Whether the kernel takes these arguments; by default it takes all.
     tolerance
@@ -56,11 +57,11 @@ class Kernel(Generic[P, R]):
         *,
         launch: Callable[P, R],
         plain: Callable[P, R],
-        sample: Callable[[torch.device, torch.dtype], tuple[Any, ...]],
+        samples: Callable[[torch.device, torch.dtype], Iterable[tuple[Any, ...]]],
         accepts: Callable[..., bool] | None = None,
         tolerance: float = 0.0,
     ) -> None:
-        self.name, self.sample = name, sample
+        self.name, self.samples = name, samples
         self.launch: Callable[..., R] = launch
         self.plain: Callable[..., R] = plain
         self._accepts, self._tolerance = accepts, tolerance
@@ -88,7 +89,7 @@ class Kernel(Generic[P, R]):
         return not (torch.is_grad_enabled() and any(isinstance(one, Tensor) and one.requires_grad for one in args))
 
     def _works(self, device: torch.device, dtype: torch.dtype) -> bool:
-        """Compare the kernel with the plain path on a sample, once."""
+        """Compare the kernel with the plain path on samples, once."""
         if (device, dtype) in self._checked:
             return True
         with _lock, torch.no_grad():
@@ -102,16 +103,20 @@ class Kernel(Generic[P, R]):
         return True
 
     def difference(self, device: torch.device, dtype: torch.dtype) -> str:
-        """Say how the kernel differs from the plain path on a sample; nothing where it does not."""
-        expected = self.plain(*self.sample(device, dtype))
-        try:
-            found = self.launch(*self.sample(device, dtype))
-            same = all(self._agree(a, b) for a, b in zip(_tensors(found), _tensors(expected), strict=True))
-        except torch.OutOfMemoryError:
-            raise
-        except Exception as error:
-            return self._told(error)
-        return "" if same else f"other results of `{self.name}` in {str(dtype).removeprefix('torch.')} than PyTorch's"
+        """Say how the kernel differs from the plain path on samples; nothing where it does not."""
+        for first, given in zip(self.samples(device, dtype), self.samples(device, dtype), strict=True):
+            # Either may change its arguments.
+            expected = self.plain(*first)
+            try:
+                found = self.launch(*given)
+                same = all(self._agree(a, b) for a, b in zip(_tensors(found), _tensors(expected), strict=True))
+            except torch.OutOfMemoryError:
+                raise
+            except Exception as error:
+                return self._told(error)
+            if not same:
+                return f"other results of `{self.name}` in {str(dtype).removeprefix('torch.')} than PyTorch's"
+        return ""
 
     def _agree(self, found: Tensor, expected: Tensor) -> bool:
         if found.shape != expected.shape or found.dtype != expected.dtype:

@@ -11,8 +11,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-#: Elements that one program takes, and the most channels of them.
-_TILE, _MOST_CHANNELS = 4096, 512
+#: Elements that one program takes, and the most channels of them: of all layers the same, so that little is compiled.
+_TILE, _MOST_CHANNELS = 4096, 64
 #: Elements of a tilt of which one program computes the sums, and elements that it takes at once.
 _PART, _BLOCK = 2**14, 1024
 
@@ -27,9 +27,16 @@ def _tile(channels: int) -> tuple[int, int]:
 
 
 @triton.jit
+def _own_tile(channels, ROWS: tl.constexpr, CHANNELS: tl.constexpr):
+    # Neighbouring programs take the channels of the same pixels.
+    across, number = tl.cdiv(channels, CHANNELS), tl.program_id(0)
+    return number // across * ROWS + tl.arange(0, ROWS), number % across * CHANNELS + tl.arange(0, CHANNELS)
+
+
+@triton.jit(do_not_specialize=["rows"])
 def _add_bias_relu(values, bias, rows, channels, ROWS: tl.constexpr, CHANNELS: tl.constexpr):
-    row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
-    channel = tl.program_id(1) * CHANNELS + tl.arange(0, CHANNELS)
+    row, channel = _own_tile(channels, ROWS, CHANNELS)
+    row = row.to(tl.int64)
     at = values + row[:, None] * channels + channel[None, :]
     kept = (row < rows)[:, None] & (channel < channels)[None, :]
     value = tl.load(at, mask=kept, other=0.0)
@@ -44,7 +51,7 @@ def add_bias_relu_(values: Tensor, bias: Tensor) -> Tensor:
     channels = values.shape[1]
     rows, (down, across) = values.numel() // max(channels, 1), _tile(channels)
     if rows:
-        grid = (triton.cdiv(rows, down), triton.cdiv(channels, across))
+        grid = (triton.cdiv(rows, down) * triton.cdiv(channels, across),)
         _add_bias_relu[grid](values, bias, rows, channels, ROWS=down, CHANNELS=across)
     return values
 
@@ -71,7 +78,7 @@ def add_relu_backward_(gradient: Tensor, own: Tensor, activation: Tensor) -> Ten
 # Pooling --------------------------------------------------------------------------------------------------------------
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["windows", "height", "width"])
 def _max_pool(
     images,
     pooled,
@@ -84,8 +91,7 @@ def _max_pool(
     PIXELS: tl.constexpr,
     CHANNELS: tl.constexpr,
 ):
-    window = tl.program_id(0) * PIXELS + tl.arange(0, PIXELS)
-    channel = tl.program_id(1) * CHANNELS + tl.arange(0, CHANNELS)
+    window, channel = _own_tile(channels, PIXELS, CHANNELS)
     kept = (window < windows)[:, None] & (channel < channels)[None, :]
     rows, columns = height // 2, width // 2
     x, y, image = window % columns, window // columns % rows, window // (columns * rows)
@@ -115,7 +121,7 @@ def max_pool(images: Tensor, keep_places: bool = True) -> tuple[Tensor, Tensor |
     places = torch.empty(shape, dtype=torch.uint8, device=images.device, memory_format=last) if keep_places else None
     windows, (down, across) = n * (height // 2) * (width // 2), _tile(channels)
     if pooled.numel():
-        grid = (triton.cdiv(windows, down), triton.cdiv(channels, across))
+        grid = (triton.cdiv(windows, down) * triton.cdiv(channels, across),)
         _max_pool[grid](
             images,
             pooled,
@@ -131,13 +137,12 @@ def max_pool(images: Tensor, keep_places: bool = True) -> tuple[Tensor, Tensor |
     return pooled, places
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["windows", "height", "width"])
 def _max_unpool(
     gradient, places, result, windows, height, width, channels, PIXELS: tl.constexpr, CHANNELS: tl.constexpr
 ):
     # Windows that an odd size cuts off are written, too: with 0.
-    window = tl.program_id(0) * PIXELS + tl.arange(0, PIXELS)
-    channel = tl.program_id(1) * CHANNELS + tl.arange(0, CHANNELS)
+    window, channel = _own_tile(channels, PIXELS, CHANNELS)
     kept = (window < windows)[:, None] & (channel < channels)[None, :]
     rows, columns = (height + 1) // 2, (width + 1) // 2
     x, y, image = window % columns, window // columns % rows, window // (columns * rows)
@@ -164,7 +169,7 @@ def max_unpool(gradient: Tensor, places: Tensor, height: int, width: int) -> Ten
     )
     windows, (down, across) = n * ((height + 1) // 2) * ((width + 1) // 2), _tile(channels)
     if result.numel():
-        grid = (triton.cdiv(windows, down), triton.cdiv(channels, across))
+        grid = (triton.cdiv(windows, down) * triton.cdiv(channels, across),)
         _max_unpool[grid](gradient, places, result, windows, height, width, channels, PIXELS=down, CHANNELS=across)
     return result
 
@@ -172,7 +177,7 @@ def max_unpool(gradient: Tensor, places: Tensor, height: int, width: int) -> Ten
 # Loss -----------------------------------------------------------------------------------------------------------------
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["parts"])
 def _error_sums(found, target, sums, size, parts, PART: tl.constexpr, BLOCK: tl.constexpr):
     part, tilt = tl.program_id(0), tl.program_id(1)
     start = tilt.to(tl.int64) * size
@@ -189,7 +194,7 @@ def _error_sums(found, target, sums, size, parts, PART: tl.constexpr, BLOCK: tl.
     tl.store(into + 1, tl.sum(sizes, axis=0))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["parts"])
 def _error_scales(sums, scales, parts, weight, EPS: tl.constexpr, BLOCK: tl.constexpr):
     tilt = tl.program_id(0)
     squares, sizes = tl.zeros([BLOCK], dtype=tl.float64), tl.zeros([BLOCK], dtype=tl.float64)

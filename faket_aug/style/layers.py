@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor
 
@@ -55,7 +57,11 @@ def channels_are_last(*images: Tensor) -> bool:
     return all(one.ndim == 4 and one.permute(0, 2, 3, 1).is_contiguous() for one in images)
 
 
-def odd_images(device: torch.device, dtype: torch.dtype, *, shape: tuple[int, ...] = (2, 5, 7, 9)) -> Tensor:
+#: Shapes of samples: as layers have them, and one of nothing but odd sizes.
+SAMPLE_SHAPES = ((1, 64, 6, 7), (2, 5, 7, 9))
+
+
+def odd_images(device: torch.device, dtype: torch.dtype, shape: tuple[int, ...]) -> Tensor:
     """Make images `(n, channels, y, x)`, channels last, with equal values side by side, NaN and infinities."""
     generator = torch.Generator().manual_seed(0)
     images = torch.randint(-8, 9, shape, generator=generator).to(torch.float32) / 4
@@ -74,9 +80,10 @@ def _plain_bias_relu(values: Tensor, bias: Tensor) -> Tensor:
     return values.add_(bias[:, None, None]).relu_()
 
 
-def _bias_sample(device: torch.device, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    images = odd_images(device, dtype)
-    return images, torch.linspace(-1.5, 1.5, images.shape[1]).to(device, dtype)
+def _bias_samples(device: torch.device, dtype: torch.dtype) -> Iterator[tuple[Tensor, Tensor]]:
+    for shape in SAMPLE_SHAPES:
+        bias = (torch.arange(shape[1]).remainder(11) - 5) / 4
+        yield odd_images(device, dtype, shape), bias.to(device, dtype)
 
 
 #: Add a bias `(channels,)` to images `(n, channels, y, x)`, and set what is negative to 0; in place.
@@ -84,7 +91,7 @@ add_bias_relu_ = Kernel(
     "add_bias_relu",
     launch=_launch_bias_relu,
     plain=_plain_bias_relu,
-    sample=_bias_sample,
+    samples=_bias_samples,
     accepts=lambda values, bias: channels_are_last(values) and values.dtype == bias.dtype,
 )
 
@@ -99,10 +106,11 @@ def _plain_add_relu_backward(gradient: Tensor, own: Tensor, activation: Tensor) 
     return relu_backward_(gradient.add_(own), activation)
 
 
-def _backward_sample(device: torch.device, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
-    images = odd_images(device, dtype)
-    own, activation = (images.flip(axes).contiguous(memory_format=torch.channels_last) for axes in ((1,), (2, 3)))
-    return images, own, activation
+def _backward_samples(device: torch.device, dtype: torch.dtype) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    for shape in SAMPLE_SHAPES:
+        images = odd_images(device, dtype, shape)
+        own, activation = (images.flip(axes).contiguous(memory_format=torch.channels_last) for axes in ((1,), (2, 3)))
+        yield images, own, activation
 
 
 def _accepts_backward(gradient: Tensor, own: Tensor, activation: Tensor) -> bool:
@@ -115,6 +123,6 @@ add_relu_backward_ = Kernel(
     "add_relu_backward",
     launch=_launch_add_relu_backward,
     plain=_plain_add_relu_backward,
-    sample=_backward_sample,
+    samples=_backward_samples,
     accepts=_accepts_backward,
 )

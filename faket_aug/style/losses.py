@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor
 
@@ -60,18 +62,19 @@ def _launch_slope(found: Tensor, target: Tensor, weight: float) -> Tensor:
     return kernels.error_slope(found, target, weight, _EPS)
 
 
-def _sample(device: torch.device, dtype: torch.dtype) -> tuple[Tensor, Tensor, float]:
+def _samples(device: torch.device, dtype: torch.dtype) -> Iterator[tuple[Tensor, Tensor, float]]:
     generator = torch.Generator().manual_seed(0)
-    found, target = torch.randn(2, 3, 20_001, generator=generator)
-    found[0, ::3], found[1, 7] = target[0, ::3], torch.nan
-    return found.to(device, dtype), target.to(device, dtype), 0.75
+    for size in (2**15, 20_001):
+        found, target = torch.randn(2, 3, size, generator=generator)
+        found[0, ::3], found[1, 7] = target[0, ::3], torch.nan
+        yield found.to(device, dtype), target.to(device, dtype), 0.75
 
 
 slope_of_rows = Kernel(
     "error_slope",
     launch=_launch_slope,
     plain=_plain_slope,
-    sample=_sample,
+    samples=_samples,
     accepts=lambda found, target, _: found.is_contiguous() and target.is_contiguous() and target.dtype in DTYPES,
     # Sums are taken in another order.
     tolerance=1e-5,

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
 from faket_aug._runtime.kernels import Kernel
-from faket_aug.style.layers import channels_are_last, odd_images
+from faket_aug.style.layers import SAMPLE_SHAPES, channels_are_last, odd_images
 
 MODES = ("max", "average", "l2")
 #: Factors that keep features' scale when max pooling is replaced (as in published style transfer codes).
@@ -98,24 +98,31 @@ def _launch_max_unpool(gradient: Tensor, places: Tensor, height: int, width: int
     return kernels.max_unpool(gradient, places, height, width)
 
 
-def _unpool_sample(device: torch.device, dtype: torch.dtype) -> tuple[Tensor, Tensor, int, int]:
-    gradient = odd_images(device, dtype, shape=(2, 5, 3, 4))
-    places = torch.arange(gradient.numel(), device=device).remainder(4).to(torch.uint8).view(gradient.shape)
-    return gradient, places.contiguous(memory_format=torch.channels_last), 7, 9
+def _pool_samples(device: torch.device, dtype: torch.dtype) -> Iterator[tuple[Tensor, bool]]:
+    for shape in SAMPLE_SHAPES:
+        yield odd_images(device, dtype, shape), True
+    yield odd_images(device, dtype, SAMPLE_SHAPES[0]), False
+
+
+def _unpool_samples(device: torch.device, dtype: torch.dtype) -> Iterator[tuple[Tensor, Tensor, int, int]]:
+    for n, channels, height, width in SAMPLE_SHAPES:
+        gradient = odd_images(device, dtype, (n, channels, height // 2, width // 2))
+        places = torch.arange(gradient.numel(), device=device).remainder(4).to(torch.uint8).view(gradient.shape)
+        yield gradient, places.contiguous(memory_format=torch.channels_last), height, width
 
 
 max_pool = Kernel(
     "max_pool",
     launch=_launch_max_pool,
     plain=_plain_max_pool,
-    sample=lambda device, dtype: (odd_images(device, dtype), True),
+    samples=_pool_samples,
     accepts=lambda images, _: channels_are_last(images) and _count_in_32_bits(images),
 )
 max_unpool = Kernel(
     "max_unpool",
     launch=_launch_max_unpool,
     plain=_plain_max_unpool,
-    sample=_unpool_sample,
+    samples=_unpool_samples,
     accepts=lambda gradient, places, *_: channels_are_last(gradient, places) and _count_in_32_bits(gradient, 4),
 )
 

@@ -51,7 +51,7 @@ def _kernel(launch: Launch, *, calls: list[str] | None = None, **options: Any) -
         return values * 2
 
     return Kernel(
-        "double", launch=launch, plain=plain, sample=lambda device, dtype: (torch.ones(3).to(dtype),), **options
+        "double", launch=launch, plain=plain, samples=lambda device, dtype: [(torch.ones(3).to(dtype),)], **options
     )
 
 
@@ -167,7 +167,11 @@ def test_tolerance() -> None:
 
     def result(change: Callable[[Tensor], Tensor]) -> str:
         kernel = Kernel(
-            "same", launch=change, plain=lambda v: v, sample=lambda device, dtype: (special.to(dtype),), tolerance=1e-5
+            "same",
+            launch=change,
+            plain=lambda v: v,
+            samples=lambda device, dtype: [(special.to(dtype),)],
+            tolerance=1e-5,
         )
         return kernel.difference(torch.device("cpu"), torch.float32)
 

@@ -27,7 +27,7 @@ SHAPES = [(2, 5, 7, 9), (1, 1, 2, 3), (1, 64, 6, 5), (2, 515, 3, 2), (1, 3, 1, 1
 def _images(shape: tuple[int, ...], dtype: torch.dtype, seed: int = 0) -> Tensor:
     """Make images with values that half precision adds without rounding, and NaN and infinities, if there is room."""
     if 0 not in shape and torch.Size(shape).numel() >= 20:
-        return odd_images(CPU, dtype, shape=shape).roll(seed, dims=1).contiguous(memory_format=LAST)
+        return odd_images(CPU, dtype, shape).roll(seed, dims=1).contiguous(memory_format=LAST)
     generator = torch.Generator().manual_seed(seed)
     made = torch.randint(-8, 9, shape, generator=generator).to(dtype) / 4
     return made.contiguous(memory_format=LAST)
