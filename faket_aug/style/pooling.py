@@ -14,6 +14,8 @@ from faket_aug.style.layers import SAMPLE_SHAPES, channels_are_last, odd_images
 MODES = ("max", "average", "l2")
 #: Factors that keep features' scale when max pooling is replaced (as in published style transfer codes).
 _SCALE = {"average": 2.0, "l2": 0.78}
+#: The largest offset in a window is the width of the image plus 1; from this width on 16 bits are too few.
+_INT16 = 2**15 - 1
 #: Kernels count windows in 32 bits.
 _MOST_PIXELS = 2**31
 
@@ -72,8 +74,9 @@ def _plain_max_pool(images: Tensor, keep_places: bool) -> tuple[Tensor, Tensor |
     pooled, indices = functional.max_pool2d(images, 2, return_indices=True)
     width = images.shape[-1]
     y, x = (torch.arange(size, device=pooled.device) for size in pooled.shape[-2:])
-    offsets = indices.sub_(2 * (y[:, None] * width + x))
-    return pooled, (offsets >= width).to(torch.uint8).mul_(2).add_(offsets % width == 1)
+    # From the first pixel of their window: 0, 1, width or width + 1.
+    offsets = indices.sub_(2 * (y[:, None] * width + x)).to(torch.int16 if width < _INT16 else torch.int32)
+    return pooled, offsets.sub_((offsets >= width).to(offsets.dtype).mul_(width - 2)).to(torch.uint8)
 
 
 def _plain_max_unpool(gradient: Tensor, places: Tensor, height: int, width: int) -> Tensor:
