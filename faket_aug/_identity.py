@@ -73,7 +73,7 @@ def _held(part: object) -> list[tuple[str, Any]]:
         return [(entry.name, getattr(part, entry.name)) for entry in dataclasses.fields(part) if entry.init]
     if isinstance(part, nn.Module):
         # Of the parts within, the text of the network tells what is no weight.
-        hidden = {*nn.Module().__dict__, "_own_fingerprint"}
+        hidden = {*nn.Module().__dict__, "_own_fingerprint", "_transposes"}
         own = [(name, value) for name, value in sorted(vars(part).items()) if name not in hidden]
         return [("network", repr(part)), ("weights", digest_of(part.state_dict())), *own]
     if isinstance(part, functools.partial):

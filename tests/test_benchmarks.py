@@ -86,6 +86,7 @@ def test_kept_tables(path: Path) -> None:
         ("training.py", "--modality", "noisy", "--repeats", "1", "--steps", "1", "--patches", "40"),
         ("memory.py", "--size", "64", "--depth", "20", "--tilts", "3"),
         ("denoiser.py", "--steps", "1", "--size", "64"),
+        ("kernels.py", "--device", "cpu", "--size", "64", "--repeats", "1"),
     ],
     ids=lambda command: command[0],
 )

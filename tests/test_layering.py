@@ -236,7 +236,7 @@ def test_import_is_silent(imported: dict[str, object]) -> None:
     "name",
     [
         *("torchvision", "matplotlib", "kornia", "sklearn", "copick", "skimage", "gemmi", "torch_ctf"),
-        *("faket_aug.picking", "faket_aug.cli"),
+        *("faket_aug.picking", "faket_aug.cli", "faket_aug.style.kernels", "triton"),
     ],
 )
 def test_import_leaves_out(imported: dict[str, object], name: str) -> None:

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils.data import get_worker_info
 
 from faket_aug._checks import check_count
-from faket_aug._runtime.background import MakeAhead, Stopped
+from faket_aug._runtime.background import KeptThread, MakeAhead, Stopped
 from faket_aug._runtime.distributed import current_gpu, known_ranks
 from faket_aug._runtime.memory import keep_memory
 from faket_aug._runtime.threads import DEVICE, SideStream, in_forked_process, usable_device
@@ -67,6 +67,7 @@ class PatchStream:
         self._own_passes = 0
         self._cuda_index: int | None = None
         self._side_stream = SideStream()
+        self._kept_thread = KeptThread()
         #: Where whoever reads in this process needs the items.
         self.read_on = DEVICE
         #: Whether whoever reads copes with ranks whose epochs differ in length.
@@ -214,7 +215,13 @@ class PatchStream:
         )[position.delivered :]
         left = Counter(order[:, 0].tolist())
         # A Counter keeps the order of first appearance: the order in which the tomograms are needed.
-        ahead = MakeAhead(lambda tomogram: self._make(position.epoch, tomogram), list(left))
+        # On a CPU nothing is planned, and a pass's thread has ended before workers are forked.
+        on_gpu = any(torch.device(maker.device).type == "cuda" for _, maker in self.source.makers())
+        ahead = MakeAhead(
+            lambda tomogram: self._make(position.epoch, tomogram),
+            list(left),
+            thread=self._kept_thread if on_gpu else None,
+        )
         live: dict[int, TomogramPatches] = {}
         try:
             for tomogram, patch in order.tolist():

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from faket_aug._arrays import FloatArray, IntArray
+from faket_aug._runtime.transfers import moved
 from faket_aug.generation.filaments import FilamentSpecies, draw_filament, draw_poses
 from faket_aug.generation.ice import Slab
 from faket_aug.generation.membranes import Membrane, MembraneSpecies, draw_membrane
@@ -118,6 +119,8 @@ class Assembly:
             placed = self._bind(task, species)
         else:
             placed = self._scatter(task, species)
+        # Things of one task have no voxel in common; those of the next may lie within the membranes of this one.
+        self.canvas.send_labels()
         self.wanted[species.class_name] += task.count
         self.placed[species.class_name] += placed
 
@@ -343,9 +346,13 @@ class Assembly:
 
     def add_vacuum(self, density: float) -> None:
         """Add a density outside of the ice, with edges of one voxel."""
-        z, y, x = (torch.from_numpy(part).to(self.canvas.density) for part in self.slab.heights(self.shape))
+        volume = self.canvas.density
+        heights = {
+            axis: torch.from_numpy(part) for axis, part in zip("zyx", self.slab.heights(self.shape), strict=True)
+        }
+        z, y, x = (part.to(volume.dtype) for part in moved(heights, volume.device).values())
         across = (y + x)[0]
-        for plane, height in zip(self.canvas.density, z.flatten(), strict=True):
+        for plane, height in zip(volume, z.flatten(), strict=True):
             plane += density * ((across + height).abs() - self.slab.half).clamp(0, 1)
 
 

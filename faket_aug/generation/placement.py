@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from faket_aug._arrays import FloatArray, IntArray
-from faket_aug._runtime.transfers import sent
+from faket_aug._runtime.transfers import moved
 from faket_aug.generation.ice import Slab
 from faket_aug.generation.ranges import turned_by
 from faket_aug.generation.stamp import Mask, Stamp, ball_offsets, flat_indices
@@ -119,6 +119,8 @@ class Canvas:
         self.labels = _zeros(self.shape, torch.uint8, device)
         self.instances = _zeros(self.shape, torch.int32, device)
         self._rows: list[tuple[int, FloatArray, FloatArray]] = []
+        #: Labels on their way to a GPU: flat indices, class, and row or rows.
+        self._waiting: list[tuple[Tensor, int, int | IntArray]] = []
         #: What is left of the membranes' density, a part of `density`.
         self._membranes: Tensor | None = None
 
@@ -142,16 +144,28 @@ class Canvas:
 
     def add_voxels(self, voxels: IntArray, values: FloatArray) -> None:
         """Add density `(n,)` at voxels `(3, n)` of the volume, none twice."""
-        at = sent(torch.from_numpy(flat_indices(voxels, self.shape)), self.density.device)
-        self.density.view(-1)[at] += sent(torch.from_numpy(values), self.density.device).to(self.density.dtype)
+        self._add_voxels(voxels, values)
 
     def add_membrane(self, voxels: IntArray, values: FloatArray) -> None:
         """Add a membrane's density, see `add_voxels`; `take_membrane` may remove a part of it again."""
-        self.add_voxels(voxels, values)
+        at, own = self._add_voxels(voxels, values)
         if self._membranes is None:
             self._membranes = _zeros(self.shape, torch.float32, self.density.device)
-        at = sent(torch.from_numpy(flat_indices(voxels, self.shape)), self.density.device)
-        self._membranes.view(-1)[at] += sent(torch.from_numpy(values), at.device).to(self._membranes.dtype)
+        self._membranes.view(-1)[at] += own
+
+    def _add_voxels(self, voxels: IntArray, values: FloatArray) -> tuple[Tensor, Tensor]:
+        """Add density, and return where and what, on the device."""
+        given = {"at": self._flat(voxels), "own": torch.from_numpy(values).to(self.density.dtype)}
+        at, own = moved(given, self.density.device).values()
+        at = at.long()
+        self.density.view(-1)[at] += own
+        return at, own
+
+    def _flat(self, voxels: IntArray) -> Tensor:
+        """Convert voxels `(3, n)` to flat indices, in host memory; for a GPU in 32 bits, if these suffice."""
+        flat = torch.from_numpy(flat_indices(voxels, self.shape))
+        short = self.density.is_cuda and self.density.numel() <= 2**31
+        return flat.to(torch.int32) if short else flat
 
     def take_membrane(self, center: IntArray, share: Tensor) -> None:
         """Remove fractions, a cube `(d, d, d)` around a voxel, of the remaining density of the membranes there."""
@@ -163,13 +177,31 @@ class Canvas:
         self.density[into] -= gone
 
     def add_label(self, voxels: IntArray, number: int, rows: int | IntArray) -> None:
-        """Give voxels `(3, n)` of the volume a class and a row, or each its own."""
-        at = sent(torch.from_numpy(flat_indices(voxels, self.shape)), self.labels.device)
+        """Give voxels `(3, n)` of the volume a class and a row, or each its own. On a GPU, `send_labels` does so."""
+        if self.labels.is_cuda:
+            self._waiting.append((self._flat(voxels), number, rows))
+            return
+        at = self._flat(voxels)
         self.labels.view(-1)[at] = number
-        if isinstance(rows, int):
-            self.instances.view(-1)[at] = rows
-        else:
-            self.instances.view(-1)[at] = sent(torch.from_numpy(rows), at.device).to(self.instances.dtype)
+        self.instances.view(-1)[at] = rows if isinstance(rows, int) else torch.from_numpy(rows).to(torch.int32)
+
+    def send_labels(self) -> None:
+        """Write the labels that wait for a GPU, by one copy: none of their voxels may be labelled twice."""
+        if not self._waiting:
+            return
+        counts = torch.tensor([len(at) for at, _, _ in self._waiting])
+        numbers = torch.tensor([number for _, number, _ in self._waiting], dtype=torch.uint8)
+        rows = [torch.as_tensor(rows, dtype=torch.int32).expand(len(at)) for at, _, rows in self._waiting]
+        given = {
+            "at": torch.cat([at for at, _, _ in self._waiting]),
+            "numbers": numbers.repeat_interleave(counts),
+            "rows": torch.cat(rows),
+        }
+        self._waiting.clear()
+        at, own, instances = moved(given, self.labels.device).values()
+        at = at.long()
+        self.labels.view(-1)[at] = own
+        self.instances.view(-1)[at] = instances
 
     def table(self) -> ParticleTable:
         """Make the particle table."""

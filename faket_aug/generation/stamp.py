@@ -13,7 +13,7 @@ from torch import Tensor
 
 from faket_aug._arrays import FloatArray, IntArray
 from faket_aug._checks import check_choice
-from faket_aug._runtime.transfers import sent
+from faket_aug._runtime.transfers import moved, sent
 from faket_aug.generation.ranges import turned_by
 from faket_aug.generation.templates import ParticleTemplate
 
@@ -87,11 +87,24 @@ class Stamp:
     mask_voxels: int
     volume: float
     _ball: Tensor = field(init=False, repr=False)
+    #: Half of the sizes `(x, y, z)` of `density`, in samples.
+    _halves: Tensor = field(init=False, repr=False)
+    #: Where the `offsets` lie in a cube that holds them all.
+    _into: Tensor = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
+        device = self.density.device
         # (p, 3), (x, y, z)
-        ball = torch.from_numpy(np.ascontiguousarray(self.offsets[::-1].T)).to(self.density.device, torch.float32)
-        object.__setattr__(self, "_ball", ball)
+        ball = torch.from_numpy(np.ascontiguousarray(self.offsets[::-1].T)).to(device, torch.float32)
+        halves = torch.from_numpy((np.array(self.density.shape[:1:-1]) - 1) / 2).to(torch.float32)
+        into = flat_indices(self.offsets + self._side // 2, (self._side,) * 3)
+        for name, made in (("_ball", ball), ("_halves", halves), ("_into", torch.from_numpy(into))):
+            object.__setattr__(self, name, sent(made, device))
+
+    @property
+    def _side(self) -> int:
+        """Voxels along a cube that holds all offsets."""
+        return 2 * int(self.offsets.max()) + 1
 
     @classmethod
     def of(
@@ -162,9 +175,8 @@ class Stamp:
             - scale * np.einsum("ni,nij->nj", fractions[:, ::-1], orientations)
         )
         device = self.density.device
-        matrix, to_middle = (
-            sent(torch.from_numpy(one).to(torch.float32), device) for one in (orientations * scale, shift)
-        )
+        poses = {"matrix": orientations * scale, "shift": shift}
+        matrix, to_middle = moved({n: torch.from_numpy(v).to(torch.float32) for n, v in poses.items()}, device).values()
         density = self.density.expand(len(orientations), -1, -1, -1, -1)
         if linear:
             grid = torch.matmul(self._ball, matrix) + to_middle[:, None]
@@ -173,8 +185,7 @@ class Stamp:
         places = torch.baddbmm(to_middle[..., None], matrix.mT, self._ball.T.expand(len(orientations), -1, -1))
         values = F.grid_sample(density, places.mT[:, None, None], align_corners=True)[:, :, 0, 0]
         # Position between two samples, f: what is missing there goes with f (1 - f).
-        halves = sent(torch.from_numpy((sizes - 1) / 2).to(torch.float32), device)[:, None]
-        between = places.add_(1).mul_(halves).frac_()
+        between = places.add_(1).mul_(self._halves[:, None]).frac_()
         between.addcmul_(between, between, value=-1)
         return torch.addcmul(values[:, 0], values[:, 1], between.sum(dim=1))
 
@@ -187,13 +198,12 @@ class Stamp:
         `offsets` that belong to its mask, in host memory.
         """
         size = max(1, _SAMPLES_AT_ONCE.get(self.density.device.type, 2**18) // self.offsets.shape[1])
-        side = 2 * int(self.offsets.max()) + 1
-        into = sent(torch.from_numpy(flat_indices(self.offsets + side // 2, (side,) * 3)), self.density.device)
+        side = self._side
         for start in range(0, len(orientations), size):
             values = self.turn(orientations[start : start + size], fractions[start : start + size])
             masks = (values > self.threshold).cpu().numpy()
             cubes = values.new_zeros(len(values), side**3)
-            cubes[:, into] = values
+            cubes[:, self._into] = values
             for i, cube in enumerate(cubes.view(-1, side, side, side)):
                 yield start + i, cube, np.flatnonzero(masks[i])
 

@@ -2,23 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
+from faket_aug._runtime.kernels import Kernel
+from faket_aug.style.layers import SAMPLE_SHAPES, channels_are_last, odd_images
+
 MODES = ("max", "average", "l2")
-#: The largest offset in a window is the width of the image plus 1; from this width on 16 bits are too few.
-_INT16 = 2**15 - 1
 #: Factors that keep features' scale when max pooling is replaced (as in published style transfer codes).
 _SCALE = {"average": 2.0, "l2": 0.78}
+#: The largest offset in a window is the width of the image plus 1; from this width on 16 bits are too few.
+_INT16 = 2**15 - 1
+#: Kernels count windows in 32 bits.
+_MOST_PIXELS = 2**31
 
 
 def pool(images: Tensor, mode: str) -> Tensor:
     """Pool `(n, channels, y, x)` to `(..., y // 2, x // 2)` by `"max"`, `"average"` (x 2) or `"l2"` (x 0.78)."""
     if mode == "max":
-        return functional.max_pool2d(images, 2)
+        return max_pool(images, False)[0] if images.is_cuda else functional.max_pool2d(images, 2)
     if mode == "average":
         return functional.avg_pool2d(images, 2) * _SCALE[mode]
     return functional.lp_pool2d(images, 2, 2) * _SCALE[mode]
@@ -27,7 +32,7 @@ def pool(images: Tensor, mode: str) -> Tensor:
 def pool_with_pullback(images: Tensor, mode: str) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
     """Pool as `pool` does, and return the function from gradients by the result to gradients by the images."""
     if mode == "max":
-        return _max_with_pullback(images)
+        return _max_on_a_gpu(images) if images.is_cuda else _max_with_pullback(images)
     pooled, shape, scale = pool(images, mode), images.shape, _SCALE[mode]
     if mode == "average":
         return pooled, lambda gradient: _repeat_pixels(gradient * (scale / 4), shape)
@@ -41,38 +46,92 @@ def pool_with_pullback(images: Tensor, mode: str) -> tuple[Tensor, Callable[[Ten
 
 
 def _max_with_pullback(images: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
-    """Keep the positions of the maxima, from the first pixel of their window, in two bytes each instead of eight."""
-    pooled, indices = functional.max_pool2d(images, 2, return_indices=True)
-    firsts = _first_pixels(images.shape[-1], pooled)
-    offsets = indices.sub_(firsts).to(torch.int16 if images.shape[-1] < _INT16 else torch.int64)
+    """Find the places of the maxima when they are needed: the images are kept, and places take four times as much."""
 
     def pullback(gradient: Tensor) -> Tensor:
-        if images.is_cuda:
-            return _at_maxima(gradient, offsets, images)
+        _, indices = functional.max_pool2d(images, 2, return_indices=True)
         window, step, padding, dilation = [2, 2], [2, 2], [0, 0], [1, 1]
         gradients: Tensor = torch.ops.aten.max_pool2d_with_indices_backward(
-            gradient, images, window, step, padding, dilation, False, offsets + firsts
+            gradient, images, window, step, padding, dilation, False, indices
         )
         return gradients
 
-    return pooled, pullback
+    return functional.max_pool2d(images, 2), pullback
 
 
-def _at_maxima(gradient: Tensor, offsets: Tensor, images: Tensor) -> Tensor:
-    """Put gradients at the maxima of their windows, without adding: PyTorch's kernel for GPUs adds, in any order."""
-    result = torch.zeros_like(images)
-    height, width = (2 * side for side in gradient.shape[-2:])
-    for y in (0, 1):
-        for x in (0, 1):
-            elsewhere = offsets != y * images.shape[-1] + x
-            result[..., y:height:2, x:width:2] = gradient.masked_fill(elsewhere, 0)
+def _max_on_a_gpu(images: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
+    """Keep the places of the maxima in one byte each, and add nothing: PyTorch's kernel for GPUs adds, in any order."""
+    pooled, places = max_pool(images, True)
+    assert places is not None, "they were asked for"
+    height, width = images.shape[-2:]
+    return pooled, lambda gradient: max_unpool(gradient, places, height, width)
+
+
+def _plain_max_pool(images: Tensor, keep_places: bool) -> tuple[Tensor, Tensor | None]:
+    """Pool, and find which pixel of its window each maximum is: 0 to 3, by rows."""
+    if not keep_places:
+        return functional.max_pool2d(images, 2), None
+    pooled, indices = functional.max_pool2d(images, 2, return_indices=True)
+    width = images.shape[-1]
+    y, x = (torch.arange(size, device=pooled.device) for size in pooled.shape[-2:])
+    # From the first pixel of their window: 0, 1, width or width + 1.
+    offsets = indices.sub_(2 * (y[:, None] * width + x)).to(torch.int16 if width < _INT16 else torch.int32)
+    return pooled, offsets.sub_((offsets >= width).to(offsets.dtype).mul_(width - 2)).to(torch.uint8)
+
+
+def _plain_max_unpool(gradient: Tensor, places: Tensor, height: int, width: int) -> Tensor:
+    """Put gradients at the maxima of their windows, in images of a size; all else is 0."""
+    shape, last = (*gradient.shape[:2], height, width), torch.channels_last
+    result = torch.empty(shape, dtype=gradient.dtype, device=gradient.device, memory_format=last).zero_()
+    whole = result[..., : height - height % 2, : width - width % 2]
+    for place in range(4):
+        whole[..., place // 2 :: 2, place % 2 :: 2] = gradient.masked_fill(places != place, 0)
     return result
 
 
-def _first_pixels(width: int, pooled: Tensor) -> Tensor:
-    """Return the index, in an image of this width, of the first pixel of each window."""
-    y, x = (torch.arange(size, device=pooled.device) for size in pooled.shape[-2:])
-    return 2 * (y[:, None] * width + x)
+def _launch_max_pool(images: Tensor, keep_places: bool) -> tuple[Tensor, Tensor | None]:
+    from faket_aug.style import kernels
+
+    return kernels.max_pool(images, keep_places)
+
+
+def _launch_max_unpool(gradient: Tensor, places: Tensor, height: int, width: int) -> Tensor:
+    from faket_aug.style import kernels
+
+    return kernels.max_unpool(gradient, places, height, width)
+
+
+def _pool_samples(device: torch.device, dtype: torch.dtype) -> Iterator[tuple[Tensor, bool]]:
+    for shape in SAMPLE_SHAPES:
+        yield odd_images(device, dtype, shape), True
+    yield odd_images(device, dtype, SAMPLE_SHAPES[0]), False
+
+
+def _unpool_samples(device: torch.device, dtype: torch.dtype) -> Iterator[tuple[Tensor, Tensor, int, int]]:
+    for n, channels, height, width in SAMPLE_SHAPES:
+        gradient = odd_images(device, dtype, (n, channels, height // 2, width // 2))
+        places = torch.arange(gradient.numel(), device=device).remainder(4).to(torch.uint8).view(gradient.shape)
+        yield gradient, places.contiguous(memory_format=torch.channels_last), height, width
+
+
+max_pool = Kernel(
+    "max_pool",
+    launch=_launch_max_pool,
+    plain=_plain_max_pool,
+    samples=_pool_samples,
+    accepts=lambda images, _: channels_are_last(images) and _count_in_32_bits(images),
+)
+max_unpool = Kernel(
+    "max_unpool",
+    launch=_launch_max_unpool,
+    plain=_plain_max_unpool,
+    samples=_unpool_samples,
+    accepts=lambda gradient, places, *_: channels_are_last(gradient, places) and _count_in_32_bits(gradient, 4),
+)
+
+
+def _count_in_32_bits(images: Tensor, times: int = 1) -> bool:
+    return times * images.numel() // max(images.shape[1], 1) < _MOST_PIXELS
 
 
 def _repeat_pixels(images: Tensor, shape: torch.Size) -> Tensor:

@@ -15,7 +15,8 @@ from faket_aug._masks import as_mask, eroded, filled
 from faket_aug._runtime.numerics import own_precision
 from faket_aug._runtime.transfers import sent
 from faket_aug.statistics import FULL_RANGE, scale_to_unit, value_range
-from faket_aug.style.gram import block_of, gram_matrix, gram_slope, wide
+from faket_aug.style.gram import gram_matrix, gram_slope, wide
+from faket_aug.style.losses import error_slope
 
 STYLE_LAYERS = (1, 6, 11, 20, 29)
 STYLE_WEIGHTS = (256.0, 64.0, 16.0, 4.0, 1.0)
@@ -281,10 +282,10 @@ class _Slopes(Mapping[int, Tensor]):
         found = self._found.pop(layer)  # nobody else needs it any more
         slope: Tensor | None = None
         if layer in self._grams:
-            by_gram = _error_slope(gram_matrix(found), self._grams[layer])
+            by_gram = error_slope(gram_matrix(found), self._grams[layer])
             slope = gram_slope(found, by_gram.mul_(self._style_weights[layer]))
         if layer in self._content:
-            content = _error_slope(found, self._content[layer], self._content_weight)
+            content = error_slope(found, self._content[layer], self._content_weight)
             slope = content if slope is None else slope.add_(content)
         assert slope is not None, "features are found at the layers of the loss only"
         return slope
@@ -297,33 +298,6 @@ class _Slopes(Mapping[int, Tensor]):
 
     def __len__(self) -> int:
         return len(self._layers)
-
-
-def _error_slope(found: Tensor, target: Tensor, weight: float = 1.0) -> Tensor:
-    """Derivative by `found` of `weight · Σd² / (Σ|d| + 1e-8)` of each tilt, with `d = found - target`.
-
-    The loss is that of FakET: its gradient does not depend on the scale of the layer. `found` is processed block by
-    block, so that intermediate results are never in memory as a whole.
-    """
-    # Channels are last in memory: so flattened, nothing is copied.
-    order = (0, 2, 3, 1) if found.ndim == 4 else (0, 1, 2)
-    pairs = found.permute(order).flatten(1), target.permute(order).flatten(1)
-    slope = torch.empty_like(pairs[0])
-    size = min(block_of(found), slope.shape[1])
-    buffer = slope.new_empty(size, dtype=wide(found.dtype))
-    for own, wanted, result in zip(*pairs, slope, strict=True):
-        blocks = list(zip(*(torch.split(values, size) for values in (own, wanted, result)), strict=True))
-        sums = torch.zeros(2, device=found.device, dtype=torch.float64)
-        for a, b, _ in blocks:
-            difference = buffer[: len(a)].copy_(a).sub_(b)
-            sums += torch.stack([torch.dot(difference, difference), difference.abs_().sum()])
-        total = sums[1] + _EPS
-        steep, level = (2 * weight / total).to(buffer.dtype), (weight * sums[0] / total**2).to(buffer.dtype)
-        for a, b, out in blocks:
-            difference = buffer[: len(a)].copy_(a).sub_(b)
-            out.copy_((difference * steep).sub_(difference.sign_().mul_(level)))
-    unflattened = slope.view([found.shape[axis] for axis in order])
-    return unflattened.permute(0, 3, 1, 2) if found.ndim == 4 else unflattened
 
 
 def _descend(

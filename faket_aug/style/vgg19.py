@@ -16,6 +16,7 @@ from torch.nn import functional
 from faket_aug._checks import WeightsError, check_choice
 from faket_aug._random import torch_generator, torch_seed
 from faket_aug.style.encoder import StyleEncoder
+from faket_aug.style.layers import Transposes, add_bias_relu_, add_relu_backward_, relu_backward_, unpadded
 from faket_aug.style.pooling import MODES as POOLING_MODES
 from faket_aug.style.pooling import pool, pool_with_pullback
 from faket_aug.style.weight_files import read_state_dict
@@ -82,6 +83,7 @@ class VGG19Features(StyleEncoder):
         self.precision = precision
         self.source = str(weights)
         self.convolutions = nn.ParameterDict()
+        self._transposes = Transposes()
         self.register_buffer("mean", torch.tensor(_MEAN)[:, None, None], persistent=False)
         self.register_buffer("std", torch.tensor(_STD)[:, None, None], persistent=False)
         self.mean: Tensor
@@ -224,12 +226,12 @@ class VGG19Features(StyleEncoder):
             own = gradients.get(saved.index + 1)
             if own is not None:
                 own = own.to(saved.activation.dtype)
-                gradient = own if gradient is None else gradient.add_(own)
-            if gradient is None:
-                continue
-            # The ReLU's derivative, in place: what it let through is positive.
-            torch.ops.aten.threshold_backward.grad_input(gradient, saved.activation, 0, grad_input=gradient)
-            gradient = self._convolve_backward(gradient, saved.index)
+            if gradient is not None and own is not None:
+                gradient = add_relu_backward_(gradient, own, saved.activation)
+            elif (gradient := own if gradient is None else gradient) is not None:
+                gradient = relu_backward_(gradient, saved.activation)
+            if gradient is not None:
+                gradient = self._convolve_backward(gradient, saved.index)
         if gradient is None:
             return torch.zeros(shape, device=self.mean.device)
         return gradient.float() / self.std
@@ -249,18 +251,20 @@ class VGG19Features(StyleEncoder):
         if index == 0:
             # The first layer repeats the border: zeros would draw a frame of edges around a tilt.
             images = torch.ops.aten.replication_pad2d(images, (1, 1, 1, 1))
-        result = functional.conv2d(images, weight, bias, padding=0 if index == 0 else 1)
-        return functional.relu_(result)
+        padding = 0 if index == 0 else 1
+        if images.is_cuda:
+            # There a convolution's bias is a pass of its own.
+            return add_bias_relu_(functional.conv2d(images, weight, padding=padding), bias)
+        return functional.relu_(functional.conv2d(images, weight, bias, padding=padding))
 
     def _convolve_backward(self, gradient: Tensor, index: int) -> Tensor:
         # The transpose of a convolution is one with the weights turned round.
-        weight = self.convolutions[f"weight_{index}"].flip(2, 3).transpose(0, 1)
-        weight = weight.contiguous(memory_format=torch.channels_last)
+        weight = self._transposes.of(index, self.convolutions[f"weight_{index}"])
         if index:
             return functional.conv2d(gradient, weight, padding=1)
         pulled = functional.conv2d(gradient, weight, padding=2)
         if pulled.is_cuda:
-            return _unpadded(pulled)
+            return unpadded(pulled)
         like = pulled[..., 1:-1, 1:-1]
         padded: Tensor = torch.ops.aten.replication_pad2d_backward(pulled, like, (1, 1, 1, 1))
         return padded
@@ -278,17 +282,6 @@ class VGG19Features(StyleEncoder):
                     values = values.contiguous(memory_format=torch.channels_last)
                 self.convolutions[name] = nn.Parameter(values, requires_grad=False)
         self._weights_hash = digest.hexdigest()
-
-
-def _unpadded(gradient: Tensor) -> Tensor:
-    """Return the gradient before a padding of 1 by replication: PyTorch's kernel for GPUs adds in any order."""
-    rows = gradient[..., 1:-1, :].clone()
-    rows[..., 0, :] += gradient[..., 0, :]
-    rows[..., -1, :] += gradient[..., -1, :]
-    result = rows[..., 1:-1].clone()
-    result[..., 0] += rows[..., 0]
-    result[..., -1] += rows[..., -1]
-    return result
 
 
 def cpu_has_bfloat16() -> bool:

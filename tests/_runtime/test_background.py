@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import ctypes
+import gc
 import os
+import pickle
 import signal
 import sys
 import threading
 import time
+import weakref
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,7 +18,7 @@ from typing import Any
 import pytest
 import torch
 
-from faket_aug._runtime.background import MakeAhead, Stopped, stop_all
+from faket_aug._runtime.background import KeptThread, MakeAhead, Stopped, stop_all
 
 
 def _threads() -> list[str]:
@@ -155,6 +158,105 @@ def test_the_thread_has_ended_for_the_system_too(slow_end: tuple[ctypes.CDLL, ct
     assert Path(f"/proc/self/task/{thread}").exists()
     ahead.close()
     assert not Path(f"/proc/self/task/{thread}").exists()
+
+
+def _numbers_of_threads(kept: KeptThread, keys: list[int]) -> list[int]:
+    """Make the number of the thread for each key."""
+    ahead = MakeAhead(lambda _: threading.get_native_id(), keys, thread=kept)
+    found = [ahead.take() for _ in keys]
+    ahead.close()
+    return found
+
+
+def test_a_kept_thread_works_for_one_pass_after_the_other() -> None:
+    """Passes that run to their end share a thread; it ends, for the system too, with whoever keeps it."""
+    kept = KeptThread()
+    first, second = _numbers_of_threads(kept, [1, 2, 3]), _numbers_of_threads(kept, [4])
+    assert set(first) == set(second)
+    assert len(_threads()) == 1
+    del kept
+    assert _threads() == []
+    assert not Path(f"/proc/self/task/{first[0]}").exists()
+
+
+def test_a_kept_thread_ends_with_a_pass_that_is_stopped() -> None:
+    """A pass that is broken off leaves no thread, kept or not; the next one begins another."""
+    kept = KeptThread()
+    MakeAhead(lambda key: key, [], thread=kept).close()
+    assert _threads() == []
+    ahead = MakeAhead(lambda key: key, [1, 2, 3], thread=kept)
+    assert ahead.take() == 1
+    ahead.close()
+    assert _threads() == []
+    assert _numbers_of_threads(kept, [1])
+    begun = threading.Event()
+
+    def make(key: int) -> int:
+        begun.set()
+        for _ in range(3000):
+            time.sleep(0.02)
+        return key
+
+    ahead = MakeAhead(make, [7], thread=kept)
+    assert begun.wait(5)
+    ahead.close()
+    assert _threads() == []
+    assert _numbers_of_threads(kept, [1, 2])
+
+
+def test_passes_at_once_have_their_own_threads() -> None:
+    """A second pass while the first one runs does not wait for it."""
+    kept = KeptThread()
+    first = MakeAhead(lambda _: threading.get_native_id(), [1, 2], thread=kept)
+    second = MakeAhead(lambda _: threading.get_native_id(), [1, 2], thread=kept)
+    numbers = [[ahead.take() for _ in range(2)] for ahead in (first, second)]
+    assert len({*numbers[0], *numbers[1]}) == 2
+    for ahead in (second, first):
+        ahead.close()
+    assert len(_threads()) == 1
+    assert _numbers_of_threads(kept, [1]) == numbers[0][:1]
+
+
+def test_a_kept_thread_holds_nothing_while_it_waits() -> None:
+    """What made the values of a pass that has ended is free."""
+    kept = KeptThread()
+
+    class Maker:
+        def __call__(self, key: int) -> int:
+            return key
+
+    maker = Maker()
+    seen = weakref.ref(maker)
+    ahead = MakeAhead(maker, [1], thread=kept)
+    assert ahead.take() == 1
+    ahead.close()
+    del maker, ahead
+    deadline = time.monotonic() + 5
+    while seen() is not None and time.monotonic() < deadline:
+        time.sleep(1e-3)
+        gc.collect()
+    assert seen() is None
+    assert len(_threads()) == 1
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+@pytest.mark.filterwarnings("ignore:.*multi-threaded:DeprecationWarning")
+def test_a_kept_thread_of_the_parent_is_no_thread_of_a_forked_process() -> None:
+    """A forked process, and a copy, begin their own thread; that of the parent goes on."""
+    kept = KeptThread()
+    own = _numbers_of_threads(kept, [1])
+    child = os.fork()
+    if child == 0:
+        signal.alarm(20)
+        try:
+            found = _numbers_of_threads(kept, [1])
+            del kept
+            os._exit(0 if found != own and not _threads() else 2)
+        except BaseException:  # the test must not go on in two processes
+            os._exit(1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    assert _numbers_of_threads(pickle.loads(pickle.dumps(kept)), [1]) != own
+    assert _numbers_of_threads(kept, [1]) == own
 
 
 def _send_and_end(queue: Any) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import gc
 import pickle
 import threading
 from collections import Counter
@@ -691,6 +692,34 @@ def test_cuda_gives_the_same_items(item_device: str, augmentation: PatchAugmenta
         torch.testing.assert_close(a["image"].cpu(), b["image"], atol=1e-3, rtol=1e-3)
         assert torch.equal(a["label"].cpu(), b["label"])
         assert a["index"] == b["index"]
+
+
+@pytest.mark.gpu
+def test_passes_on_a_gpu_share_a_thread() -> None:
+    """One thread makes the tomograms of all passes; it ends with a pass that is broken off, and with the dataset."""
+
+    def threads() -> list[int | None]:
+        return [one.native_id for one in threading.enumerate() if one.name == "faket_aug_ahead"]
+
+    before = threads()
+    data = dataset(simulator("noiseless", device="cuda"))
+    kept = []
+    for epoch in range(3):
+        data.set_epoch(epoch)
+        assert len(list(data)) == len(data)
+        kept.append([one for one in threads() if one not in before])
+    assert len(kept[0]) == 1
+    assert kept == kept[:1] * 3
+    broken = iter(data)
+    next(broken)
+    del broken
+    assert threads() == before
+    data.set_epoch(0)
+    list(data)
+    assert len(threads()) == len(before) + 1
+    del data
+    gc.collect()
+    assert threads() == before
 
 
 @pytest.mark.gpu

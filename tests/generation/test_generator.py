@@ -531,6 +531,7 @@ def test_cuda_makes_the_same_specimen() -> None:
     assert np.allclose(a.particles.positions, b.particles.positions)
     assert correlation(a.density, b.density.cpu()) > 0.9999
     assert float((a.labels != b.labels.cpu()).double().mean()) < 1e-4
+    assert float((a.instances != b.instances.cpu()).double().mean()) < 1e-4
 
 
 def test_generating_is_silent(capsys: pytest.CaptureFixture[str]) -> None:

@@ -290,6 +290,21 @@ def test_cubes_are_cut_at_the_edge() -> None:
     assert torch.equal(canvas.density[0:2, 3:5, 2:5], 2 * cube[1:, :2])
 
 
+def test_labels_that_wait_are_those_of_a_cpu() -> None:
+    """What a GPU is sent at once, with a class and a row for each voxel, is what a CPU writes one after the other."""
+    told = [([0, 1, 5], 3, 1), ([7, 8], 4, np.array([2, 3])), ([11], 255, 70_000)]
+    canvas, waiting = Canvas((2, 3, 4)), Canvas((2, 3, 4))
+    for at, number, rows in told:
+        voxels = np.stack(np.unravel_index(at, canvas.shape))
+        canvas.add_label(voxels, number, rows)
+        waiting._waiting.append((torch.tensor(at, dtype=torch.int32), number, rows))
+    for _ in range(2):
+        waiting.send_labels()
+        assert torch.equal(waiting.labels, canvas.labels)
+        assert torch.equal(waiting.instances, canvas.instances)
+    assert canvas.instances.flatten().tolist()[5:12] == [1, 0, 2, 3, 0, 0, 70_000]
+
+
 def test_templates_placed_again() -> None:
     """Density from a table: the sum of the formulas, also where particles overlap or reach over the edge."""
     shape, draw = (30, 44, 52), np.random.default_rng(0)

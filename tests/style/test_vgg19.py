@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import math
 import os
@@ -16,7 +17,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from faket_aug._checks import WeightsError
-from faket_aug.style import vgg19, weight_files
+from faket_aug.style import weight_files
+from faket_aug.style.layers import unpadded
 from faket_aug.style.vgg19 import CONVOLUTIONS, POOLINGS, RELUS, VGG19Features
 
 State = dict[str, Tensor]
@@ -183,6 +185,28 @@ def test_pullback_is_the_derivative(narrow: Path, pooling: str, layers: tuple[in
     assert gradient.shape == images.shape
     assert gradient.dtype == torch.float32
     torch.testing.assert_close(gradient, expected, rtol=1e-4, atol=1e-5 * float(expected.abs().max()))
+
+
+def test_turned_weights_are_kept(narrow: Path) -> None:
+    """Weights are turned once; copies and other values are not taken for them, and nothing of it travels."""
+    features, images = VGG19Features(narrow), _images(1, 3, 16, 16)
+    before, size = features.fingerprint, len(pickle.dumps(features))
+
+    def slope(of: VGG19Features) -> Tensor:
+        found, pullback = of.forward_and_pullback(images, [6])
+        return pullback({6: torch.ones_like(found[6])})
+
+    first = slope(features)
+    kept = features._transposes.of(0, features.convolutions["weight_0"])
+    assert torch.equal(slope(features), first)
+    assert features._transposes.of(0, features.convolutions["weight_0"]) is kept
+    assert (features.fingerprint, len(pickle.dumps(features))) == (before, size)
+    assert torch.equal(slope(pickle.loads(pickle.dumps(features))), first)
+    assert torch.equal(slope(copy.deepcopy(features)), first)
+    with torch.no_grad():
+        features.convolutions["weight_0"].mul_(2)
+    assert not torch.equal(slope(features), first)
+    assert torch.equal(slope(copy.deepcopy(features).double().float()), slope(features))
 
 
 def test_pullback_of_some_layers(narrow: Path) -> None:
@@ -574,7 +598,7 @@ def test_a_gpus_derivative_of_the_padding(shape: tuple[int, ...]) -> None:
     gradient = _images(*shape)
     like = gradient[..., 1:-1, 1:-1]
     expected = torch.ops.aten.replication_pad2d_backward(gradient, like, (1, 1, 1, 1))
-    torch.testing.assert_close(vgg19._unpadded(gradient), expected)
+    torch.testing.assert_close(unpadded(gradient), expected)
 
 
 def _features_on_the_gpu(narrow: Path, layers: list[int]) -> list[tuple[Tensor, Tensor]]:
