@@ -32,6 +32,9 @@ _CONTRASTS = (0.04, 0.1)
 _ROUNDS = 4
 #: By what fraction the amount of matter differs from one series to the next.
 _SHARE_ERROR = 0.3
+#: What a medium explains counts by this fraction less than what the specimens explain: otherwise media, which can be
+#: combined to almost any spectrum, would stand for matter that is like the specimens.
+_OTHERWISE = 0.05
 #: The crowd fills at most this fraction of the volume.
 _FULLEST = 0.5
 #: 1/Å. Frequencies at which the crowd is compared with the specimens to find its mass. Below them membranes, beads, the
@@ -53,12 +56,15 @@ class Matter:
         Potential of matter without gaps above ice, V; 0 if it is not known. Then particles do not displace the crowd.
     interpolated
         Whether projections are as `project` makes them, with a loss across the axis.
+    reach
+        Voxels, how wide the specimens are across the axis, if there is nothing beyond; None if they go on.
     """
 
     depth: float
     thickness: FloatArray | None = None
     solid: float = 0.0
     interpolated: bool = True
+    reach: float | None = None
 
     def __post_init__(self) -> None:
         check_positive("depth", self.depth)
@@ -90,12 +96,15 @@ class AbsoluteFit(PowerFit):
         scales: Sequence[AbsoluteScale],
         widths: Sequence[int],
         matter: Matter,
+        specimens: int = 1,
     ) -> None:
         super().__init__(data, ctfs, pixel_size)
         self._matter = matter
         self._tilt_2, self._tilt_4, self._logs = _common_curve(targets, scales)
         tilts = [
-            CrowdTilts.of(one.tilt_angles, pixel_size=pixel_size, depth=matter.whole, width=width)
+            CrowdTilts.of(
+                one.tilt_angles, pixel_size=pixel_size, depth=matter.whole, width=width, reach=matter.reach
+            )
             for one, width in zip(targets, widths, strict=True)
         ]
         #: The power of the specimens' kind, and of each medium with a variance of 1 V²: `(kind, pair, ring)`, ...
@@ -118,6 +127,9 @@ class AbsoluteFit(PowerFit):
             [(p.clean_power / d[:, None]).mean(axis=0) for p, d in zip(data, path, strict=True)], axis=0
         )
         self._own *= pixel_size**3
+        #: `(ring,)`, the relative error of the matter's power over the specimens': both are samples of their kind.
+        modes = np.mean([one.shared_counts for one in targets], axis=0)
+        self._chance = np.sqrt((1 / len(targets) + 1 / max(specimens, 1)) / np.maximum(modes, 1.0))
         self._pixel_size = pixel_size
         self._pairs = sum(len(pairs.u) for pairs in data)
 
@@ -161,6 +173,9 @@ class AbsoluteFit(PowerFit):
             design = (self._shared[index][:, keep][:, :, self._rings] * weight).reshape(kinds, -1)
             normal[index] = design @ design.T
             right[index] = design @ (pairs.shared[keep][:, self._rings] / error).ravel()
+        # All matter is like the specimens, unless the data say otherwise.
+        each = np.arange(1, kinds)
+        normal[:, each, each] *= 1 + _OTHERWISE
         shares = np.ones(series)
         amounts = _least_squares(normal.sum(axis=0), right.sum(axis=0))
         # One matter, more of it here and less of it there: otherwise the defocus of each series would make up for that.
@@ -175,11 +190,16 @@ class AbsoluteFit(PowerFit):
     def _residuals(self, parameters: FloatArray, left_out: int | None) -> FloatArray:
         amounts, shares = self._amounts(parameters, left_out)
         parts = [self._unusual(parameters), (shares - 1) / _SHARE_ERROR]
+        other = np.zeros(len(amounts) - 1)
         for index, pairs in enumerate(self._data):
             keep = self._kept(index, left_out)
             matter = np.tensordot(amounts * shares[index], self._shared[index][:, keep][:, :, self._rings], 1)
             expected = matter * self._gain(parameters, pairs.u[keep], index) ** 2
             parts.append(((expected - pairs.shared[keep][:, self._rings]) / pairs.error[keep][:, self._rings]).ravel())
+            weight = self._gain(parameters, pairs.u[keep], index) ** 2 / pairs.error[keep][:, self._rings]
+            own = self._shared[index][1:, keep][:, :, self._rings] * weight * shares[index]
+            other += (own.reshape(len(other), -1) ** 2).sum(axis=1)
+        parts.append(np.sqrt(_OTHERWISE * other) * amounts[1:])
         return np.concatenate(parts)
 
     def _unusual(self, parameters: FloatArray) -> FloatArray:
@@ -219,7 +239,8 @@ class AbsoluteFit(PowerFit):
             displaced, mean = thinned, thinned * self._matter.solid
         # Powers of interpolated projections have lost some: so will the crowd's.
         lost = interpolation_loss(RINGS) if self._matter.interpolated else np.ones(len(RINGS))
-        rest = np.maximum(total - (1 - displaced) ** 2 * self._own, 0.0) / lost
+        own = (1 - displaced) ** 2 * self._own
+        rest = self._beyond_chance(total, own) / lost
         if self._matter.solid:
             # The crowd has less room: where particles are, there is none.
             rest /= 1 - min(self._density / self._matter.solid, _FULLEST)
@@ -240,6 +261,15 @@ class AbsoluteFit(PowerFit):
             solid=self._matter.solid,
             **deeper,
         )
+
+    def _beyond_chance(self, total: FloatArray, own: FloatArray) -> FloatArray:
+        """What all matter has more than the specimens, less what two samples of one kind differ by, `(ring,)`."""
+        more = np.maximum(total - own, 0.0)
+        error = self._chance * own
+        # The positive part of Stein's estimate: what is many times its error stays, what is less is 0.
+        beyond = np.divide(error, more, out=np.ones_like(more), where=more > 0)
+        result: FloatArray = more * np.maximum(1 - beyond**2, 0.0)
+        return result
 
     def _thinned(self, total: FloatArray) -> float:
         """The contrast that the specimens lose to what is between them, as large structures tell: 0 to `_FULLEST`.

@@ -266,7 +266,15 @@ class CrowdTilts:
     shared: FloatArray
 
     @classmethod
-    def of(cls, tilt_angles: Angles, *, pixel_size: float, depth: float | FloatArray, width: int) -> CrowdTilts:
+    def of(
+        cls,
+        tilt_angles: Angles,
+        *,
+        pixel_size: float,
+        depth: float | FloatArray,
+        width: int,
+        reach: float | None = None,
+    ) -> CrowdTilts:
         """Compute the powers.
 
         Parameters
@@ -276,10 +284,12 @@ class CrowdTilts:
         pixel_size
             Å, of pixels and voxels.
         depth
-            Voxels, how deep the crowd is, or `(ring,)`, at each frequency. Across the tilt axis it goes on beyond the
-            image.
+            Voxels, how deep the crowd is, or `(ring,)`, at each frequency.
         width
             Pixels of the image across the axis.
+        reach
+            Voxels: how wide the crowd is across the axis. At high tilts such an image shows its sides. By default it
+            goes on beyond the image.
         """
         angles = as_tilt_angles(tilt_angles)
         media = np.stack([medium(RINGS / pixel_size, length) for length in LENGTHS]) / pixel_size**3
@@ -288,8 +298,20 @@ class CrowdTilts:
         step = float(np.median(np.diff(angles))) if len(angles) > 1 else LINE_STEP
         line = LINE * min(1.0, LINE_STEP / step)
         common = np.array([_overlap(*pair, deep, width, line) for pair in pairwise(angles)]).reshape(-1, len(RINGS))
+        if reach is not None:
+            path *= np.array([_covered(angle, float(deep.max()), width, reach) for angle in angles])[:, None]
         between = np.sqrt(path[1:] * path[:-1])
         return cls(power=media[:, None] * path, shared=media[:, None] * (between * common))
+
+
+def _covered(angle: float, depth: float, width: int, reach: float) -> float:
+    """How much of the way through a slab lies within a box, in the mean over an image that is as wide as the box."""
+    window = fade(width, torch.device("cpu")).numpy().astype(np.float64) ** 2
+    place = (np.arange(width) - (width - 1) / 2) * (reach / width)
+    height = np.linspace(-0.5, 0.5, _SAMPLES) * depth
+    theta = np.deg2rad(angle)
+    inside = np.abs(place[:, None] - height * np.sin(theta)) <= reach / 2 * abs(np.cos(theta))
+    return float(window @ inside.mean(axis=1) / window.sum())
 
 
 def _overlap(before: float, after: float, depth: FloatArray, width: int, line: float) -> FloatArray:

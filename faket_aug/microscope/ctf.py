@@ -163,6 +163,21 @@ class ContrastTransfer:
         defocus = defocus + generator.uniform(-1, 1) * self.spread + generator.standard_normal(count) * self.jitter
         return replace(self, defocus=tuple(defocus.tolist()), spread=0.0, jitter=0.0)
 
+    def amplitude_part(self, frequencies: Tensor | FloatArray, tilt: int = 0) -> Tensor:
+        """Compute the part of `curve` that is amplitude contrast, `a cos(χ)`; the rest is phase contrast, `sin(χ)`.
+
+        Parameters
+        ----------
+        frequencies, tilt
+            As for `curve`.
+
+        Returns
+        -------
+        The part in the shape of the frequencies, float64.
+        """
+        phase = replace(self, amplitude_contrast=0.0).curve(frequencies, tilt)
+        return self.curve(frequencies, tilt) - math.sqrt(1 - self.amplitude_contrast**2) * phase
+
     def curve(self, frequencies: Tensor | FloatArray, tilt: int = 0) -> Tensor:
         """Compute the function along a radius. Astigmatism is left out.
 

@@ -283,6 +283,7 @@ class NoiseModel(ABC):
         thickness: float | None = None,
         solid: float = 0.0,
         interpolated: bool = True,
+        extend: str = "wrap",
         measured: Tensor | Sequence[Tensor | None] | None = None,
     ) -> ResponseNoise:
         """Fit transfer function, noise spectrum and means to measured tilts of unknown specimens.
@@ -327,6 +328,9 @@ class NoiseModel(ABC):
         interpolated
             Whether the clean tilts are as `project` makes them. If they were given back what interpolation takes
             (`tomography.interpolation`), simulated tilts get it back, too.
+        extend
+            What lies beside the specimens of the clean projections and of the simulated tilts, see `project`. With
+            `"zero"` the crowd ends where they end, and tilts at high angles show less of it.
         measured
             Which pixels of the targets count, as for `fit`.
 
@@ -356,6 +360,7 @@ class NoiseModel(ABC):
             thickness=thickness,
             solid=solid,
             interpolated=interpolated,
+            extend=extend,
             measured=measured,
         )
         return ResponseNoise(

@@ -192,8 +192,10 @@ class MicroscopeResponse:
         noise_scale
             Factor on the noise.
         by_intensity
-            Whether the scale of the gain is absolute, so that it tells the intensity. Then dark matter absorbs by the
-            exponential law (no intensity is negative), and the variance of the noise follows the local intensity.
+            Whether the scale of the gain is absolute, so that it tells the intensity. Then matter absorbs by the
+            exponential law: the amplitude contrast of the transfer function is the logarithm of what passes, and the
+            phase contrast is relative to that. No intensity is negative, and the variance of the noise follows the
+            local intensity.
 
         Returns
         -------
@@ -206,6 +208,7 @@ class MicroscopeResponse:
         grid = PaddedGrid(shape, self.ctf.reach(self.pixel_size), clean.device)
         self.ctf.check_sampling(self.pixel_size, min(grid.shape))
         transfer = self.ctf.curve(grid.radius / self.pixel_size)
+        absorbing = self.ctf.amplitude_part(grid.radius / self.pixel_size) if by_intensity else None
         u = self._u(angles)
         scale, falloff, slope = self.envelope.scale(u), self.envelope.falloff(u), self.envelope.slope(u)
         power = self.noise_power(angles)
@@ -213,11 +216,13 @@ class MicroscopeResponse:
         result = torch.empty_like(clean)
         for tilt in range(clean.shape[0]):
             falling = torch.exp(-float(falloff[tilt]) * grid.radius**2 - float(slope[tilt]) * grid.radius)
-            signal = grid.filtered(clean[tilt], transfer * falling * float(scale[tilt]))
+            falling *= float(scale[tilt])
+            signal = grid.filtered(clean[tilt], transfer * falling)
             colour = radial_filter(np.sqrt(power[tilt]) * noise_scale, shape, clean.device).to(clean.dtype)
             grain = torch.fft.irfft2(torch.fft.rfft2(noise[tilt]) * colour, s=shape)
-            if by_intensity:
-                signal, grain = _counted(signal, grain, float(intensity[tilt]))
+            if absorbing is not None:
+                absorbed = grid.filtered(clean[tilt], absorbing * falling)
+                signal, grain = _counted(signal, absorbed, grain, float(intensity[tilt]))
             total = signal + grain
             result[tilt] = total - total.mean()
         return result
@@ -291,8 +296,9 @@ class MicroscopeResponse:
             raise ValueError(f"expected the numbers of a microscope's response, got others: {error}") from error
 
 
-def _counted(signal: Tensor, noise: Tensor, intensity: float) -> tuple[Tensor, Tensor]:
-    """Let dark matter absorb exponentially, and the noise follow the local intensity, as counted electrons have it."""
-    relative = signal / intensity
-    absorbed = torch.where(relative < 0, torch.expm1(relative), relative)
-    return absorbed * intensity, noise * (1 + absorbed).clamp(min=0).sqrt()
+def _counted(signal: Tensor, absorbed: Tensor, noise: Tensor, intensity: float) -> tuple[Tensor, Tensor]:
+    """Let matter absorb exponentially, and the noise follow the local intensity, as counted electrons have it."""
+    passing = torch.exp(absorbed / intensity)
+    # Phase contrast only moves electrons that have passed; it stays linear.
+    local = passing * (1 + (signal - absorbed) / intensity).clamp(min=0)
+    return (local - 1) * intensity, noise * local.sqrt()

@@ -147,6 +147,7 @@ def fit_response(
             scales=scales,
             widths=widths,
             matter=matter,
+            specimens=min(len(own) for own in cleans),
         )
     else:
         fit = PowerFit(data, _microscopes(ctf, len(targets)), pixel_size)

@@ -22,6 +22,7 @@ from faket_aug.microscope.noise_curves import SeriesNoise, check_order, series_o
 from faket_aug.microscope.spectra import RINGS, matching_spectra, sorted_spectra
 from faket_aug.microscope.thickness import MatterThickness, matter_thickness
 from faket_aug.microscope.unpaired import ResponseFit, fit_response
+from faket_aug.tomography.projection import EXTENDS
 
 #: e⁻/Å² of each tilt, or of every tilt.
 Exposure = FloatArray | Sequence[float] | float | None
@@ -72,6 +73,7 @@ def fit_series_response(
     thickness: float | None,
     solid: float,
     interpolated: bool,
+    extend: str,
     measured: Tensor | Sequence[Tensor | None] | None,
 ) -> FittedSeries:
     """Carry out `NoiseModel.fit_unpaired`, which describes the parameters, warnings and errors."""
@@ -93,6 +95,7 @@ def fit_series_response(
         check_order(one_order, [one.tilt_angles for one in spectra if len(one.tilt_angles) > 1])
     if scale is not None:
         check_choice("scale", scale, SCALE_SOURCES)
+    check_choice("extend", extend, EXTENDS)
     first = ctf if isinstance(ctf, ContrastTransfer) else ctf[0] if ctf else ContrastTransfer.within()
     exposures: Any = [exposure] * len(targets) if isinstance(target, Tensor) or np.isscalar(exposure) else exposure
     exposures = [None] * len(targets) if exposure is None else exposures
@@ -122,6 +125,7 @@ def fit_series_response(
     found = _thicknesses(targets, angles, masks) if absolute and thickness is None else []
     depth = max([one.shape[-1] / 4 for one in cleans], default=1.0) if depth is None else depth
     whole = _whole_depth(found, thickness, depth)
+    reach = float(min(one.shape[-1] for one in cleans)) if extend == "zero" and cleans else None
     fit = fit_response(
         spectra,
         matching_spectra(cleans, others, spectra, limits),
@@ -129,7 +133,7 @@ def fit_series_response(
         ctf=ctf,
         order=power_order,
         scales=scales,
-        matter=Matter(depth=depth, thickness=whole, solid=solid, interpolated=interpolated),
+        matter=Matter(depth=depth, thickness=whole, solid=solid, interpolated=interpolated, reach=reach),
         widths=[int(one.shape[-1]) for one in targets],
     )
     series = tuple(series_of_gain(s, gain) for s, gain in zip(spectra, fit.gains, strict=True))

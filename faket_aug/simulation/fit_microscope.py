@@ -318,10 +318,10 @@ def fit_microscope(
             f'particles, got {"the built-in ones" if built_in else type(specimens).__name__}; set `crowd` to "field"'
         )
     order = {} if noise_order is None else {"order": noise_order, "power_order": noise_order}
-    factor, noise = 1.0, None
+    factor, noise, total = 1.0, None, 0
     for _ in range(_ROUNDS if crowd == "occupancy" else 1):
         own: Any = specimens if factor == 1 else specimens.scaled(factor)  # type: ignore[union-attr]
-        first, clean, beside = _projected(own, count, pixel_size, angles, extend, interpolated, seed, tell)
+        first, clean, beside, total = _projected(own, count, pixel_size, angles, extend, interpolated, seed, tell)
         noise = NoiseModel.fit_unpaired(
             target=[one.tilts for one in measured],
             clean=clean,
@@ -336,6 +336,7 @@ def fit_microscope(
             thickness=None if thickness is None else thickness / pixel_size,
             solid=_solid(first),
             interpolated=interpolated,
+            extend=extend,
             **order,
         )
         explained = None if noise.contrast is None else noise.contrast.explained
@@ -352,7 +353,7 @@ def fit_microscope(
         "built_in": built_in,
         **({} if origin is None else {"options": dict(origin)}),
         "defocus_given": [one.spread == 0 for one in known],
-        "specimens": len(clean),
+        "specimens": total,
         **({"occupancy_factor": factor} if crowd == "occupancy" else {}),
         **({"interpolated": True} if interpolated else {}),
         "faket_aug": version("faket_aug"),
@@ -400,8 +401,12 @@ def _projected(
     interpolated: bool,
     seed: int,
     progress: Callable[[int, int], None],
-) -> tuple[GrandModel, list[Tensor], float]:
-    """Project specimens one after the other; only the first one is kept, and the mean potential of their matter, V."""
+) -> tuple[GrandModel, list[Tensor], float, int]:
+    """Project specimens one after the other; only the first one is kept. Also: their mean potential, V, and number.
+
+    A tilt-series shows most of what lies along its axis. A square specimen is projected a second time with its sides
+    exchanged, as another one of its kind.
+    """
     of = len(specimens) if isinstance(specimens, Sequence) else None
     total = min(count or of or COUNT, of or 10**9)
     first: GrandModel | None = None
@@ -412,12 +417,14 @@ def _projected(
         )
         advice = "set the specimens' voxel size"
         check_same_size(specimen.name, specimen.voxel_size, "the tilts' pixels", pixel_size, advice=advice)
-        clean.append(-_clean(specimen.density.to(torch.float32), angles, extend, interpolated))
+        density = specimen.density.to(torch.float32)
+        turned = [density.transpose(1, 2).contiguous()] if density.shape[1] == density.shape[2] else []
+        clean += [-_clean(one, angles, extend, interpolated) for one in (density, *turned)]
         first = first or specimen
         matter.append(mean_matter(specimen.density, _solid(first)))
         progress(index + 1, total)
     assert first is not None, "there is one at least"
-    return first, clean, float(np.mean(matter))
+    return first, clean, float(np.mean(matter)), total
 
 
 def _clean(density: Tensor, angles: FloatArray, extend: str, interpolated: bool) -> Tensor:
