@@ -15,6 +15,7 @@ from torch import Tensor
 
 from faket_aug._checks import check_choice, check_ndim, check_positive
 from faket_aug._masks import eroded
+from faket_aug._runtime.numerics import own_precision
 from faket_aug.geometry import axis_index
 from faket_aug.tomography.plane_map import result_dtype, working_dtype
 
@@ -58,6 +59,7 @@ def bin_images(images: Tensor, factor: int, *, method: str = RESAMPLING) -> Tens
     return bin_spline(images, factor) if method == "spline" else bin_fourier(images, factor)
 
 
+@own_precision()
 def bin_spline(images: Tensor, factor: int, *, grid: str = "axis") -> Tensor:
     """Take the cubic spline through the pixels at every `factor`-th position, without averaging.
 

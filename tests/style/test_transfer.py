@@ -331,6 +331,17 @@ def test_gram_matrix() -> None:
     torch.testing.assert_close(gram_matrix(features.contiguous(memory_format=torch.channels_last)), expected)
 
 
+def test_autocast_does_not_reach_gram_matrices() -> None:
+    """Within `torch.autocast` they are as without: float32 at least."""
+    features = _random(2, 5, 6, 7).float()
+    for one in (features, features.to(torch.bfloat16)):
+        expected = gram_matrix(one)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            found = gram_matrix(one)
+        assert found.dtype == torch.float32
+        assert torch.equal(found, expected)
+
+
 def test_gram_matrix_accumulates_in_float32() -> None:
     """Of bfloat16 features the Gram matrix is float32, summed so: small channels beside large ones are not lost."""
     features = (
