@@ -73,6 +73,8 @@ def widens_products(device: torch.device, dtype: torch.dtype) -> bool:
     values = torch.arange(2 * 16 * 8, device=device).remainder(13).view(2, 16, 8).to(dtype)
     try:
         found = _products(values, torch.float32)
+    except torch.OutOfMemoryError:  # says nothing of the products, and would be remembered
+        raise
     except (TypeError, RuntimeError):  # no such argument; no such kernel
         return False
     wide_values = values.to(torch.float32)

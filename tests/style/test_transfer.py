@@ -384,6 +384,17 @@ def test_products_that_are_not_widened(monkeypatch: pytest.MonkeyPatch) -> None:
     assert not products.widens_products.__wrapped__(cpu, torch.bfloat16)
 
 
+def test_a_lack_of_memory_is_not_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the first product finds no memory, nothing is known yet of products: the same sums later as ever."""
+
+    def full(*_: object, **__: object) -> Tensor:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(torch, "bmm", full)
+    with pytest.raises(torch.OutOfMemoryError):
+        products.widens_products(torch.device("cpu"), torch.float16)
+
+
 @pytest.mark.gpu
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_gram_matrix_on_a_gpu(dtype: torch.dtype) -> None:
