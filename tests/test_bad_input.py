@@ -49,6 +49,7 @@ from faket_aug import (
     project,
     reconstruct,
 )
+from faket_aug._runtime.threads import usable_device
 from faket_aug.data import stream as stream_module
 from faket_aug.formats.mrc import write_mrc
 from faket_aug.style import weight_files
@@ -482,6 +483,15 @@ def test_cuda_where_there_is_none() -> None:
         list(dataset(simulator(device="cuda")))
     with pytest.raises(SimulationError, match="specimen 0: ValueError: expected a CUDA device for `device` 'cuda'"):
         simulator(device="cuda")(specimen(0), seed=0)
+
+
+def test_a_gpu_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The number of a GPU beyond the last is refused before anything is made."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert usable_device("cuda:1") == torch.device("cuda", 1)
+    with pytest.raises(ValueError, match=r"expected one of 2 CUDA devices for `device`, .* got 'cuda:2'"):
+        list(dataset(simulator(device="cuda:2")))
 
 
 def test_threads_in_a_forked_worker() -> None:

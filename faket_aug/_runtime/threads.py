@@ -134,6 +134,10 @@ def usable_device(name: str) -> torch.device:
             )
         if not torch.cuda.is_available():
             raise ValueError(f'expected a CUDA device for `device` {name!r}, found none; set `device` to "cpu"')
+        if (device.index or 0) >= (count := torch.cuda.device_count()):
+            raise ValueError(
+                f'expected one of {count} CUDA devices for `device`, the first of which is "cuda:0", got {name!r}'
+            )
     return device
 
 

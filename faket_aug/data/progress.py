@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.utils.data import get_worker_info
 
 from faket_aug._random import numpy_generator
+from faket_aug._runtime.threads import DEVICE
 
 #: The most workers, and so streams, that one dataset can have.
 MAX_STREAMS = 1024
@@ -85,7 +86,7 @@ class SharedProgress:
     def __init__(self) -> None:
         self._next = NextPass()
         self._process = os.getpid()
-        self._cell: Tensor = torch.zeros(_HEADER + 3 * MAX_STREAMS, dtype=torch.int64)
+        self._cell: Tensor = torch.zeros(_HEADER + 3 * MAX_STREAMS, dtype=torch.int64, device=DEVICE)
         self._share()
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -119,7 +120,7 @@ class SharedProgress:
         self._next = NextPass(epoch=epoch, explicit=explicit, generation=generation, resume=resume)
         delivered = () if resume is None else resume.delivered
         self._passes.zero_()
-        self._cell[_HEADER : _HEADER + len(delivered)] = torch.tensor(delivered, dtype=torch.int64)
+        self._cell[_HEADER : _HEADER + len(delivered)] = torch.tensor(delivered, dtype=torch.int64, device=DEVICE)
         self._cell[_FIRST] = 0 if resume is None else resume.first
         self._cell[_STREAMS] = len(delivered)
         self._cell[_EXPLICIT] = explicit
@@ -190,7 +191,7 @@ class Changes:
 
     def __init__(self) -> None:
         self._process, self._own = os.getpid(), 0
-        self._cell: Tensor = torch.zeros(1, dtype=torch.int64)
+        self._cell: Tensor = torch.zeros(1, dtype=torch.int64, device=DEVICE)
         self._cell.share_memory_()  # type: ignore[no-untyped-call]
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Changes:

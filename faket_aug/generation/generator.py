@@ -14,7 +14,7 @@ import torch
 from faket_aug._checks import check_choice, check_count, check_positive
 from faket_aug._random import seed_sequence
 from faket_aug._runtime.numerics import own_precision
-from faket_aug._runtime.threads import intra_op_threads
+from faket_aug._runtime.threads import Made, concrete_device, intra_op_threads
 from faket_aug.formats.particles import match_names
 from faket_aug.generation.assembly import AnySpecies, Assembly, Task
 from faket_aug.generation.filaments import FilamentSpecies
@@ -127,7 +127,8 @@ class GrandModelGenerator:
     #: Names of the class numbers, 0 is the background.
     class_names: Mapping[int, str] = field(init=False)
     _species: tuple[AnySpecies, ...] = field(init=False, repr=False)
-    _stamps_on: dict[str, list[list[Stamp]]] = field(default_factory=dict, init=False, repr=False)
+    #: By the device, a GPU with its index.
+    _stamps_on: dict[str, tuple[list[list[Stamp]], Made]] = field(default_factory=dict, init=False, repr=False)
 
     def __post_init__(self) -> None:
         for name in _KINDS:
@@ -393,16 +394,22 @@ class GrandModelGenerator:
         return frozenset(name for name, volume in volumes.items() if volume >= _MUCH * sum(volumes.values()))
 
     def _stamps(self) -> list[list[Stamp]]:
-        """Prepare the templates of all species, once for each process."""
-        if self.device not in self._stamps_on:
-            self._stamps_on[self.device] = [
+        """Prepare the templates of all species, once for each process and device."""
+        # A plain "cuda" is the GPU that is current now.
+        device = concrete_device(self.device)
+        if str(device) not in self._stamps_on:
+            made = [
                 [
-                    Stamp.of(template, device=self.device, interpolation=self._interpolation(species))
+                    Stamp.of(template, device=device, interpolation=self._interpolation(species))
                     for template in species.templates_at(self.voxel_size)
                 ]
                 for species in self._species
             ]
-        return self._stamps_on[self.device]
+            self._stamps_on[str(device)] = made, Made(device)
+        stamps, moment = self._stamps_on[str(device)]
+        # They may have been made on another stream.
+        moment.before(device)
+        return stamps
 
     def _interpolation(self, species: AnySpecies) -> str:
         # The edge of a bead is steeper than a Fourier series of its voxels can be: waves would surround it.

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from faket_aug._arrays import FloatArray, IntArray
+from faket_aug._runtime.numerics import own_precision
 from faket_aug._runtime.transfers import moved
 from faket_aug.generation.ice import Slab
 from faket_aug.generation.ranges import turned_by
@@ -222,6 +223,7 @@ def _zeros(shape: Sequence[int], dtype: torch.dtype, device: torch.device | str)
     return torch.from_numpy(np.zeros(shape, torch.empty(0, dtype=dtype).numpy().dtype))
 
 
+@own_precision()
 def place_templates(
     particles: ParticleTable,
     templates: Mapping[int, ParticleTemplate],

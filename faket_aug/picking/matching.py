@@ -14,6 +14,7 @@ from torch.nn import functional
 
 from faket_aug._arrays import FloatArray
 from faket_aug._checks import check_count, check_ndim, check_positive, same_size
+from faket_aug._runtime.numerics import own_precision
 from faket_aug._runtime.threads import DEVICE, THREADS, intra_op_threads, usable_device
 from faket_aug.generation.templates import ParticleTemplate
 from faket_aug.geometry import Angles, as_tilt_angles, even_rotations
@@ -189,7 +190,7 @@ def match_template(
     matrices = _matrices(rotations)
     place, tell = usable_device(device), progress or (lambda done, total: None)
     transfer = template_transfer(as_tilt_angles(tilt_angles), voxel_size, low_pass, ctf, phase_flipped, radius)
-    with torch.no_grad(), intra_op_threads(threads):
+    with torch.no_grad(), own_precision(), intra_op_threads(threads):
         volume = binned(tomogram.to(place, torch.float32), bin, voxel_size, low_pass)
         turned = RotatedTemplate(template, bin, radius / voxel_size / bin, transfer, -1.0 if dark else 1.0, place)
         scores, indices = correlated(volume, turned, matrices, tell)

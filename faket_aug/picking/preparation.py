@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from faket_aug._checks import check_count, check_positive
+from faket_aug._runtime.numerics import own_precision
 from faket_aug.data.patches import as_size
 
 #: Windows are computed this part of their size apart; between them their numbers are interpolated.
@@ -181,6 +182,7 @@ class LocalNormalization:
         last = self._box[axis].stop - self._box[axis].start - self._size[axis]
         return [*range(0, last, max(1, self._size[axis] // _STEPS)), last]
 
+    @own_precision()  # a network that looks at a tile may run under autocast
     def _at(self, grid: Tensor, box: Sequence[slice]) -> Tensor:
         """Interpolate the windows' numbers at the voxels of a box."""
         for axis, part in enumerate(box):

@@ -7,12 +7,15 @@ import functools
 import torch
 from torch import Tensor
 
+from faket_aug._runtime.numerics import own_precision
+
 #: Elements of a layer that are processed together: on a CPU the intermediate results then stay in the cache.
 _CPU_BLOCK, _GPU_BLOCK = 2**17, 2**28
 #: Pixels of one product on a GPU: an image then gives work to all of its multiprocessors.
 _GPU_PIXELS = 4096
 
 
+@own_precision()
 def gram_matrix(features: Tensor, kept: Tensor | None = None) -> Tensor:
     """Compute Gram matrices `F Fᵀ / pixels`.
 
@@ -70,6 +73,8 @@ def widens_products(device: torch.device, dtype: torch.dtype) -> bool:
     values = torch.arange(2 * 16 * 8, device=device).remainder(13).view(2, 16, 8).to(dtype)
     try:
         found = _products(values, torch.float32)
+    except torch.OutOfMemoryError:  # says nothing of the products, and would be remembered
+        raise
     except (TypeError, RuntimeError):  # no such argument; no such kernel
         return False
     wide_values = values.to(torch.float32)

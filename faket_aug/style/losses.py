@@ -59,7 +59,8 @@ def _plain_slope(found: Tensor, target: Tensor, weight: float) -> Tensor:
 def _launch_slope(found: Tensor, target: Tensor, weight: float) -> Tensor:
     from faket_aug.style import kernels
 
-    return kernels.error_slope(found, target, weight, _EPS)
+    # Triton takes Python's numbers, not NumPy's.
+    return kernels.error_slope(found, target, float(weight), _EPS)
 
 
 def _samples(device: torch.device, dtype: torch.dtype) -> Iterator[tuple[Tensor, Tensor, float]]:

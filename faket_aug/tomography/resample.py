@@ -15,6 +15,7 @@ from torch import Tensor
 
 from faket_aug._checks import check_choice, check_ndim, check_positive
 from faket_aug._masks import eroded
+from faket_aug._runtime.numerics import own_precision
 from faket_aug.geometry import axis_index
 from faket_aug.tomography.plane_map import result_dtype, working_dtype
 
@@ -58,6 +59,7 @@ def bin_images(images: Tensor, factor: int, *, method: str = RESAMPLING) -> Tens
     return bin_spline(images, factor) if method == "spline" else bin_fourier(images, factor)
 
 
+@own_precision()
 def bin_spline(images: Tensor, factor: int, *, grid: str = "axis") -> Tensor:
     """Take the cubic spline through the pixels at every `factor`-th position, without averaging.
 
@@ -74,15 +76,13 @@ def bin_spline(images: Tensor, factor: int, *, grid: str = "axis") -> Tensor:
     """
     _check(images, factor)
     check_choice("grid", grid, GRIDS)
+    dtype = result_dtype(images.dtype)
     if factor == 1:
-        return images.to(result_dtype(images.dtype))
-    working = working_dtype(result_dtype(images.dtype))
-    height, width = images.shape[-2:]
-    rows, columns = (
-        torch.from_numpy(_spline_matrix(n, factor, grid)).to(images.device, working) for n in (height, width)
-    )
-    binned: Tensor = rows @ images.to(working) @ columns.T
-    return binned.to(result_dtype(images.dtype))
+        return images.to(dtype)
+    matrices = (torch.from_numpy(_spline_matrix(n, factor, grid)) for n in images.shape[-2:])
+    rows, columns = (one.to(images.device, working_dtype(dtype)) for one in matrices)
+    binned: Tensor = rows @ images.to(rows.dtype) @ columns.T
+    return binned.to(dtype)
 
 
 def bin_fourier(images: Tensor, factor: int) -> Tensor:

@@ -23,6 +23,7 @@ from generation import VOXEL_SIZE, crowd
 from torch import Tensor
 
 from faket_aug import FakETSimulator, GrandModel, NoiseModel, StyleBank, TiltSeries, VGG19Features, project
+from faket_aug._runtime.threads import concrete_device
 from faket_aug.data.patches import cut
 from faket_aug.formats.mrc import read_mrc
 from faket_aug.microscope.noise import CONTENT_NOISE
@@ -283,7 +284,7 @@ def main() -> None:
     add("--memory-budget", type=int, default=2**30)
     add("--repeats", type=int, default=3, help="0: everything runs once, cold")
     options = read(parser)
-    device = torch.device(options.device)
+    device = concrete_device(options.device)  # tensors tell the index of their GPU
     options.depth = options.depth or options.size * 180 // 512
     options.style_tilts = min(options.tilts, options.style_tilts or (4 if device.type == "cpu" else options.tilts))
     with torch.no_grad():

@@ -44,6 +44,15 @@ def _mixed(**settings: Any) -> MixedPatches:
     return MixedPatches(_labelled(), _simulated(), **(given | settings))
 
 
+def test_another_default_device() -> None:
+    """Where a program has set another default device, the position of a stream is in the host's memory all the same."""
+    expected = list(_simulated())
+    with torch.device("meta"):
+        data = _simulated()
+        data.set_epoch(0)
+        assert_same_items(list(data), expected)
+
+
 # --- states of version 0.1.0 ------------------------------------------------------------------------------------------
 
 _COMMON = {"format": 1, "world_size": 1, "patches": 5, "live": 2, "epoch": 1}

@@ -534,6 +534,23 @@ def test_cuda_makes_the_same_specimen() -> None:
     assert float((a.instances != b.instances.cpu()).double().mean()) < 1e-4
 
 
+@pytest.mark.gpu
+def test_each_gpu_has_its_own_templates() -> None:
+    """A plain "cuda" is the GPU that is current when a specimen is made, not that of the first one."""
+    if torch.cuda.device_count() < 2:
+        pytest.skip("needs two CUDA devices")
+    made, before = generator(device="cuda"), torch.cuda.current_device()
+    found = []
+    try:
+        for index in (0, 1):
+            torch.cuda.set_device(index)
+            found.append(made.generate(seed=0).density)
+    finally:
+        torch.cuda.set_device(before)
+    assert [density.device.index for density in found] == [0, 1]
+    assert torch.equal(found[0].cpu(), found[1].cpu())
+
+
 def test_generating_is_silent(capsys: pytest.CaptureFixture[str]) -> None:
     """Nothing is printed, and where all is placed nothing is warned of."""
     with warnings.catch_warnings():

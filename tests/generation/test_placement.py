@@ -319,6 +319,16 @@ def test_templates_placed_again() -> None:
     assert not place_templates(unknown, {1: template()}, shape=shape).any()
 
 
+@pytest.mark.parametrize("interpolation", ["sharp", "linear"])
+def test_autocast_does_not_reach_places(interpolation: str) -> None:
+    """Within `torch.autocast` templates are turned as without."""
+    particles = table(np.array([[15.0, 20.0, 25.0]]), uniform_rotations(1, np.random.default_rng(0)))
+    settings = {"shape": (30, 40, 50), "interpolation": interpolation}
+    expected = place_templates(particles, {1: template()}, **settings)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(place_templates(particles, {1: template()}, **settings), expected)
+
+
 def test_particles_without_orientation_are_not_turned() -> None:
     """NaN means the reference orientation."""
     position = np.array([[15.0, 20.0, 25.0]])

@@ -97,7 +97,7 @@ def test_a_planted_particle_is_found_in_its_rotation(template: ParticleTemplate)
 def test_scores_do_not_depend_on_gray_values_or_blocks(
     template: ParticleTemplate, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """`a · tomogram + b` has the same scores, and a tomogram matched in blocks the same as at once."""
+    """`a · tomogram + b` has the same scores; a tomogram matched in blocks, or under autocast, the same as at once."""
     tomogram = torch.randn((24, 70, 36), generator=generator(3))
     settings: dict[str, Any] = {
         "voxel_size": VOXEL,
@@ -108,6 +108,8 @@ def test_scores_do_not_depend_on_gray_values_or_blocks(
         "radius": 50.0,
     }
     once = match_template(tomogram, template, **settings)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(match_template(tomogram, template, **settings).scores, once.scores)
     other = match_template(tomogram * 40 + 1000, template, **settings)
     assert torch.allclose(other.scores, once.scores, atol=1e-3)
     steps: list[tuple[int, int]] = []

@@ -33,6 +33,14 @@ def test_as_patches() -> None:
         assert abs(float(whole[z, y, x] - patch[8, 8, 8])) < 0.12
 
 
+def test_autocast_does_not_reach_the_preparation() -> None:
+    """A tile that is made where a network runs under autocast is the one that is made elsewhere."""
+    local, box = LocalNormalization(tomogram(), WINDOW), [slice(0, n) for n in SHAPE]
+    expected = local.tile(box)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(local.tile(box), expected)
+
+
 def test_corners_are_as_in_the_outermost_patch() -> None:
     """At the border windows are moved inwards, as patches are."""
     volume = tomogram()

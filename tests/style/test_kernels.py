@@ -9,11 +9,13 @@ import sys
 import warnings
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from _interpreted_kernels import KERNELS
 
 from faket_aug._runtime.kernels import DTYPES, VARIABLE
+from faket_aug.style.losses import slope_of_rows
 from faket_aug.style.transfer import StyleTargets, style_grams, stylize
 from faket_aug.style.vgg19 import VGG19Features
 
@@ -90,6 +92,16 @@ def test_kernels_compile_without_a_gpu(tmp_path: Path, capability: int, dtypes: 
     # Two samples each, three of the pooling; the loss has three.
     assert count == 15 * len(dtypes)
     assert least > 0
+
+
+def test_a_weight_of_numpy(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Triton refuses numbers of NumPy in single precision, and would not be used any more."""
+    from faket_aug.style import kernels
+
+    given: list[object] = []
+    monkeypatch.setattr(kernels, "error_slope", lambda *args: given.append(args[2]))
+    slope_of_rows.launch(torch.ones(1, 2), torch.ones(1, 2), np.float32(0.5))
+    assert [type(weight) for weight in given] == [float]
 
 
 # --- on a GPU ---------------------------------------------------------------------------------------------------------

@@ -331,6 +331,17 @@ def test_gram_matrix() -> None:
     torch.testing.assert_close(gram_matrix(features.contiguous(memory_format=torch.channels_last)), expected)
 
 
+def test_autocast_does_not_reach_gram_matrices() -> None:
+    """Within `torch.autocast` they are as without: float32 at least."""
+    features = _random(2, 5, 6, 7).float()
+    for one in (features, features.to(torch.bfloat16)):
+        expected = gram_matrix(one)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            found = gram_matrix(one)
+        assert found.dtype == torch.float32
+        assert torch.equal(found, expected)
+
+
 def test_gram_matrix_accumulates_in_float32() -> None:
     """Of bfloat16 features the Gram matrix is float32, summed so: small channels beside large ones are not lost."""
     features = (
@@ -371,6 +382,17 @@ def test_products_that_are_not_widened(monkeypatch: pytest.MonkeyPatch) -> None:
         torch, "bmm", lambda a, b, out_dtype=None: bmm(a.float(), b.float()) * (1 if out_dtype is None else 2)
     )
     assert not products.widens_products.__wrapped__(cpu, torch.bfloat16)
+
+
+def test_a_lack_of_memory_is_not_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the first product finds no memory, nothing is known yet of products: the same sums later as ever."""
+
+    def full(*_: object, **__: object) -> Tensor:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(torch, "bmm", full)
+    with pytest.raises(torch.OutOfMemoryError):
+        products.widens_products(torch.device("cpu"), torch.float16)
 
 
 @pytest.mark.gpu

@@ -13,6 +13,7 @@ import scipy.special
 import torch
 from torch import Tensor
 
+from faket_aug import reconstruct
 from faket_aug.tomography import resample
 from faket_aug.tomography.resample import (
     GRIDS,
@@ -27,6 +28,15 @@ from faket_aug.tomography.resample import (
 
 def _random(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=dtype)
+
+
+def test_autocast_does_not_reach_binning() -> None:
+    """Within `torch.autocast` images are binned as without, for a reconstruction, too."""
+    images = _random(3, 24, 20, dtype=torch.float32)
+    expected = [bin_images(images, 2), reconstruct(images, [-50, 0, 50], depth=6, bin=2)]
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = [bin_images(images, 2), reconstruct(images, [-50, 0, 50], depth=6, bin=2)]
+    assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
 
 
 @pytest.mark.reference
