@@ -25,7 +25,7 @@ _TILTS, _RANGE = 4, 0.2
 _SIGNIFICANT = 3.0
 #: A block has at least this share of its tilt's median intensity: gold beads are darker.
 _DARKEST = 0.05
-#: Expected standard deviation of t/Λ of the longest wave; shorter ones have less, in proportion to their length.
+#: Expected standard deviation of t/Λ of the longest wave; shorter ones have less, as of drawn waves.
 _EXPECTED = 0.3
 #: So many neighbouring blocks differ alike: by particles, membranes and beads.
 _ALIKE = 4.0
@@ -105,7 +105,7 @@ def _tables(blocks: _Blocks, counts: FloatArray, extent: tuple[float, float], co
     y = np.cos(np.pi * counts[:, 0] * (blocks.y[:, None] / extent[0] + 0.5))
     place = (blocks.x / cosine).clip(-extent[1] / 2, extent[1] / 2)
     x = np.cos(np.pi * counts[:, 1] * (place[:, None] / extent[1] + 0.5))
-    result: FloatArray = -(y[:, None] * x).reshape(-1, len(counts)) / cosine
+    result: FloatArray = -(y[:, None] * x).reshape(blocks.values.size, len(counts)) / cosine
     return result
 
 
@@ -116,7 +116,7 @@ def _solve(blocks: list[_Blocks], tables: list[FloatArray], lengths: FloatArray)
     weights, spread = given, 0.1
     amplitudes: FloatArray
     constants: FloatArray
-    expected = _EXPECTED * lengths / (lengths.max() if len(lengths) else 1.0)
+    expected = _EXPECTED * (lengths / max(lengths, default=1.0)) ** 1.5
     for _ in range(_ROUNDS):
         matrix = np.diag(_ALIKE * spread**2 / expected**2)
         vector = np.zeros(len(lengths))

@@ -76,7 +76,7 @@ class DrawnIce:
         relative = 1 + self.wedge * _along(y, x, self.wedge_direction, extent)
         place = (_along(y, x, self.edge_direction, extent) - self.edge_place) * _length(self.edge_direction, extent)
         # From 2 % to 98 % of the step over the width of the edge.
-        relative += self.edge / 2 * erf(2.9 / 2 * place / self.edge_width)
+        relative += self.edge / 2 * erf(2.9 * place / self.edge_width)
         relative += self._waves(plane, count)
         inside = np.ix_(*(np.abs(p) <= e / 2 for p, e in zip((y, x), extent, strict=True)))
         relative = (relative - relative[inside].mean() + 1).clip(0)
@@ -88,8 +88,8 @@ class DrawnIce:
             return np.zeros(tuple(count))
         sides = [max(length, _PLANE) for length in plane]
         slow = slow_waves(sides)
-        # Half as strong at half of the length: ice changes more over longer distances.
-        strength = slow.lengths / np.sqrt((slow.lengths**2).sum() / 4)
+        # Of all waves of one length the power is in proportion to it: ice changes more over longer distances.
+        strength = slow.lengths**1.5 / np.sqrt((slow.lengths**3).sum() / 4)
         # Of a wave with cosines along both sides the mean square is a quarter, along one side a half.
         strength = strength / np.sqrt(np.where(slow.counts == 0, 2.0, 1.0).prod(axis=1))
         amplitudes = self.waves * strength * np.random.default_rng(self.seed).standard_normal(len(strength))
