@@ -191,12 +191,12 @@ class SlowWaves:
     lengths: npt.NDArray[np.float64]
 
 
-def slow_waves(extent: Sequence[float]) -> SlowWaves:
-    """List the slow waves over a plane of an extent `(y, x)`, Å."""
-    sides = [np.arange(math.floor(2 * length / SHORTEST) + 1, dtype=np.float64) for length in extent]
+def slow_waves(extent: Sequence[float], shortest: float = SHORTEST) -> SlowWaves:
+    """List the slow waves over a plane of an extent `(y, x)`, Å, or those of another least length."""
+    sides = [np.arange(math.floor(2 * length / shortest) + 1, dtype=np.float64) for length in extent]
     counts = np.stack(np.meshgrid(*sides, indexing="ij"), axis=-1).reshape(-1, 2)[1:]
     lengths = 2 / np.hypot(*(counts / np.asarray(extent)).T)
-    slow = lengths >= SHORTEST
+    slow = lengths >= shortest
     return SlowWaves(counts[slow], lengths[slow])
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -9,16 +11,20 @@ from torch import Tensor
 
 from faket_aug._arrays import FloatArray
 from faket_aug.geometry import axis_index
-from faket_aug.microscope.background import SHORTEST, slow_waves
+from faket_aug.microscope.background import SHORTEST, SlowWaves, slow_waves
 
 #: Ice is at most ten times as deep in a tilt as at 0°.
 LEAST_COSINE = 0.1
-#: Å, side of the blocks whose mean intensities are compared, ...
-_BLOCK = SHORTEST / 8
+#: About so many waves are fitted at most: over a plane of more than half a square micrometre they are longer.
+_WAVES = 250
+#: The side of the blocks whose mean intensities are compared, as a share of the shortest wave, ...
+_BLOCK = 1 / 8
 #: ... if at least this share of their pixels was measured.
 _MEASURED = 0.5
 #: The map is at most so many times as wide as the image.
 _WIDEST = 2.5
+#: The distance of points of the map, as a share of the shortest wave.
+_STEP = 1 / 4
 #: Fewest tilts, and the least difference of `1 / cos θ` between them.
 _TILTS, _RANGE = 4, 0.2
 #: The mean depth has to be so many times its standard error.
@@ -31,7 +37,7 @@ _EXPECTED = 0.3
 _ALIKE = 4.0
 #: Residuals beyond so many standard deviations count less.
 _ROBUST = 2.0
-_ROUNDS = 5
+_ROUNDS = 4
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -45,36 +51,36 @@ class _Blocks:
 
 
 def fitted_depths(
-    tilts: Tensor, angles: FloatArray, pixel_size: float, *, zero: float, measured: Tensor | None, step: float
+    tilts: Tensor, angles: FloatArray, pixel_size: float, *, zero: float, measured: Tensor | None
 ) -> tuple[FloatArray, tuple[float, float]] | None:
-    """Carry out `ThicknessMap.fit`: find depths `(y, x)` at points some `step` Å apart, and their extent `(y, x)`."""
+    """Carry out `ThicknessMap.fit`: find depths `(y, x)` on an even grid, and its extent `(y, x)`, Å."""
     cosine: FloatArray = np.cos(np.deg2rad(angles)).clip(LEAST_COSINE)
     if len(angles) < _TILTS or np.ptp(1 / cosine) < _RANGE:
         return None
-    blocks = [
-        _blocks(image, None if measured is None else measured[tilt], pixel_size, zero)
-        for tilt, image in enumerate(tilts)
-    ]
     height, width = (n * pixel_size for n in tilts.shape[1:])
     extent = (height, width * min(float(1 / cosine.min()), _WIDEST))
-    slow = slow_waves(extent)
-    tables = [_tables(one, slow.counts, extent, own) for one, own in zip(blocks, cosine, strict=True)]
-    amplitudes, constants = _solve(blocks, tables, slow.lengths)
+    shortest = max(SHORTEST, math.sqrt(math.pi * extent[0] * extent[1] / _WAVES))
+    side = max(1, round(_BLOCK * shortest / pixel_size))
+    blocks = [
+        _blocks(image, None if measured is None else measured[tilt], side, pixel_size, zero)
+        for tilt, image in enumerate(tilts)
+    ]
+    slow = slow_waves(extent, shortest)
+    amplitudes, constants = _solve(blocks, slow, extent, cosine)
     mean = _mean_depth(constants, cosine)
     if mean is None:
         return None
-    count = [max(int(np.ceil(length / step)), 4) for length in extent]
+    count = [max(math.ceil(length / (_STEP * shortest)), 4) for length in extent]
     places = [(np.arange(n) + 0.5) / n for n in count]
     waves = [np.cos(np.pi * k * p[:, None]) for k, p in zip(slow.counts.T, places, strict=True)]
     depths: FloatArray = (mean + np.einsum("yk,xk,k->yx", *waves, amplitudes)).clip(0)
     return depths, extent
 
 
-def _blocks(image: Tensor, measured: Tensor | None, pixel_size: float, zero: float) -> _Blocks:
-    """Average a tilt over blocks."""
+def _blocks(image: Tensor, measured: Tensor | None, side: int, pixel_size: float, zero: float) -> _Blocks:
+    """Average a tilt over blocks of so many pixels along each side."""
     values = image.double().cpu().numpy() - zero
     mask = np.ones_like(values) if measured is None else measured.cpu().numpy().astype(np.float64)
-    side = max(1, round(_BLOCK / pixel_size))
     starts = [np.arange(0, n, side) for n in values.shape]
 
     def summed(array: FloatArray) -> FloatArray:
@@ -100,7 +106,7 @@ def _blocks(image: Tensor, measured: Tensor | None, pixel_size: float, zero: flo
     )
 
 
-def _tables(blocks: _Blocks, counts: FloatArray, extent: tuple[float, float], cosine: float) -> FloatArray:
+def _table(blocks: _Blocks, counts: FloatArray, extent: tuple[float, float], cosine: float) -> FloatArray:
     """What each wave of the map takes from the logarithm of the intensity of each block; `(block, wave)`."""
     y = np.cos(np.pi * counts[:, 0] * (blocks.y[:, None] / extent[0] + 0.5))
     place = (blocks.x / cosine).clip(-extent[1] / 2, extent[1] / 2)
@@ -109,18 +115,25 @@ def _tables(blocks: _Blocks, counts: FloatArray, extent: tuple[float, float], co
     return result
 
 
-def _solve(blocks: list[_Blocks], tables: list[FloatArray], lengths: FloatArray) -> tuple[FloatArray, FloatArray]:
+def _solve(
+    blocks: list[_Blocks], slow: SlowWaves, extent: tuple[float, float], cosine: FloatArray
+) -> tuple[FloatArray, FloatArray]:
     """Find the amplitudes of the waves, and the constant of each tilt, by robust least squares."""
     values = [one.values.ravel() for one in blocks]
     given = [one.weights.ravel() for one in blocks]
     weights, spread = given, 0.1
     amplitudes: FloatArray
     constants: FloatArray
-    expected = _EXPECTED * (lengths / max(lengths, default=1.0)) ** 1.5
+    expected = _EXPECTED * (slow.lengths / max(slow.lengths, default=1.0)) ** 1.5
+
+    def tables() -> Iterator[FloatArray]:
+        # One after the other: together they would take hundreds of megabytes.
+        return (_table(one, slow.counts, extent, float(own)) for one, own in zip(blocks, cosine, strict=True))
+
     for _ in range(_ROUNDS):
         matrix = np.diag(_ALIKE * spread**2 / expected**2)
-        vector = np.zeros(len(lengths))
-        for table, value, weight in zip(tables, values, weights, strict=True):
+        vector = np.zeros(len(expected))
+        for table, value, weight in zip(tables(), values, weights, strict=True):
             total = max(float(weight.sum()), 1e-300)
             # Without the mean: the exposure of a tilt is free.
             centred = table - weight @ table / total
@@ -128,7 +141,7 @@ def _solve(blocks: list[_Blocks], tables: list[FloatArray], lengths: FloatArray)
             matrix += weighted.T @ centred
             vector += weighted.T @ (value - weight @ value / total)
         amplitudes = np.asarray(np.linalg.solve(matrix, vector), dtype=np.float64)
-        rest = [value - table @ amplitudes for table, value in zip(tables, values, strict=True)]
+        rest = [value - table @ amplitudes for table, value in zip(tables(), values, strict=True)]
         constants = np.array([_mean(one, weight) for one, weight in zip(rest, weights, strict=True)])
         rest = [one - constant for one, constant in zip(rest, constants, strict=True)]
         known = np.concatenate([one[weight > 0] for one, weight in zip(rest, given, strict=True)])

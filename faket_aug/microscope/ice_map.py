@@ -14,11 +14,7 @@ from torch import Tensor
 from faket_aug._arrays import FloatArray
 from faket_aug._checks import check_ndim, check_positive
 from faket_aug.geometry import Angles, as_tilt_angles, axis_index
-from faket_aug.microscope.background import SHORTEST
 from faket_aug.microscope.ice_fit import LEAST_COSINE, fitted_depths
-
-#: Å. Points of a map are at most so far apart.
-STEP = SHORTEST / 4
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,7 +93,7 @@ class ThicknessMap:
         check_ndim("tilts", tilts, "tilt y x")
         check_positive("pixel_size", pixel_size)
         angles = as_tilt_angles(tilt_angles, count=len(tilts))
-        found = fitted_depths(tilts, angles, pixel_size, zero=zero, measured=measured, step=STEP)
+        found = fitted_depths(tilts, angles, pixel_size, zero=zero, measured=measured)
         return None if found is None else cls.of(*found)
 
     def transmission(self, shape: Sequence[int], pixel_size: float, tilt_angles: Angles) -> Tensor:

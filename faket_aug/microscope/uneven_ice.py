@@ -15,11 +15,13 @@ from faket_aug._arrays import FloatArray
 from faket_aug._checks import check_count, check_positive
 from faket_aug.geometry import Angles
 from faket_aug.microscope.background import SHORTEST, slow_waves
-from faket_aug.microscope.ice_map import STEP, ThicknessMap, places
+from faket_aug.microscope.ice_map import ThicknessMap, places
 
 #: A number, or the lowest and the highest one.
 Range = float | tuple[float, float]
-#: So many points of a map lie across an edge, ...
+#: Å. Points of a map are at most so far apart, ...
+_STEP = SHORTEST / 4
+#: ... so many of them lie across an edge, ...
 _ACROSS = 4
 #: ... and there are at most so many along each side.
 _MOST = 200
@@ -69,7 +71,7 @@ class DrawnIce:
     def map(self, extent: Sequence[float]) -> ThicknessMap:
         """Make the map for images of an extent `(y, x)` in Å at 0°."""
         plane = (float(extent[0]), _REACH * float(extent[1]))
-        step = min(STEP, self.edge_width / _ACROSS) if self.edge else STEP
+        step = min(_STEP, self.edge_width / _ACROSS) if self.edge else _STEP
         # An odd number of cells, so that there is one in the middle.
         count = [min(2 * math.ceil(length / step / 2) + 1, _MOST + 1) for length in plane]
         y, x = (places(length, n) for length, n in zip(plane, count, strict=True))
