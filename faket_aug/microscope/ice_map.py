@@ -68,9 +68,9 @@ class ThicknessMap:
     ) -> Self | None:
         """Fit the map to measured tilts: one map for all of them, whose intensities fall by Beer's law.
 
-        What changes within tilts gives the map without its mean, in slow cosines; nothing is shorter than 100 nm. The
-        exposure of each tilt is free there. The mean follows from the mean intensities over `1 / cos θ`, where the
-        exposure is taken to be the same for all tilts.
+        What changes within tilts gives the map without its mean, in slow cosines. None is shorter than 100 nm, or than
+        a fifth of the image where this is more. The exposure of each tilt is free there. The mean follows from the mean
+        intensities over `1 / cos θ`, where the exposure is taken to be the same for all tilts.
 
         Parameters
         ----------

@@ -299,6 +299,16 @@ def test_intensities_that_tell_no_ice() -> None:
     assert np.asarray(small.depth).ravel() == pytest.approx(np.full(np.asarray(small.depth).size, 0.7), abs=1e-3)
 
 
+def test_a_large_image_has_longer_waves() -> None:
+    """Over several square micrometres as many waves are fitted as over one half: time and memory are bounded."""
+    put = UnevenIce(depth=0.8, wedge=0.3, edge=0.0, waves=0.0).draw((20000.0, 24000.0), _generator(5))
+    found = ThicknessMap.fit(100 * put.transmission((100, 120), 200.0, SERIES), SERIES, 200.0)
+    assert found is not None
+    assert np.asarray(found.depth).size < 1500
+    depths = [-np.log(one.transmission((100, 120), 200.0, (0.0,)).double().numpy()) for one in (put, found)]
+    assert np.abs(depths[1] - depths[0]).max() < 0.03
+
+
 def test_slow_waves() -> None:
     """None is constant, none is shorter than 100 nm, all longer ones are there."""
     slow = slow_waves((2000.0, 3000.0))
