@@ -38,6 +38,7 @@ from faket_aug.microscope.imperfections import Imperfections
 from faket_aug.microscope.misalignment import Misalignment
 from faket_aug.microscope.noise import NoiseModel
 from faket_aug.microscope.response import MicroscopeResponse
+from faket_aug.microscope.uneven_ice import UnevenIce
 from faket_aug.simulation.fit_microscope import FittedMicroscope, fit_microscope
 from faket_aug.simulation.own_parts import TiltReconstruction, TomogramSimulator
 from faket_aug.simulation.simulator import MODALITIES, FakETSimulator
@@ -109,6 +110,7 @@ __all__ = [
     "TiltSeries",
     "TiltedSpecimen",
     "TomogramSimulator",
+    "UnevenIce",
     "VGG19Features",
     "Variation",
     "VariedSimulator",

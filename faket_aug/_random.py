@@ -27,6 +27,7 @@ STAGES = (
     "halves",
     "control",
     "conformer",
+    "ice",
 )
 
 

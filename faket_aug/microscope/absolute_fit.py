@@ -102,9 +102,7 @@ class AbsoluteFit(PowerFit):
         self._matter = matter
         self._tilt_2, self._tilt_4, self._logs = _common_curve(targets, scales)
         tilts = [
-            CrowdTilts.of(
-                one.tilt_angles, pixel_size=pixel_size, depth=matter.whole, width=width, reach=matter.reach
-            )
+            CrowdTilts.of(one.tilt_angles, pixel_size=pixel_size, depth=matter.whole, width=width, reach=matter.reach)
             for one, width in zip(targets, widths, strict=True)
         ]
         #: The power of the specimens' kind, and of each medium with a variance of 1 V²: `(kind, pair, ring)`, ...

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Self
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from scipy.fft import dctn
 from torch import Tensor
@@ -110,18 +111,12 @@ class SlowBackground:
         waves = torch.from_numpy(np.asarray(self.waves)[chosen]).to(tilts.device, torch.float32)
         shape = (int(tilts.shape[-2]), int(tilts.shape[-1]))
         new = [_cosines(n, n * pixel_size, e, w) for n, e, w in zip(shape, self.extent, waves.shape[1:], strict=True)]
-        own = [
-            _cosines(n, n * pixel_size, n * pixel_size, w)
-            for n, w in zip(shape, _counts(shape, pixel_size), strict=True)
-        ]
+        own = SlowPart.of(shape, pixel_size, tilts.device)
         result = torch.empty_like(tilts)
         for place, image in enumerate(tilts):
             values = image.to(torch.float32)
-            mean = values.mean()
-            y, x = (torch.linalg.qr(side.to(values.device))[0] for side in own)
-            slow = y @ (y.T @ (values - mean) @ x) @ x.T
             back = new[0].to(values.device) @ waves[place] @ new[1].to(values.device).T
-            result[place] = (values - slow + back - back.mean()).to(tilts.dtype)
+            result[place] = (values - own(values) + back - back.mean()).to(tilts.dtype)
         return result
 
     def to_dict(self) -> dict[str, Any]:
@@ -150,6 +145,59 @@ class SlowBackground:
             raise ValueError(
                 f"expected `extent`, `tilt_angles`, `waves` of a background, got {str(data)[:80]}"
             ) from error
+
+
+@dataclass(frozen=True, eq=False)
+class SlowPart:
+    """What changes over more than `SHORTEST` in images of one size: a projection onto slow cosines.
+
+    Parameters
+    ----------
+    y, x
+        `(pixel, wave)`, orthonormal.
+    """
+
+    y: Tensor
+    x: Tensor
+
+    @classmethod
+    def of(cls, shape: tuple[int, int], pixel_size: float, device: torch.device) -> Self:
+        """Make it for images of a shape `(y, x)`, with pixels in Å."""
+        sides = [
+            _cosines(n, n * pixel_size, n * pixel_size, w)
+            for n, w in zip(shape, _counts(shape, pixel_size), strict=True)
+        ]
+        return cls(*(torch.linalg.qr(side.to(device))[0] for side in sides))
+
+    def __call__(self, image: Tensor) -> Tensor:
+        """Return the slow part of an image `(y, x)`, float32, without its mean."""
+        slow: Tensor = self.y @ (self.y.T @ (image - image.mean()) @ self.x) @ self.x.T
+        return slow
+
+
+@dataclass(frozen=True, eq=False)
+class SlowWaves:
+    """Products of cosines over a plane, none shorter than `SHORTEST`, but for the constant one.
+
+    Parameters
+    ----------
+    counts
+        `(wave, 2)`: half periods along y and x.
+    lengths
+        `(wave,)`, Å: the length of each wave.
+    """
+
+    counts: npt.NDArray[np.float64]
+    lengths: npt.NDArray[np.float64]
+
+
+def slow_waves(extent: Sequence[float], shortest: float = SHORTEST) -> SlowWaves:
+    """List the slow waves over a plane of an extent `(y, x)`, Å, or those of another least length."""
+    sides = [np.arange(math.floor(2 * length / shortest) + 1, dtype=np.float64) for length in extent]
+    counts = np.stack(np.meshgrid(*sides, indexing="ij"), axis=-1).reshape(-1, 2)[1:]
+    lengths = 2 / np.hypot(*(counts / np.asarray(extent)).T)
+    slow = lengths >= shortest
+    return SlowWaves(counts[slow], lengths[slow])
 
 
 def _counts(shape: Sequence[int], pixel_size: float) -> tuple[int, int]:

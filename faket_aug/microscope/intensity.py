@@ -113,11 +113,14 @@ class AbsoluteScale:
         `(tilt,)`, gray values per volt and voxel, `2 σ_e · voxel size · intensity`; empty for `"power"`.
     transfer
         The line of noise over intensity.
+    zero
+        The gray value without electrons that `"intensity"` counts from.
     """
 
     source: ScaleSource
     gain: FloatArray
     transfer: PhotonTransfer
+    zero: float = 0.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -276,7 +279,14 @@ def absolute_scales(
         # Where more electrons make lower gray values, particles are bright: the gain has the other sign there. A tilt
         # whose intensity is not positive has no scale.
         smallest = 1e-3 * float(np.median(np.abs(gain))) if len(gain) else 0.0
-        result.append(AbsoluteScale(source=chosen, gain=np.maximum(np.abs(gain), smallest), transfer=line))
+        result.append(
+            AbsoluteScale(
+                source=chosen,
+                gain=np.maximum(np.abs(gain), smallest),
+                transfer=line,
+                zero=0.0 if zero is None else zero,
+            )
+        )
     return result
 
 

@@ -26,6 +26,7 @@ from faket_aug.geometry import Angles, as_tilt_angles
 from faket_aug.microscope.background import SlowBackground
 from faket_aug.microscope.crowd import CrowdField
 from faket_aug.microscope.ctf import ContrastTransfer
+from faket_aug.microscope.ice_map import ThicknessMap, maps_of
 from faket_aug.microscope.intensity import ContrastReport
 from faket_aug.microscope.noise_curves import (
     NoiseCurves,
@@ -39,6 +40,7 @@ from faket_aug.microscope.noise_curves import (
     strengthened_series,
 )
 from faket_aug.microscope.response import ORDER, MicroscopeResponse
+from faket_aug.microscope.uneven_ice import DrawnIce, ice_from_dict
 from faket_aug.microscope.unpaired_noise import Exposure, as_list, fit_series_response, masks_of
 from faket_aug.statistics import FULL_RANGE, match_mean_std, mean_std, standardize
 
@@ -75,6 +77,8 @@ class NoiseModel(ABC):
     contrast: ContrastReport | None = None
     #: Slow backgrounds of measured series.
     backgrounds: tuple[SlowBackground, ...] = ()
+    #: Maps of the ice of measured series.
+    ice: tuple[ThicknessMap, ...] = ()
     #: Whether clean tilts keep the loss of `project`'s interpolation.
     interpolated: bool = True
 
@@ -370,6 +374,7 @@ class NoiseModel(ABC):
             crowd=found.fit.crowd,
             contrast=found.contrast,
             backgrounds=found.backgrounds,
+            ice=found.ice,
             interpolated=interpolated,
         )
 
@@ -386,7 +391,7 @@ class NoiseModel(ABC):
             return GivenNoise()
         data = unseal(text, source="noise model", what="a noise model")
         wanted = {"format", "order", "series"}
-        more = {"response", "crowd", "contrast", "backgrounds", "background", "interpolated"}
+        more = {"response", "crowd", "contrast", "backgrounds", "background", "ice", "through", "interpolated"}
         more |= {"tilt_angles", "style", "extend", "about"}
         if data.get("format") != _FORMAT or set(data) - more != wanted:
             raise ValueError(f"expected a noise model of format {_FORMAT}, got {text[:80]!r}")
@@ -402,6 +407,8 @@ class NoiseModel(ABC):
             contrast=None if contrast is None else ContrastReport.from_dict(contrast),
             backgrounds=_backgrounds(data.get("backgrounds", [])),
             background=data.get("background"),
+            ice=maps_of(data.get("ice", [])),
+            through=None if data.get("through") is None else ice_from_dict(data["through"]),
             interpolated=bool(data.get("interpolated", True)),
         )
 
@@ -571,6 +578,11 @@ class ResponseNoise(FittedNoise):
     background
         Which of them noisy tilts get in place of their own; None for none. `FakETSimulator` draws it for each tomogram
         if its `background` is `"measured"`.
+    ice
+        Maps of the ice of those measured series whose intensities tell it.
+    through
+        The ice that noisy tilts pass through; None for ice of even thickness. `FakETSimulator` draws it for each
+        tomogram if it has `ice`.
     interpolated
         Whether clean tilts are as `project` makes them; if not, they are given back what its interpolation takes.
     """
@@ -580,6 +592,8 @@ class ResponseNoise(FittedNoise):
     contrast: ContrastReport | None = None
     backgrounds: tuple[SlowBackground, ...] = ()
     background: int | None = None
+    ice: tuple[ThicknessMap, ...] = ()
+    through: ThicknessMap | DrawnIce | None = None
     interpolated: bool = True
 
     def baseline(self) -> ResponseNoise:
@@ -602,26 +616,45 @@ class ResponseNoise(FittedNoise):
         """Make noisy tilts, see `NoiseModel.sample`. Clean tilts must have the unit of the clean tilts of the fit."""
         check_same_shape("noise", noise.shape, "clean", clean.shape)
         curves = self.curves(as_tilt_angles(tilt_angles, count=clean.shape[0]))
-        absolute = self.contrast is not None and "power" not in self.contrast.source
-        measured = self.response.apply(clean, noise, tilt_angles, noise_scale=noise_scale, by_intensity=absolute)
+        shape, pixel_size = (int(clean.shape[-2]), int(clean.shape[-1])), self.response.pixel_size
+        through = None if self.through is None else self.through.transmission(shape, pixel_size, tilt_angles)
+        measured = self.response.apply(
+            clean,
+            noise,
+            tilt_angles,
+            noise_scale=noise_scale,
+            by_intensity=self.absolute,
+            transmission=None if through is None else sent(through, clean.device),
+        )
         measured = measured + _column(curves.mean, clean)
         if self.background is None:
             return measured
         return self.backgrounds[self.background].put_into(measured, tilt_angles, self.response.pixel_size)
+
+    @property
+    def absolute(self) -> bool:
+        """Whether the scale of the gain tells intensities."""
+        return self.contrast is not None and "power" not in self.contrast.source
+
+    def with_ice(self, ice: ThicknessMap | DrawnIce) -> ResponseNoise:
+        """Return the model whose tilts pass through this ice."""
+        return replace(self, through=ice)
 
     def with_background(self, index: int) -> ResponseNoise:
         """Return the model whose tilts have a measured background."""
         return replace(self, background=index % len(self.backgrounds)) if self.backgrounds else self
 
     def identity(self) -> str:
-        """Return the text of the model, without backgrounds where tilts do not get one: records stay small."""
-        return (
-            super().identity() if self.background is not None else json.dumps(replace(self, backgrounds=())._content())
-        )
+        """Return the text of the model, without maps and backgrounds where tilts get none: records stay small."""
+        told = self if self.background is not None else replace(self, backgrounds=())
+        told = told if self.through is not None else replace(told, ice=())
+        return json.dumps(told._content())
 
     def _content(self) -> dict[str, Any]:
         own = {"backgrounds": [one.to_dict() for one in self.backgrounds]} if self.backgrounds else {}
-        more = {} if self.background is None else {"background": self.background}
+        more: dict[str, Any] = {} if self.background is None else {"background": self.background}
+        more |= {"ice": [one.to_dict() for one in self.ice]} if self.ice else {}
+        more |= {} if self.through is None else {"through": self.through.to_dict()}
         return super()._content() | own | more | ({} if self.interpolated else {"interpolated": False})
 
 

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from faket_aug._checks import check_ndim, check_positive, check_same_shape
 from faket_aug.geometry import Angles, as_tilt_angles
+from faket_aug.microscope.background import SlowPart
 from faket_aug.microscope.ctf import ContrastTransfer
 from faket_aug.microscope.interaction import interaction_constant
 from faket_aug.microscope.spectra import RINGS, radial_filter
@@ -178,6 +179,7 @@ class MicroscopeResponse:
         *,
         noise_scale: float = 1.0,
         by_intensity: bool = False,
+        transmission: Tensor | None = None,
     ) -> Tensor:
         """Make noisy tilts from clean ones. Their mean is 0.
 
@@ -196,13 +198,31 @@ class MicroscopeResponse:
             exponential law: the amplitude contrast of the transfer function is the logarithm of what passes, and the
             phase contrast is relative to that. No intensity is negative, and the variance of the noise follows the
             local intensity.
+        transmission
+            `(tilt, y, x)`, more than 0: what uneven ice lets pass, see `ThicknessMap.transmission`. Only its changes
+            within a tilt count, since the scale of the gain is that of the mean intensity. The signal follows the local
+            intensity, and so does the variance of the noise. What changes slowly in a tilt (over more than 100 nm) is
+            then the intensity itself, in place of the slow part of signal and noise: the noise spectrum of the lowest
+            frequencies holds such changes of the measured tilts.
 
         Returns
         -------
         `(tilt, y, x)`, each with a mean of 0, in the dtype of `clean`.
+
+        Raises
+        ------
+        ValueError
+            If shapes differ, or if there is a `transmission` without `by_intensity`.
         """
         check_ndim("clean", clean, "tilt y x")
         check_same_shape("noise", noise.shape, "clean", clean.shape)
+        if transmission is not None:
+            check_same_shape("transmission", transmission.shape, "clean", clean.shape)
+            if not by_intensity:
+                raise ValueError(
+                    "expected a gain of an absolute scale for `transmission`, got one whose intensity is not known; "
+                    "fit the response to tilts whose gray values or exposure tell it, and set `by_intensity`"
+                )
         angles = as_tilt_angles(tilt_angles, count=clean.shape[0])
         shape = (int(clean.shape[-2]), int(clean.shape[-1]))
         grid = PaddedGrid(shape, self.ctf.reach(self.pixel_size), clean.device)
@@ -213,6 +233,7 @@ class MicroscopeResponse:
         scale, falloff, slope = self.envelope.scale(u), self.envelope.falloff(u), self.envelope.slope(u)
         power = self.noise_power(angles)
         intensity = self.intensity(angles)
+        slow = None if transmission is None else SlowPart.of(shape, self.pixel_size, clean.device)
         result = torch.empty_like(clean)
         for tilt in range(clean.shape[0]):
             falling = torch.exp(-float(falloff[tilt]) * grid.radius**2 - float(slope[tilt]) * grid.radius)
@@ -223,7 +244,10 @@ class MicroscopeResponse:
             if absorbing is not None:
                 absorbed = grid.filtered(clean[tilt], absorbing * falling)
                 signal, grain = _counted(signal, absorbed, grain, float(intensity[tilt]))
-            total = signal + grain
+            if transmission is not None and slow is not None:
+                total = _through_ice(signal, grain, transmission[tilt], float(intensity[tilt]), slow)
+            else:
+                total = signal + grain
             result[tilt] = total - total.mean()
         return result
 
@@ -302,3 +326,11 @@ def _counted(signal: Tensor, absorbed: Tensor, noise: Tensor, intensity: float) 
     # Phase contrast only moves electrons that have passed; it stays linear.
     local = passing * (1 + (signal - absorbed) / intensity).clamp(min=0)
     return (local - 1) * intensity, noise * local.sqrt()
+
+
+def _through_ice(signal: Tensor, noise: Tensor, transmission: Tensor, intensity: float, slow: SlowPart) -> Tensor:
+    """Let signal and noise `(y, x)` of a tilt follow the local intensity, which becomes what changes slowly."""
+    relative = transmission.to(signal)
+    relative = relative / relative.mean()
+    total = signal * relative + noise * relative.sqrt()
+    return total - slow(total.to(torch.float32)).to(total) + intensity * (relative - 1)

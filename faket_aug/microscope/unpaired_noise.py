@@ -17,7 +17,15 @@ from faket_aug.geometry import Angles, as_tilt_angles
 from faket_aug.microscope.absolute_fit import Matter
 from faket_aug.microscope.background import SlowBackground
 from faket_aug.microscope.ctf import ContrastTransfer
-from faket_aug.microscope.intensity import SCALE_SOURCES, ContrastReport, ScaleSource, absolute_scales, clipping_limit
+from faket_aug.microscope.ice_map import ThicknessMap
+from faket_aug.microscope.intensity import (
+    SCALE_SOURCES,
+    AbsoluteScale,
+    ContrastReport,
+    ScaleSource,
+    absolute_scales,
+    clipping_limit,
+)
 from faket_aug.microscope.noise_curves import SeriesNoise, check_order, series_of_gain
 from faket_aug.microscope.spectra import RINGS, matching_spectra, sorted_spectra
 from faket_aug.microscope.thickness import MatterThickness, matter_thickness
@@ -49,12 +57,15 @@ class FittedSeries:
         How the scale of the gain was found.
     backgrounds
         Slow backgrounds of the measured series.
+    ice
+        Maps of the ice of those series whose intensities tell it.
     """
 
     series: tuple[SeriesNoise, ...]
     fit: ResponseFit
     contrast: ContrastReport
     backgrounds: tuple[SlowBackground, ...]
+    ice: tuple[ThicknessMap, ...] = ()
 
 
 def fit_series_response(
@@ -142,6 +153,7 @@ def fit_series_response(
         fit=fit,
         contrast=ContrastReport.of(scales, fit.explained, thickness=[one.voxels * pixel_size for one in found]),
         backgrounds=tuple(_background(t, a, m, pixel_size) for t, a, m in zip(targets, angles, masks, strict=True)),
+        ice=_ice(targets, angles, masks, scales, pixel_size),
     )
 
 
@@ -208,3 +220,19 @@ def _background(tilts: Tensor, tilt_angles: Angles, measured: Tensor | None, pix
     order = torch.from_numpy(chosen)
     mask = None if measured is None else measured[order]
     return SlowBackground.of(tilts[order], angles, pixel_size, measured=mask)
+
+
+def _ice(
+    targets: Sequence[Tensor],
+    tilt_angles: Sequence[Angles],
+    masks: Sequence[Tensor | None],
+    scales: Sequence[AbsoluteScale],
+    pixel_size: float,
+) -> tuple[ThicknessMap, ...]:
+    """Fit the map of the ice of each series whose gray values have a known zero."""
+    each = [
+        ThicknessMap.fit(tilts, angles, pixel_size, zero=scale.zero, measured=mask)
+        for tilts, angles, mask, scale in zip(targets, tilt_angles, masks, scales, strict=True)
+        if scale.source == "intensity"
+    ]
+    return tuple(one for one in each if one is not None)

@@ -69,11 +69,11 @@ class DrawnSettings:
             changes |= {"flavour": self.flavour, "ctf_correction": None}
         noise: Any = simulator.noise_model
         if self.snr is not None:
-            # Without the response there is nothing to correct, and no measured background.
+            # Without the response there is nothing to correct, no measured background, and no intensity.
             corrected: dict[str, Any] = {} if simulator.ctf is not None else {"ctf_correction": None}
             if self.flavour is None and simulator.ctf is None and simulator.flavour in WITH_CTF:
                 corrected |= {"flavour": "raw"}
-            changes |= {"noise": noise.as_white(self.snr), "background": "own"} | corrected
+            changes |= {"noise": noise.as_white(self.snr), "background": "own", "ice": None} | corrected
         elif (self.contrast, self.exposure) != (1.0, 1.0):
             changes["noise"] = noise.strengthened(contrast=self.contrast, exposure=self.exposure)
         if self.defocus and simulator.ctf is not None:

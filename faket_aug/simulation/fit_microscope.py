@@ -20,6 +20,7 @@ from faket_aug.geometry import joint_angles, nearest_tilts
 from faket_aug.microscope.crowd import mean_matter
 from faket_aug.microscope.ctf import ContrastTransfer
 from faket_aug.microscope.file import MicroscopeFile, write_microscope
+from faket_aug.microscope.ice_map import ThicknessMap
 from faket_aug.microscope.noise import NoiseModel
 from faket_aug.microscope.spectra import RINGS, series_spectra
 from faket_aug.simulation.step_size import StepChoice, choose_step_by_series
@@ -193,7 +194,14 @@ class FittedMicroscope:
             f"gain within {response.gain_error:.1%} (standard error, median over frequencies and tilts)",
             f"power of simulated over measured tilts: off by {self.power_difference:.1%} (median over frequencies)",
             *([] if self.noise.contrast is None else self.noise.contrast.lines()),
+            *(self._ice_line(one) for one in self.noise.ice),
         ]
+
+    def _ice_line(self, ice: ThicknessMap) -> str:
+        """Say how thick the ice of a series is over the image of the first one."""
+        size = [n * self.series[0].pixel_size for n in self.series[0].tilts.shape[1:]]
+        depth = ice.within(size)
+        return f"ice: t/Λ {depth.mean():.2f}, between {depth.min():.2g} and {depth.max():.2g} over the image"
 
 
 def fit_microscope(

@@ -24,9 +24,11 @@ from faket_aug.geometry import Angles, as_tilt_angles
 from faket_aug.microscope.ctf import CORRECTIONS, ContrastTransfer
 from faket_aug.microscope.file import read_microscope
 from faket_aug.microscope.flavours import FLAVOURS, LOW_PASS, WITH_CTF, Deconvolution, deconvolve, low_passed
+from faket_aug.microscope.ice_map import ThicknessMap
 from faket_aug.microscope.imperfections import Imperfections
 from faket_aug.microscope.noise import CONTENT_NOISE, GIVEN, GivenNoise, NoiseModel, ResponseNoise
 from faket_aug.microscope.response import MicroscopeResponse
+from faket_aug.microscope.uneven_ice import DrawnIce, UnevenIce
 from faket_aug.simulation.own_parts import (
     TiltReconstruction,
     check_noise,
@@ -62,6 +64,8 @@ NOISY_MODALITIES = MODALITIES[1:]
 GIVEN_MODALITIES = ("noisy", "faket")
 #: Slow changes of tilts: those that the specimen makes, or those of a measured series.
 BACKGROUNDS = ("own", "measured")
+#: The `ice` of the measured series.
+MEASURED = "measured"
 #: Factor on the noise, where it is not 1.
 NOISE_SCALES = {"noiseless": 0.0, "content": CONTENT_NOISE}
 #: What else to do where the style has other pixels.
@@ -111,6 +115,10 @@ class FakETSimulator:
     background
         `"measured"`: tilts get the slow background (over more than 100 nm) of a measured series of the fit, drawn for
         each tomogram, in place of their own. `"own"`: they keep their own.
+    ice
+        Ice of uneven thickness, for a fitted noise model whose scale is absolute: particles, noise and what changes
+        slowly in a tilt follow the local intensity. An `UnevenIce`: a map of the thickness is drawn for each tomogram.
+        `"measured"`: the map of a series of the fit is drawn, mirrored at random. None for even ice.
     style
         The style bank, which only `"faket"` needs. Or a `StyleTransfer`, which has its own features and settings.
     features
@@ -151,6 +159,7 @@ memory_budget
     imperfections: Imperfections = field(default_factory=Imperfections)
     crowd: float = 1.0
     background: str = "own"
+    ice: UnevenIce | Literal["measured"] | None = None
     style: StyleBank | StyleTransfer | None = None
     features: StyleEncoder | None = None
     style_weights: Sequence[float] | None = None
@@ -207,8 +216,32 @@ memory_budget
                 'expected noise with `backgrounds` for the background "measured", got noise without; fit it with '
                 "`NoiseModel.fit_unpaired` or `faket-aug fit`"
             )
+        if self.ice is not None:
+            self._check_ice()
         check_style_numbers(self)
         check_reconstruction(self.reconstruction)
+
+    def _check_ice(self) -> None:
+        """Raise a `ValueError` if tilts cannot have this ice."""
+        if not isinstance(self.ice, UnevenIce) and self.ice != MEASURED:
+            raise ValueError(f'expected `ice` to be an `UnevenIce`, "{MEASURED}" or None, got {self.ice!r}')
+        if self.background == MEASURED:
+            raise ValueError(
+                f'expected `ice` or `background="{MEASURED}"`, got both: each is what changes slowly in a tilt; leave '
+                "one of them out"
+            )
+        model = self.noise_model
+        if not isinstance(model, ResponseNoise) or not model.absolute:
+            raise ValueError(
+                "expected noise with a response of an absolute scale for `ice`, got noise that tells no intensities; "
+                "fit it with `NoiseModel.fit_unpaired` or `faket-aug fit` to tilts whose gray values or exposure are "
+                "known"
+            )
+        if self.ice == MEASURED and not model.ice:
+            raise ValueError(
+                f'expected noise with a map of the ice for `ice="{MEASURED}"`, got noise without; fit it again to '
+                "tilts whose gray values tell intensities, or set `ice` to an `UnevenIce`"
+            )
 
     def _check_noise(self) -> None:
         if not isinstance(self.noise, NoiseModel | str | None):
@@ -311,7 +344,18 @@ memory_budget
             versions=package_versions(),
             defocus=defocus,
             misalignment=self.imperfections.drawn(len(self.tilt_angles), alignment),
+            ice=self._drawn_ice(numpy_generator(seed, "ice", epoch=epoch, tomogram=tomogram)),
         )
+
+    def _drawn_ice(self, generator: np.random.Generator) -> dict[str, Any]:
+        """Draw the ice of a tomogram, as its record tells it; nothing for even ice."""
+        if self.ice is None:
+            return {}
+        if isinstance(self.ice, UnevenIce):
+            return self.ice.drawn(generator).to_dict()
+        assert isinstance(self.noise_model, ResponseNoise), "checked when the simulator was made"
+        series = int(generator.integers(len(self.noise_model.ice)))
+        return {"series": series, "mirrored": [bool(one) for one in generator.integers(2, size=2)]}
 
     def __call__(
         self,
@@ -664,7 +708,17 @@ memory_budget
         if self.background == "measured" and isinstance(model, ResponseNoise):
             generator = numpy_generator(record.seed, "background", epoch=record.epoch, tomogram=record.tomogram)
             model = model.with_background(int(generator.integers(len(model.backgrounds))))
+        if record.ice and isinstance(model, ResponseNoise):
+            model = model.with_ice(self._ice_of(record, model))
         return model.baseline() if self.modality == "baseline" else model
+
+    def _ice_of(self, record: SimulationRecord, model: ResponseNoise) -> ThicknessMap | DrawnIce:
+        """Return the ice of a tomogram."""
+        if self.ice != MEASURED:
+            return DrawnIce.from_dict(record.ice)
+        y, x = record.ice["mirrored"]
+        measured: ThicknessMap = model.ice[int(record.ice["series"])]
+        return measured.mirrored(y=bool(y), x=bool(x))
 
     def _random_numbers(self, clean: Tensor, model: NoiseModel, seed: int) -> Tensor:
         if self.modality == "noiseless" or not model.draws:
@@ -725,6 +779,8 @@ memory_budget
         noise = self.noise_model if uses_noise else None
         if self.background == "measured" and isinstance(noise, ResponseNoise):
             noise = noise.with_background(0)
+        if self.ice == MEASURED and isinstance(noise, ResponseNoise):
+            noise = noise.with_ice(noise.ice[0])
         style = self.style_transfer if styled else None
         plain = (
             *("content_weight", "step_size", "iterations", "average_decay", "keep_spectrum", "filter", "resampling"),
@@ -738,6 +794,7 @@ memory_budget
             | ({} if self.low_pass == LOW_PASS else {"low_pass": float(self.low_pass)})
             | ({} if self.deconvolution == Deconvolution() else {"deconvolution": asdict(self.deconvolution)})
             | ({"background": self.background} if self.background != "own" else {})
+            | ({"ice": self.ice.to_dict() if isinstance(self.ice, UnevenIce) else self.ice} if self.ice else {})
             | ({"noise_class": own_class(noise)} if own_class(noise) else {})
             # The text of `to_json` is the user's own: whether it tells all is not known.
             | ({"noise_settings": described(noise)["settings"]} if own_class(noise) else {})

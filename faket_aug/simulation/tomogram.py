@@ -66,6 +66,9 @@ class SimulationRecord:
         `(tilt,)`, the drawn defocus in µm; empty without a contrast transfer function.
     misalignment
         `(tilt, 4)`, the drawn errors, in the order of `misalignment.ERRORS`; empty where tilts are aligned.
+    ice
+        What was drawn of the ice: the numbers of a `DrawnIce`, or `series` and `mirrored` (y, x) of a measured map;
+        empty for ice of even thickness.
     """
 
     seed: int
@@ -78,6 +81,7 @@ class SimulationRecord:
     versions: Mapping[str, str] = field(default_factory=dict)
     defocus: tuple[float, ...] = ()
     misalignment: TiltErrors = ()
+    ice: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         # JSON has only lists.
@@ -138,7 +142,11 @@ class SimulationRecord:
 
     def to_json(self) -> str:
         """Write the record as JSON text."""
-        return seal(asdict(self), indent=None)
+        return seal(self.to_dict(), indent=None)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the record as JSON types; without `ice` where it is even, as records were before."""
+        return {name: one for name, one in asdict(self).items() if name != "ice" or one}
 
     @classmethod
     def from_json(cls, text: str) -> Self:
@@ -147,12 +155,13 @@ class SimulationRecord:
 
     @classmethod
     def _of(cls, data: Mapping[str, Any]) -> Self:
-        wanted = {entry.name for entry in fields(cls)}
+        wanted = {entry.name for entry in fields(cls)} - {"ice"}
         if not isinstance(data, Mapping):
             raise ValueError(f"expected a simulation record with {sorted(wanted)}, got {data!r:.80}")
-        if set(data) != wanted:
+        if set(data) - {"ice"} != wanted:
             raise ValueError(f"expected a simulation record with {sorted(wanted)}, got {sorted(data)}")
         kinds: dict[str, Any] = {"specimen": str, "settings": Mapping, "versions": Mapping, "defocus": list | tuple}
+        kinds |= {"ice": Mapping} if "ice" in data else {}
         kinds |= {"misalignment": list | tuple} | dict.fromkeys(
             ("seed", "epoch", "tomogram", "noise_seed", "style_series"), int
         )
@@ -361,4 +370,4 @@ class SimulatedTomogram(Labelled):
             for name, (data, voxel_size) in volumes.items():
                 if data is not None:
                     files.volume(name, data, voxel_size=voxel_size)
-            files.finish(asdict(self.record), origin or {})
+            files.finish(self.record.to_dict(), origin or {})

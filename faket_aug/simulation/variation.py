@@ -48,8 +48,8 @@ class Variation:
     ----------
     white
         Share of the tomograms whose noise is white, with a ratio of `snr`, in place of the simulator's own noise. They
-        have no response of a microscope: neither its transfer function nor its crowd. By default all if `snr` is given,
-        and none otherwise.
+        have no response of a microscope: neither its transfer function, nor its crowd, nor uneven ice. By default all
+        if `snr` is given, and none otherwise.
     snr
         Range of the signal-to-noise ratio of this white noise at 0°, drawn evenly in its logarithm; by default from
         0.03 to 0.1.
@@ -148,7 +148,8 @@ class Variation:
 
         - A third of the tomograms has the simulator's own noise, two thirds have white noise of a ratio from 0.03 to
           0.1. The own noise has contrasts from 0.7 to 1.4.
-        - A crowd has 0.5 to 1.5 of its strength; half of the tomograms have a measured background, where there is one.
+        - A crowd has 0.5 to 1.5 of its strength; half of the tomograms have a measured background, where there is one
+          and the simulator has no `ice`.
         - The defocus changes by up to 0.5 µm (and by half of itself at most); up to 10 % of the tilts are missing.
         - The reconstruction has the simulator's filter, `"ramp"`, `"hamming"` or `"hann"`.
         - The step of a style transfer has 0 to 1 of its size.
@@ -168,7 +169,7 @@ class Variation:
             found["missing"] = (0.0, 0.1)
         if noise is not None and noise.crowd is not None:
             found["crowd"] = (0.5, 1.5)
-        if noise is not None and noise.backgrounds:
+        if noise is not None and noise.backgrounds and simulator.ice is None:
             found["measured_background"] = 0.5
         transfer = optics(simulator)
         if transfer is not None:
@@ -195,6 +196,11 @@ class Variation:
             wrong["crowd"] = "noise with a crowd"
         if self.measured_background and not (noise is not None and noise.backgrounds):
             wrong["measured_background"] = "noise with `backgrounds`"
+        if self.measured_background and simulator.ice is not None:
+            raise ValueError(
+                "expected a simulator without `ice` to vary `measured_background`, got one with it: each is what "
+                "changes slowly in a tilt; leave one of them out"
+            )
         if self.misalignment is not None and not (noise is None or noise.draws):
             wrong["misalignment"] = "noise that is not given with the specimens"
         if self.misalignment is not None and simulator.response is not None and not self.white:

@@ -33,6 +33,7 @@ from faket_aug.formats.copick import (
 from faket_aug.microscope.background import SlowBackground
 from faket_aug.microscope.crowd import CrowdField, medium
 from faket_aug.microscope.file import MicroscopeFile, read_microscope, write_microscope
+from faket_aug.microscope.ice_map import ThicknessMap
 from faket_aug.microscope.intensity import ContrastReport
 from faket_aug.microscope.noise import ResponseNoise
 from faket_aug.microscope.response import Envelope
@@ -100,7 +101,7 @@ def _microscope(path: Path) -> None:
 
 
 def _whole_microscope(path: Path) -> None:
-    """With all that a fit finds: the crowd, the scale of the contrast, slow backgrounds."""
+    """With all that a fit finds: the crowd, the scale of the contrast, slow backgrounds, ice."""
     _microscope(path)
     model = read_microscope(path)
     assert isinstance(model.noise, ResponseNoise)
@@ -114,6 +115,7 @@ def _whole_microscope(path: Path) -> None:
     tilts = torch.randn(len(TILTS), 40, 40, generator=torch.Generator().manual_seed(0)) + 100
     background = SlowBackground.of(tilts, TILTS, 50.0)
     noise = replace(model.noise, crowd=crowd, contrast=contrast, backgrounds=(background,), background=0)
+    noise = replace(noise, ice=(ThicknessMap(extent=(2000.0, 4000.0), depth=((0.5, 0.6), (0.7, 0.8))),))
     write_microscope(path, replace(model, noise=noise))
 
 

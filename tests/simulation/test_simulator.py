@@ -292,7 +292,15 @@ def test_every_setting_is_recorded() -> None:
     settings = made.settings()
     # Without a crowd, what is done with it says nothing: records of 0.1.0 do not have it.
     # What a tomogram is filtered with is told where it differs from the default.
-    assert set(settings) == names - {"crowd", "background", "flavour", "low_pass", "deconvolution", "reconstruction"}
+    assert set(settings) == names - {
+        "crowd",
+        "background",
+        "ice",
+        "flavour",
+        "low_pass",
+        "deconvolution",
+        "reconstruction",
+    }
     assert json.loads(json.dumps(settings)) == settings
 
 
