@@ -32,9 +32,6 @@ _CONTRASTS = (0.04, 0.1)
 _ROUNDS = 4
 #: By what fraction the amount of matter differs from one series to the next.
 _SHARE_ERROR = 0.3
-#: What a medium explains counts by this fraction less than what the specimens explain: otherwise media, which can be
-#: combined to almost any spectrum, would stand for matter that is like the specimens.
-_OTHERWISE = 0.05
 #: The crowd fills at most this fraction of the volume.
 _FULLEST = 0.5
 #: 1/Å. Frequencies at which the crowd is compared with the specimens to find its mass. Below them membranes, beads, the
@@ -171,9 +168,6 @@ class AbsoluteFit(PowerFit):
             design = (self._shared[index][:, keep][:, :, self._rings] * weight).reshape(kinds, -1)
             normal[index] = design @ design.T
             right[index] = design @ (pairs.shared[keep][:, self._rings] / error).ravel()
-        # All matter is like the specimens, unless the data say otherwise.
-        each = np.arange(1, kinds)
-        normal[:, each, each] *= 1 + _OTHERWISE
         shares = np.ones(series)
         amounts = _least_squares(normal.sum(axis=0), right.sum(axis=0))
         # One matter, more of it here and less of it there: otherwise the defocus of each series would make up for that.
@@ -188,16 +182,11 @@ class AbsoluteFit(PowerFit):
     def _residuals(self, parameters: FloatArray, left_out: int | None) -> FloatArray:
         amounts, shares = self._amounts(parameters, left_out)
         parts = [self._unusual(parameters), (shares - 1) / _SHARE_ERROR]
-        other = np.zeros(len(amounts) - 1)
         for index, pairs in enumerate(self._data):
             keep = self._kept(index, left_out)
             matter = np.tensordot(amounts * shares[index], self._shared[index][:, keep][:, :, self._rings], 1)
             expected = matter * self._gain(parameters, pairs.u[keep], index) ** 2
             parts.append(((expected - pairs.shared[keep][:, self._rings]) / pairs.error[keep][:, self._rings]).ravel())
-            weight = self._gain(parameters, pairs.u[keep], index) ** 2 / pairs.error[keep][:, self._rings]
-            own = self._shared[index][1:, keep][:, :, self._rings] * weight * shares[index]
-            other += (own.reshape(len(other), -1) ** 2).sum(axis=1)
-        parts.append(np.sqrt(_OTHERWISE * other) * amounts[1:])
         return np.concatenate(parts)
 
     def _unusual(self, parameters: FloatArray) -> FloatArray:
