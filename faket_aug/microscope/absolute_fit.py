@@ -12,7 +12,7 @@ from scipy.optimize import nnls
 
 from faket_aug._arrays import FloatArray
 from faket_aug._checks import check_positive
-from faket_aug.microscope.crowd import LENGTHS, CrowdField, CrowdTilts, interpolation_loss, medium
+from faket_aug.microscope.crowd import LENGTHS, CrowdField, CrowdTilts, interpolation_loss, medium, path_factors
 from faket_aug.microscope.ctf import ContrastTransfer
 from faket_aug.microscope.intensity import AbsoluteScale
 from faket_aug.microscope.power_fit import COMMON, FIT_RANGE, Pairs, PowerFit
@@ -116,7 +116,10 @@ class AbsoluteFit(PowerFit):
         self._power = [
             np.concatenate([pairs.clean_power[None], one.power]) for one, pairs in zip(tilts, data, strict=True)
         ]
-        path = [matter.depth / np.cos(np.deg2rad(one.tilt_angles)).clip(0.05) for one in targets]
+        path = [
+            matter.depth * path_factors(one.tilt_angles, matter.depth, width, matter.reach)
+            for one, width in zip(targets, widths, strict=True)
+        ]
         #: V² Å³, the specimens' spectrum in three dimensions, `(ring,)`.
         self._own = np.mean(
             [(p.clean_power / d[:, None]).mean(axis=0) for p, d in zip(data, path, strict=True)], axis=0

@@ -294,24 +294,38 @@ class CrowdTilts:
         angles = as_tilt_angles(tilt_angles)
         media = np.stack([medium(RINGS / pixel_size, length) for length in LENGTHS]) / pixel_size**3
         deep = np.broadcast_to(np.asarray(depth, dtype=np.float64), RINGS.shape)
-        path = deep / np.cos(np.deg2rad(angles)).clip(0.05)[:, None]
+        path = deep * path_factors(angles, float(deep.max()), width, reach)[:, None]
         step = float(np.median(np.diff(angles))) if len(angles) > 1 else LINE_STEP
         line = LINE * min(1.0, LINE_STEP / step)
         common = np.array([_overlap(*pair, deep, width, line) for pair in pairwise(angles)]).reshape(-1, len(RINGS))
-        if reach is not None:
-            path *= np.array([_covered(angle, float(deep.max()), width, reach) for angle in angles])[:, None]
         between = np.sqrt(path[1:] * path[:-1])
         return cls(power=media[:, None] * path, shared=media[:, None] * (between * common))
 
 
-def _covered(angle: float, depth: float, width: int, reach: float) -> float:
-    """How much of the way through a slab lies within a box, in the mean over an image that is as wide as the box."""
+def path_factors(angles: FloatArray, depth: float, width: int, reach: float | None) -> FloatArray:
+    """Compute how long the way of the beam through a slab is, over its depth, in the mean over an image; `(tilt,)`.
+
+    Parameters
+    ----------
+    angles
+        `(tilt,)`, degrees.
+    depth
+        Voxels.
+    width
+        Pixels of the image across the axis.
+    reach
+        Voxels: how wide the slab is across the axis; the image is as wide as it. None if it goes on beyond the image.
+    """
+    factors: FloatArray = 1 / np.cos(np.deg2rad(angles)).clip(0.05)
+    if reach is None:
+        return factors
     window = fade(width, torch.device("cpu")).numpy().astype(np.float64) ** 2
     place = (np.arange(width) - (width - 1) / 2) * (reach / width)
     height = np.linspace(-0.5, 0.5, _SAMPLES) * depth
-    theta = np.deg2rad(angle)
-    inside = np.abs(place[:, None] - height * np.sin(theta)) <= reach / 2 * abs(np.cos(theta))
-    return float(window @ inside.mean(axis=1) / window.sum())
+    for tilt, theta in enumerate(np.deg2rad(angles)):
+        inside = np.abs(place[:, None] - height * np.sin(theta)) <= reach / 2 * abs(np.cos(theta))
+        factors[tilt] *= window @ inside.mean(axis=1) / window.sum()
+    return factors
 
 
 def _overlap(before: float, after: float, depth: FloatArray, width: int, line: float) -> FloatArray:
