@@ -94,6 +94,7 @@ class AbsoluteFit(PowerFit):
         widths: Sequence[int],
         matter: Matter,
         specimens: int = 1,
+        beads: Sequence[FloatArray] = (),
     ) -> None:
         super().__init__(data, ctfs, pixel_size)
         self._matter = matter
@@ -112,6 +113,8 @@ class AbsoluteFit(PowerFit):
             )
             for one, pairs, target, width in zip(tilts, data, targets, widths, strict=True)
         ]
+        #: That of the specimens' beads, `(pair, ring)`.
+        self._beads = [one[pairs.near] for one, pairs in zip(beads, data, strict=True)] if beads else []
         #: ... and `(kind, tilt, ring)`.
         self._power = [
             np.concatenate([pairs.clean_power[None], one.power]) for one, pairs in zip(tilts, data, strict=True)
@@ -217,10 +220,11 @@ class AbsoluteFit(PowerFit):
         whole, depth = self._matter.whole, self._matter.depth
         total = self._amounts(parameters)[0] @ np.concatenate([self._own[None] * depth / whole, media])
         excess, displaced, mean = self._excess(parameters), 0.0, 0.0
-        excess *= float((depth / whole)[self._of_particles()].mean())
+        excess *= (shallower := float((depth / whole)[self._of_particles()].mean()))
+        lighter = self._excess(parameters, without_beads=True) * shallower
         # More crowd takes more contrast from the specimens, which then explain less.
         for _ in range(_ROUNDS):
-            mean = (excess / (1 - displaced) ** 2 - 1) * self._density
+            mean = (lighter / (1 - displaced) ** 2 - 1) * self._density
             if mean <= 0 or not self._matter.solid:
                 break
             displaced = min(mean / self._matter.solid, _FULLEST)
@@ -272,12 +276,17 @@ class AbsoluteFit(PowerFit):
         left = float(total[low].sum()) / max(float(self._own[low].sum()), 1e-300)
         return float(np.clip(1 - np.sqrt(min(left, 1.0)), 0.0, _FULLEST))
 
-    def _excess(self, parameters: FloatArray) -> float:
-        """The power of all matter divided by that of the specimens, where particles count."""
+    def _excess(self, parameters: FloatArray, *, without_beads: bool = False) -> float:
+        """The power of all matter divided by that of the specimens, where particles count.
+
+        Beads are the same few in both, with much power and little mass.
+        """
         inside = self._of_particles()
         amounts = self._amounts(parameters)[0]
         total = sum(float(np.tensordot(amounts, one, 1)[:, inside].sum()) for one in self._shared)
-        return max(total, 1e-300) / max(sum(float(one[0][:, inside].sum()) for one in self._shared), 1e-300)
+        own = sum(float(one[0][:, inside].sum()) for one in self._shared)
+        beads = sum(float(one[:, inside].sum()) for one in self._beads) if without_beads else 0.0
+        return max(total - beads, 1e-300) / max(own - beads, 0.01 * own, 1e-300)
 
     def _of_particles(self) -> npt.NDArray[np.bool_]:
         """The rings at which the crowd is compared with the specimens."""

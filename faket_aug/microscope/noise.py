@@ -288,6 +288,7 @@ class NoiseModel(ABC):
         solid: float = 0.0,
         interpolated: bool = True,
         extend: str = "wrap",
+        beads: Sequence[Tensor] = (),
         measured: Tensor | Sequence[Tensor | None] | None = None,
     ) -> ResponseNoise:
         """Fit transfer function, noise spectrum and means to measured tilts of unknown specimens.
@@ -335,6 +336,9 @@ class NoiseModel(ABC):
         extend
             What lies beside the specimens of the clean projections and of the simulated tilts, see `project`. With
             `"zero"` the crowd ends where they end, and tilts at high angles show less of it.
+        beads
+            Of the stacks of `clean` that show beads: their beads alone. They have much power and little mass, so the
+            crowd's mass is found without them.
         measured
             Which pixels of the targets count, as for `fit`.
 
@@ -365,6 +369,7 @@ class NoiseModel(ABC):
             solid=solid,
             interpolated=interpolated,
             extend=extend,
+            beads=beads,
             measured=measured,
         )
         return ResponseNoise(

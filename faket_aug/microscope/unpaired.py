@@ -70,6 +70,7 @@ def fit_response(
     scales: Sequence[AbsoluteScale] = (),
     matter: Matter | None = None,
     widths: Sequence[int] = (),
+    beads: Sequence[FloatArray] = (),
 ) -> ResponseFit:
     """Fit the gain and the noise of a microscope to the spectra of its tilts.
 
@@ -108,6 +109,9 @@ def fit_response(
         The specimens' depth and density; needed with absolute scales.
     widths
         Pixels across the axis of each target; needed with absolute scales.
+    beads
+        `(tilt - 1, ring)` of each target: the part of the clean tilts' shared power that is beads'. It says nothing of
+        how much matter there is.
 
     Returns
     -------
@@ -148,6 +152,7 @@ def fit_response(
             widths=widths,
             matter=matter,
             specimens=min(len(own) for own in cleans),
+            beads=beads,
         )
     else:
         fit = PowerFit(data, _microscopes(ctf, len(targets)), pixel_size)

@@ -27,7 +27,7 @@ from faket_aug.microscope.intensity import (
     clipping_limit,
 )
 from faket_aug.microscope.noise_curves import SeriesNoise, check_order, series_of_gain
-from faket_aug.microscope.spectra import RINGS, matching_spectra, sorted_spectra
+from faket_aug.microscope.spectra import RINGS, SeriesSpectra, matching_spectra, sorted_spectra
 from faket_aug.microscope.thickness import MatterThickness, matter_thickness
 from faket_aug.microscope.unpaired import ResponseFit, fit_response
 from faket_aug.tomography.projection import EXTENDS
@@ -85,6 +85,7 @@ def fit_series_response(
     solid: float,
     interpolated: bool,
     extend: str,
+    beads: Sequence[Tensor],
     measured: Tensor | Sequence[Tensor | None] | None,
 ) -> FittedSeries:
     """Carry out `NoiseModel.fit_unpaired`, which describes the parameters, warnings and errors."""
@@ -146,6 +147,7 @@ def fit_series_response(
         scales=scales,
         matter=Matter(depth=depth, thickness=whole, solid=solid, interpolated=interpolated, reach=reach),
         widths=[int(one.shape[-1]) for one in targets],
+        beads=_shared_by_beads(beads, others, spectra, limits, len(cleans)) if absolute else (),
     )
     series = tuple(series_of_gain(s, gain) for s, gain in zip(spectra, fit.gains, strict=True))
     return FittedSeries(
@@ -155,6 +157,20 @@ def fit_series_response(
         backgrounds=tuple(_background(t, a, m, pixel_size) for t, a, m in zip(targets, angles, masks, strict=True)),
         ice=_ice(targets, angles, masks, scales, pixel_size),
     )
+
+
+def _shared_by_beads(
+    beads: Sequence[Tensor],
+    tilt_angles: Sequence[Angles],
+    spectra: Sequence[SeriesSpectra],
+    limits: Sequence[FloatArray] | None,
+    count: int,
+) -> list[FloatArray]:
+    """The power that neighbouring clean tilts share by beads, `(tilt - 1, ring)` for each target, if there are any."""
+    if not beads:
+        return []
+    found = matching_spectra(beads, tilt_angles[: len(beads)], spectra, limits)
+    return [np.sum([one.shared for one in own], axis=0) / count for own in found]
 
 
 def as_list(value: Tensor | Sequence[Tensor]) -> list[Tensor]:

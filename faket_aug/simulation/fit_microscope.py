@@ -37,6 +37,8 @@ from faket_aug.tomography.projection import project
 BUILT_IN_SHAPE = (64, 256, 256)
 #: How many specimens are generated.
 COUNT = 2
+#: What is so many times as dense as matter without gaps is gold.
+_HEAVY = 1.5
 #: What becomes of matter that specimens do not explain.
 CROWDS = ("field", "occupancy")
 #: Settings of `ContrastTransfer`, beside the defocus, that may be known before the fit.
@@ -326,25 +328,26 @@ def fit_microscope(
             f'particles, got {"the built-in ones" if built_in else type(specimens).__name__}; set `crowd` to "field"'
         )
     order = {} if noise_order is None else {"order": noise_order, "power_order": noise_order}
-    factor, noise, total = 1.0, None, 0
+    factor, noise = 1.0, None
     for _ in range(_ROUNDS if crowd == "occupancy" else 1):
         own: Any = specimens if factor == 1 else specimens.scaled(factor)  # type: ignore[union-attr]
-        first, clean, beside, total = _projected(own, count, pixel_size, angles, extend, interpolated, seed, tell)
+        shown = _projected(own, count, pixel_size, angles, extend, interpolated, seed, tell)
         noise = NoiseModel.fit_unpaired(
             target=[one.tilts for one in measured],
-            clean=clean,
+            clean=shown.clean,
             tilt_angles=[one.tilt_angles for one in measured],
-            clean_angles=[angles] * len(clean),
+            clean_angles=[angles] * len(shown.clean),
             pixel_size=pixel_size,
             ctf=known,
             measured=[one.measured for one in measured],
             scale=scale,
             exposure=[_exposures(one) if exposure is None else exposure for one in measured],
-            depth=first.density.shape[0],
+            depth=shown.first.density.shape[0],
             thickness=None if thickness is None else thickness / pixel_size,
-            solid=_solid(first),
+            solid=_solid(shown.first),
             interpolated=interpolated,
             extend=extend,
+            beads=shown.beads,
             **order,
         )
         explained = None if noise.contrast is None else noise.contrast.explained
@@ -353,7 +356,7 @@ def fit_microscope(
         factor /= explained
     assert noise is not None, "there is one round at least"
     if noise.crowd is not None:
-        noise = replace(noise, crowd=replace(noise.crowd, beside=beside))
+        noise = replace(noise, crowd=replace(noise.crowd, beside=shown.matter))
     about = {
         "tilt_series": [one.name for one in measured],
         "aligned": [one.metadata is not None and one.metadata.is_alignment for one in measured],
@@ -361,7 +364,7 @@ def fit_microscope(
         "built_in": built_in,
         **({} if origin is None else {"options": dict(origin)}),
         "defocus_given": [one.spread == 0 for one in known],
-        "specimens": total,
+        "specimens": shown.count,
         **({"occupancy_factor": factor} if crowd == "occupancy" else {}),
         **({"interpolated": True} if interpolated else {}),
         "faket_aug": version("faket_aug"),
@@ -370,8 +373,8 @@ def fit_microscope(
         noise=noise,
         series=measured,
         optics=tuple(known),
-        specimen=first,
-        clean=clean[0],
+        specimen=shown.first,
+        clean=shown.clean[0],
         clean_angles=angles,
         extend=extend,
         seed=seed,
@@ -400,6 +403,17 @@ def _check_built_in(name: str, pixel_size: float) -> None:
         )
 
 
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Projected:
+    """The first specimen; clean tilts of each, and those of their beads alone; their mean potential, V, and number."""
+
+    first: GrandModel
+    clean: list[Tensor]
+    beads: list[Tensor]
+    matter: float
+    count: int
+
+
 def _projected(
     specimens: Specimens,
     count: int | None,
@@ -409,8 +423,8 @@ def _projected(
     interpolated: bool,
     seed: int,
     progress: Callable[[int, int], None],
-) -> tuple[GrandModel, list[Tensor], float, int]:
-    """Project specimens one after the other; only the first one is kept. Also: their mean potential, V, and number.
+) -> _Projected:
+    """Project specimens one after the other; only the first one is kept.
 
     A tilt-series shows most of what lies along its axis. A square specimen is projected a second time with its sides
     exchanged, as another one of its kind.
@@ -418,21 +432,26 @@ def _projected(
     of = len(specimens) if isinstance(specimens, Sequence) else None
     total = min(count or of or COUNT, of or 10**9)
     first: GrandModel | None = None
-    clean, matter = [], []
+    clean: list[Tensor] = []
+    beads: list[Tensor] = []
+    matter = []
     for index in range(total):
         specimen = (
             specimens[index] if isinstance(specimens, Sequence) else specimens.generate(seed=seed, tomogram=index)
         )
         advice = "set the specimens' voxel size"
         check_same_size(specimen.name, specimen.voxel_size, "the tilts' pixels", pixel_size, advice=advice)
-        density = specimen.density.to(torch.float32)
-        turned = [density.transpose(1, 2).contiguous()] if density.shape[1] == density.shape[2] else []
-        clean += [-_clean(one, angles, extend, interpolated) for one in (density, *turned)]
         first = first or specimen
-        matter.append(mean_matter(specimen.density, _solid(first)))
+        density, solid = specimen.density.to(torch.float32), _solid(first)
+        heavy = torch.where(density > _HEAVY * solid, density, 0.0)
+        parts = [(density, clean)] + [(heavy, beads)] * bool(solid and heavy.any())
+        for part, tilts in parts:
+            turned = [part.transpose(1, 2).contiguous()] if part.shape[1] == part.shape[2] else []
+            tilts += [-_clean(one, angles, extend, interpolated) for one in (part, *turned)]
+        matter.append(mean_matter(specimen.density, solid))
         progress(index + 1, total)
     assert first is not None, "there is one at least"
-    return first, clean, float(np.mean(matter)), total
+    return _Projected(first=first, clean=clean, beads=beads, matter=float(np.mean(matter)), count=total)
 
 
 def _clean(density: Tensor, angles: FloatArray, extend: str, interpolated: bool) -> Tensor:

@@ -11,7 +11,7 @@ import torch
 from _helpers import assert_same_items, dataset, simulator, specimen
 
 from faket_aug import ContrastTransfer, NoiseModel, project
-from faket_aug.microscope.crowd import LENGTHS, CrowdField, CrowdTilts, mean_matter, medium
+from faket_aug.microscope.crowd import LENGTHS, CrowdField, CrowdTilts, mean_matter, medium, path_factors
 from faket_aug.microscope.noise import ResponseNoise
 from faket_aug.microscope.response import Envelope, MicroscopeResponse
 from faket_aug.microscope.spectra import RINGS, series_spectra
@@ -151,20 +151,36 @@ def test_bad_crowds(values: dict[str, object], message: str) -> None:
         CrowdField(**({"frequencies": (0.0, 0.1), "power": (1.0, 1.0)} | values))  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("length", [LENGTHS[0], LENGTHS[2]])
-def test_power_of_projections(length: float) -> None:
-    """The powers that the fit takes are those of projected fields: of each tilt, and shared by neighbours."""
+@pytest.mark.parametrize(("length", "reach"), [(LENGTHS[0], None), (LENGTHS[2], None), (LENGTHS[2], 192.0)])
+def test_power_of_projections(length: float, reach: float | None) -> None:
+    """The powers that the fit takes are those of projected fields: of each tilt, and shared by neighbours.
+
+    Of fields that go on beyond the image, and of those that end at its sides.
+    """
     power = shared = 0.0
     for seed in range(3):
         field = _field(length, 1.0).sample((48, 192, 192), 10.0, _generator(seed))
-        spectra = series_spectra(-project(field, ANGLES, extend="wrap"), ANGLES)
+        spectra = series_spectra(-project(field, ANGLES, extend="zero" if reach else "wrap"), ANGLES)
         power, shared = power + spectra.power / 3, shared + spectra.shared / 3
-    tilts = CrowdTilts.of(ANGLES, pixel_size=10.0, depth=48, width=192)
+    tilts = CrowdTilts.of(ANGLES, pixel_size=10.0, depth=48, width=192, reach=reach)
     place, inner = LENGTHS.index(length), (RINGS > 0.03) & (RINGS < 0.1)
     for found, expected in ((power, tilts.power[place]), (shared, tilts.shared[place])):
         ratio = found[:, inner] / expected[:, inner]
         for part in (slice(2, 10), slice(16, 24), slice(30, 38)):
             assert np.median(ratio[part]) == pytest.approx(1, abs=0.15)
+
+
+def test_ways_through_a_slab() -> None:
+    """A slab that goes on is as long as 1 / cos; of a box, tilts at high angles show the sides, and vacuum beside."""
+    angles = np.array([-60.0, 0.0, 60.0, 85.0])
+    endless = path_factors(angles, 48.0, 192, None)
+    np.testing.assert_allclose(endless, 1 / np.cos(np.deg2rad(angles)))
+    box = path_factors(angles, 48.0, 192, 192.0)
+    assert box[1] == pytest.approx(1)
+    assert box[0] == pytest.approx(box[2])
+    # The image's faded edges count less than its middle, where the box is seen.
+    assert 1 < box[2] < 1.5 < endless[2]
+    assert box[3] < endless[3] / 3
 
 
 def test_json() -> None:

@@ -64,6 +64,52 @@ def test_signal_has_its_gain() -> None:
     assert torch.allclose(content - made, (noisy - made) / 4, atol=1e-4)
 
 
+def _contrast(amplitude: float) -> MicroscopeResponse:
+    response = _response()
+    return replace(response, ctf=replace(response.ctf, amplitude_contrast=amplitude))
+
+
+def test_phase_contrast_stays_linear() -> None:
+    """Matter that absorbs nothing has the contrast of the transfer function, as dark as bright."""
+    response, clean = _contrast(0.0), 2 * _random(5, 128, 128)
+    angles = ANGLES[18:23]
+    linear = response.apply(clean, torch.zeros_like(clean), angles)
+    counted = response.apply(clean, torch.zeros_like(clean), angles, by_intensity=True)
+    assert torch.allclose(linear, counted, atol=1e-3)
+    assert linear.min() < -0.05 * response.intensity(angles).min()
+
+
+def test_slow_matter_absorbs_by_the_exponential_law() -> None:
+    """Twice the matter passes the square of what the matter passes; no intensity is below 0."""
+    response, shape = _contrast(0.1), (1, 192, 192)
+    intensity = float(response.intensity(np.zeros(1))[0])
+    step = torch.zeros(shape)
+    step[:, :, 64:128] = -60.0
+    passed = []
+    for factor in (1, 2, 200):
+        made = response.apply(factor * step, torch.zeros(shape), np.zeros(1), by_intensity=True)[0]
+        local = (made - made[:, 5:15].mean()) / intensity + 1
+        assert local.min() > -1e-3
+        passed.append(float(local[:, 94:98].mean()))
+    assert passed[1] == pytest.approx(passed[0] ** 2, rel=0.01)
+    assert passed[0] < 0.95
+    assert passed[2] < 0.01
+
+
+def test_noise_follows_the_local_intensity() -> None:
+    """Where half of the electrons pass, the noise has half of the variance."""
+    response, shape = _contrast(0.1), (1, 192, 192)
+    step = torch.zeros(shape)
+    step[:, :, 64:128] = -400.0
+    quiet = response.apply(step, torch.zeros(shape), np.zeros(1), by_intensity=True)
+    noisy = response.apply(step, _random(*shape), np.zeros(1), by_intensity=True)
+    grain = (noisy - quiet)[0]
+    bright, dark = grain[:, 4:40].var(), grain[:, 80:112].var()
+    passing = 1 + (quiet[0, :, 80:112].mean() - quiet[0, :, 4:40].mean()) / response.intensity(np.zeros(1))[0]
+    assert passing < 0.8
+    assert float(dark / bright) == pytest.approx(float(passing), rel=0.1)
+
+
 def test_tilts_have_mean_0_and_extreme_angles_the_last_one() -> None:
     response = _response()
     made = response.apply(_random(2, 64, 64) + 5, _random(2, 64, 64, seed=1), np.array([0.0, 10.0]))
