@@ -114,6 +114,11 @@ class NoiseModel(ABC):
         `(tilt, y, x)` in the unit of the measured tilts.
         """
 
+    @property
+    def is_physical(self) -> bool:
+        """Whether the scale of the contrast was found without the power of specimens, see `fit_unpaired`."""
+        return self.contrast is not None and "power" not in self.contrast.source
+
     def identity(self) -> str:
         """Return the text by which records know the model; by default that of `to_json`."""
         return self.to_json()
@@ -628,18 +633,13 @@ class ResponseNoise(FittedNoise):
             noise,
             tilt_angles,
             noise_scale=noise_scale,
-            by_intensity=self.absolute,
+            by_intensity=self.is_physical,
             transmission=None if through is None else sent(through, clean.device),
         )
         measured = measured + _column(curves.mean, clean)
         if self.background is None:
             return measured
         return self.backgrounds[self.background].put_into(measured, tilt_angles, self.response.pixel_size)
-
-    @property
-    def absolute(self) -> bool:
-        """Whether the scale of the gain tells intensities."""
-        return self.contrast is not None and "power" not in self.contrast.source
 
     def with_ice(self, ice: ThicknessMap | DrawnIce) -> ResponseNoise:
         """Return the model whose tilts pass through this ice."""

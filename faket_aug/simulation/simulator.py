@@ -231,7 +231,7 @@ memory_budget
                 "one of them out"
             )
         model = self.noise_model
-        if not isinstance(model, ResponseNoise) or not model.absolute:
+        if not isinstance(model, ResponseNoise) or not model.is_physical:
             raise ValueError(
                 "expected noise with a response of an absolute scale for `ice`, got noise that tells no intensities; "
                 "fit it with `NoiseModel.fit_unpaired` or `faket-aug fit` to tilts whose gray values or exposure are "

@@ -162,9 +162,12 @@ class Variation:
             The simulator that it is for.
         """
         noise = simulator.noise_model
-        found: dict[str, Any] = {"filter": tuple(dict.fromkeys((simulator.filter, *_FILTERS)))}
-        if isinstance(noise, FittedNoise):
-            found |= {"white": 2 / 3, "contrast": (0.7, 1.4)}
+        found: dict[str, Any] = {}
+        if noise is not None and noise.is_physical:
+            found["contrast"] = (0.8, 1.25)
+        else:
+            found["filter"] = tuple(dict.fromkeys((simulator.filter, *_FILTERS)))
+            found |= {"white": 2 / 3, "contrast": (0.7, 1.4)} if isinstance(noise, FittedNoise) else {}
         if noise is None or noise.draws:
             found["missing"] = (0.0, 0.1)
         if noise is not None and noise.crowd is not None:
