@@ -49,9 +49,9 @@ def variation_setting() -> Setting:
         "variation",
         hint=ScheduledVariation | None,
         default=None,
-        help="Draw settings for each tomogram: standard (two thirds with white noise, the rest with other contrasts; "
-        "other defocus, filters and missing tilts), or ranges of your own. Or one of these by epoch, as "
-        "`0=standard,20.missing=0,0.3`, for a curriculum.",
+        help="Draw settings for each tomogram: standard (contrast, defocus and missing tilts; without a physical scale "
+        "of the noise also filters, and white noise for two thirds), or ranges of your own. Or one of these by epoch, "
+        "as `0=standard,20.missing=0,0.3`, for a curriculum.",
     )
 
 

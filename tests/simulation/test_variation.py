@@ -46,6 +46,7 @@ from faket_aug import (
 from faket_aug._random import STAGES
 from faket_aug.microscope.background import SlowBackground
 from faket_aug.microscope.crowd import CrowdField
+from faket_aug.microscope.intensity import ContrastReport
 from faket_aug.microscope.noise import ResponseNoise, WhiteNoise
 from faket_aug.microscope.response import Envelope
 from faket_aug.microscope.spectra import RINGS
@@ -129,6 +130,19 @@ def test_standard_of_a_fitted_response() -> None:
     assert max(abs(one.defocus) for one in own) == pytest.approx(0.5, abs=0.05)
     assert {one.defocus for one in found if one.snr is not None} == {0.0}, "white noise has no transfer function"
     assert {one.crowd for one in found} == {1.0}, "this noise has no crowd"
+
+
+def test_standard_of_a_physical_response() -> None:
+    """A noise that is known to be the microscope's stays, and so does the filter."""
+    known = replace(_response(), contrast=ContrastReport(source=("intensity",), zero=(0.0,), zero_error=(0.1,)))
+    found = _drawn(VariedSimulator(simulator("noisy", noise=known)), 60)
+    assert {one.snr for one in found} == {None}
+    assert {one.filter for one in found} == {None}
+    contrasts = [one.contrast for one in found]
+    assert 0.8 <= min(contrasts) < 0.85 < 1.15 < max(contrasts) <= 1.25
+    assert max(abs(one.defocus) for one in found) == pytest.approx(0.5, abs=0.05)
+    by_power = replace(known, contrast=ContrastReport(source=("power",), zero=(0.0,), zero_error=(0.1,)))
+    assert Variation.standard(simulator("noisy", noise=by_power)) == Variation.standard(_fitted())
 
 
 @pytest.mark.parametrize("modality", ["noiseless", "noisy", "faket"])
