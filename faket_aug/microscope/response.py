@@ -120,6 +120,8 @@ class MicroscopeResponse:
         `(series,)`, µm: the defocus of each series of the fit, and its standard error.
     gain_error
         Relative standard error of the gain, median over frequencies and tilts; 0 if it is not known.
+    contrast
+        A factor that the gain has in addition to what the intensity makes, see `strengthened`.
 
     Raises
     ------
@@ -136,9 +138,11 @@ class MicroscopeResponse:
     defocus: tuple[float, ...] = ()
     defocus_error: tuple[float, ...] = ()
     gain_error: float = 0.0
+    contrast: float = 1.0
 
     def __post_init__(self) -> None:
         check_positive("pixel_size", self.pixel_size)
+        check_positive("contrast", self.contrast)
         if not self.noise or any(len(row) != len(RINGS) or not np.isfinite(row).all() for row in self.noise):
             raise ValueError(f"expected `noise` of {len(RINGS)} finite numbers for each power of the angle")
         if any(isinstance(getattr(self.ctf, name), tuple) for name in ("defocus", "phase_shift")):
@@ -253,7 +257,7 @@ class MicroscopeResponse:
 
     def intensity(self, tilt_angles: Angles) -> FloatArray:
         """Return the mean intensity of tilts `(tilt,)`, in the measured ones' unit; only an absolute scale tells it."""
-        factor = 2 * interaction_constant(self.ctf.voltage) * self.pixel_size
+        factor = 2 * interaction_constant(self.ctf.voltage) * self.pixel_size * self.contrast
         result: FloatArray = self.envelope.scale(self._u(tilt_angles)) / factor
         return result
 
@@ -271,10 +275,13 @@ class MicroscopeResponse:
         return moved.at_defocus(float(np.mean(self.ctf.defocus)) + defocus)
 
     def strengthened(self, *, contrast: float = 1.0, exposure: float = 1.0) -> Self:
-        """Return the response with a factor on its gain, and with its noise power divided by another one."""
+        """Return the response with a factor on its gain, and with its noise power divided by another one.
+
+        The intensity stays, so darker particles absorb more, and uneven ice is as uneven.
+        """
         envelope = replace(self.envelope, log_scale=self.envelope.log_scale + math.log(contrast))
         noise = tuple(tuple(value / exposure for value in row) for row in self.noise)
-        return replace(self, envelope=envelope, noise=noise)
+        return replace(self, envelope=envelope, noise=noise, contrast=self.contrast * contrast)
 
     def averaged(self) -> Self:
         """Return a response that is the same for every tilt: the mean over the range of angles."""
@@ -292,7 +299,9 @@ class MicroscopeResponse:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the response as JSON types."""
-        return asdict(self) | {"ctf": self.ctf.to_dict(), "envelope": self.envelope.to_dict()}
+        data = asdict(self) | {"ctf": self.ctf.to_dict(), "envelope": self.envelope.to_dict()}
+        # As files were before there was a contrast of its own.
+        return {name: value for name, value in data.items() if name != "contrast" or value != 1.0}
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Self:
@@ -304,7 +313,7 @@ class MicroscopeResponse:
             If a value is missing or unknown.
         """
         wanted = {entry.name for entry in fields(cls)}
-        if not isinstance(data, Mapping) or set(data) != wanted:
+        if not isinstance(data, Mapping) or set(data) | {"contrast"} != wanted:
             found = sorted(data) if isinstance(data, Mapping) else data
             raise ValueError(f"expected a microscope's response with {sorted(wanted)}, got {found!r}")
         try:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from faket_aug._arrays import FloatArray
+from faket_aug._checks import check_positive
 from faket_aug._runtime.threads import usable_device
 from faket_aug._runtime.transfers import sent
 from faket_aug.geometry import nearest_tilts
@@ -137,7 +138,7 @@ def choose_step_size(
     Raises
     ------
     ValueError
-        If the simulator has another modality, or there are no specimens or no series.
+        If the simulator has another modality, there are no specimens or no series, or a step is negative.
     """
     if simulator.modality != "faket":
         raise ValueError(f'expected a simulator of the modality "faket", got {simulator.modality!r}')
@@ -145,6 +146,8 @@ def choose_step_size(
         raise ValueError(
             f"expected specimens and held-out tilt-series, got {len(specimens)} and {len(held_out)}; give both"
         )
+    for step in steps:
+        check_positive("steps", step, zero=True)
     angles = np.asarray(simulator.tilt_angles)
     index = np.unique(np.linspace(0, len(angles) - 1, tilts).round().astype(int))
     chosen = angles[index]

@@ -110,6 +110,21 @@ def test_noise_follows_the_local_intensity() -> None:
     assert float(dark / bright) == pytest.approx(float(passing), rel=0.1)
 
 
+def test_another_contrast_leaves_the_intensity() -> None:
+    """Matter with twice the contrast passes the square; the file says so, and old files have no such entry."""
+    response, shape = _contrast(0.1), (1, 192, 192)
+    step = torch.zeros(shape)
+    step[:, :, 64:128] = -60.0
+    strong = response.strengthened(contrast=2.0)
+    assert strong.intensity(np.zeros(1)) == pytest.approx(response.intensity(np.zeros(1)))
+    found = strong.apply(step, torch.zeros(shape), np.zeros(1), by_intensity=True)
+    assert torch.allclose(
+        found, response.apply(2 * step, torch.zeros(shape), np.zeros(1), by_intensity=True), atol=1e-3
+    )
+    assert MicroscopeResponse.from_dict(json.loads(json.dumps(strong.to_dict()))) == strong
+    assert "contrast" not in response.to_dict()
+
+
 def test_tilts_have_mean_0_and_extreme_angles_the_last_one() -> None:
     response = _response()
     made = response.apply(_random(2, 64, 64) + 5, _random(2, 64, 64, seed=1), np.array([0.0, 10.0]))

@@ -73,6 +73,8 @@ def test_what_cannot_be_chosen_from(styled: FakETSimulator) -> None:
         choose_step_size(replace(styled, modality="noisy"), [specimen(0)], held_out)
     with pytest.raises(ValueError, match="expected specimens and held-out tilt-series, got 0 and 1"):
         choose_step_size(styled, [], held_out)
+    with pytest.raises(ValueError, match="expected `steps` .*got -1"):
+        choose_step_size(styled, [specimen(0)], held_out, steps=(0, -1))
 
 
 def test_tilts_of_other_sizes_compare(styled: FakETSimulator) -> None:
