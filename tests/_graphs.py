@@ -63,7 +63,8 @@ class StandIn:
         self.recorded: list[Stream] = []
         self.pools: list[object] = []
         self.replays = 0
-        self.free = 2**40
+        #: Bytes that are free, and those that PyTorch keeps.
+        self.free, self.kept = 2**40, 0
         #: What replays do to the last result, and what recording raises.
         self.spoil = self.error = None
         self._local = threading.local()
@@ -78,6 +79,9 @@ class StandIn:
             yield
         finally:
             self._local.stream = before
+
+    def empty_cache(self) -> None:
+        self.free, self.kept = self.free + self.kept, 0
 
     def is_current_stream_capturing(self) -> bool:
         return getattr(self._local, "tape", None) is not None
@@ -124,6 +128,7 @@ def recorded_on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[StandIn]:
         "current_stream": made.current_stream,
         "default_stream": lambda device=None: made.first,
         "device": lambda device: nullcontext(),
+        "empty_cache": made.empty_cache,
         "graph_pool_handle": object,
         "is_current_stream_capturing": made.is_current_stream_capturing,
         "mem_get_info": lambda device=None: (made.free, 2**40),

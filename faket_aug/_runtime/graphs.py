@@ -21,7 +21,7 @@ from faket_aug._runtime.threads import recording
 VARIABLE = "FAKET_AUG_CUDA_GRAPHS"
 #: Kinds of devices that have graphs.
 KINDS = ("cuda",)
-#: Graphs that one stream keeps, at most, and streams that keep graphs.
+#: Graphs that one stream keeps, at most, and streams of one device that keep graphs.
 MOST_GRAPHS, MOST_STREAMS = 8, 2
 #: Whether PyTorch writes to new memory where results have to be the same each time.
 _FILL = "fill_uninitialized_memory"
@@ -123,7 +123,7 @@ class _OfStream:
         self._lock = threading.Lock()
         self._kept: dict[Hashable, _Graph] = {}
         self._owners: weakref.WeakSet[Any] = weakref.WeakSet()
-        self._leaving = False
+        self._leaving = self._gave_back = False
         self._pool: Any = None
         # A GPU's first stream cannot be recorded.
         first = stream == torch.cuda.default_stream(device)
@@ -168,7 +168,7 @@ class _OfStream:
             buffer.copy_(given)
         # What is made at a first use (checks of kernels, plans of cuDNN, weights turned round) is made here.
         expected = work.function(*buffers)
-        if torch.cuda.mem_get_info(self._device)[0] < work.room:
+        if not self._has(work.room):
             return expected
         if len(self._kept) >= MOST_GRAPHS:
             self._drop()
@@ -188,6 +188,16 @@ class _OfStream:
             self._owners.add(work.owner)
             weakref.finalize(work.owner, _leave, weakref.ref(self)).atexit = False
         return expected
+
+    def _has(self, room: int) -> bool:
+        """Tell whether so many bytes are free. Graphs cannot use what PyTorch keeps: once, it gives that back."""
+        if torch.cuda.mem_get_info(self._device)[0] >= room:
+            return True
+        if self._gave_back:
+            return False
+        self._gave_back = True
+        torch.cuda.empty_cache()
+        return bool(torch.cuda.mem_get_info(self._device)[0] >= room)
 
     def _record(self, work: Work, buffers: list[Tensor]) -> _Graph:
         graph = torch.cuda.CUDAGraph()
@@ -232,14 +242,14 @@ _streams: OrderedDict[tuple[torch.device, int], _OfStream] = OrderedDict()
 def _of_stream(device: torch.device) -> _OfStream:
     """Return the graphs of the stream that this thread uses; those of the stream not used for longest leave."""
     stream = torch.cuda.current_stream(device)
-    key, left = (device, stream.cuda_stream), []
+    key = device, stream.cuda_stream
     with _lock:
         if key not in _streams:
             _streams[key] = _OfStream(device, stream)
         found = _streams[key]
         _streams.move_to_end(key)
-        while len(_streams) > MOST_STREAMS:
-            left.append(_streams.popitem(last=False)[1])
+        own = [one for one in _streams if one[0] == device]
+        left = [_streams.pop(one) for one in own[:-MOST_STREAMS]]
     for one in left:
         one.leave()
     return found

@@ -186,6 +186,21 @@ def test_short_memory_is_not_remembered(gpu: StandIn) -> None:
     assert len(gpu.recorded) == 1
 
 
+def test_what_pytorch_keeps_is_given_back_once(gpu: StandIn) -> None:
+    """Graphs cannot use it; without enough it is not asked for again and again."""
+    gpu.free, gpu.kept = 0, 2**20
+    _work(room=2**21)(*_inputs())
+    assert (gpu.free, len(gpu.recorded)) == (2**20, 0)
+    gpu.kept = 2**20
+    _work(room=2**21)(*_inputs())
+    assert gpu.kept == 2**20
+    _work(room=2**20)(*_inputs())
+    assert len(gpu.recorded) == 1
+    forget_graphs()
+    _work(room=2**21)(*_inputs())
+    assert (gpu.free, len(gpu.recorded)) == (2**21, 2)
+
+
 def test_memory_that_is_full_while_recording(gpu: StandIn) -> None:
     """What is recorded ends; the stream computes again."""
     full = True

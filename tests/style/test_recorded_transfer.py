@@ -148,8 +148,10 @@ def test_a_graph_that_fails(gpu: StandIn, tmp_path: Path, monkeypatch: pytest.Mo
 
 
 def _needs_graphs() -> None:
-    if not torch.accelerator.is_available():
-        pytest.skip("needs a GPU that PyTorch itself finds")
+    try:
+        torch.cuda.CUDAGraph()
+    except RuntimeError as error:
+        pytest.skip(f"needs a GPU that PyTorch itself finds: {str(error).splitlines()[0]}")
 
 
 @pytest.mark.gpu
