@@ -281,7 +281,7 @@ def _refuse(device: torch.device, what: str) -> None:
     warnings.warn(
         f"expected CUDA graphs to work on {device}, got {what}; each operation is told to the GPU by itself, which "
         f"takes longer (without {VARIABLE}=1 graphs are not tried)",
-        stacklevel=5,
+        stacklevel=4,
     )
 
 

@@ -92,11 +92,11 @@ else
         --precision bfloat16
     bench kernels 20 kernels.py
     # The style transfer of 16 tilts of 512² and of 1024², in turn with CUDA graphs and without.
-    bench graphs 20 graphs.py
+    bench graphs 25 graphs.py
     bench profile_1024_float32 40 profile_simulation.py --size 1024 --depth 200 --bin 2 --repeats 0
     # 60 steps of 25 x 56³ a round, in which three tomograms are exchanged.
     bench training 70 training.py --steps 60 --patches 500 --repeats 2
-    bench scaling 40 scaling.py --precision bfloat16 --sizes 256 1024 --tilts 4 16 --repeats 2
+    bench scaling 35 scaling.py --precision bfloat16 --sizes 256 1024 --tilts 4 16 --repeats 2
     # 61 x 3500² from a specimen of 1000 x 3500 x 3500 voxels, which lies on disk in half precision.
     bench profile_3500 95 profile_simulation.py --size 3500 --depth 1000 --bin 4 --precision bfloat16 --repeats 0 \
         --mapped "$aside"
