@@ -87,6 +87,7 @@ def test_kept_tables(path: Path) -> None:
         ("memory.py", "--size", "64", "--depth", "20", "--tilts", "3"),
         ("denoiser.py", "--steps", "1", "--size", "64"),
         ("kernels.py", "--device", "cpu", "--size", "64", "--repeats", "1"),
+        ("graphs.py", "--device", "cpu", "--sizes", "32", "--tilts", "2", "--repeats", "1"),
     ],
     ids=lambda command: command[0],
 )

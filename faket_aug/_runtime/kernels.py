@@ -13,6 +13,8 @@ from typing import Any, Generic, ParamSpec, TypeVar
 import torch
 from torch import Tensor
 
+from faket_aug._runtime.threads import is_recording
+
 P = ParamSpec("P")
 R = TypeVar("R")
 
@@ -80,6 +82,8 @@ class Kernel(Generic[P, R]):
                     except torch.OutOfMemoryError:
                         raise
                     except Exception as error:
+                        if is_recording():  # the fault may be the CUDA graph's
+                            raise
                         _refuse(first.device, self._told(error))
         return self.plain(*args, **kwargs)
 
@@ -93,7 +97,7 @@ class Kernel(Generic[P, R]):
         if (device, dtype) in self._checked:
             return True
         with _lock, torch.no_grad():
-            if device in _refused:
+            if device in _refused or is_recording():  # the check waits for the GPU
                 return False
             wrong = self.difference(device, dtype)
             if wrong:
@@ -134,6 +138,11 @@ class Kernel(Generic[P, R]):
     def _told(self, error: Exception) -> str:
         lines = str(error).splitlines() or [""]
         return f"{type(error).__name__} in `{self.name}` ({lines[0][:200]})"
+
+
+def kernels_are_used(device: torch.device) -> bool:
+    """Tell whether kernels may be used on a device: they are wanted, and none has failed there."""
+    return device not in _refused and triton_is_wanted()
 
 
 def triton_is_wanted() -> bool:

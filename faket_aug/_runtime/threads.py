@@ -179,8 +179,11 @@ class Made:
             self._event.record(torch.cuda.current_stream(device))
 
     def before(self, device: torch.device) -> None:
-        """Let what the current stream of a device does from now on come after it; the program itself does not wait."""
-        if self._event is not None:
+        """Let what the current stream of a device does from now on come after it; the program itself does not wait.
+
+        What is recorded in a CUDA graph does not wait: the same work, done before it was recorded, did.
+        """
+        if self._event is not None and not is_recording():
             torch.cuda.current_stream(device).wait_event(self._event)
 
 
@@ -190,7 +193,39 @@ def concrete_device(name: str | torch.device) -> torch.device:
 
 
 def use_on_current_stream(tensors: Iterable[torch.Tensor]) -> None:
-    """Keep the memory of GPU tensors that another stream made, until the work of the current stream on them is done."""
+    """Keep the memory of GPU tensors that another stream made, until the work of the current stream on them is done.
+
+    What is recorded in a CUDA graph may be done at any time later: the graph keeps them.
+    """
+    if _recording.held is not None:
+        _recording.held.extend(tensors)
+        return
     for tensor in tensors:
         if tensor.is_cuda:
             tensor.record_stream(torch.cuda.current_stream(tensor.device))
+
+
+class _Recording(threading.local):
+    """What a thread records in a CUDA graph, if it does."""
+
+    #: Tensors that it reads, and that have to stay; None while nothing is recorded.
+    held: list[torch.Tensor] | None = None
+
+
+_recording = _Recording()
+
+
+@contextmanager
+def recording() -> Iterator[list[torch.Tensor]]:
+    """Record a CUDA graph in this thread; the list comes to hold the tensors that `use_on_current_stream` gets."""
+    held: list[torch.Tensor] = []
+    try:
+        _recording.held = held
+        yield held
+    finally:
+        _recording.held = None
+
+
+def is_recording() -> bool:
+    """Tell whether this thread records a CUDA graph."""
+    return _recording.held is not None

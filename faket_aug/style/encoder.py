@@ -52,6 +52,14 @@ class StyleEncoder(nn.Module, ABC):
             self._own_fingerprint = hashlib.sha256(text.encode()).hexdigest()
         return self._own_fingerprint
 
+    @property
+    def can_be_recorded(self) -> bool:
+        """Whether a CUDA graph can replay it: nothing but images, layers, parameters and buffers decides what it does.
+
+        It does not wait for the GPU either. Nothing is known of an encoder of your own, so by default it is not.
+        """
+        return False
+
     def check_layers(self, layers: Iterable[int]) -> None:
         """Raise a `ValueError` unless the encoder has all of these layers."""
         for layer in layers:

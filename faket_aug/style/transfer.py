@@ -12,9 +12,12 @@ from torch.nn.functional import adaptive_avg_pool2d
 
 from faket_aug._checks import check_fraction, check_ndim, check_positive, check_same_shape
 from faket_aug._masks import as_mask, eroded, filled
+from faket_aug._runtime.graphs import Work, graphs_are_wanted
+from faket_aug._runtime.kernels import kernels_are_used
 from faket_aug._runtime.numerics import own_precision
 from faket_aug._runtime.transfers import sent
 from faket_aug.statistics import FULL_RANGE, scale_to_unit, value_range
+from faket_aug.style.encoder import StyleEncoder
 from faket_aug.style.gram import gram_matrix, gram_slope, wide
 from faket_aug.style.losses import error_slope
 
@@ -231,19 +234,37 @@ def stylize(
     weights = style_weights_for(tuple(style.grams), style_weights)
     init_range, content_range = value_range(init, quantiles), value_range(content, quantiles)
     result = torch.empty_like(init, dtype=wide(init.dtype))
-    for chunk in chunks_of_tilts(init.shape[0], init[0].numel(), memory_budget):
-        kept, start = scale_to_unit(content[chunk], content_range), scale_to_unit(init[chunk], init_range)
-        targets = features(gray_to_rgb(kept), content_layers) if content_weight else {}
-        grams = {layer: gram[chunk] for layer, gram in style.grams.items()}
 
-        def gradient(
-            images: Tensor, targets: Mapping[int, Tensor] = targets, grams: Mapping[int, Tensor] = grams
-        ) -> Tensor:
+    def styled(kept: Tensor, start: Tensor, *own: Tensor) -> Tensor:
+        targets = features(gray_to_rgb(kept), content_layers) if content_weight else {}
+        grams = dict(zip(style.grams, own, strict=True))
+
+        def gradient(images: Tensor) -> Tensor:
             return _gradient(images, features, targets, content_weight, grams, weights)
 
         images = gray_to_rgb(start).contiguous()
-        result[chunk] = _descend(images, gradient, step_size, iterations, average_decay).mean(dim=1)
+        return _descend(images, gradient, step_size, iterations, average_decay).mean(dim=1)
+
+    numbers = (tuple(style.grams), weights, tuple(content_layers), content_weight, step_size, iterations, average_decay)
+    chunks = chunks_of_tilts(init.shape[0], init[0].numel(), memory_budget)
+    work = _recorded(styled, features, init[chunks[0]], numbers)
+    for chunk in chunks:
+        kept, start = scale_to_unit(content[chunk], content_range), scale_to_unit(init[chunk], init_range)
+        result[chunk] = work(kept, start, *(gram[chunk] for gram in style.grams.values()))
     return result
+
+
+def _recorded(
+    styled: Callable[..., Tensor], features: Encoder, tilts: Tensor, numbers: tuple[object, ...]
+) -> Callable[..., Tensor]:
+    """Let CUDA graphs do the work on chunks of tilts, if they are wanted on this device, and know the encoder."""
+    device = tilts.device
+    if not (graphs_are_wanted(device) and isinstance(features, StyleEncoder) and features.can_be_recorded):
+        return styled
+    # The fingerprint loads the weights.
+    key = (features.fingerprint, numbers, kernels_are_used(device))
+    reads = [one.detach() for one in (*features.parameters(), *features.buffers())]
+    return Work(function=styled, key=key, reads=reads, owner=features, room=tilts.numel() * _BYTES_PER_PIXEL)
 
 
 def _gradient(

@@ -126,6 +126,11 @@ class VGG19Features(StyleEncoder):
         self.load()
         return hashlib.sha256(f"{self.pooling}|{self.precision}|{self._weights_hash}".encode()).hexdigest()
 
+    @property
+    def can_be_recorded(self) -> bool:
+        """Whether a CUDA graph can replay it; a class that derives from it may do anything."""
+        return type(self) is VGG19Features
+
     def check_layers(self, layers: Iterable[int]) -> None:
         """Raise an error unless every layer is a ReLU of VGG-19 for which there are weights.
 

@@ -83,19 +83,22 @@ if [ "$device" = cpu ]; then
     bench training 90 training.py --size 48 --tilts 5 --patch-size 16 --batch-size 2 --patches 8 --steps 4 --repeats 1
     bench scaling 60 scaling.py --sizes 32 --tilts 2 --tilts-size 32 --repeats 1
     bench kernels 30 kernels.py --size 32 --repeats 1
+    bench graphs 30 graphs.py --sizes 32 --tilts 2 --repeats 1
 else
-    run tests 90 "$python" -m pytest -q -m gpu -p no:cacheprovider "${files[@]}"
+    run tests 85 "$python" -m pytest -q -m gpu -p no:cacheprovider "${files[@]}"
     # A labelled series of 61 x 1024² from 200 x 1024² with its tomogram; the weights' values do not matter to the time.
     bench profile_1024 60 profile_simulation.py --size 1024 --depth 200 --bin 2 --precision bfloat16
     FAKET_AUG_TRITON=0 bench profile_1024_plain 40 profile_simulation.py --size 1024 --depth 200 --bin 2 \
         --precision bfloat16
     bench kernels 20 kernels.py
+    # The style transfer of 16 tilts of 512² and of 1024², in turn with CUDA graphs and without.
+    bench graphs 25 graphs.py
     bench profile_1024_float32 40 profile_simulation.py --size 1024 --depth 200 --bin 2 --repeats 0
     # 60 steps of 25 x 56³ a round, in which three tomograms are exchanged.
-    bench training 75 training.py --steps 60 --patches 500 --repeats 2
-    bench scaling 45 scaling.py --precision bfloat16 --sizes 256 1024 --tilts 4 16 --repeats 2
+    bench training 70 training.py --steps 60 --patches 500 --repeats 2
+    bench scaling 35 scaling.py --precision bfloat16 --sizes 256 1024 --tilts 4 16 --repeats 2
     # 61 x 3500² from a specimen of 1000 x 3500 x 3500 voxels, which lies on disk in half precision.
-    bench profile_3500 100 profile_simulation.py --size 3500 --depth 1000 --bin 4 --precision bfloat16 --repeats 0 \
+    bench profile_3500 95 profile_simulation.py --size 3500 --depth 1000 --bin 4 --precision bfloat16 --repeats 0 \
         --mapped "$aside"
 fi
 say "$SECONDS s in all"
