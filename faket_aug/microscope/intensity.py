@@ -33,6 +33,8 @@ _ROBUST = 2.0
 _ROUNDS = 30
 #: Specimens that explain so many times as much as was measured, or as little, are not in volts.
 _ODD = 100.0
+#: Specimens of one kind differ by chance: what they explain more than all, by this fraction, means nothing.
+_CHANCE = 0.2
 #: How much the contrast transfer function leaves of a bead's contrast.
 _WEAKENED = 0.25
 
@@ -183,6 +185,8 @@ class ContrastReport:
                 *result,
                 f"the specimens explain {self.explained:.2g} times what was measured: are their densities in volts?",
             ]
+        if 1 <= self.explained < 1 + _CHANCE:
+            return [*result, "the specimens explain all of the power that tilts share"]
         if self.explained > 1:
             return [
                 *result,

@@ -218,6 +218,7 @@ def test_report() -> None:
         "series 0: scale of the contrast from intensities (gray value of no electrons -90 ± 1)"
     )
     assert report.lines()[1].startswith("the specimens explain 50% of the power")
+    assert replace(report, explained=1.1).lines()[1] == "the specimens explain all of the power that tilts share"
     assert "hold too many particles" in replace(report, explained=2.0).lines()[1]
     for odd in (0.003, 300.0):
         assert "are their densities in volts?" in replace(report, explained=odd).lines()[1]
