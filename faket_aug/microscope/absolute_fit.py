@@ -128,6 +128,11 @@ class AbsoluteFit(PowerFit):
             [(p.clean_power / d[:, None]).mean(axis=0) for p, d in zip(data, path, strict=True)], axis=0
         )
         self._own *= pixel_size**3
+        # Tilts at high angles show more of specimens that go on, and of those that end all that any other tilt shows.
+        shown = [1.0 if matter.reach is not None else np.cos(np.deg2rad(one.tilt_angles)) for one in targets]
+        means = [-float(np.mean(pairs.clean_mean * own)) for pairs, own in zip(data, shown, strict=True)]
+        #: Mean potential of the specimens, V.
+        self._density = max(float(np.mean(means)) / matter.depth, 0.0)
         #: `(ring,)`, the relative error of the matter's power over the specimens': both are samples of their kind.
         modes = np.mean([one.shared_counts for one in targets], axis=0)
         self._chance = np.sqrt((1 / len(targets) + 1 / max(specimens, 1)) / np.maximum(modes, 1.0))
@@ -298,11 +303,6 @@ class AbsoluteFit(PowerFit):
         low, high = (q * self._pixel_size for q in _PARTICLES)
         band = (max(low, FIT_RANGE[0]), min(high, FIT_RANGE[1]))
         return FIT_RANGE if band[1] - band[0] < 2 * RING_WIDTH else band
-
-    @property
-    def _density(self) -> float:
-        """Mean potential of the specimens, V."""
-        return max(-float(np.mean([pairs.clean_mean for pairs in self._data])) / self._matter.depth, 0.0)
 
 
 def _least_squares(normal: FloatArray, right: FloatArray) -> FloatArray:

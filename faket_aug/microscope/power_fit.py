@@ -52,7 +52,7 @@ class Pairs:
     clean: FloatArray  # (pair, ring)
     error: FloatArray  # (pair, ring)
     clean_power: FloatArray  # (tilt, ring)
-    clean_mean: float  # of the clean tilts, along the shortest path
+    clean_mean: FloatArray  # (tilt,)
     near: npt.NDArray[np.bool_]  # (tilt - 1,), the pairs that are used
 
     @classmethod
@@ -91,7 +91,7 @@ class Pairs:
             clean=np.mean([c.shared for c in cleans], axis=0)[near],
             error=(error + _MODEL_ERROR * level)[near],
             clean_power=np.mean([c.power for c in cleans], axis=0),
-            clean_mean=float(np.mean([c.mean * np.cos(np.deg2rad(angles)) for c in cleans])),
+            clean_mean=np.mean([c.mean for c in cleans], axis=0),
             near=near,
         )
 
