@@ -104,17 +104,16 @@ class AbsoluteFit(PowerFit):
             for one, width in zip(targets, widths, strict=True)
         ]
         #: The power of the specimens' kind, and of each medium with a variance of 1 V²: `(kind, pair, ring)`, ...
-        self._shared = [
-            np.concatenate(
-                [
-                    (pairs.clean * _spread(one, target, matter, pixel_size, width)[pairs.near])[None],
-                    one.shared[:, pairs.near],
-                ]
-            )
+        spread = [
+            _spread(one, target, matter, pixel_size, width)[pairs.near]
             for one, pairs, target, width in zip(tilts, data, targets, widths, strict=True)
         ]
+        self._shared = [
+            np.concatenate([(pairs.clean * own)[None], one.shared[:, pairs.near]])
+            for one, pairs, own in zip(tilts, data, spread, strict=True)
+        ]
         #: That of the specimens' beads, `(pair, ring)`.
-        self._beads = [one[pairs.near] for one, pairs in zip(beads, data, strict=True)] if beads else []
+        self._beads = [one[pairs.near] * own for one, pairs, own in zip(beads, data, spread, strict=False)]
         #: ... and `(kind, tilt, ring)`.
         self._power = [
             np.concatenate([pairs.clean_power[None], one.power]) for one, pairs in zip(tilts, data, strict=True)
@@ -291,7 +290,7 @@ class AbsoluteFit(PowerFit):
         total = sum(float(np.tensordot(amounts, one, 1)[:, inside].sum()) for one in self._shared)
         own = sum(float(one[0][:, inside].sum()) for one in self._shared)
         beads = sum(float(one[:, inside].sum()) for one in self._beads) if without_beads else 0.0
-        return max(total - beads, 1e-300) / max(own - beads, 0.01 * own, 1e-300)
+        return max(total - beads, 1e-300) / max(own - beads, 0.1 * own, 1e-300)
 
     def _of_particles(self) -> npt.NDArray[np.bool_]:
         """The rings at which the crowd is compared with the specimens."""
@@ -319,7 +318,8 @@ def _spread(tilts: CrowdTilts, target: SeriesSpectra, matter: Matter, pixel_size
     whole = tilts.shared[0]
     if (matter.whole == matter.depth).all():
         return np.ones_like(whole)
-    own = CrowdTilts.of(target.tilt_angles, pixel_size=pixel_size, depth=matter.depth, width=width).shared[0]
+    angles = target.tilt_angles
+    own = CrowdTilts.of(angles, pixel_size=pixel_size, depth=matter.depth, width=width, reach=matter.reach).shared[0]
     ratio: FloatArray = np.divide(whole, own, out=np.ones_like(whole), where=own > 0) * matter.depth / matter.whole
     return ratio
 

@@ -29,6 +29,8 @@ _LOSS = 2.7
 _TABLE = 2048
 #: Of the half space of frequencies along the tilt axis, so many samples are averaged for what neighbours share.
 _SAMPLES = 64
+#: At 90° a faded image shows nothing of a box; at least this fraction of the way counts.
+_LEAST_SEEN = 0.01
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -324,7 +326,7 @@ def path_factors(angles: FloatArray, depth: float, width: int, reach: float | No
     height = np.linspace(-0.5, 0.5, _SAMPLES) * depth
     for tilt, theta in enumerate(np.deg2rad(angles)):
         inside = np.abs(place[:, None] - height * np.sin(theta)) <= reach / 2 * abs(np.cos(theta))
-        factors[tilt] *= window @ inside.mean(axis=1) / window.sum()
+        factors[tilt] *= max(float(window @ inside.mean(axis=1) / window.sum()), _LEAST_SEEN)
     return factors
 
 

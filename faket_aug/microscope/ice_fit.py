@@ -27,6 +27,8 @@ _WIDEST = 2.5
 _STEP = 1 / 4
 #: Fewest tilts, and the least difference of `1 / cos θ` between them.
 _TILTS, _RANGE = 4, 0.2
+#: A tilt is blank with less than this fraction of the intensity of the others.
+_BLANK = 0.02
 #: The mean depth has to be so many times its standard error.
 _SIGNIFICANT = 3.0
 #: A block has at least this share of its tilt's median intensity: gold beads are darker.
@@ -66,6 +68,12 @@ def fitted_depths(
         for tilt, image in enumerate(tilts)
     ]
     slow = slow_waves(extent, shortest)
+    # A tilt of which nothing was measured, or that no electron has reached, tells nothing.
+    levels = np.array([np.median(b.values[b.weights > 0]) if b.weights.any() else -np.inf for b in blocks])
+    seen = levels > np.median(levels) + math.log(_BLANK)
+    if seen.sum() < _TILTS or np.ptp(1 / cosine[seen]) < _RANGE:
+        return None
+    blocks, cosine = [one for one, own in zip(blocks, seen, strict=True) if own], cosine[seen]
     amplitudes, constants = _solve(blocks, slow, extent, cosine)
     mean = _mean_depth(constants, cosine)
     if mean is None:
@@ -73,7 +81,9 @@ def fitted_depths(
     count = [max(math.ceil(length / (_STEP * shortest)), 4) for length in extent]
     places = [(np.arange(n) + 0.5) / n for n in count]
     waves = [np.cos(np.pi * k * p[:, None]) for k, p in zip(slow.counts.T, places, strict=True)]
-    depths: FloatArray = (mean + np.einsum("yk,xk,k->yx", *waves, amplitudes)).clip(0)
+    changes = np.einsum("yk,xk,k->yx", *waves, amplitudes)
+    # Where exposures grow with the angle the mean comes out too low; the changes are right, and nothing is cut off.
+    depths: FloatArray = changes + max(mean, -float(changes.min()))
     return depths, extent
 
 

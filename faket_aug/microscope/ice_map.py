@@ -121,7 +121,7 @@ class ThicknessMap:
         y: FloatArray = (np.arange(height, dtype=np.float64) - (height - 1) / 2) * pixel_size
         x: FloatArray = (np.arange(width, dtype=np.float64) - axis_index(width)) * pixel_size
         rows = _interpolation(y, self.extent[0], depth.shape[0]) @ depth
-        result = torch.empty((len(cosine), height, width))
+        result = torch.empty((len(cosine), height, width), dtype=torch.float32, device="cpu")
         for tilt, own in enumerate(cosine.tolist()):
             seen = rows @ _interpolation(x / own, self.extent[1], depth.shape[1]).T
             # The interpolation may swing a little below 0 beside an edge.

@@ -117,7 +117,7 @@ class NoiseModel(ABC):
     @property
     def is_physical(self) -> bool:
         """Whether the scale of the contrast was found without the power of specimens, see `fit_unpaired`."""
-        return self.contrast is not None and "power" not in self.contrast.source
+        return isinstance(self.contrast, ContrastReport) and "power" not in self.contrast.source
 
     def identity(self) -> str:
         """Return the text by which records know the model; by default that of `to_json`."""
@@ -293,7 +293,7 @@ class NoiseModel(ABC):
         solid: float = 0.0,
         interpolated: bool = True,
         extend: str = "wrap",
-        beads: Sequence[Tensor] = (),
+        beads: Tensor | Sequence[Tensor | None] = (),
         measured: Tensor | Sequence[Tensor | None] | None = None,
     ) -> ResponseNoise:
         """Fit transfer function, noise spectrum and means to measured tilts of unknown specimens.
@@ -342,8 +342,8 @@ class NoiseModel(ABC):
             What lies beside the specimens of the clean projections and of the simulated tilts, see `project`. With
             `"zero"` the crowd ends where they end, and tilts at high angles show less of it.
         beads
-            Of the stacks of `clean` that show beads: their beads alone. They have much power and little mass, so the
-            crowd's mass is found without them.
+            `(tilt, y, x)` for each stack of `clean`: its beads alone, or None if it has none. They have much power and
+            little mass, so the crowd's mass is found without them.
         measured
             Which pixels of the targets count, as for `fit`.
 

@@ -101,7 +101,8 @@ class Envelope:
 class MicroscopeResponse:
     """The response of a microscope: a linear transfer function and a noise spectrum for each tilt.
 
-    `tilt = gain ∗ clean + noise`. Gain and noise power are functions of frequency and tilt angle.
+    `tilt = gain ∗ clean + noise`. Gain and noise power are functions of frequency and tilt angle. With an absolute
+    scale, matter absorbs, and the noise follows the intensity: see `apply`.
 
     Parameters
     ----------
@@ -241,12 +242,11 @@ class MicroscopeResponse:
         result = torch.empty_like(clean)
         for tilt in range(clean.shape[0]):
             falling = torch.exp(-float(falloff[tilt]) * grid.radius**2 - float(slope[tilt]) * grid.radius)
-            falling *= float(scale[tilt])
-            signal = grid.filtered(clean[tilt], transfer * falling)
+            signal = grid.filtered(clean[tilt], transfer * falling * float(scale[tilt]))
             colour = radial_filter(np.sqrt(power[tilt]) * noise_scale, shape, clean.device).to(clean.dtype)
             grain = torch.fft.irfft2(torch.fft.rfft2(noise[tilt]) * colour, s=shape)
             if absorbing is not None:
-                absorbed = grid.filtered(clean[tilt], absorbing * falling)
+                absorbed = grid.filtered(clean[tilt], absorbing * falling * float(scale[tilt]))
                 signal, grain = _counted(signal, absorbed, grain, float(intensity[tilt]))
             if transmission is not None and slow is not None:
                 total = _through_ice(signal, grain, transmission[tilt], float(intensity[tilt]), slow)
@@ -331,15 +331,18 @@ class MicroscopeResponse:
 
 def _counted(signal: Tensor, absorbed: Tensor, noise: Tensor, intensity: float) -> tuple[Tensor, Tensor]:
     """Let matter absorb exponentially, and the noise follow the local intensity, as counted electrons have it."""
-    passing = torch.exp(absorbed / intensity)
+    phase = signal - absorbed
+    # The intensity is that of the whole tilt, behind all of its matter.
+    passing = torch.exp((absorbed - absorbed.mean()) / intensity)
     # Phase contrast only moves electrons that have passed; it stays linear.
-    local = passing * (1 + (signal - absorbed) / intensity).clamp(min=0)
+    local = passing * (1 + (phase - phase.mean()) / intensity).clamp(min=0)
+    local = local / local.mean()
     return (local - 1) * intensity, noise * local.sqrt()
 
 
 def _through_ice(signal: Tensor, noise: Tensor, transmission: Tensor, intensity: float, slow: SlowPart) -> Tensor:
     """Let signal and noise `(y, x)` of a tilt follow the local intensity, which becomes what changes slowly."""
     relative = transmission.to(signal)
-    relative = relative / relative.mean()
+    relative = relative / relative.mean().clamp(min=1e-30)
     total = signal * relative + noise * relative.sqrt()
     return total - slow(total.to(torch.float32)).to(total) + intensity * (relative - 1)

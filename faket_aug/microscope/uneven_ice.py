@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import numbers
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Self
@@ -17,6 +18,8 @@ from faket_aug.geometry import Angles
 from faket_aug.microscope.background import SHORTEST, slow_waves
 from faket_aug.microscope.ice_map import ThicknessMap, places
 
+#: The deepest ice, t/Λ: of 1.5 µm, through which no tilt shows anything.
+_DEEPEST = 5.0
 #: A number, or the lowest and the highest one.
 Range = float | tuple[float, float]
 #: Å. Points of a map are at most so far apart, ...
@@ -66,6 +69,7 @@ class DrawnIce:
             value = getattr(self, entry.name)
             if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
                 raise ValueError(f"expected a finite number for `{entry.name}` of drawn ice, got {value!r}")
+        check_positive("edge_width", self.edge_width)
         check_count("seed", self.seed, zero=True)
 
     def map(self, extent: Sequence[float]) -> ThicknessMap:
@@ -168,17 +172,21 @@ class UnevenIce:
                     f"expected `{entry.name}` to be one number or (lowest, highest), got {getattr(self, entry.name)!r}"
                 )
             check_positive(entry.name, low, zero=entry.name not in ("depth", "edge_width"))
+            if entry.name == "depth" and high > _DEEPEST:
+                raise ValueError(
+                    f"expected `depth` of at most {_DEEPEST:g}, got {high:g}; it is the thickness over the mean free "
+                    "path of the electrons, some 300 nm, not a length"
+                )
             if entry.name in ("wedge", "edge", "waves") and high > 2:
                 raise ValueError(f"expected `{entry.name}` to be at most 2, a share of the mean, got {high:g}")
             object.__setattr__(self, entry.name, (low, high))
 
     def _pair(self, name: str) -> tuple[float, float]:
         value = getattr(self, name)
-        if isinstance(value, int | float) and not isinstance(value, bool):
-            return float(value), float(value)
-        if not isinstance(value, list | tuple) or len(value) != 2:
+        ends = value if isinstance(value, list | tuple) else (value, value)
+        if len(ends) != 2 or not all(isinstance(one, numbers.Real) and not isinstance(one, bool) for one in ends):
             raise ValueError(f"expected `{name}` to be one number or (lowest, highest), got {value!r}")
-        return float(value[0]), float(value[1])
+        return float(ends[0]), float(ends[1])
 
     def drawn(self, generator: np.random.Generator) -> DrawnIce:
         """Draw the ice of one tomogram. As many numbers are drawn whatever the ranges are."""

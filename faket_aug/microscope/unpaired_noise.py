@@ -85,7 +85,7 @@ def fit_series_response(
     solid: float,
     interpolated: bool,
     extend: str,
-    beads: Sequence[Tensor],
+    beads: Tensor | Sequence[Tensor | None],
     measured: Tensor | Sequence[Tensor | None] | None,
 ) -> FittedSeries:
     """Carry out `NoiseModel.fit_unpaired`, which describes the parameters, warnings and errors."""
@@ -108,6 +108,9 @@ def fit_series_response(
     if scale is not None:
         check_choice("scale", scale, SCALE_SOURCES)
     check_choice("extend", extend, EXTENDS)
+    stacks: list[Tensor | None] = [beads] if isinstance(beads, Tensor) else list(beads)
+    if stacks and len(stacks) != len(cleans):
+        raise ValueError(f"expected `beads` of each of {len(cleans)} clean stacks, or None, got {len(stacks)}")
     first = ctf if isinstance(ctf, ContrastTransfer) else ctf[0] if ctf else ContrastTransfer.within()
     exposures: Any = [exposure] * len(targets) if isinstance(target, Tensor) or np.isscalar(exposure) else exposure
     exposures = [None] * len(targets) if exposure is None else exposures
@@ -147,7 +150,7 @@ def fit_series_response(
         scales=scales,
         matter=Matter(depth=depth, thickness=whole, solid=solid, interpolated=interpolated, reach=reach),
         widths=[int(one.shape[-1]) for one in targets],
-        beads=_shared_by_beads(beads, others, spectra, limits, len(cleans)) if absolute else (),
+        beads=_shared_by_beads(stacks, others, spectra, limits) if absolute and stacks else (),
     )
     series = tuple(series_of_gain(s, gain) for s, gain in zip(spectra, fit.gains, strict=True))
     return FittedSeries(
@@ -160,17 +163,19 @@ def fit_series_response(
 
 
 def _shared_by_beads(
-    beads: Sequence[Tensor],
+    beads: Sequence[Tensor | None],
     tilt_angles: Sequence[Angles],
     spectra: Sequence[SeriesSpectra],
     limits: Sequence[FloatArray] | None,
-    count: int,
 ) -> list[FloatArray]:
     """The power that neighbouring clean tilts share by beads, `(tilt - 1, ring)` for each target, if there are any."""
-    if not beads:
+    given = [(one, own) for one, own in zip(beads, tilt_angles, strict=True) if one is not None]
+    # Beads that leave the image at some tilt have no spectrum there.
+    shown = [(one, own) for one, own in given if bool((one.amax(dim=(1, 2)) > one.amin(dim=(1, 2))).all())]
+    if not shown:
         return []
-    found = matching_spectra(beads, tilt_angles[: len(beads)], spectra, limits)
-    return [np.sum([one.shared for one in own], axis=0) / count for own in found]
+    found = matching_spectra([one for one, _ in shown], [own for _, own in shown], spectra, limits)
+    return [np.sum([one.shared for one in own], axis=0) / len(beads) for own in found]
 
 
 def as_list(value: Tensor | Sequence[Tensor]) -> list[Tensor]:

@@ -409,7 +409,7 @@ class _Projected:
 
     first: GrandModel
     clean: list[Tensor]
-    beads: list[Tensor]
+    beads: list[Tensor | None]
     matter: float
     count: int
 
@@ -433,7 +433,7 @@ def _projected(
     total = min(count or of or COUNT, of or 10**9)
     first: GrandModel | None = None
     clean: list[Tensor] = []
-    beads: list[Tensor] = []
+    beads: list[Tensor | None] = []
     matter = []
     for index in range(total):
         specimen = (
@@ -443,11 +443,11 @@ def _projected(
         check_same_size(specimen.name, specimen.voxel_size, "the tilts' pixels", pixel_size, advice=advice)
         first = first or specimen
         density, solid = specimen.density.to(torch.float32), _solid(first)
-        heavy = torch.where(density > _HEAVY * solid, density, 0.0)
-        parts = [(density, clean)] + [(heavy, beads)] * bool(solid and heavy.any())
-        for part, tilts in parts:
-            turned = [part.transpose(1, 2).contiguous()] if part.shape[1] == part.shape[2] else []
-            tilts += [-_clean(one, angles, extend, interpolated) for one in (part, *turned)]
+        turned = density.shape[1] == density.shape[2]
+        for one in (density, density.transpose(1, 2).contiguous())[: 1 + turned]:
+            heavy = torch.where(one > _HEAVY * solid, one, 0.0)
+            clean.append(-_clean(one, angles, extend, interpolated))
+            beads.append(-_clean(heavy, angles, extend, interpolated) if solid and bool(heavy.any()) else None)
         matter.append(mean_matter(specimen.density, solid))
         progress(index + 1, total)
     assert first is not None, "there is one at least"

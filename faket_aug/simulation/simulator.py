@@ -438,6 +438,8 @@ memory_budget
         for name in ("noise_class", "noise_settings"):
             recorded.setdefault(name, settings.get(name))
         differing = [key for key in settings if recorded.get(key) != settings[key]]
+        if bool(record.ice) and self.ice is None:
+            differing.append("ice")
         if differing:
             raise ValueError(f"expected a record with this simulator's settings, got others for {', '.join(differing)}")
         # Names are paths as they were given; the folder may have been reached by another way.

@@ -146,12 +146,13 @@ class Variation:
     def standard(cls, simulator: FakETSimulator) -> Self:
         """Make the variation that suits a simulator.
 
-        - A third of the tomograms has the simulator's own noise, two thirds have white noise of a ratio from 0.03 to
-          0.1. The own noise has contrasts from 0.7 to 1.4.
+        - Noise that was fitted with a physical scale is the microscope's. So it stays, with contrasts from 0.8 to 1.25,
+          and so does the filter of the reconstruction.
+        - Of other noise less is known. A third of the tomograms has it, with contrasts from 0.7 to 1.4; two thirds have
+          white noise of a ratio from 0.03 to 0.1. The filter is the simulator's, `"ramp"`, `"hamming"` or `"hann"`.
         - A crowd has 0.5 to 1.5 of its strength; half of the tomograms have a measured background, where there is one
           and the simulator has no `ice`.
         - The defocus changes by up to 0.5 µm (and by half of itself at most); up to 10 % of the tilts are missing.
-        - The reconstruction has the simulator's filter, `"ramp"`, `"hamming"` or `"hann"`.
         - The step of a style transfer has 0 to 1 of its size.
 
         What a simulator does not have does not vary.
@@ -163,7 +164,7 @@ class Variation:
         """
         noise = simulator.noise_model
         found: dict[str, Any] = {}
-        if noise is not None and noise.is_physical:
+        if isinstance(noise, FittedNoise) and noise.is_physical:
             found["contrast"] = (0.8, 1.25)
         else:
             found["filter"] = tuple(dict.fromkeys((simulator.filter, *_FILTERS)))

@@ -576,7 +576,7 @@ def test_unpaired_noise_has_a_response(folders: Path, tmp_path: Path) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(NoiseModel, "fit_unpaired", fit)
         experiment.simulator(Arm(modality="noisy", noise="unpaired"))
-    assert asked == [(2, 1, 10.0)]
+    assert asked == [(2, 2, 10.0)], "a square specimen is shown twice"
     with pytest.raises(ValueError, match="`noise` to be one of 'paired', 'unpaired', got 'guessed'"):
         Arm(noise="guessed")
 

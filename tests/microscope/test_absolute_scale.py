@@ -335,3 +335,13 @@ def test_particles_fill_up(counts: Tensor) -> None:
         fit_microscope(series, [truth], defocus=DEFOCUS, crowd="occupancy")
     with pytest.raises(ValueError, match="expected `crowd` to be one of"):
         fit_microscope(series, [truth], defocus=DEFOCUS, crowd="none")
+
+
+def test_beads_belong_to_stacks(counts: Tensor) -> None:
+    """There is one entry for each clean stack; beads that no tilt shows have no power."""
+    clean = _clean(1)
+    with pytest.raises(ValueError, match="expected `beads` of each of 1 clean stacks, or None, got 2"):
+        _fit(counts, clean, beads=[clean, None])
+    plain = _fit(counts, clean).crowd
+    assert _fit(counts, clean, beads=[None]).crowd == plain
+    assert _fit(counts, clean, beads=torch.zeros_like(clean)).crowd == plain

@@ -88,7 +88,8 @@ def test_slow_matter_absorbs_by_the_exponential_law() -> None:
     passed = []
     for factor in (1, 2, 200):
         made = response.apply(factor * step, torch.zeros(shape), np.zeros(1), by_intensity=True)[0]
-        local = (made - made[:, 5:15].mean()) / intensity + 1
+        # The mean of the tilt is left out; beside the matter all electrons pass.
+        local = (made + intensity) / (made[:, 5:15].mean() + intensity)
         assert local.min() > -1e-3
         passed.append(float(local[:, 94:98].mean()))
     assert passed[1] == pytest.approx(passed[0] ** 2, rel=0.01)
@@ -105,9 +106,22 @@ def test_noise_follows_the_local_intensity() -> None:
     noisy = response.apply(step, _random(*shape), np.zeros(1), by_intensity=True)
     grain = (noisy - quiet)[0]
     bright, dark = grain[:, 4:40].var(), grain[:, 80:112].var()
-    passing = 1 + (quiet[0, :, 80:112].mean() - quiet[0, :, 4:40].mean()) / response.intensity(np.zeros(1))[0]
+    intensity = float(response.intensity(np.zeros(1))[0])
+    passing = (quiet[0, :, 80:112].mean() + intensity) / (quiet[0, :, 4:40].mean() + intensity)
     assert passing < 0.8
     assert float(dark / bright) == pytest.approx(float(passing), rel=0.1)
+
+
+@pytest.mark.parametrize("phase_shift", [0.0, 90.0])
+def test_even_matter_changes_nothing(phase_shift: float) -> None:
+    """The intensity is what has passed all matter: its mean does not count once more, also with a phase plate."""
+    response = _contrast(0.07)
+    response = replace(response, ctf=replace(response.ctf, phase_shift=phase_shift))
+    clean, angles = 5 * _random(3, 128, 128), np.zeros(3)
+    alone, covered = (
+        response.apply(clean - even, _random(3, 128, 128, seed=1), angles, by_intensity=True) for even in (0.0, 120.0)
+    )
+    assert torch.allclose(alone, covered, atol=1e-2)
 
 
 def test_another_contrast_leaves_the_intensity() -> None:

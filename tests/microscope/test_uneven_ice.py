@@ -368,3 +368,44 @@ def test_wrong_ranges(settings: dict[str, Any], message: str) -> None:
     """Ranges are checked when they are given."""
     with pytest.raises(ValueError, match=message):
         UnevenIce(**settings)
+
+
+def test_lengths_are_no_depths() -> None:
+    """200 is a thickness in nm, not over the mean free path; numbers may be NumPy's."""
+    with pytest.raises(
+        ValueError, match="expected `depth` of at most 5, got 200; it is the thickness over the mean free"
+    ):
+        UnevenIce(depth=200.0)
+    assert UnevenIce(wedge=np.float32(0.25)).wedge == (0.25, 0.25)  # type: ignore[arg-type]
+    for wrong in (("a", "b"), (None, 1), (0.1, 0.2, 0.3), True):
+        with pytest.raises(ValueError, match="expected `wedge` to be one number or"):
+            UnevenIce(wedge=wrong)  # type: ignore[arg-type]
+
+
+def test_blank_and_unmeasured_tilts_tell_nothing() -> None:
+    """The mean depth is that of the tilts that electrons have reached."""
+    angles = np.arange(-60.0, 61.0, 6.0)
+    passing = torch.from_numpy(np.exp(-0.8 / np.cos(np.deg2rad(angles)))).float()
+    tilts = 1000 * passing[:, None, None] + torch.randn(21, 64, 64, generator=torch.Generator().manual_seed(0))
+    mask = torch.ones(tilts.shape, dtype=torch.bool)
+    for spoil in ("blank", "masked"):
+        spoiled, kept = tilts.clone(), mask.clone()
+        if spoil == "blank":
+            spoiled[[0, 20]] = 0.01 * torch.randn(2, 64, 64, generator=torch.Generator().manual_seed(1))
+        else:
+            kept[[0, 1]] = False
+        found = ThicknessMap.fit(spoiled, angles, 30.0, measured=kept)
+        assert found is not None
+        assert np.mean(found.depth) == pytest.approx(0.8, rel=0.05), spoil
+
+
+def test_exposures_that_grow_with_the_angle_leave_the_changes() -> None:
+    """Then the mean is too low, but nothing of the map is cut off."""
+    angles = np.arange(-60.0, 61.0, 6.0)
+    wedge = UnevenIce(depth=0.8, wedge=0.8, edge=0.0, waves=0.0).draw((3000.0, 3000.0), np.random.default_rng(0))
+    exposure = torch.from_numpy(np.exp(0.75 / np.cos(np.deg2rad(angles)))).float()
+    tilts = 1000 * wedge.transmission((100, 100), 30.0, angles) * exposure[:, None, None]
+    found = ThicknessMap.fit(tilts, angles, 30.0)
+    assert found is not None
+    inside, true = found.within((2400.0, 2400.0)), wedge.within((2400.0, 2400.0))
+    assert np.ptp(inside) == pytest.approx(np.ptp(true), rel=0.15)

@@ -102,12 +102,14 @@ def test_specimens_and_what_is_known(series: TiltSeries) -> None:
     assert (fitted.extend, fitted.about["options"], fitted.about["specimens"]) == ("zero", {"mine": 1}, 2)
     assert fitted.report()[0] == "series 0: defocus 3.50 µm (given)"
     dense = [procedural_specimen(shape=SHAPE, seed=9, index=i).density.float() for i in range(2)]
-    clean = [-without_interpolation(project(one, ANGLES), ANGLES, depth=len(one)) for one in dense]
+    # Square ones are shown twice, with their sides exchanged.
+    views = [view for one in dense for view in (one, one.transpose(1, 2).contiguous())]
+    clean = [-without_interpolation(project(one, ANGLES), ANGLES, depth=len(one)) for one in views]
     by_hand = NoiseModel.fit_unpaired(
         target=[series.tilts],
         clean=clean,
         tilt_angles=[ANGLES],
-        clean_angles=[ANGLES] * 2,
+        clean_angles=[ANGLES] * 4,
         pixel_size=10.0,
         ctf=ContrastTransfer(defocus=3.5, voltage=200.0),
         scale="power",
@@ -133,7 +135,7 @@ def test_measured_tilts_that_are_interpolated(series: TiltSeries, tmp_path: Path
     assert torch.equal(fitted.clean, -plain)
     by_hand = NoiseModel.fit_unpaired(
         target=series.tilts,
-        clean=-plain,
+        clean=[-plain, -project(own[0].density.float().transpose(1, 2).contiguous(), ANGLES)],
         tilt_angles=ANGLES,
         pixel_size=10.0,
         ctf=optics,
