@@ -103,21 +103,21 @@ class AbsoluteFit(PowerFit):
             CrowdTilts.of(one.tilt_angles, pixel_size=pixel_size, depth=matter.whole, width=width, reach=matter.reach)
             for one, width in zip(targets, widths, strict=True)
         ]
-        #: The power of the specimens' kind, and of each medium with a variance of 1 V²: `(kind, pair, ring)`, ...
         spread = [
             _spread(one, target, matter, pixel_size, width)[pairs.near]
             for one, pairs, target, width in zip(tilts, data, targets, widths, strict=True)
         ]
+        #: The power of the specimens' kind, and of each medium with a variance of 1 V²: `(kind, pair, ring)`, ...
         self._shared = [
             np.concatenate([(pairs.clean * own)[None], one.shared[:, pairs.near]])
             for one, pairs, own in zip(tilts, data, spread, strict=True)
         ]
-        #: That of the specimens' beads, `(pair, ring)`.
-        self._beads = [one[pairs.near] * own for one, pairs, own in zip(beads, data, spread, strict=False)]
         #: ... and `(kind, tilt, ring)`.
         self._power = [
             np.concatenate([pairs.clean_power[None], one.power]) for one, pairs in zip(tilts, data, strict=True)
         ]
+        #: What beads share of the specimens' power, `(pair, ring)`; empty where there are none.
+        self._beads = [one[pairs.near] * own for one, pairs, own in zip(beads, data, spread, strict=bool(beads))]
         path = [
             matter.depth * path_factors(one.tilt_angles, matter.depth, width, matter.reach)
             for one, width in zip(targets, widths, strict=True)
