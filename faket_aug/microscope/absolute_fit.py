@@ -144,7 +144,7 @@ class AbsoluteFit(PowerFit):
         return best
 
     def _start(self, offset: float) -> FloatArray:
-        common = [self._tilt_2, self._tilt_4, _USUAL["square"][0], 2.0, _USUAL["linear"][0], 0.5, self._contrast]
+        common = [self._tilt_2, self._tilt_4, _USUAL["square"][0], 1.0, _USUAL["linear"][0], 0.5, 1.0, self._contrast]
         each = [n for pair in zip(self._logs, self._places(offset), strict=True) for n in pair]
         return np.array([*common, *each])
 

@@ -36,11 +36,11 @@ _TOLERANCE = 1e-6
 #: Standard deviation of the amplitude contrast from the given one: it depends on the ice.
 _CONTRAST_ERROR = 0.01
 #: The parameters that all series share (of the envelope, and the amplitude contrast), their start values and bounds.
-COMMON = ("tilt_2", "tilt_4", "square", "square_tilt", "linear", "linear_tilt", "amplitude_contrast")
-_START = (0.0, 0.0, 4.0, 2.0, 1.0, 0.5)
-_LEAST = (-3.0, -3.0, 0.0, 0.0, 0.0, 0.0, 0.0)
-_MOST = (3.0, 3.0, 60.0, 60.0, 15.0, 15.0, 0.5)
-_SCALES = (0.3, 0.3, 5.0, 5.0, 1.0, 1.0, 0.02)
+COMMON = ("tilt_2", "tilt_4", "square", "square_tilt", "linear", "linear_tilt", "square_dose", "amplitude_contrast")
+_START = (0.0, 0.0, 4.0, 1.0, 1.0, 0.5, 1.0)
+_LEAST = (-3.0, -3.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0)
+_MOST = (3.0, 3.0, 60.0, 60.0, 15.0, 15.0, 60.0, 0.5)
+_SCALES = (0.3, 0.3, 5.0, 5.0, 1.0, 1.0, 5.0, 0.02)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -25,6 +25,8 @@ FloatArray = npt.NDArray[np.float64]
 ANGLE_UNIT = 60.0
 #: Order of the polynomials over the tilt angle, as published.
 ORDER = 2
+#: Of an envelope, what files of version 0.1.0 do not have.
+_LATER = ("linear_tilt", "square_dose")
 #: Noise power is at least this fraction of its median over the frequencies of a tilt.
 _LEAST_NOISE = 0.01
 
@@ -33,7 +35,7 @@ _LEAST_NOISE = 0.01
 class Envelope:
     """How the gain falls with the frequency k (cycles per pixel) and with the tilt angle, `u = θ / 60°`.
 
-    `exp(log_scale + tilt_2 u² + tilt_4 u⁴ − (square + square_tilt u²) k² − (linear + linear_tilt u²) k)`.
+    `exp(log_scale + tilt_2 u² + tilt_4 u⁴ − (square + square_dose |u| + square_tilt u²) k² − (linear + linear_tilt u²) k)`.
 
     Parameters
     ----------
@@ -48,6 +50,9 @@ class Envelope:
         Pixels, 0 or more: the transfer of the detector.
     linear_tilt
         Pixels, 0 or more: tilts whose misalignment differs within the image, or from tilt to tilt.
+    square_dose
+        Pixels², 0 or more: radiation damage of a series that is recorded from low tilts to high ones. The exposure before a
+        tilt then grows with |u|, and so does the damage, see `ExposureDamage`.
     """
 
     log_scale: float
@@ -57,6 +62,7 @@ class Envelope:
     square_tilt: float = 0.0
     linear: float = 0.0
     linear_tilt: float = 0.0
+    square_dose: float = 0.0
 
     def __post_init__(self) -> None:
         for name, value in asdict(self).items():
@@ -70,7 +76,7 @@ class Envelope:
 
     def falloff(self, u: FloatArray) -> FloatArray:
         """Return the coefficient of k² of each tilt, `(tilt,)`, pixels²."""
-        return self.square + self.square_tilt * u**2
+        return self.square + self.square_dose * np.abs(u) + self.square_tilt * u**2
 
     def slope(self, u: FloatArray) -> FloatArray:
         """Return the coefficient of k of each tilt, `(tilt,)`, pixels."""
@@ -93,8 +99,8 @@ class Envelope:
         return result
 
     def to_dict(self) -> dict[str, float]:
-        """Return the envelope as JSON types; without `linear_tilt` where it is 0, as in files of version 0.1.0."""
-        return {name: value for name, value in asdict(self).items() if value or name != "linear_tilt"}
+        """Return the envelope as JSON types; without what files of version 0.1.0 do not have, where it is 0."""
+        return {name: value for name, value in asdict(self).items() if value or name not in _LATER}
 
 
 @dataclass(frozen=True, kw_only=True)

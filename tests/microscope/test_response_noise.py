@@ -72,9 +72,11 @@ def test_gain_of_an_envelope() -> None:
     transfer = response.ctf.curve(k / 10.0).numpy()
     expected = np.exp(0.5 - 2.0 * k**2) * transfer
     np.testing.assert_allclose(response.gain(ANGLES, k), np.tile(expected, (3, 1)), rtol=1e-12)
-    steeper = Envelope(log_scale=0.0, tilt_2=-1.0, square_tilt=4.0, linear=0.5, linear_tilt=2.0)
-    u = np.array([0.0, 0.5])
-    expected = np.exp(-(u[:, None] ** 2) - 4.0 * u[:, None] ** 2 * k**2 - (0.5 + 2.0 * u[:, None] ** 2) * k) * transfer
+    steeper = Envelope(log_scale=0.0, tilt_2=-1.0, square_tilt=4.0, linear=0.5, linear_tilt=2.0, square_dose=3.0)
+    u = np.array([0.0, 0.5, -0.5])
+    side = u[:, None]
+    square, linear = 3.0 * np.abs(side) + 4.0 * side**2, 0.5 + 2.0 * side**2
+    expected = np.exp(-(side**2) - square * k**2 - linear * k) * transfer
     np.testing.assert_allclose(steeper.gain(u, k, transfer), expected, rtol=1e-12)
 
 
