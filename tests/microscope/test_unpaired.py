@@ -47,10 +47,17 @@ def _microscope(defocus: float = 3.4) -> MicroscopeResponse:
     )
 
 
-def _measured(seed: int, angles: np.ndarray = ANGLES, *, defocus: float = 3.4, size: int = 128) -> Tensor:
+def _measured(
+    seed: int,
+    angles: np.ndarray = ANGLES,
+    *,
+    defocus: float = 3.4,
+    size: int = 128,
+    microscope: MicroscopeResponse | None = None,
+) -> Tensor:
     clean = _clean(seed, angles, size=size)
     noise = torch.randn(clean.shape, generator=torch.Generator().manual_seed(seed))
-    return 2000 + _microscope(defocus).apply(clean, noise, angles)
+    return 2000 + (microscope or _microscope(defocus)).apply(clean, noise, angles)
 
 
 def _deviation(found: np.ndarray, expected: np.ndarray, where: np.ndarray) -> float:
@@ -73,6 +80,21 @@ def test_known_microscope_is_found() -> None:
     assert _deviation(response.noise_power(ANGLES), noise, np.broadcast_to(FITTED, noise.shape)) < 0.10
     assert np.allclose(model.curves(ANGLES).mean, 2000, atol=5)
     assert 0 < response.gain_error < 0.1
+
+
+def test_damage_that_grows_with_the_angle_is_found() -> None:
+    """A dose-symmetric series: at 30° half of the damage of 60° is done, not a quarter."""
+    damaged = replace(_microscope(), envelope=Envelope(log_scale=2.5, square=1.0, square_dose=9.0))
+    targets = [_measured(seed, microscope=damaged) for seed in (1, 2)]
+    cleans = [_clean(seed) for seed in (3, 4)]
+    model = fit_unpaired(target=targets, clean=cleans, tilt_angles=[ANGLES, ANGLES], pixel_size=10.0)
+    assert model.response is not None
+    true = damaged.gain([-32.0, 0.0, 32.0, 56.0], RINGS[FITTED])
+    ratio = model.response.gain([-32.0, 0.0, 32.0, 56.0], RINGS[FITTED]) / true
+    strong = (np.abs(true) > np.abs(true).max() / 5) & (RINGS[FITTED] > 0.15)
+    middle, end = (float(np.median(ratio[row][strong[row]] / np.median(ratio[1][strong[1]]))) for row in (2, 3))
+    assert middle == pytest.approx(1.0, abs=0.06)
+    assert end == pytest.approx(1.0, abs=0.1)
 
 
 def test_series_of_other_sizes_steps_and_orders() -> None:
