@@ -35,7 +35,8 @@ _LEAST_NOISE = 0.01
 class Envelope:
     """How the gain falls with the frequency k (cycles per pixel) and with the tilt angle, `u = θ / 60°`.
 
-    `exp(log_scale + tilt_2 u² + tilt_4 u⁴ − (square + square_dose |u| + square_tilt u²) k² − (linear + linear_tilt u²) k)`.
+    `exp(log_scale + tilt_2 u² + tilt_4 u⁴ − a k² − b k)`, with `a = square + square_dose |u| + square_tilt u²` and
+    `b = linear + linear_tilt u²`.
 
     Parameters
     ----------
@@ -51,8 +52,8 @@ class Envelope:
     linear_tilt
         Pixels, 0 or more: tilts whose misalignment differs within the image, or from tilt to tilt.
     square_dose
-        Pixels², 0 or more: radiation damage of a series that is recorded from low tilts to high ones. The exposure before a
-        tilt then grows with |u|, and so does the damage, see `ExposureDamage`.
+        Pixels², 0 or more: radiation damage of a series that is recorded from low tilts to high ones. The exposure
+        before a tilt then grows with |u|, and so does the damage, see `ExposureDamage`.
     """
 
     log_scale: float
