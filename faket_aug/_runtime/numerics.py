@@ -1,11 +1,11 @@
-"""The precision of products, which a program sets for its network: what is simulated does not depend on it."""
+"""What a program sets for its network (precision of products, default device): simulations do not depend on it."""
 
 from __future__ import annotations
 
 import os
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
@@ -117,12 +117,23 @@ _exact_products = _ExactProducts()
 
 
 @contextmanager
+def own_device() -> Iterator[None]:
+    """Run the body with the CPU as the default device, whatever the program has set for its network."""
+    with ExitStack() as stack:
+        # A context of its own costs time at every operation, so there is none where it would change nothing.
+        if torch.get_default_device().type != "cpu":
+            stack.enter_context(torch.device("cpu"))
+        yield
+
+
+@contextmanager
 def own_precision() -> Iterator[None]:
     """Run the body in the precision of its own tensors, whatever the program has set for its network.
 
     Autocast is off in this thread, and products of float32 matrices are exact (`set_float32_matmul_precision`). The
     second setting is that of the whole process: products of other threads are exact meanwhile, too. What the program
-    sets meanwhile stays afterwards. Convolutions keep the settings of `torch.backends.cudnn`.
+    sets meanwhile stays afterwards. Convolutions keep the settings of `torch.backends.cudnn`. A tensor for which no
+    device is said lies on the CPU (`torch.set_default_device`).
     """
     autocast = [kind for kind in ("cpu", "cuda") if torch.is_autocast_enabled(kind)]
     who = object()
@@ -137,7 +148,8 @@ def own_precision() -> Iterator[None]:
             for kind in autocast:
                 torch.set_autocast_enabled(kind, False)
             _exact_products.ask(who)
-            yield
+            with own_device():
+                yield
         finally:
             end()
     except BaseException:

@@ -104,7 +104,8 @@ def _phases(volume: Tensor, seed: int) -> Tensor:
     """The phases of white noise of the volume's shape."""
     generator = torch_generator(torch_seed(seed, "control"))
     # Drawn on the CPU: the same on every device.
-    phases: Tensor = torch.fft.rfftn(torch.randn(volume.shape, generator=generator).to(volume.device))
+    noise = torch.randn(volume.shape, generator=generator, device="cpu")
+    phases: Tensor = torch.fft.rfftn(noise.to(volume.device))
     phases /= phases.abs().clamp_(min=torch.finfo(torch.float32).tiny)
     return phases
 

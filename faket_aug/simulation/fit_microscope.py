@@ -16,6 +16,7 @@ from torch import Tensor
 from faket_aug._arrays import FloatArray
 from faket_aug._checks import check_choice, check_count, check_positive, check_same_size
 from faket_aug._random import torch_generator, torch_seed
+from faket_aug._runtime.numerics import own_precision
 from faket_aug.geometry import joint_angles, nearest_tilts
 from faket_aug.microscope.crowd import mean_matter
 from faket_aug.microscope.ctf import ContrastTransfer
@@ -158,11 +159,12 @@ class FittedMicroscope:
         write_microscope(path, self.microscope)
 
     @cached_property
+    @own_precision()
     def simulated(self) -> TiltSeries:
         """Tilts of the first specimen at the angles of the first series, as the fitted microscope sees them."""
         first = self.series[0]
         own = self._crowded_clean[torch.from_numpy(nearest_tilts(first.tilt_angles, self.clean_angles))]
-        noise = torch.randn(own.shape, generator=torch_generator(torch_seed(self.seed, "noise")))
+        noise = torch.randn(own.shape, generator=torch_generator(torch_seed(self.seed, "noise")), device="cpu")
         tilts = self.noise.sample(own, noise, first.tilt_angles)
         return replace(first, tilts=tilts, name="simulated", metadata=None, measured=None)
 
@@ -206,6 +208,7 @@ class FittedMicroscope:
         return f"ice: t/Λ {depth.mean():.2f}, between {depth.min():.2g} and {depth.max():.2g} over the image"
 
 
+@own_precision()
 def fit_microscope(
     series: TiltSeries | Sequence[TiltSeries],
     specimens: Specimens | None = None,

@@ -64,7 +64,7 @@ SAMPLE_SHAPES = ((1, 64, 6, 7), (2, 5, 7, 9))
 def odd_images(device: torch.device, dtype: torch.dtype, shape: tuple[int, ...]) -> Tensor:
     """Make images `(n, channels, y, x)`, channels last, with equal values side by side, NaN and infinities."""
     generator = torch.Generator().manual_seed(0)
-    images = torch.randint(-8, 9, shape, generator=generator).to(torch.float32) / 4
+    images = torch.randint(-8, 9, shape, generator=generator, device="cpu").to(torch.float32) / 4
     for first, step, value in ((4, 23, torch.nan), (9, 29, torch.inf), (2, 31, -torch.inf), (5, 19, -0.0)):
         images.view(-1)[first::step] = value
     return images.to(device, dtype).contiguous(memory_format=torch.channels_last)

@@ -66,7 +66,7 @@ def _launch_slope(found: Tensor, target: Tensor, weight: float) -> Tensor:
 def _samples(device: torch.device, dtype: torch.dtype) -> Iterator[tuple[Tensor, Tensor, float]]:
     generator = torch.Generator().manual_seed(0)
     for size in (2**15, 20_001):
-        found, target = torch.randn(2, 3, size, generator=generator)
+        found, target = torch.randn(2, 3, size, generator=generator, device="cpu")
         found[0, ::3], found[1, 7] = target[0, ::3], torch.nan
         yield found.to(device, dtype), target.to(device, dtype), 0.75
 

@@ -313,12 +313,12 @@ def _random_weights(seed: int) -> dict[int, tuple[Tensor, Tensor]]:
     for index, width in zip(CONVOLUTIONS, WIDTHS, strict=True):
         if index > RELUS[12]:
             break
-        weight = torch.randn(width, channels, 3, 3, generator=generator) * math.sqrt(2 / (9 * channels))
+        weight = torch.randn(width, channels, 3, 3, generator=generator, device="cpu") * math.sqrt(2 / (9 * channels))
         if index == 0:
             # Differs from FakET: filters that see the mean brightness dominate the Gram matrices, and the style step
             # then does nothing but shift the brightness; 9/8 restores the variance.
             weight = (weight - weight.mean(dim=(2, 3), keepdim=True)) * math.sqrt(9 / 8)
-        weights[index] = (weight, torch.zeros(width))
+        weights[index] = (weight, torch.zeros(width, device="cpu"))
         channels = width
     return weights
 

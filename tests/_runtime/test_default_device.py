@@ -1,0 +1,86 @@
+"""A program's default device (`torch.set_default_device`) is its network's: what is simulated stays where it was."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from _helpers import STYLE_LAYERS, dataset, narrow_vgg, simulator, specimen, specimens, style_series
+
+from faket_aug import GrandModelGenerator, ParticleSpecies, ParticleTemplate, StyleBank
+from faket_aug.picking.control import randomize_phases
+from faket_aug.style.vgg19 import _random_weights
+
+
+@pytest.fixture
+def elsewhere() -> Iterator[Callable[[], None]]:
+    """Set another default device: one without numbers, which any tensor that lies there by mistake would show."""
+    yield lambda: torch.set_default_device("meta")
+    torch.set_default_device(None)
+
+
+def _endless() -> GrandModelGenerator:
+    density = np.zeros((9, 9, 9), dtype=np.float32)
+    density[2:7, 2:7, 3:6] = 1.0
+    template = ParticleTemplate(
+        name="block", density=torch.from_numpy(density), voxel_size=10.0, center=(4.0, 4.0, 4.0), threshold=0.5
+    )
+    species = ParticleSpecies(templates=template, count=4)
+    return GrandModelGenerator(particles=species, shape=(16, 40, 40), voxel_size=10.0)
+
+
+def _generated(folder: Path) -> Callable[[], Any]:
+    endless = _endless()
+
+    def make() -> Any:
+        made = endless.generate(seed=1)
+        return {"density": made.density, "labels": made.labels}
+
+    return make
+
+
+def _random_encoder(folder: Path) -> Callable[[], Any]:
+    # The module itself lies on the default device, as any module does.
+    return lambda: _random_weights(0)
+
+
+def _patch(folder: Path) -> Callable[[], Any]:
+    made, things = simulator("faket", folder), specimens(2)
+
+    def first() -> Any:
+        item = next(iter(dataset(made, specimens=things)))
+        return {name: one for name, one in item.items() if isinstance(one, torch.Tensor)}
+
+    return first
+
+
+def _bank(folder: Path) -> Callable[[], Any]:
+    series, features = style_series(), narrow_vgg(folder)
+
+    def grams() -> Any:
+        of = StyleBank.build(series, features, style_layers=STYLE_LAYERS).series[0]
+        return {"mean": of.mean, "std": of.std, **{str(layer): gram for layer, gram in of.grams.items()}}
+
+    return grams
+
+
+def _control(folder: Path) -> Callable[[], Any]:
+    density = specimen(0).density
+    return lambda: randomize_phases(density, seed=3)
+
+
+@pytest.mark.parametrize("prepare", [_generated, _random_encoder, _patch, _bank, _control])
+def test_default_device(
+    prepare: Callable[[Path], Callable[[], Any]], tmp_path: Path, elsewhere: Callable[[], None]
+) -> None:
+    """The same bits, on the CPU."""
+    make = prepare(tmp_path)
+    expected = make()
+    elsewhere()
+    found = make()
+    torch.set_default_device(None)
+    torch.testing.assert_close(found, expected, atol=0, rtol=0)
