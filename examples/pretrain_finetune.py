@@ -203,9 +203,10 @@ def main() -> None:
             torch.manual_seed(args.seed)  # of the networks' first weights; all other chance is the datasets'
             fresh = DeepFinderNet(1 + max(first.class_names), widths=args.widths, voxel_size=first.label_voxel_size)
             few, many, lr = args.finetune_steps, args.pretrain_steps, args.lr
+            slower = lr if args.finetune_lr is None else args.finetune_lr
             pretrained = train(args, fresh, fake, "pretrained", steps=many, learning_rate=lr)
             mixed = mixed_patches(args, real, fake)
-            finetuned = train(args, pretrained, mixed, "finetuned", steps=few, learning_rate=args.finetune_lr or lr)
+            finetuned = train(args, pretrained, mixed, "finetuned", steps=few, learning_rate=slower)
             networks = {"pretrained": pretrained, "finetuned": finetuned}
             for steps in (few, many + few) if args.from_scratch else ():
                 networks[f"scratch, {steps} steps"] = train(args, fresh, real, "scratch", steps=steps, learning_rate=lr)

@@ -40,6 +40,8 @@ BUILT_IN_SHAPE = (64, 256, 256)
 COUNT = 2
 #: What is so many times as dense as matter without gaps is gold.
 _HEAVY = 1.5
+#: What `torch.quantile` takes at most.
+_MOST_NUMBERS = 2**24
 #: What becomes of matter that specimens do not explain.
 CROWDS = ("field", "occupancy")
 #: Settings of `ContrastTransfer`, beside the defocus, that may be known before the fit.
@@ -198,14 +200,15 @@ class FittedMicroscope:
             f"gain within {response.gain_error:.1%} (standard error, median over frequencies and tilts)",
             f"power of simulated over measured tilts: off by {self.power_difference:.1%} (median over frequencies)",
             *([] if self.noise.contrast is None else self.noise.contrast.lines()),
-            *(self._ice_line(one) for one in self.noise.ice),
+            *(self._ice_line(index, one) for index, one in enumerate(self.noise.ice)),
         ]
 
-    def _ice_line(self, ice: ThicknessMap) -> str:
+    def _ice_line(self, index: int, ice: ThicknessMap) -> str:
         """Say how thick the ice of a series is over the image of the first one."""
         size = [n * self.series[0].pixel_size for n in self.series[0].tilts.shape[1:]]
         depth = ice.within(size)
-        return f"ice: t/Λ {depth.mean():.2f}, between {depth.min():.2g} and {depth.max():.2g} over the image"
+        between = f"between {depth.min():.2g} and {depth.max():.2g} over the image"
+        return f"series {index}: ice t/Λ {depth.mean():.2f}, {between}"
 
 
 @own_precision()
@@ -486,8 +489,13 @@ def _exposures(series: TiltSeries) -> FloatArray | None:
 
 def _solid(specimen: GrandModel) -> float:
     """The potential of matter without gaps, V: of the densest tenth of the voxels of labelled particles."""
-    inside = specimen.density[specimen.labels > 0].to(torch.float32)
-    return max(float(inside.quantile(0.9)), 0.0) if 0 < len(inside) < 2**24 else 0.0
+    labelled = specimen.labels > 0
+    for axis in range(3 if specimen.bin > 1 else 0):
+        labelled = labelled.repeat_interleave(specimen.bin, dim=axis)
+    inside = specimen.density[labelled].to(torch.float32)
+    # `quantile` takes no more numbers than `_MOST_NUMBERS`.
+    some = inside[:: 1 + len(inside) // _MOST_NUMBERS]
+    return max(float(some.quantile(0.9)), 0.0) if len(some) else 0.0
 
 
 def _one_each(ctf: ContrastTransfer | Sequence[ContrastTransfer], count: int) -> list[ContrastTransfer]:

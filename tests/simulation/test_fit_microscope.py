@@ -126,6 +126,18 @@ def test_specimens_and_what_is_known(series: TiltSeries) -> None:
     assert "interpolated" not in fitted.about
 
 
+def test_specimens_with_coarser_labels(series: TiltSeries) -> None:
+    """Labels may be binned: the same fit, but for the edges of particles, where voxels say how dense matter is."""
+    whole = procedural_specimen(shape=SHAPE, seed=9)
+    halves = [one[::2, ::2, ::2].contiguous() for one in (whole.labels, whole.instances)]
+    coarse = replace(whole, labels=halves[0], instances=halves[1])
+    assert coarse.bin == 2
+    fits = [fit_microscope(series, [one], defocus=3.5, scale="power").noise.response for one in (whole, coarse)]
+    assert fits[0] is not None
+    assert fits[1] is not None
+    np.testing.assert_allclose(fits[1].gain(ANGLES), fits[0].gain(ANGLES), rtol=0.02, atol=0.1)
+
+
 def test_measured_tilts_that_are_interpolated(series: TiltSeries, tmp_path: Path) -> None:
     """Projections are compared as they are, simulations are not sharpened across the axis, and the file says so."""
     own = [procedural_specimen(shape=SHAPE, seed=9)]

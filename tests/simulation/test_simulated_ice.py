@@ -303,7 +303,9 @@ def test_a_fit_finds_the_ice() -> None:
     assert np.abs((depths[1] - depths[1].mean()) - (depths[0] - depths[0].mean())).max() < 0.04
     line = fitted.report()[-1]
     depth = found.within((1600.0, 1600.0))
-    assert line == f"ice: t/Λ {depth.mean():.2f}, between {depth.min():.2g} and {depth.max():.2g} over the image"
+    assert (
+        line == f"series 0: ice t/Λ {depth.mean():.2f}, between {depth.min():.2g} and {depth.max():.2g} over the image"
+    )
     made = FakETSimulator(tilt_angles=angles, modality="noisy", noise=fitted.noise, ice="measured")
     assert made.draw(things(1), seed=0).ice["series"] == 0
     assert fit_microscope(series, [things(1)], defocus=3.0, interpolated=True, scale="power").noise.ice == ()
