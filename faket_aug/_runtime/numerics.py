@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -119,10 +119,9 @@ _exact_products = _ExactProducts()
 @contextmanager
 def own_device() -> Iterator[None]:
     """Run the body with the CPU as the default device, whatever the program has set for its network."""
-    with ExitStack() as stack:
-        # A context of its own costs time at every operation, so there is none where it would change nothing.
-        if torch.get_default_device().type != "cpu":
-            stack.enter_context(torch.device("cpu"))
+    # A default device is a mode of torch. A mode costs time at every operation: there is none of ours without one. To
+    # ask for the default device itself would start CUDA, which a forked worker cannot.
+    with torch.device("cpu") if torch._C._len_torch_function_stack() else nullcontext():
         yield
 
 
@@ -133,7 +132,7 @@ def own_precision() -> Iterator[None]:
     Autocast is off in this thread, and products of float32 matrices are exact (`set_float32_matmul_precision`). The
     second setting is that of the whole process: products of other threads are exact meanwhile, too. What the program
     sets meanwhile stays afterwards. Convolutions keep the settings of `torch.backends.cudnn`. A tensor for which no
-    device is said lies on the CPU (`torch.set_default_device`).
+    device is said lies on the CPU (`torch.set_default_device`, which is not to be called meanwhile).
     """
     autocast = [kind for kind in ("cpu", "cuda") if torch.is_autocast_enabled(kind)]
     who = object()

@@ -37,7 +37,7 @@ def pinned(tensor: Tensor) -> Tensor:
         return tensor
     try:
         # Not `pin_memory`, which would lock all of the memory that a part of a volume is spread over.
-        buffer = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
+        buffer = torch.empty(tensor.shape, dtype=tensor.dtype, device="cpu", pin_memory=True)
     except RuntimeError:
         return tensor
     return buffer.copy_(tensor)

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from faket_aug._arrays import FloatArray
 from faket_aug._checks import check_count
 from faket_aug._random import numpy_generator, torch_seed
+from faket_aug._runtime.numerics import own_device
 from faket_aug._runtime.threads import THREADS, intra_op_threads
 from faket_aug.data.patches import as_size, check_fits, cut, normalize
 
@@ -65,6 +66,7 @@ class PatchClassifier(nn.Sequential):
         super().__init__(*parts, nn.AdaptiveAvgPool3d(1), nn.Flatten(), nn.Linear(32, 1))
 
 
+@own_device()
 def learning_curve(
     train: tuple[Sequence[Tensor], Sequence[Tensor]],
     test: tuple[Sequence[Tensor], Sequence[Tensor]],

@@ -143,7 +143,7 @@ class LabelledTomogram(Labelled):
         else:
             volume, header = read_mrc(tomogram)
             size = choose_voxel_size(voxel_size, header, Path(tomogram))
-        numbers = torch.zeros(volume.shape, dtype=torch.uint8)
+        numbers = torch.zeros(volume.shape, dtype=torch.uint8, device="cpu")
         if labels is not None:
             numbers = read_labels(labels, name=name, class_names=names, voxel_size=size, **whose)
         made = cls(

@@ -100,13 +100,13 @@ def resample_density(
 def _frequencies(length: int, limit: float) -> Tensor:
     """List the whole numbers of waves over `length` of at most `limit` cycles per voxel, negative ones included."""
     most = min(math.floor(length * limit + 1e-9), (length - 1) // 2)
-    return torch.arange(-most, most + 1)
+    return torch.arange(-most, most + 1, device="cpu")
 
 
 def _series(band: Tensor, length: int, size: int, ratio: float) -> Tensor:
     """Make the matrix `(position, frequency)` that sums a Fourier series at every `ratio`-th voxel from `n // 2`."""
     reach = math.floor(size / 2 / ratio)
-    places = torch.arange(-reach, reach + 1, dtype=torch.float64) * ratio + size // 2
+    places = torch.arange(-reach, reach + 1, dtype=torch.float64, device="cpu") * ratio + size // 2
     phase = 2 * math.pi / length * places[:, None] * band.to(torch.float64)
     return (torch.polar(torch.ones_like(phase), phase) / length).to(torch.complex64)
 
@@ -152,6 +152,8 @@ def fading(mask: Tensor) -> Tensor:
 def center_of_mass(density: Tensor) -> tuple[float, float, float]:
     """Compute the centre of mass (z, y, x), as a voxel index; negative values are ignored."""
     weights = density.clamp(min=0).double()
-    axes = torch.meshgrid(*(torch.arange(n, dtype=torch.float64) for n in density.shape), indexing="ij")
+    axes = torch.meshgrid(
+        *(torch.arange(n, dtype=torch.float64, device=density.device) for n in density.shape), indexing="ij"
+    )
     z, y, x = (float((weights * axis).sum() / weights.sum()) for axis in axes)
     return z, y, x

@@ -152,7 +152,7 @@ def coulomb_potential(
     padded = [scipy.fft.next_fast_len(int(n) + guard, real=True) for n in shape]
     k2 = _squared_frequencies(padded, voxel_size)
     places = positions / (voxel_size / _OVERSAMPLING)
-    spectrum = torch.zeros(k2.shape, dtype=torch.complex64)
+    spectrum = torch.zeros(k2.shape, dtype=torch.complex64, device="cpu")
     for element, factor_width, members, shares in _groups(np.asarray(elements, np.str_), weights, blurs, voxel_size):
         grid = _spread(places[members], shares, [n * _OVERSAMPLING for n in padded])
         spectrum += _band(torch.fft.rfftn(grid), padded) * _gaussians(element, factor_width, k2, solvent)
@@ -171,8 +171,8 @@ def _check_atoms(positions: FloatArray, count: int, weights: FloatArray, blurs: 
 
 
 def _squared_frequencies(shape: Sequence[int], voxel_size: float) -> Tensor:
-    z, y = (torch.fft.fftfreq(n, voxel_size) for n in shape[:2])
-    x = torch.fft.rfftfreq(shape[2], voxel_size)
+    z, y = (torch.fft.fftfreq(n, voxel_size, device="cpu") for n in shape[:2])
+    x = torch.fft.rfftfreq(shape[2], voxel_size, device="cpu")
     squared: Tensor = z[:, None, None] ** 2 + y[:, None] ** 2 + x**2
     return squared
 
@@ -236,7 +236,7 @@ def _spread(places: FloatArray, weights: FloatArray, shape: Sequence[int]) -> Te
     z, y, x = (torch.from_numpy(nodes[i] % n) for i, n in enumerate(shape))
     at_z, at_y, at_x = (torch.from_numpy(np.ascontiguousarray(axis)).float() for axis in shares)
     at_z = at_z * torch.from_numpy(weights).float()[:, None]
-    grid = torch.zeros(math.prod(shape))
+    grid = torch.zeros(math.prod(shape), device="cpu")
     for i in range(_SPLINE_ORDER):
         for j in range(_SPLINE_ORDER):
             index = ((z[:, i] * shape[1] + y[:, j]) * shape[2])[:, None] + x
@@ -262,8 +262,8 @@ def _spline_weights(
 
 def _spline_spectrum(shape: Sequence[int]) -> Tensor:
     """Compute the factors by which the B-splines change the spectrum, so that they can be undone."""
-    z, y = (torch.sinc(torch.fft.fftfreq(n) / _OVERSAMPLING) ** _SPLINE_ORDER for n in shape[:2])
-    x = torch.sinc(torch.fft.rfftfreq(shape[2]) / _OVERSAMPLING) ** _SPLINE_ORDER
+    z, y = (torch.sinc(torch.fft.fftfreq(n, device="cpu") / _OVERSAMPLING) ** _SPLINE_ORDER for n in shape[:2])
+    x = torch.sinc(torch.fft.rfftfreq(shape[2], device="cpu") / _OVERSAMPLING) ** _SPLINE_ORDER
     return z[:, None, None] * y[:, None] * x
 
 

@@ -15,7 +15,9 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from faket_aug._arrays import as_float64
 from faket_aug._checks import check_choice, check_fraction, check_ndim, check_positive
+from faket_aug._runtime.numerics import own_device
 from faket_aug.formats.tilt_metadata import TiltMetadata
 from faket_aug.tomography.filters import PaddedGrid
 
@@ -149,7 +151,8 @@ class ContrastTransfer:
         """Wavelength λ of the electrons, Å."""
         from torch_ctf import calculate_relativistic_electron_wavelength
 
-        return float(calculate_relativistic_electron_wavelength(self.voltage * 1e3)) * 1e10
+        with own_device():
+            return float(calculate_relativistic_electron_wavelength(self.voltage * 1e3)) * 1e10
 
     def drawn(self, count: int, generator: np.random.Generator) -> Self:
         """Draw the defocus of each of `count` tilts; the result has a spread and a jitter of 0.
@@ -192,7 +195,7 @@ class ContrastTransfer:
         -------
         The function in the shape of the frequencies, float64.
         """
-        q = torch.as_tensor(frequencies, dtype=torch.float64)
+        q = as_float64(frequencies)
         defocus, shift = (
             value[tilt] if isinstance(value, tuple) else value for value in (self.defocus, self.phase_shift)
         )
@@ -295,12 +298,13 @@ class ContrastTransfer:
     def _largest(self) -> float:
         return float(np.abs(self.defocus).max())
 
+    @own_device()
     def _transfer(self, q: Tensor, defocus: Tensor, phase_shift: float, gain: Tensor | None) -> Tensor:
         from torch_ctf import calculate_total_phase_shift
 
         numbers = (self.voltage, self.spherical_aberration, phase_shift, self.amplitude_contrast)
         # They stay on the host: as single numbers they need no copy to a GPU.
-        voltage, aberration, shift, contrast = (torch.as_tensor(n, dtype=q.dtype) for n in numbers)
+        voltage, aberration, shift, contrast = (torch.as_tensor(n, dtype=q.dtype, device="cpu") for n in numbers)
         phase = calculate_total_phase_shift(
             defocus_um=defocus,
             voltage_kv=voltage,

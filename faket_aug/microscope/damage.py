@@ -11,6 +11,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from faket_aug._arrays import as_float64
 from faket_aug._checks import check_choice
 from faket_aug.formats.tilt_metadata import TiltMetadata
 from faket_aug.geometry import Angles, as_tilt_angles
@@ -133,7 +134,7 @@ class ExposureDamage:
 
     def critical(self, frequencies: Tensor | FloatArray) -> Tensor:
         """Compute the critical exposure, e⁻/Å², at frequencies in 1/Å of any shape; infinite at 0."""
-        q = torch.as_tensor(frequencies, dtype=torch.float64)
+        q = as_float64(frequencies)
         factor, power, constant = CRITICAL
         result: Tensor = (factor * q**power + constant) * VOLTAGES[self.voltage]
         return result

@@ -14,8 +14,10 @@ from scipy import ndimage
 from scipy.optimize import OptimizeResult, least_squares
 from torch import Tensor
 
+from faket_aug._arrays import as_float64
 from faket_aug._checks import check_count, check_finite
 from faket_aug._masks import as_mask
+from faket_aug._runtime.numerics import own_device
 from faket_aug.microscope.ctf import ContrastTransfer
 from faket_aug.microscope.ring_power import RESOLUTION_RANGE, RingPower
 from faket_aug.statistics import constant_images
@@ -350,15 +352,15 @@ def _check(fit: _Fit, trials: FloatArray, found: FloatArray, others: list[FloatA
         )
 
 
+@own_device()
 def _phase(ctf: ContrastTransfer, q: FloatArray, defocus: float) -> FloatArray:
     from torch_ctf import calculate_total_phase_shift
 
     voltage, aberration, shift, contrast = (
-        torch.as_tensor(value, dtype=torch.float64)
-        for value in (ctf.voltage, ctf.spherical_aberration, ctf.phase_shift, ctf.amplitude_contrast)
+        as_float64(value) for value in (ctf.voltage, ctf.spherical_aberration, ctf.phase_shift, ctf.amplitude_contrast)
     )
     phase: FloatArray = calculate_total_phase_shift(
-        defocus_um=torch.full((len(q),), defocus, dtype=torch.float64),
+        defocus_um=torch.full((len(q),), defocus, dtype=torch.float64, device="cpu"),
         voltage_kv=voltage,
         spherical_aberration_mm=aberration,
         phase_shift_degrees=shift,

@@ -13,6 +13,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from faket_aug._arrays import as_float64
 from faket_aug._checks import FileFormatError, check_fraction, check_positive
 from faket_aug.formats._text import star_numbers, star_tables
 
@@ -118,7 +119,7 @@ class Detector:
 
     def curve(self, frequencies: Tensor | FloatArray) -> Tensor:
         """Compute the function at frequencies of any shape, in cycles per pixel of the tilts; float64."""
-        k = torch.as_tensor(frequencies, dtype=torch.float64) / self.binning
+        k = as_float64(frequencies) / self.binning
         if self.at_nyquist is not None:
             return torch.exp(math.log(self.at_nyquist) * (k / NYQUIST) ** self.shape)
         known, values = zip(*self.table, strict=True)

@@ -204,11 +204,12 @@ class FittedMicroscope:
         ]
 
     def _ice_line(self, index: int, ice: ThicknessMap) -> str:
-        """Say how thick the ice of a series is over the image of the first one."""
+        """Say how thick the ice of a map is over the image of the first series."""
         size = [n * self.series[0].pixel_size for n in self.series[0].tilts.shape[1:]]
         depth = ice.within(size)
-        between = f"between {depth.min():.2g} and {depth.max():.2g} over the image"
-        return f"series {index}: ice t/Λ {depth.mean():.2f}, {between}"
+        # Intensities of some series do not tell the ice: then maps are fewer than series.
+        name = f"series {index}: ice" if len(self.noise.ice) == len(self.series) else f"ice map {index}:"
+        return f"{name} t/Λ {depth.mean():.2f}, between {depth.min():.2g} and {depth.max():.2g} over the image"
 
 
 @own_precision()
@@ -438,6 +439,7 @@ def _projected(
     of = len(specimens) if isinstance(specimens, Sequence) else None
     total = min(count or of or COUNT, of or 10**9)
     first: GrandModel | None = None
+    solid = 0.0
     clean: list[Tensor] = []
     beads: list[Tensor | None] = []
     matter = []
@@ -447,8 +449,9 @@ def _projected(
         )
         advice = "set the specimens' voxel size"
         check_same_size(specimen.name, specimen.voxel_size, "the tilts' pixels", pixel_size, advice=advice)
-        first = first or specimen
-        density, solid = specimen.density.to(torch.float32), _solid(first)
+        if first is None:
+            first, solid = specimen, _solid(specimen)
+        density = specimen.density.to(torch.float32)
         turned = density.shape[1] == density.shape[2]
         for one in (density, density.transpose(1, 2).contiguous())[: 1 + turned]:
             heavy = torch.where(one > _HEAVY * solid, one, 0.0)
@@ -491,7 +494,8 @@ def _solid(specimen: GrandModel) -> float:
     """The potential of matter without gaps, V: of the densest tenth of the voxels of labelled particles."""
     labelled = specimen.labels > 0
     for axis in range(3 if specimen.bin > 1 else 0):
-        labelled = labelled.repeat_interleave(specimen.bin, dim=axis)
+        # A coarse voxel lies about its first fine one, see `bin_spline`.
+        labelled = labelled.repeat_interleave(specimen.bin, dim=axis).roll(-(specimen.bin // 2), dims=axis)
     inside = specimen.density[labelled].to(torch.float32)
     # `quantile` takes no more numbers than `_MOST_NUMBERS`.
     some = inside[:: 1 + len(inside) // _MOST_NUMBERS]

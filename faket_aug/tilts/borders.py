@@ -53,7 +53,7 @@ def measured_pixels(tilts: Tensor) -> Tensor | None:
         if missing is None or 1 - missing.mean() < LEAST_LEFT:
             continue
         if found is None:
-            found = torch.ones(tilts.shape, dtype=torch.bool)
+            found = torch.ones(tilts.shape, dtype=torch.bool, device="cpu")
         found[index] = torch.from_numpy(~missing)
     return found
 

@@ -76,7 +76,7 @@ def without_interpolation(tilts: Tensor, tilt_angles: Angles, *, depth: int) -> 
     check_ndim("tilts", tilts, "tilt y x")
     angles = as_tilt_angles(tilt_angles, count=tilts.shape[0])
     width = int(tilts.shape[-1])
-    own = torch.fft.rfftfreq(width + 2 * _MARGIN).numpy().astype(np.float64)
+    own = torch.fft.rfftfreq(width + 2 * _MARGIN, device="cpu").numpy().astype(np.float64)
     table = _table(tuple(angles.tolist()), depth, width)
     grid = np.linspace(0, 0.5, _FREQUENCIES)
     result = torch.empty_like(tilts)

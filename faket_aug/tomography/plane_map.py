@@ -272,6 +272,7 @@ def _to_matrix(some: Sequence[Rows], planes_in: tuple[int, int]) -> Tensor:
             torch.cat([rows.weights for rows in some]),
             size=(len(ends) - 1, math.prod(planes_in)),
             check_invariants=False,
+            device=ends.device,
         )
 
 

@@ -74,7 +74,7 @@ def read_real(
     return LabelledTomogram(
         tomogram=volume,
         flavours=read_flavours(path, volume, flavours),
-        labels=torch.zeros(volume.shape, dtype=torch.uint8),
+        labels=torch.zeros(volume.shape, dtype=torch.uint8, device="cpu"),
         particles=table,
         voxel_size=size,
         class_names={0: "background", **classes.names},
