@@ -34,8 +34,6 @@ _SHARES = ("white", "measured_background")
 _SNR = (0.03, 0.1)
 #: Filters of the standard variation, beside the simulator's own.
 _FILTERS = ("ramp", "hamming", "hann")
-#: Factors on a contrast of a physical scale in the standard variation.
-_KNOWN_CONTRAST = (0.9, 1.1)
 #: µm, the largest change of the defocus in the standard variation; and the largest share of the defocus itself.
 _DEFOCUS, _DEFOCUS_SHARE = 0.5, 0.5
 
@@ -148,9 +146,8 @@ class Variation:
     def standard(cls, simulator: FakETSimulator) -> Self:
         """Make the variation that suits a simulator.
 
-        - Noise that was fitted with a physical scale is the microscope's. So it stays, and so does the filter of the
-          reconstruction. Contrasts go from 0.9 to 1.1, as far as such a scale is off: proteins that differ by a fifth
-          of their mass look alike in wider ranges.
+        - Noise that was fitted with a physical scale is the microscope's. So it stays, with contrasts from 0.8 to 1.25,
+          and so does the filter of the reconstruction.
         - Of other noise less is known. A third of the tomograms has it, with contrasts from 0.7 to 1.4; two thirds have
           white noise of a ratio from 0.03 to 0.1. The filter is the simulator's, `"ramp"`, `"hamming"` or `"hann"`.
         - A crowd has 0.5 to 1.5 of its strength; half of the tomograms have a measured background, where there is one
@@ -168,7 +165,7 @@ class Variation:
         noise = simulator.noise_model
         found: dict[str, Any] = {}
         if isinstance(noise, FittedNoise) and noise.is_physical:
-            found["contrast"] = _KNOWN_CONTRAST
+            found["contrast"] = (0.8, 1.25)
         else:
             found["filter"] = tuple(dict.fromkeys((simulator.filter, *_FILTERS)))
             found |= {"white": 2 / 3, "contrast": (0.7, 1.4)} if isinstance(noise, FittedNoise) else {}
