@@ -132,7 +132,9 @@ def test_specimens_with_coarser_labels(bin: int) -> None:
     """Labels may be binned: how dense matter is follows from them as well, but for voxels at the edges of particles."""
     whole = procedural_specimen(shape=SHAPE, seed=9)
     coarser = [one[::bin, ::bin, ::bin].contiguous() for one in (whole.labels, whole.instances)]
-    coarse = replace(whole, labels=coarser[0], instances=coarser[1])
+    # Positions count voxels of the labels.
+    fewer = replace(whole.particles, positions=whole.particles.positions / bin)
+    coarse = replace(whole, labels=coarser[0], instances=coarser[1], particles=fewer)
     assert coarse.bin == bin
     assert _solid(coarse) == pytest.approx(_solid(whole), rel=0.05 * bin)
 
