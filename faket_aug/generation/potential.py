@@ -14,6 +14,7 @@ from torch import Tensor
 
 from faket_aug._arrays import FloatArray, IntArray
 from faket_aug._checks import check_positive
+from faket_aug._runtime.numerics import own_device
 from faket_aug.generation.density import low_pass
 
 #: h² / (2π m e), V Å²: from an electron scattering factor in Å to the integral of its potential in V Å³.
@@ -96,6 +97,7 @@ def form_factor(element: str, *, solvent: bool = True) -> tuple[FloatArray, Floa
     return np.append(amplitudes, -ICE_POTENTIAL * volume), np.append(widths, 4 * math.pi * volume ** (2 / 3))
 
 
+@own_device()
 def coulomb_potential(
     positions: FloatArray,
     elements: Sequence[str],
@@ -152,7 +154,7 @@ def coulomb_potential(
     padded = [scipy.fft.next_fast_len(int(n) + guard, real=True) for n in shape]
     k2 = _squared_frequencies(padded, voxel_size)
     places = positions / (voxel_size / _OVERSAMPLING)
-    spectrum = torch.zeros(k2.shape, dtype=torch.complex64, device="cpu")
+    spectrum = torch.zeros(k2.shape, dtype=torch.complex64)
     for element, factor_width, members, shares in _groups(np.asarray(elements, np.str_), weights, blurs, voxel_size):
         grid = _spread(places[members], shares, [n * _OVERSAMPLING for n in padded])
         spectrum += _band(torch.fft.rfftn(grid), padded) * _gaussians(element, factor_width, k2, solvent)
@@ -171,8 +173,8 @@ def _check_atoms(positions: FloatArray, count: int, weights: FloatArray, blurs: 
 
 
 def _squared_frequencies(shape: Sequence[int], voxel_size: float) -> Tensor:
-    z, y = (torch.fft.fftfreq(n, voxel_size, device="cpu") for n in shape[:2])
-    x = torch.fft.rfftfreq(shape[2], voxel_size, device="cpu")
+    z, y = (torch.fft.fftfreq(n, voxel_size) for n in shape[:2])
+    x = torch.fft.rfftfreq(shape[2], voxel_size)
     squared: Tensor = z[:, None, None] ** 2 + y[:, None] ** 2 + x**2
     return squared
 
@@ -236,7 +238,7 @@ def _spread(places: FloatArray, weights: FloatArray, shape: Sequence[int]) -> Te
     z, y, x = (torch.from_numpy(nodes[i] % n) for i, n in enumerate(shape))
     at_z, at_y, at_x = (torch.from_numpy(np.ascontiguousarray(axis)).float() for axis in shares)
     at_z = at_z * torch.from_numpy(weights).float()[:, None]
-    grid = torch.zeros(math.prod(shape), device="cpu")
+    grid = torch.zeros(math.prod(shape))
     for i in range(_SPLINE_ORDER):
         for j in range(_SPLINE_ORDER):
             index = ((z[:, i] * shape[1] + y[:, j]) * shape[2])[:, None] + x
@@ -262,8 +264,8 @@ def _spline_weights(
 
 def _spline_spectrum(shape: Sequence[int]) -> Tensor:
     """Compute the factors by which the B-splines change the spectrum, so that they can be undone."""
-    z, y = (torch.sinc(torch.fft.fftfreq(n, device="cpu") / _OVERSAMPLING) ** _SPLINE_ORDER for n in shape[:2])
-    x = torch.sinc(torch.fft.rfftfreq(shape[2], device="cpu") / _OVERSAMPLING) ** _SPLINE_ORDER
+    z, y = (torch.sinc(torch.fft.fftfreq(n) / _OVERSAMPLING) ** _SPLINE_ORDER for n in shape[:2])
+    x = torch.sinc(torch.fft.rfftfreq(shape[2]) / _OVERSAMPLING) ** _SPLINE_ORDER
     return z[:, None, None] * y[:, None] * x
 
 

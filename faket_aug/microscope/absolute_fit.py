@@ -15,7 +15,7 @@ from faket_aug._checks import check_positive
 from faket_aug.microscope.crowd import LENGTHS, CrowdField, CrowdTilts, interpolation_loss, medium, path_factors
 from faket_aug.microscope.ctf import ContrastTransfer
 from faket_aug.microscope.intensity import AbsoluteScale
-from faket_aug.microscope.power_fit import COMMON, FIT_RANGE, Pairs, PowerFit
+from faket_aug.microscope.power_fit import COMMON, FIT_RANGE, START, Pairs, PowerFit
 from faket_aug.microscope.response import ANGLE_UNIT
 from faket_aug.microscope.rings import RING_WIDTH, RINGS
 from faket_aug.microscope.spectra import SeriesSpectra
@@ -144,9 +144,11 @@ class AbsoluteFit(PowerFit):
         return best
 
     def _start(self, offset: float) -> FloatArray:
-        common = [self._tilt_2, self._tilt_4, _USUAL["square"][0], 1.0, _USUAL["linear"][0], 0.5, 1.0, self._contrast]
+        common = dict(zip(COMMON, (*START, self._contrast), strict=True))
+        common |= {"tilt_2": self._tilt_2, "tilt_4": self._tilt_4}
+        common |= {name: _USUAL[name][0] for name in ("square", "linear")}
         each = [n for pair in zip(self._logs, self._places(offset), strict=True) for n in pair]
-        return np.array([*common, *each])
+        return np.array([*common.values(), *each])
 
     def _trial(self, offset: float, shape: tuple[float, float]) -> tuple[float, float]:
         """Squared residuals with the best amounts of all matter."""

@@ -304,7 +304,7 @@ class ContrastTransfer:
 
         numbers = (self.voltage, self.spherical_aberration, phase_shift, self.amplitude_contrast)
         # They stay on the host: as single numbers they need no copy to a GPU.
-        voltage, aberration, shift, contrast = (torch.as_tensor(n, dtype=q.dtype, device="cpu") for n in numbers)
+        voltage, aberration, shift, contrast = (torch.as_tensor(n, dtype=q.dtype) for n in numbers)
         phase = calculate_total_phase_shift(
             defocus_um=defocus,
             voltage_kv=voltage,

@@ -360,7 +360,7 @@ def _phase(ctf: ContrastTransfer, q: FloatArray, defocus: float) -> FloatArray:
         as_float64(value) for value in (ctf.voltage, ctf.spherical_aberration, ctf.phase_shift, ctf.amplitude_contrast)
     )
     phase: FloatArray = calculate_total_phase_shift(
-        defocus_um=torch.full((len(q),), defocus, dtype=torch.float64, device="cpu"),
+        defocus_um=torch.full((len(q),), defocus, dtype=torch.float64),
         voltage_kv=voltage,
         spherical_aberration_mm=aberration,
         phase_shift_degrees=shift,

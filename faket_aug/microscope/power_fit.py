@@ -37,7 +37,9 @@ _TOLERANCE = 1e-6
 _CONTRAST_ERROR = 0.01
 #: The parameters that all series share (of the envelope, and the amplitude contrast), their start values and bounds.
 COMMON = ("tilt_2", "tilt_4", "square", "square_tilt", "linear", "linear_tilt", "square_dose", "amplitude_contrast")
-_START = (0.0, 0.0, 4.0, 1.0, 1.0, 0.5, 1.0)
+START = (0.0, 0.0, 4.0, 1.0, 1.0, 0.5, 1.0)
+#: Of an envelope, where the search for the defocus begins: square and linear.
+_SHAPE = (START[COMMON.index("square")], START[COMMON.index("linear")])
 _LEAST = (-3.0, -3.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0)
 _MOST = (3.0, 3.0, 60.0, 60.0, 15.0, 15.0, 60.0, 0.5)
 _SCALES = (0.3, 0.3, 5.0, 5.0, 1.0, 1.0, 5.0, 0.02)
@@ -131,9 +133,9 @@ class PowerFit:
     def solve(self) -> FloatArray:
         fits = []
         for offset in [0.0] if self.known.all() else self._best_starts():
-            scale, places = self._trial(offset, (_START[2], _START[4]))[1], self._places(offset)
+            scale, places = self._trial(offset, _SHAPE)[1], self._places(offset)
             each = [number for place in places for number in (scale, place)]
-            fits.append(self._fit(np.array([*_START, self._contrast, *each])))
+            fits.append(self._fit(np.array([*START, self._contrast, *each])))
         best: FloatArray = min(fits, key=lambda fit: fit.cost).x
         return best
 
@@ -237,7 +239,7 @@ class PowerFit:
         step = 1 / (4 * self.ctfs[0].wavelength * self._q[-1] ** 2) / 1e4
         most = float(self._spread.max())
         offsets = np.linspace(-most, most, int(2 * most / step) + 2)
-        shapes = ((0.0, 0.0), (_START[2], _START[4]), (15.0, 3.0))
+        shapes = ((0.0, 0.0), _SHAPE, (15.0, 3.0))
         costs = np.array([min(self._trial(offset, shape)[0] for shape in shapes) for offset in offsets])
         lowest = np.flatnonzero(costs <= ndimage.minimum_filter1d(costs, 3))
         chosen: list[float] = offsets[lowest[np.argsort(costs[lowest])][:6]].tolist()

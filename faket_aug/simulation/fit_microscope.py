@@ -166,7 +166,7 @@ class FittedMicroscope:
         """Tilts of the first specimen at the angles of the first series, as the fitted microscope sees them."""
         first = self.series[0]
         own = self._crowded_clean[torch.from_numpy(nearest_tilts(first.tilt_angles, self.clean_angles))]
-        noise = torch.randn(own.shape, generator=torch_generator(torch_seed(self.seed, "noise")), device="cpu")
+        noise = torch.randn(own.shape, generator=torch_generator(torch_seed(self.seed, "noise")))
         tilts = self.noise.sample(own, noise, first.tilt_angles)
         return replace(first, tilts=tilts, name="simulated", metadata=None, measured=None)
 
