@@ -41,6 +41,7 @@ from faket_aug.picking import (
     pick,
     segment,
 )
+from faket_aug.style.vgg19 import fastest_precision
 
 #: What the weights of a training depend on besides its own settings.
 NETWORK = ("widths", "patch_size", "batch_size", "patches_per_tomogram", "seed", "device")
@@ -85,7 +86,8 @@ def arguments() -> argparse.Namespace:
     add("--patch-size", type=int, default=56, metavar="N", help="voxels, a multiple of 4")
     add("--batch-size", type=int, default=25, metavar="N", help="patches a step")
     add("--patches-per-tomogram", type=int, default=64, metavar="N", help="cut from each")
-    add("--precision", choices=["float32", "bfloat16"], default="float32", help="of VGG's and the network's layers")
+    text = "of VGG's and the network's layers; auto: bfloat16 where the device is faster in it"
+    add("--precision", choices=["auto", "float32", "bfloat16"], default="auto", help=text)
     add("--seed", type=int, default=0, help="of all chance")
     add("--device", default="cpu", help="cpu or cuda")
     args = parser.parse_args()
@@ -93,6 +95,8 @@ def arguments() -> argparse.Namespace:
     for option, given in (("--picks", args.picks), ("--labels", args.labels), ("--names", args.names)):
         if given and len(given) != len(args.real):
             parser.error(f"expected {option} for each of {len(args.real)} --real, got {len(given)}")
+    if args.precision == "auto":
+        args.precision = fastest_precision(torch.device(args.device))
     if bool(args.test) != bool(args.test_picks) or len(args.real_share) > 2:
         parser.error("expected --test and --test-picks together, and one or two numbers of --real-share")
     return args

@@ -19,11 +19,11 @@ from faket_aug.microscope.file import read_microscope
 from faket_aug.microscope.flavours import FLAVOURS
 from faket_aug.picking.logs import LOGS
 from faket_aug.picking.picker import weights_of
-from faket_aug.picking.precision import PRECISIONS, fastest_precision
+from faket_aug.picking.precision import PRECISION_CHOICES, PRECISIONS, chosen_precision
 from faket_aug.simulation.plain_settings import MIXTURE, mixture_setting, variation_setting
 from faket_aug.simulation.simulator import RENAMED
 from faket_aug.simulation.variation import STANDARD
-from faket_aug.training.settings import AUTO, TARGETS, PickerTraining
+from faket_aug.training.settings import TARGETS, PickerTraining
 
 SETTINGS_FILE = "settings.toml"
 TRAINING, FILES, VALIDATION = "Training", "The run", "Validation and real tomograms"
@@ -77,7 +77,7 @@ class _Files:
 
 def _settings() -> dict[str, Setting]:
     """Put together all that a user may say, each from the library's own parameter."""
-    listed = {"precision": (AUTO, *PRECISIONS), "targets": TARGETS, "flavours": FLAVOURS, "log": LOGS}
+    listed = {"precision": PRECISION_CHOICES, "targets": TARGETS, "flavours": FLAVOURS, "log": LOGS}
     own = settings_of(PickerTraining, choices=listed)
     own = {name: replace(one, group=VALIDATION if name in _IN_VALIDATION else TRAINING) for name, one in own.items()}
     files = settings_of(_Files, group=VALIDATION)
@@ -203,7 +203,7 @@ def _with_defaults(simulated: Mapping[str, Any], settings: PickerTraining) -> di
     """Give what is simulated the defaults of a training."""
     found: dict[str, Any] = {"variation": STANDARD} | dict(simulated)
     device = str(found.get("device", SIMULATION["device"].default))
-    precision = fastest_precision(torch.device(device)) if settings.precision == AUTO else settings.precision
+    precision = chosen_precision(settings.precision, device)
     # Of the encoder: on a GPU float32, as published.
     found["precision"] = precision if torch.device(device).type == "cpu" else PRECISIONS[0]
     if found.get("templates"):

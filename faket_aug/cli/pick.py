@@ -13,18 +13,18 @@ from faket_aug._settings import Setting, setting_of
 from faket_aug.cli._commands import taking
 from faket_aug.cli._pick_files import FORMATS
 from faket_aug.formats.star import write_particles_star
-from faket_aug.picking.finding import AUTO, CONTRASTS, RATE, FindSettings, find_particles
+from faket_aug.picking.finding import CONTRASTS, RATE, FindSettings, find_particles
 from faket_aug.picking.inference import FLIPS
 from faket_aug.picking.locating import METHODS
 from faket_aug.picking.picker import load_picker
-from faket_aug.picking.precision import PRECISIONS
+from faket_aug.picking.precision import PRECISION_CHOICES
 from faket_aug.simulation.simulator import FakETSimulator
 
 _HOW, _COUNTS, _WHERE, _WRITTEN = "How particles are found", "What counts", "The tomograms", "What is written"
 _CHOICES: dict[str, tuple[Any, ...]] = {
     "method": METHODS,
     "flips": FLIPS,
-    "precision": (AUTO, *PRECISIONS),
+    "precision": PRECISION_CHOICES,
     "contrast": CONTRASTS,
 }
 

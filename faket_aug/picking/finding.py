@@ -24,13 +24,12 @@ from faket_aug.picking.inference import FLIPS, OVERLAP, TILE_SIZE, class_probabi
 from faket_aug.picking.locating import METHODS, PEAKS, locate
 from faket_aug.picking.peaks import LEAST_SCORE, Sphere, in_large_blobs, spheres_of
 from faket_aug.picking.picker import Picker
-from faket_aug.picking.precision import PRECISIONS, fastest_precision
+from faket_aug.picking.precision import AUTO, PRECISION_CHOICES, chosen_precision
 from faket_aug.picking.preparation import measured_voxels
 from faket_aug.picking.thresholds import thresholds_by_control
 from faket_aug.picking.tomogram import bounding_box, grainy_voxels, positions_before, resampled, skewness
 from faket_aug.tomography.resample import resample_volume
 
-AUTO = "auto"
 #: What particles are in a tomogram: `auto` looks, and refuses a tomogram in which they seem to be bright.
 CONTRASTS = (AUTO, "dark", "bright")
 #: (z, y, x), voxels in which both signs are tried.
@@ -84,7 +83,7 @@ class FindSettings:
     def __post_init__(self) -> None:
         check_choice("method", self.method, METHODS)
         check_choice("flips", self.flips, FLIPS)
-        check_choice("precision", self.precision, (AUTO, *PRECISIONS))
+        check_choice("precision", self.precision, PRECISION_CHOICES)
         check_choice("contrast", self.contrast, CONTRASTS)
         check_count("seed", self.seed, zero=True)
 
@@ -312,13 +311,12 @@ class _Work:
     ) -> Tensor:
         network = self.picker.network
         device = next(network.parameters()).device
-        precision = fastest_precision(device) if self.made.precision == AUTO else self.made.precision
         return class_probabilities(
             network,
             volume,
             tile_size=self.made.tile_size,
             overlap=self.made.overlap,
-            precision=precision,
+            precision=chosen_precision(self.made.precision, device),
             flips=flips or self.made.flips,
             within=region,
             progress=lambda done, total: tell(done / total),

@@ -30,7 +30,7 @@ from faket_aug.picking.checkpoints import (
 from faket_aug.picking.history import TrainingHistory
 from faket_aug.picking.network import DeepFinderNet
 from faket_aug.picking.picker import PickerDescription, kind_of, load_picker, set_thresholds, weights_of
-from faket_aug.picking.precision import fastest_precision
+from faket_aug.picking.precision import chosen_precision
 from faket_aug.picking.ranks import Ranks
 from faket_aug.picking.run import VALIDATION
 from faket_aug.picking.settings import LEARNING_RATE, TrainingSettings
@@ -39,7 +39,7 @@ from faket_aug.simulation.own_parts import check_simulator
 from faket_aug.simulation.tomogram import Companions
 from faket_aug.training.data import PickerData, digest_of, picker_dataset, plain_simulator, with_flavour
 from faket_aug.training.picture import Shown, draw_training
-from faket_aug.training.settings import AUTO, AVERAGE, FINE_TUNING_RATE, PickerTraining
+from faket_aug.training.settings import AVERAGE, FINE_TUNING_RATE, PickerTraining
 from faket_aug.training.validation import Validation, held_out, make_validation, read_validation
 
 PICTURE = "training.png"
@@ -184,12 +184,11 @@ class PickerRun:
 
     def _fit_settings(self) -> TrainingSettings:
         made = self.settings
-        precision = fastest_precision(torch.device(self.device)) if made.precision == AUTO else made.precision
         return TrainingSettings(
             steps=made.steps,
             learning_rate=made.learning_rate or (RATE if self.start is None else FINE_TUNING_RATE),
             cross_entropy=made.cross_entropy,
-            precision=precision,
+            precision=chosen_precision(made.precision, self.device),
             validate_every=made.validate_every,
             patience=made.patience,
             checkpoint_every=made.checkpoint_every,

@@ -147,6 +147,17 @@ def test_settings_of_a_laptop() -> None:
     assert made.more("microscope") == {"optics": {"amplitude_contrast": 0.08}, "interpolated": True}
 
 
+@pytest.mark.parametrize(("fast", "found"), [(True, "bfloat16"), (False, "float32")])
+def test_the_ready_files_suit_any_processor(fast: bool, found: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without its instructions bfloat16 takes ten times as long, so that the files of a laptop leave it open."""
+    monkeypatch.setattr("faket_aug.style.vgg19.cpu_has_bfloat16", lambda: fast)
+    for name in ("compare_small.toml", "compare_unpaired.toml"):
+        made = Comparison.from_toml(EXAMPLES / name)
+        assert (made.precision, made.computed_in) == ("auto", found)
+        for chosen in ("float32", "bfloat16"):
+            assert replace(made, precision=chosen).computed_in == chosen
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -160,6 +171,7 @@ def test_settings_of_a_laptop() -> None:
         ({"tile_size": 32, "overlap": 32}, "a smaller `overlap`"),
         ({"bandwidth": -1.0}, "`bandwidth` to be more than 0"),
         ({"widths": (4,)}, "`widths` of three levels"),
+        ({"precision": "float16"}, "'auto', 'float32', 'bfloat16', got 'float16'"),
         ({"validation_patches": 0}, "`validation_patches` to be a whole number of 1 or more"),
         ({"seeds": (1, 1)}, "each of the `seeds` once"),
         ({"arms": {"a/b": Arm()}}, "names of arms that can be folders, got 'a/b'"),
