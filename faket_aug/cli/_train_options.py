@@ -19,7 +19,7 @@ from faket_aug.microscope.file import read_microscope
 from faket_aug.microscope.flavours import FLAVOURS
 from faket_aug.picking.logs import LOGS
 from faket_aug.picking.picker import weights_of
-from faket_aug.picking.precision import PRECISION_CHOICES, PRECISIONS, chosen_precision
+from faket_aug.picking.precision import PRECISIONS, chosen_precision
 from faket_aug.simulation.plain_settings import MIXTURE, mixture_setting, variation_setting
 from faket_aug.simulation.simulator import RENAMED
 from faket_aug.simulation.variation import STANDARD
@@ -77,7 +77,7 @@ class _Files:
 
 def _settings() -> dict[str, Setting]:
     """Put together all that a user may say, each from the library's own parameter."""
-    listed = {"precision": PRECISION_CHOICES, "targets": TARGETS, "flavours": FLAVOURS, "log": LOGS}
+    listed = {"precision": PRECISIONS, "targets": TARGETS, "flavours": FLAVOURS, "log": LOGS}
     own = settings_of(PickerTraining, choices=listed)
     own = {name: replace(one, group=VALIDATION if name in _IN_VALIDATION else TRAINING) for name, one in own.items()}
     files = settings_of(_Files, group=VALIDATION)
@@ -205,7 +205,7 @@ def _with_defaults(simulated: Mapping[str, Any], settings: PickerTraining) -> di
     device = str(found.get("device", SIMULATION["device"].default))
     precision = chosen_precision(settings.precision, device)
     # Of the encoder: on a GPU float32, as published.
-    found["precision"] = precision if torch.device(device).type == "cpu" else PRECISIONS[0]
+    found["precision"] = precision if torch.device(device).type == "cpu" else "float32"
     if found.get("templates"):
         found = {"shape": SHAPE} | found
         counted = [name for name in ("counts", "concentrations", "occupancy") if found.get(name) is not None]

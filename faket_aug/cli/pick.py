@@ -17,14 +17,14 @@ from faket_aug.picking.finding import CONTRASTS, RATE, FindSettings, find_partic
 from faket_aug.picking.inference import FLIPS
 from faket_aug.picking.locating import METHODS
 from faket_aug.picking.picker import load_picker
-from faket_aug.picking.precision import PRECISION_CHOICES
+from faket_aug.picking.precision import PRECISIONS
 from faket_aug.simulation.simulator import FakETSimulator
 
 _HOW, _COUNTS, _WHERE, _WRITTEN = "How particles are found", "What counts", "The tomograms", "What is written"
 _CHOICES: dict[str, tuple[Any, ...]] = {
     "method": METHODS,
     "flips": FLIPS,
-    "precision": PRECISION_CHOICES,
+    "precision": PRECISIONS,
     "contrast": CONTRASTS,
 }
 

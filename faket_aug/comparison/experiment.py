@@ -31,7 +31,7 @@ from faket_aug.picking.history import TrainingHistory
 from faket_aug.picking.inference import segment
 from faket_aug.picking.losses import tversky_loss
 from faket_aug.picking.network import DeepFinderNet
-from faket_aug.picking.precision import autocast
+from faket_aug.picking.precision import autocast, chosen_precision
 from faket_aug.picking.scoring import ShrecScore, choose_min_sizes, evaluate_shrec
 from faket_aug.picking.settings import TrainingSettings
 from faket_aug.picking.training import fit
@@ -170,7 +170,8 @@ class Experiment:
         if arm.modality != "noiseless":
             settings["noise"] = self.noise if arm.noise == "paired" else self.unpaired_noise
         if arm.modality == "faket":
-            features = VGG19Features(arm.weights or made.weights, precision=made.computed_in, **made.more("encoder"))
+            precision = chosen_precision(made.precision, made.device)
+            features = VGG19Features(arm.weights or made.weights, precision=precision, **made.more("encoder"))
             settings |= {"style": StyleBank.build(self.style, features, **self._bank), "features": features}
         settings |= {"tilt_angles": self.style[0].tilt_angles, "modality": arm.modality} | arm.simulator_settings()
         settings.pop("variation", None)
@@ -269,7 +270,7 @@ class Experiment:
             steps=arm.steps or made.steps,
             learning_rate=arm.learning_rate or made.learning_rate,
             cross_entropy=made.cross_entropy,
-            precision=made.computed_in,
+            precision=made.precision,
             validate_every=made.validate_every,
             **({"checkpoint_every": made.validate_every} | made.more("training")),
         )
@@ -306,7 +307,7 @@ class Experiment:
         total = 0.0
         place = torch.device(self.comparison.device)
         for batch in self._validation_batches:
-            with autocast(place, self.comparison.computed_in):
+            with autocast(place, self.comparison.precision):
                 logits = network(batch["image"].to(place))
             labels = batch["label"].to(place)
             loss = tversky_loss(logits.float(), labels)
@@ -323,7 +324,7 @@ class Experiment:
             tomogram.tomogram,
             tile_size=made.tile_size,
             overlap=made.overlap,
-            precision=made.computed_in,
+            precision=made.precision,
             voxel_size=tomogram.voxel_size,
             **made.more("segmentation"),
         )

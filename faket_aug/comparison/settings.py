@@ -20,7 +20,7 @@ from faket_aug.microscope.intensity import SCALE_SOURCES
 from faket_aug.picking.clustering import METHODS, pick
 from faket_aug.picking.inference import check_tiles, segment
 from faket_aug.picking.network import DeepFinderNet
-from faket_aug.picking.precision import PRECISION_CHOICES, chosen_precision
+from faket_aug.picking.precision import PRECISIONS
 from faket_aug.picking.scoring import evaluate_shrec
 from faket_aug.picking.settings import TrainingSettings
 from faket_aug.simulation.fit_microscope import CROWDS, KNOWN_OPTICS, fit_microscope
@@ -115,8 +115,7 @@ class Comparison:
     patch_size, shift, patches_per_tomogram, class_balanced
         Of the patches, see `FakETDataset`; as published by default.
     learning_rate, cross_entropy, validate_every, precision
-        Of the training, see `TrainingSettings`; the precision also of the encoder, and `"auto"` is bfloat16 where the
-        device computes faster in it.
+        Of the training, see `TrainingSettings`; the precision also of the encoder.
     validation_patches
         Patches of the validation tomogram that give its loss.
     widths
@@ -184,7 +183,7 @@ class Comparison:
         for name in ("steps", "batch_size", "patch_size", "patches_per_tomogram", "validate_every", "threads"):
             check_count(name, getattr(self, name))
         check_count("validation_patches", self.validation_patches)
-        check_choice("precision", self.precision, PRECISION_CHOICES)
+        check_choice("precision", self.precision, PRECISIONS)
         check_choice("picking", self.picking, METHODS)
         check_choice("filter", self.filter, FILTERS)
         check_positive("bandwidth", self.bandwidth)
@@ -237,11 +236,6 @@ class Comparison:
             ContrastTransfer.within(**settings.get("optics", {}))
         except ValueError as error:
             raise ValueError(f"`microscope.optics`: {error}") from error
-
-    @property
-    def computed_in(self) -> str:
-        """The precision of the networks: the one that is set, or the one that the device is faster in."""
-        return chosen_precision(self.precision, self.device)
 
     def more(self, name: str) -> dict[str, Any]:
         """Return the settings of one of the `TABLES`, as the library takes them."""

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from faket_aug._checks import same_size
 from faket_aug.formats._atomic import DISK_FULL, NOT_ALLOWED, atomic_path
+from faket_aug.picking.precision import AUTO
 from faket_aug.picking.preparation import Preparation
 
 #: 3: without the patches' preparation (0.1.0).
@@ -212,6 +213,9 @@ def other_settings(saved: Mapping[str, Any], own: Mapping[str, Any]) -> str:
     # A longer training goes on from a shorter one.
     names = sorted((set(saved) | set(own)) - {"steps", "checkpoint_every"})
     saved = _LATER | dict(saved)
+    # Whatever is fast asks for no precision: a training goes on where the next processor is another one.
+    if own.get("precision") == AUTO:
+        names = [name for name in names if name != "precision"]
     other = [name for name in names if saved.get(name) != own.get(name)]
     return ", ".join(f"{n} (was {saved.get(n)!s:.60}, is {own.get(n)!s:.60})" for n in other)
 

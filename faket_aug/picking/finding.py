@@ -24,7 +24,7 @@ from faket_aug.picking.inference import FLIPS, OVERLAP, TILE_SIZE, class_probabi
 from faket_aug.picking.locating import METHODS, PEAKS, locate
 from faket_aug.picking.peaks import LEAST_SCORE, Sphere, in_large_blobs, spheres_of
 from faket_aug.picking.picker import Picker
-from faket_aug.picking.precision import AUTO, PRECISION_CHOICES, chosen_precision
+from faket_aug.picking.precision import AUTO, PRECISIONS
 from faket_aug.picking.preparation import measured_voxels
 from faket_aug.picking.thresholds import thresholds_by_control
 from faket_aug.picking.tomogram import bounding_box, grainy_voxels, positions_before, resampled, skewness
@@ -83,7 +83,7 @@ class FindSettings:
     def __post_init__(self) -> None:
         check_choice("method", self.method, METHODS)
         check_choice("flips", self.flips, FLIPS)
-        check_choice("precision", self.precision, PRECISION_CHOICES)
+        check_choice("precision", self.precision, PRECISIONS)
         check_choice("contrast", self.contrast, CONTRASTS)
         check_count("seed", self.seed, zero=True)
 
@@ -309,14 +309,12 @@ class _Work:
     def probabilities(
         self, volume: Tensor, region: Tensor | None, tell: Callable[[float], None], *, flips: int = 0
     ) -> Tensor:
-        network = self.picker.network
-        device = next(network.parameters()).device
         return class_probabilities(
-            network,
+            self.picker.network,
             volume,
             tile_size=self.made.tile_size,
             overlap=self.made.overlap,
-            precision=chosen_precision(self.made.precision, device),
+            precision=self.made.precision,
             flips=flips or self.made.flips,
             within=region,
             progress=lambda done, total: tell(done / total),

@@ -67,7 +67,7 @@ def segment(
         the voxel are averaged, with weights that fall towards the border of a tile. Memory holds the probabilities of a
         slab as thick as a tile.
     precision
-        `"float32"`, or `"bfloat16"` (autocast).
+        `"float32"`, `"bfloat16"` (autocast), or `"auto"`: bfloat16 where the device is faster in it.
     device
         Where the tiles are computed; by default where the network is.
     normalized

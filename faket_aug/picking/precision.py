@@ -8,20 +8,21 @@ import torch
 
 from faket_aug.style.vgg19 import fastest_precision
 
-PRECISIONS = ("float32", "bfloat16")
-#: Where a precision is chosen: bfloat16 where the device computes faster in it.
+#: bfloat16 where a device computes faster in it, else float32.
 AUTO = "auto"
-PRECISION_CHOICES = (AUTO, *PRECISIONS)
+PRECISIONS = (AUTO, "float32", "bfloat16")
 
 
-def chosen_precision(choice: str, device: str | torch.device) -> str:
-    """Return the precision that a choice of `PRECISION_CHOICES` means on a device."""
-    return fastest_precision(torch.device(device)) if choice == AUTO else choice
+def chosen_precision(precision: str, device: str | torch.device) -> str:
+    """Return what one of `PRECISIONS` means on a device: `"float32"` or `"bfloat16"`."""
+    return fastest_precision(torch.device(device)) if precision == AUTO else precision
 
 
 def autocast(device: torch.device, precision: str) -> AbstractContextManager[object]:
-    """Let a network compute in a precision of `PRECISIONS` on a device, for the length of a `with`.
+    """Let a network compute in one of `PRECISIONS` on a device, for the length of a `with`.
 
     `"float32"` changes nothing: an autocast of the caller stays.
     """
-    return nullcontext() if precision == "float32" else torch.autocast(device.type, dtype=torch.bfloat16)
+    if chosen_precision(precision, device) == "float32":
+        return nullcontext()
+    return torch.autocast(device.type, dtype=torch.bfloat16)

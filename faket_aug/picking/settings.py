@@ -25,8 +25,8 @@ class TrainingSettings:
         Weight of the cross-entropy that is added to Tversky's loss; 0 as published. Small networks and short trainings
         need it: without it they may call every voxel background.
     precision
-        `"float32"`, or `"bfloat16"` (autocast). `"bfloat16"` is faster where the hardware has instructions for
-        it; a CPU without them takes ten times as long as in float32.
+        `"float32"`, `"bfloat16"` (autocast), or `"auto"`: bfloat16 where the device has instructions for it, else
+        float32. A CPU without them takes ten times as long in bfloat16.
     validate_every
         Steps from one validation to the next.
     patience

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from faket_aug._checks import check_choice, check_count, check_fraction, check_positive
 from faket_aug.picking.logs import LOGS
 from faket_aug.picking.network import SIZE_MULTIPLE
-from faket_aug.picking.precision import AUTO, PRECISION_CHOICES
+from faket_aug.picking.precision import AUTO, PRECISIONS
 from faket_aug.simulation.tomogram import Companions
 
 TARGETS = ("spheres", "masks")
@@ -121,7 +121,7 @@ class PickerTraining:
         check_positive("target_radius", self.target_radius)
         check_fraction("background_share", self.background_share)
         check_fraction("real_share", self.real_share)
-        check_choice("precision", self.precision, PRECISION_CHOICES)
+        check_choice("precision", self.precision, PRECISIONS)
         Companions(flavours=self.flavours)
         check_choice("targets", self.targets, TARGETS)
         check_choice("log", self.log, LOGS)

@@ -30,7 +30,6 @@ from faket_aug.picking.checkpoints import (
 from faket_aug.picking.history import TrainingHistory
 from faket_aug.picking.network import DeepFinderNet
 from faket_aug.picking.picker import PickerDescription, kind_of, load_picker, set_thresholds, weights_of
-from faket_aug.picking.precision import chosen_precision
 from faket_aug.picking.ranks import Ranks
 from faket_aug.picking.run import VALIDATION
 from faket_aug.picking.settings import LEARNING_RATE, TrainingSettings
@@ -188,7 +187,7 @@ class PickerRun:
             steps=made.steps,
             learning_rate=made.learning_rate or (RATE if self.start is None else FINE_TUNING_RATE),
             cross_entropy=made.cross_entropy,
-            precision=chosen_precision(made.precision, self.device),
+            precision=made.precision,
             validate_every=made.validate_every,
             patience=made.patience,
             checkpoint_every=made.checkpoint_every,

@@ -285,6 +285,23 @@ def test_bfloat16(tmp_path: Path) -> None:
     assert low.losses != full.losses
 
 
+def test_the_precision_that_is_fast(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A training that leaves it open goes on where the next processor is another one, also from a given precision."""
+
+    def trained(steps: int, precision: str, folder: str, *, fast: bool) -> list[float]:
+        monkeypatch.setattr("faket_aug.style.vgg19.cpu_has_bfloat16", lambda: fast)
+        settings = TrainingSettings(**SETTINGS | {"steps": steps}, precision=precision)
+        return fit(_network(), _loader(), tmp_path / folder, settings=settings).losses
+
+    full, low = trained(4, "float32", "full", fast=True), trained(4, "bfloat16", "low", fast=False)
+    assert trained(4, "auto", "slow", fast=False) == full
+    assert trained(4, "auto", "fast", fast=True) == low != full
+    assert trained(6, "auto", "slow", fast=True)[:4] == full
+    assert trained(6, "auto", "low", fast=True)[:4] == low
+    with pytest.raises(ValueError, match=r"precision \(was auto, is float32\)"):
+        trained(6, "float32", "fast", fast=False)
+
+
 def test_other_settings_are_named(tmp_path: Path) -> None:
     fit(_network(), _loader(), tmp_path, settings=TrainingSettings(**SETTINGS), depends_on={"specimens": ["a"]})
     other = TrainingSettings(**SETTINGS | {"learning_rate": 0.5})
