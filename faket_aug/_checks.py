@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from numbers import Integral
+from numbers import Integral, Real
 from typing import Any
 
 import torch
@@ -50,6 +50,15 @@ def check_positive(name: str, value: float, *, zero: bool = False) -> None:
     if not (value >= 0 if zero else value > 0):
         bound = "0 or more" if zero else "more than 0"
         raise ValueError(f"expected `{name}` to be {bound}, got {value!r}")
+
+
+def checked_range(name: str, value: Any) -> tuple[float, float]:
+    """Return one number, or a pair (lowest, highest), as a pair; a `ValueError` tells what else it is."""
+    ends = value if isinstance(value, list | tuple) else (value, value)
+    are_numbers = all(isinstance(one, Real) and not isinstance(one, bool) and math.isfinite(one) for one in ends)
+    if len(ends) != 2 or not are_numbers or ends[0] > ends[1]:
+        raise ValueError(f"expected `{name}` to be one number or (lowest, highest), got {value!r}")
+    return float(ends[0]), float(ends[1])
 
 
 def check_fraction(name: str, value: float) -> None:

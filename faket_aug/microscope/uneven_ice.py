@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import numbers
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Self
@@ -13,7 +12,7 @@ from scipy.special import erf
 from torch import Tensor
 
 from faket_aug._arrays import FloatArray
-from faket_aug._checks import check_count, check_positive
+from faket_aug._checks import check_count, check_positive, checked_range
 from faket_aug.geometry import Angles
 from faket_aug.microscope.background import SHORTEST, slow_waves
 from faket_aug.microscope.ice_map import ThicknessMap, places
@@ -167,10 +166,6 @@ class UnevenIce:
     def __post_init__(self) -> None:
         for entry in fields(self):
             low, high = self._pair(entry.name)
-            if not (math.isfinite(low) and low <= high < math.inf):
-                raise ValueError(
-                    f"expected `{entry.name}` to be one number or (lowest, highest), got {getattr(self, entry.name)!r}"
-                )
             check_positive(entry.name, low, zero=entry.name not in ("depth", "edge_width"))
             if entry.name == "depth" and high > _DEEPEST:
                 raise ValueError(
@@ -182,11 +177,7 @@ class UnevenIce:
             object.__setattr__(self, entry.name, (low, high))
 
     def _pair(self, name: str) -> tuple[float, float]:
-        value = getattr(self, name)
-        ends = value if isinstance(value, list | tuple) else (value, value)
-        if len(ends) != 2 or not all(isinstance(one, numbers.Real) and not isinstance(one, bool) for one in ends):
-            raise ValueError(f"expected `{name}` to be one number or (lowest, highest), got {value!r}")
-        return float(ends[0]), float(ends[1])
+        return checked_range(name, getattr(self, name))
 
     def drawn(self, generator: np.random.Generator) -> DrawnIce:
         """Draw the ice of one tomogram. As many numbers are drawn whatever the ranges are."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Self, TypeVar
@@ -10,7 +9,7 @@ from typing import Any, Self, TypeVar
 import numpy as np
 
 from faket_aug._arrays import FloatArray
-from faket_aug._checks import check_choice, check_count, check_fraction, check_positive
+from faket_aug._checks import check_choice, check_count, check_fraction, check_positive, checked_range
 from faket_aug.microscope.flavours import FLAVOURS, WITH_CTF
 from faket_aug.microscope.misalignment import Misalignment
 from faket_aug.microscope.noise import FittedNoise
@@ -117,10 +116,6 @@ class Variation:
                 check_fraction(name, getattr(self, name))
         for name in (*_FACTORS, *_EVENLY):
             low, high = self._pair(name)
-            if not (math.isfinite(low) and low <= high < math.inf):
-                raise ValueError(
-                    f"expected `{name}` to be one number or (lowest, highest), got {getattr(self, name)!r}"
-                )
             if name != "defocus":
                 check_positive(name, low, zero=name in _EVENLY)
             object.__setattr__(self, name, (low, high))
@@ -135,12 +130,7 @@ class Variation:
                 check_choice(name, one, known)
 
     def _pair(self, name: str) -> tuple[float, float]:
-        value = getattr(self, name)
-        if isinstance(value, int | float):
-            return float(value), float(value)
-        if not isinstance(value, list | tuple) or len(value) != 2:
-            raise ValueError(f"expected `{name}` to be one number or (lowest, highest), got {value!r}")
-        return float(value[0]), float(value[1])
+        return checked_range(name, getattr(self, name))
 
     @classmethod
     def standard(cls, simulator: FakETSimulator) -> Self:

@@ -415,6 +415,8 @@ def test_stage_is_the_last() -> None:
         ({"contrast": (2.0, 1.0)}, "expected `contrast` to be one number or"),
         ({"crowd": (0.0, math.inf)}, "expected `crowd` to be one number or"),
         ({"exposure": (1, 2, 3)}, "expected `exposure` to be one number or"),
+        ({"contrast": ("a", "b")}, r"expected `contrast` to be one number or \(lowest, highest\), got \('a', 'b'\)"),
+        ({"contrast": True}, "expected `contrast` to be one number or"),
         ({"missing": 0.6}, "expected at most half of the tilts to be `missing`, got 0.6"),
         ({"filter": "box"}, "expected `filter` to be one of 'shrec'"),
         ({"tilt_step": 0}, "expected `tilt_step` to be a whole number of 1 or more, got 0"),
@@ -425,6 +427,12 @@ def test_bad_ranges(settings: dict[str, Any], message: str) -> None:
     """Impossible ranges and choices are refused with what was expected."""
     with pytest.raises(ValueError, match=message):
         Variation(**settings)
+
+
+def test_ranges_of_numpy_numbers() -> None:
+    assert Variation(contrast=np.float32(0.5), missing=(np.int64(0), np.float64(0.25))) == Variation(
+        contrast=0.5, missing=(0.0, 0.25)
+    )
 
 
 @pytest.mark.parametrize(
