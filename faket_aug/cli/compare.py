@@ -59,8 +59,8 @@ def compare(
 
     Writes tables (table.md, table.csv, per_class.csv, confusion.csv, learning.csv), pictures of scores, classes,
     confusion matrices and learning curves, and all that is needed to repeat it. Run it again after a stop: what is done
-    is not done again, a broken training goes on from its checkpoint. On a cluster, run arms and seeds apart, then once
-    without both options.
+    is not done again, a broken training goes on from its checkpoint. On a cluster, run arms and seeds apart, into one
+    folder: each call sums up all that is finished there.
 
     A critic tells in minutes how near simulated tomograms are to measured ones (critic.md, critic.csv).
 
@@ -85,7 +85,6 @@ def compare(
     experiment = Experiment(comparison, output)
     console = Console(markup=False, highlight=False)
     columns = (TextColumn("{task.description:<32}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    results: list[ArmResult] = []
     if critic is not None:
         check_choice("--critic", critic, comparison.arms)
         _criticize(experiment, critic, seed or comparison.seeds, arm or (), console)
@@ -101,11 +100,11 @@ def compare(
                     progress.update(task, completed=step, total=steps)  # type: ignore[arg-type]
 
                 result = experiment.run(name, number, report)
-                results.append(result)
                 progress.update(task, completed=len(result.losses), total=len(result.losses))
                 line = f"macro-F1 {result.macro_f1:.3f}, localisation F1 {result.localization_f1:.3f}"
                 progress.console.print(f"{name}, seed {number}: {line}", soft_wrap=True)
-    _write(results, output)
+    # Those of other calls, too: arms and seeds may be run apart.
+    _write(experiment.finished(), output)
     console.print((output / "table.md").read_text())
     console.print(f"results in {output}", soft_wrap=True)
 

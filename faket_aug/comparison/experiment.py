@@ -238,6 +238,16 @@ class Experiment:
         write_result(path, result)
         return result
 
+    def finished(self) -> list[ArmResult]:
+        """Read what is finished, by seeds and arms, in their order."""
+        found: list[ArmResult] = []
+        for seed in self.comparison.seeds:
+            for name in self.comparison.ordered_arms():
+                path = self.folder(name, seed) / RESULT
+                if path.is_file() and (result := read_result(path)).made_with == self.made_with(name):
+                    found.append(result)
+        return found
+
     def weights(self, name: str, seed: int) -> Path:
         """The file of an arm's trained weights."""
         return _weights_of(self.folder(name, seed))

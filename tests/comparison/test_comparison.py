@@ -310,6 +310,15 @@ def test_command(folders: Path, tmp_path: Path) -> None:
     assert CliRunner().invoke(app, some, catch_exceptions=False).exit_code == 0
     assert (tmp_path / "out" / "results.json").read_bytes() == before
     assert trained.stat().st_mtime_ns == time
+    # Another call, as of another job, sums up what is there, and what an older scoring left is not among it.
+    more = [*arguments, "--arm", "BENCHMARK", "--seed", "1"]
+    assert CliRunner().invoke(app, more, catch_exceptions=False).exit_code == 0
+    kept = [(one.arm, one.seed) for one in read_results(tmp_path / "out" / "results.json")]
+    assert kept == [("BENCHMARK", 0), ("FAKET", 0), ("BENCHMARK", 1)]
+    (folders / "blunt.toml").write_text(SMALL.replace("overlap = 8", "overlap = 0", 1))
+    blunt = ["compare", str(folders / "blunt.toml"), *arguments[2:], "--arm", "FAKET", "--seed", "0"]
+    assert CliRunner().invoke(app, blunt, catch_exceptions=False).exit_code == 0
+    assert [one.arm for one in read_results(tmp_path / "out" / "results.json")] == ["FAKET"]
     (folders / "other.toml").write_text(SMALL.replace("steps = 4", "steps = 6", 1))
     other = ["compare", str(folders / "other.toml"), *arguments[2:]]
     with pytest.raises(ValueError, match="the same comparison as before, got other settings for steps"):
