@@ -16,7 +16,7 @@ from matplotlib.figure import Figure, SubFigure
 from torch import Tensor
 
 from faket_aug._checks import check_same_shape
-from faket_aug.figures import count_panel, label_overlay, richest_section, tilt_panel
+from faket_aug.figures import LOW_PASS, count_panel, label_overlay, richest_section, smooth_section, tilt_panel
 from faket_aug.formats.mrc import read_mrc
 from faket_aug.formats.particles import match_names
 from faket_aug.formats.shrec import read_class_conversion_table, read_particle_locations
@@ -25,10 +25,10 @@ from faket_aug.specimens.grandmodel import GrandModel
 from faket_aug.tilts.discovery import SHREC_STACKS, STACK_SUFFIXES
 from faket_aug.tilts.series import TiltSeries
 
-#: Å of a tomogram that are averaged where it is shown: single sections are noisier. 3 sections, where the voxel size is
-#: not known.
-SLAB = 50.0
+#: Sections of a tomogram that are averaged where its voxel size, and so the length of its low-pass, is not known.
 _SECTIONS = 3
+#: Å. A volume that is no longer along any side is the map of a particle, not a tomogram.
+_LARGEST_MAP = 1200.0
 AXES = ("z", "y", "x")
 #: Endings of files that are no tilt-series.
 VOLUME_SUFFIXES = (".rec", ".map", ".ccp4")
@@ -45,7 +45,7 @@ class Look:
     series
         The tilt-series.
     volume, what
-        `(z, y, x)`, and what it is: a tomogram, a specimen.
+        `(z, y, x)`, and what it is: a tomogram, a specimen, a map.
     labels
         `(z, y, x)`, class numbers, of the volume's shape.
     class_names, counts
@@ -108,7 +108,9 @@ def _file(path: Path) -> Look:
             if path.suffix != ".mrc":
                 raise
     volume, voxel_size = read_mrc(path)
-    return Look(name=path.name, volume=volume, voxel_size=voxel_size, files=(str(path),))
+    small = 0 < max(volume.shape) * voxel_size <= _LARGEST_MAP
+    what = "map" if small and path.suffix != ".rec" else "tomogram"
+    return Look(name=path.name, volume=volume, what=what, voxel_size=voxel_size, files=(str(path),))
 
 
 def _of_series(series: TiltSeries, name: str) -> Look:
@@ -255,7 +257,10 @@ def _describe(look: Look) -> str:
     assert look.volume is not None
     size = " × ".join(str(n) for n in reversed(look.volume.shape))
     size += " voxels (x, y, z)" + (f" of {look.voxel_size:g} Å" if look.voxel_size > 0 else "")
-    return f"{look.what}, {size}" + (f", mean of {_sections(look)} sections" if _sections(look) > 1 else "")
+    if look.what != "tomogram":
+        return f"{look.what}, {size}"
+    how = f"low-passed to {LOW_PASS:g} Å" if look.voxel_size > 0 else f"mean of {_SECTIONS} sections"
+    return f"{look.what}, {size}, {how}"
 
 
 def _draw_beside(figure: SubFigure, look: Look) -> None:
@@ -301,17 +306,18 @@ def _draw_sections(figure: SubFigure, look: Look, places: tuple[int, int, int], 
     grid[1, 1].set_axis_off()
     for axis, axes in enumerate((grid[0, 0], grid[1, 0], grid[0, 1])):
         title = f"{AXES[axis]} = {places[axis]}" + (", with labels" if labels is not None and axis == 0 else "")
-        image = _section(look.volume, axis, places[axis], _sections(look))
+        image = _image(look, axis, places[axis])
         tilt_panel(axes, image, title=title, pixel_size=look.voxel_size if axis == 0 else 0.0)
         if labels is not None:
             label_overlay(axes, _section(labels, axis, places[axis], 1))
 
 
-def _sections(look: Look) -> int:
-    """Tell how many sections, an odd number, are averaged."""
-    if look.what != "tomogram":
-        return 1
-    return 2 * round((SLAB / look.voxel_size - 1) / 2) + 1 if look.voxel_size > 0 else _SECTIONS
+def _image(look: Look, axis: int, place: int) -> Tensor:
+    """Cut a section; of a tomogram a smoothed one, since single ones are little more than noise."""
+    assert look.volume is not None
+    if look.what == "tomogram" and look.voxel_size > 0:
+        return smooth_section(look.volume, axis, place, LOW_PASS / look.voxel_size)
+    return _section(look.volume, axis, place, _SECTIONS if look.what == "tomogram" else 1)
 
 
 def _section(volume: Tensor, axis: int, place: int, slab: int) -> Tensor:

@@ -18,7 +18,7 @@ from PIL import Image
 from faket_aug import GrandModel
 from faket_aug.cli._look import Look, draw_look, look_at
 from faket_aug.cli._show import draw_beside, draw_list
-from faket_aug.figures import count_panel, label_color
+from faket_aug.figures import count_panel, label_color, smooth_section
 from faket_aug.formats.angles import write_tlt
 from faket_aug.formats.mrc import read_mrc, write_mrc
 
@@ -152,15 +152,15 @@ def test_sections(saved: Path) -> None:
     assert look.labels is not None
     figure = draw_look(look)
     panels = {axes.get_title(): axes for axes in figure.axes if axes.images}
-    assert figure.get_suptitle().endswith("32 × 24 × 16 voxels (x, y, z) of 10 Å, mean of 5 sections")
+    assert figure.get_suptitle().endswith("32 × 24 × 16 voxels (x, y, z) of 10 Å, low-passed to 80 Å")
     first, *rest = panels
     assert first == "tilt at 0°, one of 5"
     places = {title[0]: int(title.split(" = ")[1].split(",")[0]) for title in rest}
     z, y, x = places["z"], places["y"], places["x"]
     slabs = {
-        f"z = {z}": look.volume[max(z - 2, 0) : z + 3].mean(0),
-        f"y = {y}": look.volume[:, max(y - 2, 0) : y + 3].mean(1),
-        f"x = {x}": look.volume[:, :, max(x - 2, 0) : x + 3].mean(2).T,
+        f"z = {z}": smooth_section(look.volume, 0, z, 8.0),
+        f"y = {y}": smooth_section(look.volume, 1, y, 8.0),
+        f"x = {x}": smooth_section(look.volume, 2, x, 8.0),
     }
     for title, slab in slabs.items():
         np.testing.assert_allclose(panels[title].images[0].get_array(), slab, rtol=1e-5, atol=1e-5)
@@ -172,6 +172,21 @@ def test_sections(saved: Path) -> None:
     for axes in sections[3:]:
         overlay = np.asarray(axes.images[1].get_array())
         np.testing.assert_array_equal(overlay[..., 3] > 0, cuts[axes.get_title()[0]].numpy() > 0)
+
+
+def test_maps_keep_their_detail(tmp_path: Path) -> None:
+    """The map of a particle is shown as it is; sections of a tomogram, which are mostly noise, are smoothed."""
+    volume = torch.rand((16, 16, 16), generator=torch.Generator().manual_seed(0))
+    for name, size in (("map.mrc", 10.0), ("tomogram.rec", 10.0), ("tomogram.mrc", 100.0)):
+        write_mrc(tmp_path / name, volume, voxel_size=size)
+        look = look_at(tmp_path / name)
+        assert look.what == Path(name).stem
+        image = draw_look(look).axes[0].images[0].get_array()
+        expected = volume[8] if look.what == "map" else smooth_section(volume, 0, 8, 80.0 / size)
+        np.testing.assert_allclose(np.asarray(image), expected, rtol=1e-5)
+    unknown = draw_look(replace(look, voxel_size=0.0))
+    np.testing.assert_allclose(np.asarray(unknown.axes[0].images[0].get_array()), volume[7:10].mean(dim=0), rtol=1e-5)
+    assert unknown.get_suptitle() == "tomogram.mrc: tomogram, 16 × 16 × 16 voxels (x, y, z), mean of 3 sections"
 
 
 def test_bars(saved: Path) -> None:
