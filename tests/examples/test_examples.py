@@ -159,9 +159,7 @@ def test_writes_checkpoint_and_preview_only(run: Run, data: Path, tmp_path: Path
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("workers", "precision"), [(0, "auto"), pytest.param(2, "float32", marks=pytest.mark.nightly)]
-)
+@pytest.mark.parametrize(("workers", "precision"), [(0, "auto"), pytest.param(2, "float32", marks=pytest.mark.nightly)])
 def test_resumed_run_equals_uninterrupted_one(run: Run, tmp_path: Path, workers: int, precision: str) -> None:
     """Stopped within an epoch and resumed, a run gives the weights of one never stopped, bit for bit."""
     options = ["--workers", str(workers), "--precision", precision]
