@@ -215,11 +215,9 @@ class Experiment:
         ValueError
             If the arm that it starts from is not finished, or it was trained with other settings.
         """
-        path, made_with = self.folder(name, seed) / RESULT, self.made_with(name)
-        if path.is_file():
-            done = read_result(path)
-            if done.made_with == made_with:
-                return done
+        done = self._done(name, seed)
+        if done is not None:
+            return done
         network, history = self._train(name, seed, report)
         sizes = self._sizes(network)
         scores = {str(test): score_as_json(self.score(network, str(test), sizes)) for test in self.comparison.test}
@@ -232,21 +230,23 @@ class Experiment:
             losses=history.losses,
             validations=history.validations,
             best_step=len(history.losses) if best is None else best[0],
-            made_with=made_with,
+            made_with=self.made_with(name),
             versions=versions(),
         )
-        write_result(path, result)
+        write_result(self.folder(name, seed) / RESULT, result)
         return result
 
     def finished(self) -> list[ArmResult]:
         """Read what is finished, by seeds and arms, in their order."""
-        found: list[ArmResult] = []
-        for seed in self.comparison.seeds:
-            for name in self.comparison.ordered_arms():
-                path = self.folder(name, seed) / RESULT
-                if path.is_file() and (result := read_result(path)).made_with == self.made_with(name):
-                    found.append(result)
-        return found
+        names = self.comparison.ordered_arms()
+        found = [self._done(name, seed) for seed in self.comparison.seeds for name in names]
+        return [one for one in found if one is not None]
+
+    def _done(self, name: str, seed: int) -> ArmResult | None:
+        """Read the result of an arm with a seed, where there is one that was made and scored as it would be now."""
+        path = self.folder(name, seed) / RESULT
+        found = read_result(path) if path.is_file() else None
+        return found if found is not None and found.made_with == self.made_with(name) else None
 
     def weights(self, name: str, seed: int) -> Path:
         """The file of an arm's trained weights."""

@@ -210,12 +210,10 @@ def plain_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 def other_settings(saved: Mapping[str, Any], own: Mapping[str, Any]) -> str:
     """List the settings that differ from those of a checkpoint, with both values; nothing if it can be resumed."""
-    # A longer training goes on from a shorter one.
-    names = sorted((set(saved) | set(own)) - {"steps", "checkpoint_every"})
+    # A longer training goes on from a shorter one, and one in whatever precision is fast on any processor.
+    free = {"steps", "checkpoint_every"} | ({"precision"} if own.get("precision") == AUTO else set())
+    names = sorted((set(saved) | set(own)) - free)
     saved = _LATER | dict(saved)
-    # Whatever is fast asks for no precision: a training goes on where the next processor is another one.
-    if own.get("precision") == AUTO:
-        names = [name for name in names if name != "precision"]
     other = [name for name in names if saved.get(name) != own.get(name)]
     return ", ".join(f"{n} (was {saved.get(n)!s:.60}, is {own.get(n)!s:.60})" for n in other)
 
