@@ -57,7 +57,7 @@ def checked_range(name: str, value: Any) -> tuple[float, float]:
     ends = value if isinstance(value, list | tuple) else (value, value)
     are_numbers = all(isinstance(one, Real) and not isinstance(one, bool) and math.isfinite(one) for one in ends)
     if len(ends) != 2 or not are_numbers or ends[0] > ends[1]:
-        raise ValueError(f"expected `{name}` to be one number or (lowest, highest), got {value!r}")
+        raise ValueError(f"expected `{name}` to be one number or a pair (lowest, highest), got {value!r}")
     return float(ends[0]), float(ends[1])
 
 

@@ -356,12 +356,12 @@ def test_wrong_maps(depth: Any, message: str) -> None:
     ("settings", "message"),
     [
         ({"depth": 0.0}, "expected `depth` to be more than 0, got 0.0"),
-        ({"wedge": (0.3, 0.1)}, r"expected `wedge` to be one number or \(lowest, highest\), got \(0.3, 0.1\)"),
-        ({"edge": (0.1, 0.2, 0.3)}, r"expected `edge` to be one number or \(lowest, highest\)"),
+        ({"wedge": (0.3, 0.1)}, r"expected `wedge` to be one number or a pair \(lowest, highest\), got \(0.3, 0.1\)"),
+        ({"edge": (0.1, 0.2, 0.3)}, r"expected `edge` to be one number or a pair \(lowest, highest\)"),
         ({"edge": 2.5}, "expected `edge` to be at most 2, a share of the mean, got 2.5"),
         ({"edge_width": 0.0}, "expected `edge_width` to be more than 0"),
         ({"waves": (-0.1, 0.1)}, "expected `waves` to be 0 or more, got -0.1"),
-        ({"depth": "thick"}, r"expected `depth` to be one number or \(lowest, highest\), got 'thick'"),
+        ({"depth": "thick"}, r"expected `depth` to be one number or a pair \(lowest, highest\), got 'thick'"),
     ],
 )
 def test_wrong_ranges(settings: dict[str, Any], message: str) -> None:

@@ -415,7 +415,7 @@ def test_stage_is_the_last() -> None:
         ({"contrast": (2.0, 1.0)}, "expected `contrast` to be one number or"),
         ({"crowd": (0.0, math.inf)}, "expected `crowd` to be one number or"),
         ({"exposure": (1, 2, 3)}, "expected `exposure` to be one number or"),
-        ({"contrast": ("a", "b")}, r"expected `contrast` to be one number or \(lowest, highest\), got \('a', 'b'\)"),
+        ({"contrast": ("a", "b")}, r"expected `contrast` to be one number or a pair \(lowest, highest\), got \('a', 'b'\)"),
         ({"contrast": True}, "expected `contrast` to be one number or"),
         ({"missing": 0.6}, "expected at most half of the tilts to be `missing`, got 0.6"),
         ({"filter": "box"}, "expected `filter` to be one of 'shrec'"),
