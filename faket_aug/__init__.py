@@ -29,6 +29,7 @@ from faket_aug.generation.ice import IceSlab
 from faket_aug.generation.membranes import MembraneSpecies
 from faket_aug.generation.species import FiducialSpecies, ParticleSpecies
 from faket_aug.generation.templates import ParticleTemplate, read_templates
+from faket_aug.microscope.bad_tilts import BadTilt
 from faket_aug.microscope.ctf import ContrastTransfer
 from faket_aug.microscope.damage import ExposureDamage
 from faket_aug.microscope.defocus import DefocusEstimate, fit_defocus
@@ -64,6 +65,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "MODALITIES",
+    "BadTilt",
     "CacheError",
     "ContrastTransfer",
     "CopickSpecimens",

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from numbers import Integral, Real
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -38,6 +39,17 @@ def check_choice(name: str, value: Any, choices: Iterable[Any]) -> None:
         raise ValueError(f"expected `{name}` to be one of {listed}, got {value!r}")
 
 
+def checked_names(name: str, value: Any, choices: Iterable[Any]) -> tuple[str, ...]:
+    """Return several of `choices` as a tuple; a `ValueError` tells what else it is, also if one comes twice."""
+    if isinstance(value, str) or not isinstance(value, Sequence):
+        raise ValueError(f"expected `{name}` to be a tuple of names, got {value!r}; set it to a tuple")
+    for one in value:
+        check_choice(name, one, choices)
+    if len(set(value)) < len(value):
+        raise ValueError(f"expected each of `{name}` once, got {tuple(value)}")
+    return tuple(value)
+
+
 def check_count(name: str, value: int, *, zero: bool = False) -> None:
     """Raise a `ValueError` unless `value` is a whole number of 1 or more (or 0, where `zero` allows it)."""
     least = 0 if zero else 1
@@ -45,25 +57,37 @@ def check_count(name: str, value: int, *, zero: bool = False) -> None:
         raise ValueError(f"expected `{name}` to be a whole number of {least} or more, got {value!r}")
 
 
+def is_number(value: Any) -> bool:
+    """Tell whether an object is a finite number, and not a boolean."""
+    return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
+
+
 def check_positive(name: str, value: float, *, zero: bool = False) -> None:
-    """Raise a `ValueError` unless `value` is positive (or zero, where `zero` allows it)."""
-    if not (value >= 0 if zero else value > 0):
-        bound = "0 or more" if zero else "more than 0"
+    """Raise a `ValueError` unless `value` is a finite positive number (or zero, where `zero` allows it)."""
+    bound = "0 or more" if zero else "more than 0"
+    if not is_number(value):
+        raise ValueError(f"expected `{name}` to be a finite number, {bound}, got {value!r}")
+    if value < 0 or (value == 0 and not zero):
         raise ValueError(f"expected `{name}` to be {bound}, got {value!r}")
+
+
+def check_flag(name: str, value: bool) -> None:
+    """Raise a `ValueError` unless `value` is True or False: a text such as "no" would count as true."""
+    if not isinstance(value, bool | np.bool_):
+        raise ValueError(f"expected `{name}` to be True or False, got {value!r}")
 
 
 def checked_range(name: str, value: Any) -> tuple[float, float]:
     """Return one number, or a pair (lowest, highest), as a pair; a `ValueError` tells what else it is."""
     ends = value if isinstance(value, list | tuple) else (value, value)
-    are_numbers = all(isinstance(one, Real) and not isinstance(one, bool) and math.isfinite(one) for one in ends)
-    if len(ends) != 2 or not are_numbers or ends[0] > ends[1]:
+    if len(ends) != 2 or not all(map(is_number, ends)) or ends[0] > ends[1]:
         raise ValueError(f"expected `{name}` to be one number or a pair (lowest, highest), got {value!r}")
     return float(ends[0]), float(ends[1])
 
 
 def check_fraction(name: str, value: float) -> None:
     """Raise a `ValueError` unless `value` lies in [0, 1]."""
-    if not 0 <= value <= 1:
+    if not is_number(value) or not 0 <= value <= 1:
         raise ValueError(f"expected `{name}` to lie in [0, 1], got {value!r}")
 
 

@@ -22,7 +22,7 @@ def as_size(patch_size: int | Sequence[int]) -> Size:
     """
     sizes = np.ravel(patch_size).tolist()
     sizes = sizes * 3 if np.ndim(patch_size) == 0 else sizes
-    if len(sizes) != 3 or not all(isinstance(size, int) and size > 0 for size in sizes):
+    if len(sizes) != 3 or not all(type(size) is int and size > 0 for size in sizes):
         raise ValueError(f"expected `patch_size` to be one or three positive numbers (z, y, x), got {patch_size!r}")
     return sizes[0], sizes[1], sizes[2]
 

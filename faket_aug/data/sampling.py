@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from numbers import Integral
 from typing import Any, Self
 
 import numpy as np
@@ -13,7 +14,7 @@ import torch
 from torch import Tensor
 
 from faket_aug._arrays import FloatArray
-from faket_aug._checks import check_choice, check_count, check_fraction
+from faket_aug._checks import check_choice, check_count, check_flag, check_fraction, is_number
 from faket_aug._random import numpy_generator
 from faket_aug._runtime.threads import concrete_device
 from faket_aug._runtime.transfers import moved
@@ -39,8 +40,13 @@ def check_radii(radii: Mapping[int | str, float] | None, target: str, targets: P
         raise ValueError(f"expected `radii`, in Å, with `targets` {', '.join(targets.with_radii)}, got None")
     if not targets.with_radii and (target == "sphere") != (radii is not None):
         raise ValueError(f'expected `radii` with `target="sphere"` and only then, got {radii!r} with {target!r}')
-    for key, radius in (radii or {}).items():
-        if key == 0 or not 0 < radius < float("inf"):
+    if radii is None:
+        return
+    if not isinstance(radii, Mapping) or not radii:
+        raise ValueError(f"expected `radii` to be a mapping from class numbers or names to Å, got {radii!r}")
+    for key, radius in radii.items():
+        known = isinstance(key, str) or (isinstance(key, Integral) and not isinstance(key, bool) and key > 0)
+        if not known or not is_number(radius) or radius <= 0:
             raise ValueError(f"expected `radii` of more than 0 Å for classes other than 0, got {radius!r} for {key!r}")
 
 
@@ -171,6 +177,8 @@ class PatchSampler:
         object.__setattr__(self, "targets", PatchTargets.of(self.targets))
         if self.halves is not None and len(self.companions.flavours) > 1:
             raise ValueError(f"expected at most one of `flavours` with `halves`, got {', '.join(self.flavours)}")
+        for name in ("class_balanced", "half_turn", "normalize"):
+            check_flag(name, getattr(self, name))
         check_count("shift", self.shift, zero=True)
         check_fraction("background_fraction", self.background_fraction)
         check_choice("target", self.target, TARGETS)
@@ -271,7 +279,10 @@ class PatchSampler:
             scale=1.0 if parameters is None else parameters.scale,
             interpolated=self.augmentation is not None and self.augmentation.interpolates,
         )
-        made = draw_targets(self.targets, live.picked, placement)
+        try:
+            made = draw_targets(self.targets, live.picked, placement)
+        except ValueError as error:
+            raise ValueError(f"{live.specimen}: {error}") from error
         if "instances" in self.targets:
             assert live.instances is not None, "a source checks it"
             instances = cut(live.instances, center, self.patch_size)

@@ -123,6 +123,8 @@ class SampledSource(Agreeing):
         check_count("patches_per_tomogram", patches_per_tomogram)
         check_count("seed", seed, zero=True)
         check_radii(radii, sampler.target, sampler.targets)
+        if transform is not None and not callable(transform):
+            raise ValueError(f"expected `transform` to be a function `(item, generator)` or None, got {transform!r}")
         self.sampler = sampler
         self.radii = None if radii is None else dict(radii)
         # Whole numbers of NumPy would not fit JSON.
@@ -157,8 +159,11 @@ class SampledSource(Agreeing):
         radii = {}
         for key, radius in (self.radii or {}).items():
             number = numbers.get(key) if isinstance(key, str) else key
-            if number is None:
-                raise ValueError(f"expected `radii` for classes among {', '.join(numbers)}, got {key!r}")
+            if number is None or (class_names and number not in class_names):
+                listed = ", ".join(f"{n} {name}" for n, name in class_names.items())
+                raise ValueError(f"expected `radii` for classes among {listed}, got {key!r}")
+            if number in radii:
+                raise ValueError(f"expected each class of `radii` once, got {number} and {class_names[number]!r}")
             radii[number] = radius / specimen.label_voxel_size
         return radii
 
@@ -368,8 +373,13 @@ class LabelledSource(SampledSource):
 
 
 def _count(what: str, things: Sequence[object], wanted: int | None) -> int:
+    if isinstance(things, str) or not (hasattr(things, "__len__") and hasattr(things, "__getitem__")):
+        raise TypeError(f"expected a sequence of {what}s, got {type(things).__name__}; put a single one into a list")
     if len(things) == 0:
         raise ValueError(f"expected at least one {what}, got none")
+    for one in things if isinstance(things, list | tuple) else ():
+        if not isinstance(one, Labelled):
+            raise TypeError(f"expected a sequence of {what}s, got {one!r:.80} in it")
     return len(things) if wanted is None else wanted
 
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from faket_aug._arrays import FloatArray, IntArray
-from faket_aug._checks import check_choice, check_count, check_positive
+from faket_aug._checks import check_count, check_positive, checked_names
 from faket_aug.data.patches import Size, sphere_labels
 from faket_aug.specimens.particles import ParticleTable
 
@@ -84,13 +84,7 @@ class PatchTargets:
     max_particles: int = 256
 
     def __post_init__(self) -> None:
-        if isinstance(self.names, str):
-            raise ValueError(f"expected `targets` to be a tuple of names, got {self.names!r}; set it to a tuple")
-        object.__setattr__(self, "names", tuple(self.names))
-        for name in self.names:
-            check_choice("targets", name, TARGET_NAMES)
-        if len(set(self.names)) < len(self.names):
-            raise ValueError(f"expected each name of `targets` once, got {self.names}")
+        object.__setattr__(self, "names", checked_names("targets", self.names, TARGET_NAMES))
         for name in ("sphere_share", "sigma_share", "max_distance"):
             check_positive(name, getattr(self, name))
         check_count("max_particles", self.max_particles)

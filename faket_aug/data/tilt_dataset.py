@@ -184,6 +184,6 @@ def _as_section(patch_size: int | Sequence[int]) -> tuple[int, int, int]:
     """Return the size of a patch of tilts as `(1, y, x)`. One number means a square."""
     sizes = np.ravel(patch_size).tolist()
     sizes = sizes * 2 if np.ndim(patch_size) == 0 else sizes
-    if len(sizes) != 2 or not all(isinstance(size, int) and size > 0 for size in sizes):
+    if len(sizes) != 2 or not all(type(size) is int and size > 0 for size in sizes):
         raise ValueError(f"expected `patch_size` to be one or two positive numbers (y, x), got {patch_size!r}")
     return 1, sizes[0], sizes[1]

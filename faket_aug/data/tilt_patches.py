@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from faket_aug._arrays import FloatArray, IntArray
-from faket_aug._checks import check_choice, check_count, check_fraction
+from faket_aug._checks import check_choice, check_count, check_flag, check_fraction
 from faket_aug._random import numpy_generator
 from faket_aug._runtime.threads import concrete_device
 from faket_aug._runtime.transfers import moved
@@ -20,6 +20,7 @@ from faket_aug.data.patches import Size, check_fits, clamp_center, cut, normaliz
 from faket_aug.data.sampling import TARGETS, check_labels
 from faket_aug.data.targets import PatchTargets, Picked, draw_heatmaps, padded_particles
 from faket_aug.geometry import axis_index, turns
+from faket_aug.microscope.bad_tilts import BadTilt
 from faket_aug.simulation.tomogram import Companions, SimulatedTomogram
 from faket_aug.specimens.particles import Labelled
 from faket_aug.tomography.resample import RESAMPLINGS, bin_images
@@ -62,8 +63,8 @@ class LiveTilts:
     picked
         The particles to pick; positions and radii in voxels of the labels.
     errors
-        `(tilt, 4)`, what the alignment does not know: shifts along y and x in voxels of the labels, the rotation in the
-        plane and the error of the tilt angle in degrees.
+        `(tilt, 4)`, what the alignment does not know: shifts along y and x in voxels of the labels (those of bad tilts,
+        too), the rotation in the plane and the error of the tilt angle in degrees.
     scale
         Voxels of the labels in a pixel of the tilts.
     axis
@@ -90,6 +91,8 @@ class LiveTilts:
         """Keep what patches need of the tilts of a tomogram, binned by a factor."""
         errors = np.asarray(made.record.misalignment, dtype=np.float64).reshape(-1, 4)
         errors = errors.copy() if len(errors) else np.zeros((len(made.tilt_angles), 4))
+        for bad in map(BadTilt.from_dict, made.record.settings.get("bad_tilts", ())):
+            errors[bad.tilt, :2] += bad.shift
         errors[:, :2] /= made.voxel_size
         return cls(
             tilts=bin_images(made.tiltseries, bin, method=resampling),
@@ -248,7 +251,9 @@ class TiltSampler:
         check_choice("target", self.target, TARGETS)
         for name in self.targets.names:
             check_choice("targets", name, TILT_TARGETS)
-        if set(self.flips) - set("yx"):
+        for name in ("class_balanced", "normalize"):
+            check_flag(name, getattr(self, name))
+        if not isinstance(self.flips, str) or set(self.flips) - set("yx"):
             raise ValueError(f"expected `flips` to hold axes of 'yx', got {self.flips!r}")
 
     def check(self, labelled: Labelled) -> None:

@@ -77,8 +77,6 @@ class Detector:
             raise ValueError(f"expected `at_nyquist` in (0, 1], got {self.at_nyquist!r}")
         for name in ("shape", "binning"):
             check_positive(name, getattr(self, name))
-            if not math.isfinite(getattr(self, name)):
-                raise ValueError(f"expected a finite `{name}`, got {getattr(self, name)!r}")
         check_fraction("noise_share", self.noise_share)
         if self.table:
             _check_table(self.table)

@@ -20,6 +20,8 @@ FLAVOURS = ("raw", *CORRECTIONS, "low-pass", "deconvolved")
 WITH_CTF = (*CORRECTIONS, "deconvolved")
 #: Å, of the low-passed flavour.
 LOW_PASS = 60.0
+#: The largest strength of a deconvolution; its ratio is then 10^90.
+_STRONGEST = 30.0
 #: Voxels beyond the reach of a filter, by which a volume is padded.
 _MARGIN = 16
 
@@ -64,10 +66,9 @@ class Deconvolution:
 
     def __post_init__(self) -> None:
         for name in ("strength", "falloff", "high_pass"):
-            value = getattr(self, name)
-            check_positive(name, value, zero=True)
-            if not math.isfinite(value):
-                raise ValueError(f"expected a finite `{name}`, got {value!r}")
+            check_positive(name, getattr(self, name), zero=True)
+        if self.strength > _STRONGEST:
+            raise ValueError(f"expected a `strength` of {_STRONGEST:g} or less, got {self.strength!r}")
 
     def ratio(self, frequencies: Tensor, voxel_size: float) -> Tensor:
         """Return the signal-to-noise ratio at frequencies of any shape, in 1/Å; float64."""
@@ -103,6 +104,9 @@ def deconvolve(
     -------
     `(z, y, x)` in the volume's dtype; its mean is about 0.
     """
+    if not isinstance(ctf, ContrastTransfer):
+        raise ValueError(f"expected `ctf` to be a `ContrastTransfer`, got {ctf!r:.200}")
+    check_positive("voxel_size", voxel_size)
     own = Deconvolution() if settings is None else settings
     plain = replace(
         ctf,
@@ -122,6 +126,7 @@ def deconvolve(
 def low_passed(volume: Tensor, voxel_size: float, resolution: float = LOW_PASS) -> Tensor:
     """Filter a tomogram `(z, y, x)` by a Gaussian, whose value is one half at the wavelength `resolution`, Å."""
     check_positive("low_pass", resolution)
+    check_positive("voxel_size", voxel_size)
     reach = math.ceil(resolution / voxel_size)
     scale = resolution / voxel_size
     return _filtered(volume, reach, lambda radius: torch.exp(-math.log(2) * (scale * radius) ** 2))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -10,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 from torch import Tensor
 
-from faket_aug._checks import check_ndim, check_positive
+from faket_aug._checks import check_ndim, check_positive, is_number
 from faket_aug.geometry import Angles, as_tilt_angles, turns
 from faket_aug.tomography.resample import transform_images
 
@@ -56,10 +55,10 @@ class Misalignment:
 
     def __post_init__(self) -> None:
         for entry in fields(self):
-            value = float(getattr(self, entry.name))
-            if not 0 <= value < math.inf:
-                raise ValueError(f"expected a finite `{entry.name}` of 0 or more, got {value}")
-            object.__setattr__(self, entry.name, value)
+            value = getattr(self, entry.name)
+            if not is_number(value) or value < 0:
+                raise ValueError(f"expected a finite `{entry.name}` of 0 or more, got {value!r}")
+            object.__setattr__(self, entry.name, float(value))
 
     @property
     def tilts_differ(self) -> bool:

@@ -18,7 +18,7 @@ from faket_aug.tomography.reconstruction import reconstruct
 from faket_aug.tomography.resample import RESAMPLINGS
 
 #: What is made of files, or depends on them.
-OF_FILES = ("tilt_angles", "noise", "style", "features", "reconstruction")
+OF_FILES = ("tilt_angles", "bad_tilts", "noise", "style", "features", "reconstruction")
 #: Settings of the style transfer but its step.
 TRANSFER = ("style_weights", "content_layers", "content_weight", "iterations", "average_decay")
 _CHOICES = {

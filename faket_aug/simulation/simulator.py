@@ -21,6 +21,7 @@ from faket_aug._runtime.numerics import own_precision
 from faket_aug._runtime.threads import DEVICE, THREADS, intra_op_threads, usable_device
 from faket_aug._runtime.transfers import sent
 from faket_aug.geometry import Angles, as_tilt_angles
+from faket_aug.microscope.bad_tilts import BadTilt, spoil
 from faket_aug.microscope.ctf import CORRECTIONS, ContrastTransfer
 from faket_aug.microscope.file import read_microscope
 from faket_aug.microscope.flavours import FLAVOURS, LOW_PASS, WITH_CTF, Deconvolution, deconvolve, low_passed
@@ -109,6 +110,9 @@ class FakETSimulator:
         Settings of the flavour `"deconvolved"`.
     imperfections
         Misalignment, radiation damage and the transfer of the detector, applied to clean tilts; none by default.
+    bad_tilts
+        Tilts of which the signal is hidden, elsewhere, or smeared, and that the reconstruction uses all the same, see
+        `BadTilt`; none by default.
     crowd
         Factor on the density of the crowd that a fitted noise model may have (`CrowdField`): matter of the measured
         specimens that those of the fit did not hold. 0 for none.
@@ -157,6 +161,7 @@ memory_budget
     low_pass: float = LOW_PASS
     deconvolution: Deconvolution = field(default_factory=Deconvolution)
     imperfections: Imperfections = field(default_factory=Imperfections)
+    bad_tilts: Sequence[BadTilt] = ()
     crowd: float = 1.0
     background: str = "own"
     ice: UnevenIce | Literal["measured"] | None = None
@@ -183,6 +188,7 @@ memory_budget
         object.__setattr__(self, "tilt_angles", tuple(as_tilt_angles(self.tilt_angles).tolist()))
         if isinstance(self.style, StyleTransfer):
             self._take_apart(self.style)
+        self._check_kinds()
         self._check_choices()
         self._check_noise()
         self.imperfections.check_tilts(self.tilt_angles)
@@ -201,6 +207,20 @@ memory_budget
                 )
             object.__setattr__(self, name, getattr(style, name))
         object.__setattr__(self, "style", style.bank)
+
+    def _check_kinds(self) -> None:
+        """Raise a `ValueError` if a part is of another kind than it has to be."""
+        if not isinstance(self.ctf, ContrastTransfer | None):
+            raise ValueError(f"expected `ctf` to be a `ContrastTransfer` or None, got {self.ctf!r:.200}")
+        if not isinstance(self.imperfections, Imperfections):
+            raise ValueError(f"expected `imperfections` to be `Imperfections`, got {self.imperfections!r:.200}")
+        if not isinstance(self.bad_tilts, list | tuple) or not all(isinstance(one, BadTilt) for one in self.bad_tilts):
+            raise ValueError(f"expected `bad_tilts` to be a tuple of `BadTilt`, got {self.bad_tilts!r:.200}")
+        object.__setattr__(self, "bad_tilts", tuple(self.bad_tilts))
+        count = len(tuple(self.tilt_angles))
+        numbers = [one.tilt for one in self.bad_tilts]
+        if len(set(numbers)) < len(numbers) or any(number >= count for number in numbers):
+            raise ValueError(f"expected each of `bad_tilts` to be another one of {count} tilts, got {numbers}")
 
     def _check_choices(self) -> None:
         check_choice("modality", self.modality, MODALITIES)
@@ -261,6 +281,11 @@ memory_budget
                     f"expected no `{name}` with {source}, which holds the microscope's effects already, got one; leave "
                     f"out `{name}`, or set `noise` to white noise (`NoiseModel.assume`)"
                 )
+        if self._is_given and self.bad_tilts:
+            raise ValueError(
+                'expected no `bad_tilts` with `noise="given"`, got some: signal and noise cannot be told apart there; '
+                "leave out `bad_tilts`"
+            )
         if self.ctf is not None:
             self.ctf.drawn(len(self.tilt_angles), np.random.default_rng(0))
         if self.ctf_correction is not None:
@@ -498,8 +523,9 @@ memory_budget
         return crowd.around(sent(specimen.density, device), specimen.voxel_size, generator, strength=self.crowd)
 
     def _distort(self, tilts: Tensor, specimen: Specimen, record: SimulationRecord) -> Tensor:
-        """Apply imperfections and `ctf` to clean tilts `(tilt, y, x)`. A `response` is applied with the noise."""
+        """Apply imperfections, bad tilts and `ctf` to tilts `(tilt, y, x)`. A `response` is applied with the noise."""
         tilts = self.imperfections.apply(tilts, specimen.voxel_size, self.tilt_angles, record.misalignment)
+        tilts = spoil(tilts, self.bad_tilts, specimen.voxel_size)
         return tilts if self.ctf is None else self._ctf_of(record).apply(tilts, specimen.voxel_size)
 
     def _add_noise(self, clean: Tensor, record: SimulationRecord) -> tuple[Tensor, Tensor]:
@@ -795,6 +821,7 @@ memory_budget
             | ({} if self.flavour is None else {"flavour": self.flavour})
             | ({} if self.low_pass == LOW_PASS else {"low_pass": float(self.low_pass)})
             | ({} if self.deconvolution == Deconvolution() else {"deconvolution": asdict(self.deconvolution)})
+            | ({"bad_tilts": [one.to_dict() for one in self.bad_tilts]} if self.bad_tilts else {})
             | ({"background": self.background} if self.background != "own" else {})
             | ({"ice": self.ice.to_dict() if isinstance(self.ice, UnevenIce) else self.ice} if self.ice else {})
             | ({"noise_class": own_class(noise)} if own_class(noise) else {})

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from faket_aug._arrays import FloatArray
-from faket_aug._checks import FileFormatError, check_choice, check_same_shape
+from faket_aug._checks import FileFormatError, check_choice, check_flag, check_same_shape, checked_names
 from faket_aug._identity import described
 from faket_aug._random import torch_seed
 from faket_aug.formats._json import seal, unseal
@@ -210,15 +210,10 @@ class Companions:
     flavours: Sequence[str] = ()
 
     def __post_init__(self) -> None:
-        if isinstance(self.flavours, str):
-            raise ValueError(f"expected `flavours` to be a tuple of names, got {self.flavours!r}; set it to a tuple")
-        object.__setattr__(self, "flavours", tuple(self.flavours))
+        object.__setattr__(self, "flavours", checked_names("flavours", self.flavours, FLAVOURS))
+        check_flag("clean", self.clean)
         if self.halves is not None:
             check_choice("halves", self.halves, HALVES)
-        for name in self.flavours:
-            check_choice("flavours", name, FLAVOURS)
-        if len(set(self.flavours)) < len(self.flavours):
-            raise ValueError(f"expected each of `flavours` once, got {self.flavours}")
 
     def __bool__(self) -> bool:
         """Whether anything is."""

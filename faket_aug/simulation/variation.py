@@ -9,7 +9,8 @@ from typing import Any, Self, TypeVar
 import numpy as np
 
 from faket_aug._arrays import FloatArray
-from faket_aug._checks import check_choice, check_count, check_fraction, check_positive, checked_range
+from faket_aug._checks import check_count, check_fraction, check_positive, checked_names, checked_range
+from faket_aug.microscope.bad_tilts import BadTilt
 from faket_aug.microscope.flavours import FLAVOURS, WITH_CTF
 from faket_aug.microscope.misalignment import Misalignment
 from faket_aug.microscope.noise import FittedNoise
@@ -26,13 +27,15 @@ STANDARD = "standard"
 #: Numbers that are drawn evenly in their logarithm.
 _FACTORS = ("snr", "exposure", "contrast")
 #: Numbers that are drawn evenly.
-_EVENLY = ("defocus", "crowd", "tilt_range", "missing", "step_size")
+_EVENLY = ("defocus", "crowd", "tilt_range", "missing", "step_size", "bad_tilts")
 #: Shares of the tomograms.
-_SHARES = ("white", "measured_background")
+_SHARES = ("white", "measured_background", "ice")
 #: The range of the ratio of white noise.
 _SNR = (0.03, 0.1)
 #: Filters of the standard variation, beside the simulator's own.
 _FILTERS = ("ramp", "hamming", "hann")
+#: Settings of which one is drawn, and what there is.
+_CHOICES = {"filter": FILTERS, "resampling": RESAMPLINGS, "flavour": FLAVOURS}
 #: µm, the largest change of the defocus in the standard variation; and the largest share of the defocus itself.
 _DEFOCUS, _DEFOCUS_SHARE = 0.5, 0.5
 
@@ -70,11 +73,18 @@ class Variation:
         Every how many tilts one is used, counted from the tilt nearest to 0°; one of these numbers.
     missing
         Range of the share of tilts that are missing, at random.
+    bad_tilts
+        Range of the share of tilts that are bad and used all the same, see `BadTilt`: in a third of them the signal is
+        hidden (less than 0.3 of it is left), a third lies elsewhere (by 100 to 400 Å), and in a third the specimen
+        moved (by 40 to 160 Å).
+    ice
+        Share of the tomograms with the simulator's uneven `ice`, the others have even ice; by default all.
     misalignment
         The largest misalignment: its standard deviations are multiplied by a number from 0 to 1. Tomograms with a
         fitted response have none, since the response holds the measured one.
     filter, resampling
-        Filters of the reconstruction, and ways to bin; one of them is drawn.
+        Filters of the reconstruction, and ways to bin; one of them is drawn. The voxels keep their size: what a picker
+        has learnt is of one size.
     step_size
         Range of a factor on the step of the style transfer; a step of 0 leaves tilts as they are.
     flavour
@@ -102,15 +112,17 @@ class Variation:
     resampling: Sequence[str] = ()
     step_size: Range = 1.0
     flavour: Sequence[str] = ()
+    bad_tilts: Range = 0.0
+    ice: float | None = None
 
     def __post_init__(self) -> None:
         if self.white is None:
             object.__setattr__(self, "white", 0.0 if self.snr is None else 1.0)
         if self.snr is None:
             object.__setattr__(self, "snr", _SNR)
-        for name in ("tilt_step", "filter", "resampling", "flavour"):
+        for name, known in _CHOICES.items():
             value = getattr(self, name)
-            object.__setattr__(self, name, (value,) if isinstance(value, str | int) else tuple(value))
+            object.__setattr__(self, name, checked_names(name, (value,) if isinstance(value, str) else value, known))
         for name in _SHARES:
             if getattr(self, name) is not None:
                 check_fraction(name, getattr(self, name))
@@ -119,15 +131,17 @@ class Variation:
             if name != "defocus":
                 check_positive(name, low, zero=name in _EVENLY)
             object.__setattr__(self, name, (low, high))
-        if self._pair("missing")[1] > 0.5:
-            raise ValueError(f"expected at most half of the tilts to be `missing`, got {self._pair('missing')[1]:g}")
+        for name in ("missing", "bad_tilts"):
+            if self._pair(name)[1] > 0.5:
+                raise ValueError(f"expected at most half of the tilts to be `{name}`, got {self._pair(name)[1]:g}")
+        steps = self.tilt_step if isinstance(self.tilt_step, list | tuple) else (self.tilt_step,)
+        object.__setattr__(self, "tilt_step", tuple(steps))
         if not self.tilt_step:
             raise ValueError("expected at least one `tilt_step`, got none; leave it out for all tilts")
         for step in self.tilt_step:
             check_count("tilt_step", step)
-        for name, known in (("filter", FILTERS), ("resampling", RESAMPLINGS), ("flavour", FLAVOURS)):
-            for one in getattr(self, name):
-                check_choice(name, one, known)
+        if not isinstance(self.misalignment, Misalignment | None):
+            raise ValueError(f"expected `misalignment` to be a `Misalignment` or None, got {self.misalignment!r:.200}")
 
     def _pair(self, name: str) -> tuple[float, float]:
         return checked_range(name, getattr(self, name))
@@ -157,7 +171,8 @@ class Variation:
         if isinstance(noise, FittedNoise) and noise.is_physical:
             found["contrast"] = (0.8, 1.25)
         else:
-            found["filter"] = tuple(dict.fromkeys((simulator.filter, *_FILTERS)))
+            if simulator.reconstruction is None:
+                found["filter"] = tuple(dict.fromkeys((simulator.filter, *_FILTERS)))
             found |= {"white": 2 / 3, "contrast": (0.7, 1.4)} if isinstance(noise, FittedNoise) else {}
         if noise is None or noise.draws:
             found["missing"] = (0.0, 0.1)
@@ -182,9 +197,12 @@ class Variation:
             for name in ("white", "exposure", "contrast")
             if not fitted and self._pair(name) != plain._pair(name)
         }
-        if self.defocus != plain.defocus and optics(simulator) is None:
+        transfer = optics(simulator)
+        if self.defocus != plain.defocus and transfer is not None:
+            self._check_defocus(np.ravel(transfer.defocus))
+        if self.defocus != plain.defocus and transfer is None:
             wrong["defocus"] = "a `ctf`, or noise with a `response`,"
-        if set(self.flavour) & set(WITH_CTF) and optics(simulator) is None:
+        if set(self.flavour) & set(WITH_CTF) and transfer is None:
             wrong["flavour"] = "a `ctf`, or noise with a `response`,"
         if self.crowd != plain.crowd and (noise is None or noise.crowd is None):
             wrong["crowd"] = "noise with a crowd"
@@ -195,6 +213,12 @@ class Variation:
                 "expected a simulator without `ice` to vary `measured_background`, got one with it: each is what "
                 "changes slowly in a tilt; leave one of them out"
             )
+        if simulator.reconstruction is not None:
+            wrong |= {n: "the package's own reconstruction" for n in ("filter", "resampling") if getattr(self, n)}
+        if self.bad_tilts != plain.bad_tilts and not (noise is None or noise.draws):
+            wrong["bad_tilts"] = "noise that is not given with the specimens"
+        if self.ice is not None and simulator.ice is None:
+            wrong["ice"] = "uneven `ice`"
         if self.misalignment is not None and not (noise is None or noise.draws):
             wrong["misalignment"] = "noise that is not given with the specimens"
         if self.misalignment is not None and simulator.response is not None and not self.white:
@@ -204,6 +228,24 @@ class Variation:
         for name, wanted in wrong.items():
             raise ValueError(f"expected {wanted} of the simulator to vary `{name}`, got none; leave out `{name}`")
 
+    def fewest_tilts(self, simulator: FakETSimulator) -> int:
+        """Return how many tilts of a simulator are left in the worst case."""
+        angles = np.asarray(simulator.tilt_angles)
+        kept = [
+            _kept(angles, largest=self._pair("tilt_range")[0], step=step, missing=most, order=range(len(angles)))
+            for step, most in ((step, self._pair("missing")[1]) for step in self.tilt_step)
+        ]
+        return min(len(angles) if one is None else len(one) for one in kept)
+
+    def _check_defocus(self, own: FloatArray) -> None:
+        """Raise a `ValueError` if the change takes a defocus to the other side of the focus."""
+        for change in self._pair("defocus"):
+            if ((own + change) * own <= 0).any():
+                raise ValueError(
+                    f"expected changes of the `defocus` that are smaller than the defocus itself, got {change:g} µm "
+                    f"for {own[np.argmin(np.abs(own))]:g} µm"
+                )
+
     def towards(self, other: Variation, share: float) -> Variation:
         """Return the variation at a share of the way to another one; what is no number or range stays until the end."""
         if share >= 1:
@@ -211,10 +253,10 @@ class Variation:
         changes: dict[str, Any] = {
             name: between(self._pair(name), other._pair(name), share) for name in (*_FACTORS, *_EVENLY)
         }
-        changes["white"] = between((self.white or 0.0,), (other.white or 0.0,), share)[0]
-        if self.measured_background is not None and other.measured_background is not None:
-            ends = (self.measured_background,), (other.measured_background,)
-            changes["measured_background"] = between(*ends, share)[0]
+        for name in _SHARES:
+            first, last = getattr(self, name), getattr(other, name)
+            if first is not None and last is not None:
+                changes[name] = between((first,), (last,), share)[0]
         return replace(self, **changes)
 
     def drawn(self, simulator: FakETSimulator, generator: np.random.Generator, *, number: int = 0) -> DrawnSettings:
@@ -230,6 +272,10 @@ class Variation:
             Of the simulator in its mixture.
         """
         at = {name: float(generator.uniform()) for name in _DRAWS}
+        angles = np.asarray(simulator.tilt_angles)
+        order = generator.permutation(len(angles))
+        # Drawn by later versions: they leave alone what comes above.
+        at |= {name: float(generator.uniform()) for name in _LATER_DRAWS}
         factors = {name: _power(self._pair(name), at[name]) for name in _FACTORS}
         evenly = {name: _line(self._pair(name), at[name]) for name in _EVENLY}
         white = isinstance(simulator.noise_model, FittedNoise) and at["white"] < (self.white or 0.0)
@@ -240,11 +286,16 @@ class Variation:
         misalignment = None
         if self.misalignment is not None and (white or simulator.response is None):
             misalignment = Misalignment(**{n: v * at["misalignment"] for n, v in asdict(self.misalignment).items()})
-        order = generator.permutation(len(tuple(simulator.tilt_angles)))
-        # After all that was drawn before there were flavours.
-        flavour = _choice(self.flavour, float(generator.uniform())) if self.flavour else None
+        flavour = _choice(self.flavour, at["flavour"]) if self.flavour else None
         if white and simulator.ctf is None and flavour in WITH_CTF:
             flavour = "raw"
+        tilts = _kept(
+            angles,
+            largest=evenly["tilt_range"],
+            step=int(_choice(self.tilt_step, at["tilt_step"])),
+            missing=evenly["missing"],
+            order=order.tolist(),
+        )
         return DrawnSettings(
             simulator=number,
             snr=factors["snr"] if white else None,
@@ -254,18 +305,14 @@ class Variation:
             defocus=0.0 if white and simulator.ctf is None else evenly["defocus"],
             crowd=1.0 if white else evenly["crowd"],
             background=background,
-            tilts=_kept(
-                np.asarray(simulator.tilt_angles),
-                largest=evenly["tilt_range"],
-                step=int(_choice(self.tilt_step, at["tilt_step"])),
-                missing=evenly["missing"],
-                order=order.tolist(),
-            ),
+            tilts=tilts,
             misalignment=misalignment,
             filter=_choice(self.filter, at["filter"]) if self.filter else None,
             resampling=_choice(self.resampling, at["resampling"]) if self.resampling else None,
             step_size=evenly["step_size"],
             flavour=flavour,
+            even_ice=self.ice is not None and at["ice"] >= self.ice,
+            bad_tilts=_bad(len(angles) if tilts is None else len(tilts), evenly["bad_tilts"], generator),
         )
 
 
@@ -274,6 +321,8 @@ _DRAWS = (
     *("white", "snr", "exposure", "contrast", "defocus", "crowd", "measured_background", "tilt_range", "tilt_step"),
     *("missing", "misalignment", "filter", "resampling", "step_size"),
 )
+#: The same, after the order of the tilts.
+_LATER_DRAWS = ("flavour", "bad_tilts", "ice")
 
 
 def between(first: Sequence[float], second: Sequence[float], share: float) -> Any:
@@ -307,3 +356,10 @@ def _kept(
     lost = set(several[: round(missing * len(several))])
     kept = tuple(tilt for tilt in range(len(angles)) if chosen[tilt] and tilt not in lost)
     return None if len(kept) == len(angles) else kept
+
+
+def _bad(count: int, share: float, generator: np.random.Generator) -> tuple[BadTilt, ...]:
+    """Draw which tilts of those that are used are bad, and what is wrong with each."""
+    order, numbers = generator.permutation(count), generator.uniform(size=(count, 3))
+    chosen = sorted(order[: round(share * count)].tolist())
+    return tuple(BadTilt.drawn(tilt, numbers[tilt].tolist()) for tilt in chosen)

@@ -8,13 +8,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
-from typing import Any, Literal, Self, TypeVar
+from typing import Any, Literal, Self, TypeVar, cast
 
 import numpy as np
 
 from faket_aug._checks import check_count
 from faket_aug._random import numpy_generator
 from faket_aug.simulation.drawn_settings import DRAWN, DrawnSettings
+from faket_aug.simulation.own_parts import TomogramSimulator, check_made, check_simulator
 from faket_aug.simulation.simulator import FakETSimulator
 from faket_aug.simulation.tomogram import Companions, SimulatedTomogram, SimulationRecord
 from faket_aug.simulation.variation import STANDARD, Variation, between
@@ -37,7 +38,8 @@ class VariedSimulator:
     Parameters
     ----------
     simulators
-        A simulator, or several: one of them is drawn for each tomogram.
+        A simulator, or several: one of them is drawn for each tomogram. Those of your own (`TomogramSimulator`) may be
+        among them. Nothing of theirs is varied, and a record of theirs is made again by the same call.
     variation
         How settings vary: `"standard"` (see `Variation.standard`), a `Variation` of all simulators, or a sequence with
         one of these for each simulator. For a curriculum give a mapping from an epoch to one of these, for all
@@ -53,18 +55,26 @@ class VariedSimulator:
     ValueError
         If a simulator lacks what varies, simulators differ in `device` or `threads`, or numbers of variations, weights
         and simulators differ.
+    TypeError
+        If a simulator lacks what `TomogramSimulator` says.
     """
 
     def __init__(
         self,
-        simulators: FakETSimulator | Sequence[FakETSimulator],
+        simulators: TomogramSimulator | Sequence[TomogramSimulator],
         variation: Any = STANDARD,
         *,
         weights: Sequence[ScheduledWeight] | Mapping[int, Sequence[float]] | None = None,
     ) -> None:
-        self.simulators = (simulators,) if isinstance(simulators, FakETSimulator) else tuple(simulators)
+        self.simulators: tuple[TomogramSimulator, ...] = (
+            tuple(simulators) if isinstance(simulators, list | tuple) else (cast(TomogramSimulator, simulators),)
+        )
         if not self.simulators:
             raise ValueError("expected at least one simulator, got none")
+        for one in self.simulators:
+            check_simulator(one)
+            if isinstance(one, VariedSimulator):
+                raise TypeError("expected simulators of a mixture that are not varied themselves, got one that is")
         for name in ("device", "threads"):
             values = sorted({str(getattr(one, name)) for one in self.simulators})
             if len(values) > 1:
@@ -126,14 +136,15 @@ class VariedSimulator:
     def with_settings(self, **changes: Any) -> Self:
         """Return the same with other settings of its simulators, such as `modality`; what is drawn stays.
 
+        Simulators of your own stay as they are.
+
         Parameters
         ----------
         **changes
             Settings of `FakETSimulator`.
         """
-        return type(self)(
-            [replace(simulator, **changes) for simulator in self.simulators], self._variations, weights=self._weights
-        )
+        changed = [replace(one, **changes) if isinstance(one, FakETSimulator) else one for one in self.simulators]
+        return type(self)(changed, self._variations, weights=self._weights)
 
     def variations_at(self, epoch: int) -> tuple[tuple[Variation, ...], tuple[float, ...]]:
         """Return the variation of each simulator in an epoch, and how often each simulator is drawn (a share)."""
@@ -147,15 +158,21 @@ class VariedSimulator:
         variations, weights = self.variations_at(epoch)
         number = int(np.searchsorted(np.cumsum(weights), generator.uniform() * sum(weights), side="right"))
         number = min(number, len(weights) - 1)
-        found = variations[number].drawn(self.simulators[number], generator, number=number)
+        simulator = self.simulators[number]
+        if not isinstance(simulator, FakETSimulator):
+            return DrawnSettings(simulator=number)
+        found = variations[number].drawn(simulator, generator, number=number)
         return replace(found, tilts=None) if isinstance(specimen, TiltedSpecimen) else found
 
     def draw(self, specimen: Specimen, *, seed: int, epoch: int = 0, tomogram: int = 0) -> SimulationRecord:
         """Draw all random parameters of a simulation from its address, see `FakETSimulator.draw`."""
         drawn = self.drawn(specimen, seed=seed, epoch=epoch, tomogram=tomogram)
-        simulator = drawn.applied(self.simulators[drawn.simulator])
-        record = simulator.draw(specimen, seed=seed, epoch=epoch, tomogram=tomogram)
-        return replace(record, settings=dict(record.settings) | {DRAWN: drawn.to_dict()})
+        simulator = self.simulators[drawn.simulator]
+        address = {"seed": seed, "epoch": epoch, "tomogram": tomogram}
+        if not isinstance(simulator, FakETSimulator):
+            # Only its call tells its record.
+            return _made_by(simulator, specimen, drawn, address, Companions()).record
+        return _told(drawn.applied(simulator).draw(specimen, **address), drawn)
 
     def __call__(
         self,
@@ -169,13 +186,30 @@ class VariedSimulator:
         flavours: Sequence[str] = (),
     ) -> SimulatedTomogram:
         """Simulate a specimen with settings that are drawn for it, see `FakETSimulator.__call__`."""
-        record = self.draw(specimen, seed=seed, epoch=epoch, tomogram=tomogram)
-        return self.simulate(specimen, record, halves=halves, clean=clean, flavours=flavours)
+        address = {"seed": seed, "epoch": epoch, "tomogram": tomogram}
+        drawn = self.drawn(specimen, **address)
+        simulator = self.simulators[drawn.simulator]
+        if isinstance(simulator, FakETSimulator):
+            record = _told(drawn.applied(simulator).draw(specimen, **address), drawn)
+            return self.simulate(specimen, record, halves=halves, clean=clean, flavours=flavours)
+        more = Companions(halves=halves, clean=clean, flavours=flavours)
+        self.check_companions(more)
+        return _made_by(simulator, specimen, drawn, address, more)
 
     def check_companions(self, more: Companions) -> None:
         """Raise a `ValueError` if one of the simulators cannot make halves, a clean tomogram, or flavours."""
         for simulator in self.simulators:
-            simulator.check_companions(more)
+            check_simulator(simulator, more)
+        if more.halves == "tilts" and any(
+            one.fewest_tilts(simulator) < 2
+            for schedule, simulator in zip(self._variations, self.simulators, strict=True)
+            if isinstance(simulator, FakETSimulator)
+            for one in schedule.values()
+        ):
+            raise ValueError(
+                'expected a `variation` that leaves two tilts or more for `halves="tilts"`, got one whose '
+                '`tilt_range`, `tilt_step` or `missing` may leave one; narrow it, or set `halves` to "exposures"'
+            )
 
     def simulate(
         self,
@@ -198,19 +232,50 @@ class VariedSimulator:
             raise ValueError(
                 f"expected a record of one of {len(self.simulators)} simulators, got one of number {drawn.simulator}"
             )
-        simulator = drawn.applied(self.simulators[drawn.simulator])
+        simulator = self.simulators[drawn.simulator]
+        if not isinstance(simulator, FakETSimulator):
+            address = {"seed": record.seed, "epoch": record.epoch, "tomogram": record.tomogram}
+            made = _made_by(simulator, specimen, drawn, address, more)
+            if made.record.settings != dict(record.settings):
+                raise ValueError(f"expected a record with the settings of {type(simulator).__name__}, got others")
+            return made
+        simulator = drawn.applied(simulator)
         # A choice of tilts hardly comes again: its geometry is not kept.
         with nullcontext() if drawn.tilts is None else geometry_cache.unchanged():
             return simulator.make(specimen, record, more)
 
 
-#: Whatever makes tomograms of specimens.
+#: A simulator of the package.
 Simulator = FakETSimulator | VariedSimulator
 
 
-def _checked(given: Any, simulator: FakETSimulator) -> Variation:
+def _made_by(
+    simulator: TomogramSimulator,
+    specimen: Specimen,
+    drawn: DrawnSettings,
+    address: Mapping[str, int],
+    more: Companions,
+) -> SimulatedTomogram:
+    """Let a simulator of one's own make a tomogram."""
+    made = simulator(specimen, **address, **more.asked())
+    check_made(made, simulator)
+    return replace(made, record=_told(made.record, drawn))
+
+
+def _told(record: SimulationRecord, drawn: DrawnSettings) -> SimulationRecord:
+    return replace(record, settings=dict(record.settings) | {DRAWN: drawn.to_dict()})
+
+
+def _checked(given: Any, simulator: TomogramSimulator) -> Variation:
     if given != STANDARD and not isinstance(given, Variation):
         raise ValueError(f'expected `variation` to be "{STANDARD}" or a `Variation`, got {given!r}')
+    if not isinstance(simulator, FakETSimulator):
+        if given not in (STANDARD, Variation()):
+            raise ValueError(
+                f"expected no ranges for {type(simulator).__name__}, a simulator of your own, got {given!r:.200}; set "
+                f'its `variation` to "{STANDARD}", with which nothing of it varies'
+            )
+        return Variation()
     made: Variation = Variation.standard(simulator) if given == STANDARD else given
     made.check(simulator)
     return made

@@ -93,8 +93,16 @@ def picker_dataset(
 
 
 def plain_simulator(simulator: Simulator) -> FakETSimulator:
-    """Return the simulator whose settings are varied."""
-    return simulator if isinstance(simulator, FakETSimulator) else simulator.simulators[0]
+    """Return the simulator whose settings are varied; of a mixture the first one of the package's."""
+    several = _plain(simulator)
+    if not several:
+        raise TypeError("expected a `FakETSimulator` among the simulators of a training, got none")
+    return several[0]
+
+
+def _plain(simulator: Simulator) -> list[FakETSimulator]:
+    several = (simulator,) if isinstance(simulator, FakETSimulator) else simulator.simulators
+    return [one for one in several if isinstance(one, FakETSimulator)]
 
 
 def with_flavour(simulator: Simulator, flavour: str) -> Simulator:
@@ -110,8 +118,7 @@ def with_flavour(simulator: Simulator, flavour: str) -> Simulator:
             "expected a `variation` that draws no flavours beside `flavours`, which say what the network sees, got one "
             "that does; leave them out there"
         )
-    each = (simulator,) if isinstance(simulator, FakETSimulator) else simulator.simulators
-    for kind in (kind_of(one.flavour, one.ctf_correction) for one in each):
+    for kind in (kind_of(one.flavour, one.ctf_correction) for one in _plain(simulator)):
         if kind not in (FLAVOURS[0], flavour):
             raise ValueError(
                 f"expected no other flavour beside `flavours`, which say what the network sees, got {kind!r}; leave "

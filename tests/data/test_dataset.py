@@ -514,7 +514,7 @@ def test_patch_larger_than_the_tomogram() -> None:
 def test_unknown_class_in_radii() -> None:
     """A radius of a class that the specimen does not name is an error that lists the names."""
     data = dataset(specimens=[specimen(0, name="mine")], target="sphere", radii={"ribosome": 100.0})
-    with pytest.raises(SimulationError, match="mine: expected `radii` for classes among small, large, rare") as e:
+    with pytest.raises(SimulationError, match="mine: expected `radii` for classes among 1 small, 2 large, 3 rare") as e:
         list(data)
     assert "'ribosome'" in str(e.value)
 

@@ -329,7 +329,7 @@ def test_mixtures_need_the_same_targets() -> None:
     [
         ({"targets": ("labels", "circles")}, "expected `targets` to be one of 'labels', 'spheres'"),
         ({"targets": "labels"}, "expected `targets` to be a tuple of names, got 'labels'"),
-        ({"targets": ("labels", "labels")}, "expected each name of `targets` once"),
+        ({"targets": ("labels", "labels")}, "expected each of `targets` once"),
         ({"radii": None}, "expected `radii`, in Å, with `targets` spheres, heatmaps, got None"),
         ({"targets": ("labels", "particles")}, 'expected `radii` with `target="sphere"` and only then'),
     ],

@@ -25,6 +25,7 @@ from scipy.spatial.transform import Rotation
 from torch import Tensor
 
 from faket_aug import (
+    BadTilt,
     FakETSimulator,
     GrandModel,
     Imperfections,
@@ -90,6 +91,23 @@ def middle(image: Tensor) -> list[float]:
 
 
 # --- by value ---------------------------------------------------------------------------------------------------------
+
+
+def test_particles_of_a_tilt_that_was_tracked_wrongly() -> None:
+    """What is seen of a specimen is elsewhere in such a tilt, and the labels follow; what moved keeps its middle."""
+    one = thing([(13.3, 17.6, 29.2)], [2])
+    bad = (BadTilt(tilt=1, shift=(40.0, -30.0)), BadTilt(tilt=2, motion=(30.0, 30.0)))
+    positions = []
+    for made in (seen_by(), seen_by(bad_tilts=bad, imperfections=Imperfections(misalignment=ASKEW))):
+        found = {}
+        for item in tilts([one], made, patch_size=(40, 48), normalize=False, patches_per_tomogram=24):
+            image = -item["image"][0]
+            y, x, _ = item["positions"][0].tolist()
+            assert middle((image - image.median()).clamp(min=0)) == pytest.approx([y, x], abs=0.2)
+            assert middle((item["label"] == 2).double()) == pytest.approx([y, x], abs=0.9)
+            found[item["tilt"]] = (y, x)
+        positions.append(found)
+    assert abs(positions[1][1][0] - positions[0][1][0]) > 2.0
 
 
 @pytest.mark.parametrize("flips", ["", "yx"])

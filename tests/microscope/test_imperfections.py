@@ -445,7 +445,7 @@ def test_not_twice() -> None:
         (lambda: Detector(at_nyquist=0.0), r"expected `at_nyquist` in \(0, 1\], got 0.0"),
         (lambda: Detector(at_nyquist=np.nan), r"expected `at_nyquist` in \(0, 1\], got nan"),
         (lambda: Detector(at_nyquist=0.5, binning=0.0), "expected `binning` to be more than 0"),
-        (lambda: Detector(at_nyquist=0.5, shape=np.inf), "expected a finite `shape`, got inf"),
+        (lambda: Detector(at_nyquist=0.5, shape=np.inf), "expected `shape` to be a finite number, more than 0, got"),
         (lambda: Detector(at_nyquist=0.5, noise_share=1.1), r"expected `noise_share` to lie in \[0, 1\]"),
         (lambda: Detector(table=((0.0, 1.0), (0.5, -0.1))), "each with a transfer of more than 0, got"),
         (lambda: Imperfections(damage=MANY), "expected `damage` to be of the kind ExposureDamage, got Misalignment"),  # type: ignore[arg-type]

@@ -19,6 +19,8 @@ from faket_aug import (
     SimulatedTomogram,
     SimulationError,
     SimulationRecord,
+    Variation,
+    VariedSimulator,
     backproject,
     reconstruct,
 )
@@ -239,3 +241,49 @@ def test_a_simulator_that_stands_alone(tmp_path: Any) -> None:
     assert_same_items(loader(dataset(Alone()), workers=2, batch_size=None), expected)  # type: ignore[arg-type]
     with pytest.raises(TypeError, match=r"Alone\.strength; give the class a method `settings\(\)`"):
         Alone(strength=object())(THING, seed=0)  # type: ignore[arg-type]
+
+
+def test_a_simulator_in_a_mixture() -> None:
+    """It is drawn as the package's are, nothing of it is varied, and its records make its tomograms again."""
+    mixed = VariedSimulator([simulator("noisy"), Doubled(simulator("noisy")), Alone()])
+    found = [mixed(THING, seed=4, tomogram=number) for number in range(12)]
+    numbers = [made.record.settings["drawn"]["simulator"] for made in found]
+    assert set(numbers) == {0, 1, 2}
+    for number, made in enumerate(found):
+        assert mixed.draw(THING, seed=4, tomogram=number) == made.record
+        again = mixed.simulate(THING, SimulationRecord.from_json(made.record.to_json()))
+        assert torch.equal(again.tomogram, made.tomogram)
+        assert again.record == made.record
+    alone = numbers.index(2)
+    assert torch.equal(found[alone].tomogram, Alone()(THING, seed=4, tomogram=alone).tomogram)
+    other = VariedSimulator([simulator("noisy"), Doubled(simulator("noisy")), Alone(3.0)])
+    with pytest.raises(ValueError, match="expected a record with the settings of Alone, got others"):
+        other.simulate(THING, found[alone].record)
+    assert mixed.with_settings(modality="noiseless").simulators[2] == Alone()
+    expected = list(dataset(mixed, tomograms_per_epoch=5))  # type: ignore[arg-type]
+    again_in = loader(dataset(mixed, tomograms_per_epoch=5), workers=2, batch_size=None)  # type: ignore[arg-type]
+    assert_same_items(again_in, expected)
+
+
+@pytest.mark.parametrize(
+    ("give", "error", "message"),
+    [
+        (lambda: VariedSimulator(None), TypeError, "expected a simulator with `device`"),  # type: ignore[arg-type]
+        (lambda: VariedSimulator(["x"]), TypeError, "expected a simulator with `device`"),  # type: ignore[list-item]
+        (lambda: VariedSimulator([VariedSimulator(simulator("noisy"))]), TypeError, "that are not varied themselves"),
+        (
+            lambda: VariedSimulator(Alone(), Variation(missing=0.1)),
+            ValueError,
+            "expected no ranges for Alone, a simulator of your own",
+        ),
+        (
+            lambda: dataset(VariedSimulator(Alone()), halves="tilts"),  # type: ignore[arg-type]
+            TypeError,
+            "a call .*halves=.*got Alone without",
+        ),
+    ],
+)
+def test_what_a_mixture_refuses(give: Any, error: type[Exception], message: str) -> None:
+    """What is no simulator, what is a mixture itself, ranges of a simulator of one's own, and what it cannot make."""
+    with pytest.raises(error, match=message):
+        give()

@@ -6,7 +6,7 @@ import json
 import math
 import pickle
 from collections import Counter
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,7 @@ from _helpers import (
 )
 
 from faket_aug import (
+    BadTilt,
     ContrastTransfer,
     ExposureDamage,
     FakETDataset,
@@ -38,8 +39,10 @@ from faket_aug import (
     NoiseModel,
     SimulationRecord,
     TiltedSpecimen,
+    UnevenIce,
     Variation,
     VariedSimulator,
+    backproject,
     project,
     reconstruct,
 )
@@ -75,6 +78,14 @@ def _response(**settings: Any) -> ResponseNoise:
 def _fitted(**settings: Any) -> FakETSimulator:
     """A simulator with a fitted response."""
     return simulator("noisy", noise=_response(), **settings)
+
+
+@dataclass(frozen=True)
+class Backprojected:
+    """A reconstruction of one's own."""
+
+    def __call__(self, tilts: torch.Tensor, tilt_angles: Any, *, depth: int, bin: int) -> torch.Tensor:
+        return backproject(tilts, tilt_angles, depth=depth)
 
 
 def _drawn(made: VariedSimulator, count: int = 40, **address: Any) -> list[DrawnSettings]:
@@ -151,6 +162,12 @@ def test_standard_fits_every_simulator(tmp_path: Path, modality: str) -> None:
     made = VariedSimulator(simulator(modality, tmp_path), "standard")(specimen(1), seed=0)
     assert made.tomogram.shape == SHAPE
     assert torch.isfinite(made.tomogram).all()
+
+
+def test_standard_leaves_a_reconstruction_of_ones_own() -> None:
+    """It has no filter that could vary."""
+    assert Variation.standard(simulator("noisy", reconstruction=Backprojected())).filter == ()
+    assert Variation.standard(simulator("noisy")).filter != ()
 
 
 def test_ratio_alone_is_for_all_tomograms() -> None:
@@ -309,6 +326,62 @@ def test_misalignment_only_without_a_response() -> None:
     made(THING, seed=0, tomogram=next(record.tomogram for record in records if record.misalignment))
 
 
+def test_bad_tilts_are_drawn_and_used() -> None:
+    """A share of the tilts that are used has its signal hidden, elsewhere or smeared; the others stay, bit for bit."""
+    base = simulator("noiseless", tilt_angles=np.linspace(-57, 57, 20))
+    made = VariedSimulator(base, Variation(bad_tilts=(0.1, 0.3), missing=0.2))
+    found = _drawn(made, 60)
+    assert all(one.tilts is not None and len(one.tilts) == 16 for one in found)
+    assert {len(one.bad_tilts) for one in found} == {2, 3, 4, 5}
+    bad = [one for drawn in found for one in drawn.bad_tilts]
+    kinds = Counter((one.signal < 1, any(one.shift), any(one.motion)) for one in bad)
+    assert set(kinds) == {(True, False, False), (False, True, False), (False, False, True)}
+    assert min(kinds.values()) > len(bad) / 5
+    assert {one.tilt for one in bad} == set(range(16))
+    whole = VariedSimulator(base, Variation(missing=0.2))(THING, seed=1)
+    spoilt = made(THING, seed=1)
+    wrong = {one["tilt"] for one in spoilt.record.settings["bad_tilts"]}
+    differ = {n for n in range(16) if not torch.equal(whole.tiltseries[n], spoilt.tiltseries[n])}
+    assert differ == wrong != set()
+    assert not torch.equal(whole.tomogram, spoilt.tomogram), "the reconstruction uses them"
+
+
+def test_bad_tilts_leave_what_others_draw() -> None:
+    """What versions before drew stays: the records of a set can be made again."""
+    plain, more = (
+        _drawn(VariedSimulator(_fitted(), Variation(contrast=(0.5, 2), missing=(0, 0.5), **settings)))
+        for settings in ({}, {"bad_tilts": 0.2})
+    )
+    assert [replace(one, bad_tilts=()) for one in more] == plain
+    assert "bad_tilts" not in plain[0].to_dict()
+    assert DrawnSettings.from_dict(json.loads(json.dumps(more[0].to_dict()))) == more[0]
+
+
+def test_a_simulators_own_bad_tilts_are_followed() -> None:
+    """Where tilts are left out, those that are bad keep what is wrong with them."""
+    own = (BadTilt(tilt=1, signal=0.0), BadTilt(tilt=3, shift=(20.0, 0.0)))
+    base = simulator("noiseless", bad_tilts=own)
+    kept = DrawnSettings(tilts=(2, 3, 4)).applied(base)
+    assert kept.bad_tilts == (BadTilt(tilt=1, shift=(20.0, 0.0)),)
+    assert torch.equal(kept(THING, seed=0).tiltseries, base(THING, seed=0).tiltseries[[2, 3, 4]])
+
+
+def test_share_with_uneven_ice() -> None:
+    """A share of the tomograms has the simulator's ice, the others have none."""
+    known = replace(_response(), contrast=ContrastReport(source=("intensity",), zero=(0.0,), zero_error=(0.1,)))
+    base = simulator("noisy", noise=known, ice=UnevenIce())
+    made = VariedSimulator(base, Variation(ice=0.25))
+    found = _drawn(made, 100)
+    assert 0.15 < sum(not one.even_ice for one in found) / 100 < 0.35
+    number = next(n for n, one in enumerate(found) if one.even_ice)
+    even, uneven = made(THING, seed=1, tomogram=number), base(THING, seed=1, tomogram=number)
+    assert uneven.record.ice
+    assert not even.record.ice
+    plain = simulator("noisy", noise=known)(THING, seed=1, tomogram=number)
+    assert torch.equal(even.tomogram, plain.tomogram)
+    assert not torch.equal(even.tomogram, uneven.tomogram)
+
+
 # --- records, addresses -----------------------------------------------------------------------------------------------
 
 
@@ -415,12 +488,22 @@ def test_stage_is_the_last() -> None:
         ({"contrast": (2.0, 1.0)}, "expected `contrast` to be one number or"),
         ({"crowd": (0.0, math.inf)}, "expected `crowd` to be one number or"),
         ({"exposure": (1, 2, 3)}, "expected `exposure` to be one number or"),
-        ({"contrast": ("a", "b")}, r"expected `contrast` to be one number or a pair \(lowest, highest\), got \('a', 'b'\)"),
+        (
+            {"contrast": ("a", "b")},
+            r"expected `contrast` to be one number or a pair .*, got \('a', 'b'\)",
+        ),
         ({"contrast": True}, "expected `contrast` to be one number or"),
         ({"missing": 0.6}, "expected at most half of the tilts to be `missing`, got 0.6"),
         ({"filter": "box"}, "expected `filter` to be one of 'shrec'"),
         ({"tilt_step": 0}, "expected `tilt_step` to be a whole number of 1 or more, got 0"),
         ({"tilt_step": ()}, "expected at least one `tilt_step`"),
+        ({"tilt_step": None}, "expected `tilt_step` to be a whole number of 1 or more, got None"),
+        ({"bad_tilts": (0, 0.7)}, "expected at most half of the tilts to be `bad_tilts`, got 0.7"),
+        ({"white": "a"}, r"expected `white` to lie in \[0, 1\], got 'a'"),
+        ({"ice": (0.5, 0.6)}, r"expected `ice` to lie in \[0, 1\], got \(0.5, 0.6\)"),
+        ({"filter": None}, "expected `filter` to be a tuple of names, got None"),
+        ({"flavour": ("raw", "raw")}, "expected each of `flavour` once"),
+        ({"misalignment": 5.0}, "expected `misalignment` to be a `Misalignment` or None, got 5.0"),
     ],
 )
 def test_bad_ranges(settings: dict[str, Any], message: str) -> None:
@@ -445,12 +528,60 @@ def test_ranges_of_numpy_numbers() -> None:
         ("noisy", {"measured_background": 0.5}),
         ("noisy", {"step_size": 0.5}),
         ("fitted", {"misalignment": Misalignment(shift=1.0)}),
+        ("noisy", {"ice": 0.5}),
+        ("own", {"filter": ("ramp", "hann")}),
+        ("own", {"resampling": "spline"}),
+        ("given", {"bad_tilts": 0.1}),
     ],
 )
 def test_what_a_simulator_lacks_cannot_vary(base: str, settings: dict[str, Any]) -> None:
     """A range of something that the simulator does not have would silently do nothing."""
     with pytest.raises(ValueError, match=f"to vary `{next(iter(settings))}`, got none; leave out"):
-        VariedSimulator(_fitted() if base == "fitted" else simulator(base), Variation(**settings))
+        VariedSimulator(
+            {
+                "fitted": _fitted,
+                "own": lambda: simulator("noisy", reconstruction=Backprojected()),
+                "given": lambda: simulator("noisy", noise="given"),
+            }.get(base, lambda: simulator(base))(),
+            Variation(**settings),
+        )
+
+
+def test_defocus_stays_on_its_side() -> None:
+    """A change that takes the defocus through the focus is refused; tilts of their own are looked at one by one."""
+    for change in (-3.0, (-4.0, 0.5)):
+        with pytest.raises(ValueError, match="smaller than the defocus itself, got -. µm for 3 µm"):
+            VariedSimulator(_fitted(), Variation(defocus=change))
+    VariedSimulator(_fitted(), Variation(defocus=(-2.9, 5.0)))
+
+
+def test_halves_of_tilts_need_two() -> None:
+    """A variation that may leave one tilt is refused with halves of every other tilt, before anything is made."""
+    made = VariedSimulator(simulator("noisy"), Variation(tilt_range=(0, 60)))
+    with pytest.raises(ValueError, match="expected a `variation` that leaves two tilts or more for `halves"):
+        dataset(made, halves="tilts")  # type: ignore[arg-type]
+    dataset(made, halves="exposures")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"contrast": "a"}, "expected `contrast` to be a finite number"),
+        ({"defocus": "x"}, "expected `defocus` to be a finite number"),
+        ({"simulator": -1}, "expected `simulator` to be a whole number of 0 or more"),
+        ({"tilts": "ab"}, "expected `tilts` to be a whole number"),
+        ({"tilts": [99]}, "expected `tilts` among"),
+        ({"misalignment": 5}, "must be a mapping"),
+        ({"bad_tilts": [{"tilt": 0}]}, "expected a bad tilt with tilt, signal, shift and motion"),
+    ],
+)
+def test_what_no_simulator_has_drawn(changes: dict[str, Any], message: str) -> None:
+    """A record that was changed by hand is refused with what was expected."""
+    made = VariedSimulator(_fitted(), Variation(contrast=2.0))
+    record = made.draw(THING, seed=0)
+    drawn = dict(record.settings["drawn"]) | changes
+    with pytest.raises(ValueError, match=message):
+        made.simulate(THING, replace(record, settings=dict(record.settings) | {"drawn": drawn}))
 
 
 @pytest.mark.parametrize(
