@@ -9,6 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+
+from faket_aug.formats.mrc import write_mrc
 
 FOLDER = Path(__file__).parent / "benchmarks"
 
@@ -73,6 +76,36 @@ def test_kept_tables(path: Path) -> None:
     assert all(row["name"] and row["seconds"] for row in table["rows"])
     assert len({row["name"] for row in table["rows"]}) == len(table["rows"])
     assert _compare(path, path)[0] == 0
+
+
+@pytest.mark.nightly
+def test_benchmarks_of_templates_run(tmp_path: Path) -> None:
+    """Those that take maps or structures do, too, and tell what they are for."""
+    steps = torch.arange(-4.0, 5.0) ** 2
+    ball = 4.0 * ((steps[:, None, None] + steps[:, None] + steps) < 10)
+    for name in ("1s3x", "3qm1", "3gl1", "3h84", "2cg9", "3d2f", "1u6g", "3cf3", "1bxn", "1qvr", "4cr2", "5mrc"):
+        write_mrc(tmp_path / f"{name}.mrc", ball, voxel_size=10.0)
+    atoms = (
+        f"ATOM  {n:5d}  CA  ALA A{n:4d}    {n:8.3f}{n % 7:8.3f}{n % 5:8.3f}  1.00  0.00           C" for n in range(40)
+    )
+    structure = tmp_path / "chain.pdb"
+    structure.write_text("\n".join((*atoms, "END")))
+    for command, said in (
+        (
+            ("crowd.py", str(tmp_path), "--shape", "30", "40", "50", "--occupancy", "0.1", "--threads", "1"),
+            " filled by ",
+        ),
+        (("turning.py", str(structure), "--voxel-sizes", "5", "--rotations", "1"), "chain     5 Å sharp"),
+    ):
+        done = subprocess.run(
+            [sys.executable, str(FOLDER / command[0]), *command[1:]],
+            capture_output=True,
+            text=True,
+            timeout=300,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr
+        assert said in done.stdout
 
 
 @pytest.mark.nightly

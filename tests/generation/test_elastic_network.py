@@ -55,6 +55,14 @@ def test_frequencies_of_a_tetrahedron() -> None:
     assert np.abs(np.einsum("na,na->n", breathing, corners / 3**0.5)) == pytest.approx(1.0)
 
 
+def test_frequencies_of_a_helix() -> None:
+    """The stiffness of an α helix of 30 residues as ProDy 2.6.1 computes it (`ANM`, cutoff 15 Å, γ 1)."""
+    turns = np.arange(30)
+    helix = np.round(np.column_stack([2.3 * np.cos(turns * 1.745), 2.3 * np.sin(turns * 1.745), 1.5 * turns]), 3)
+    expected = [0.0568706, 0.057653, 0.0771708, 0.2701643, 0.2915436, 0.2958692, 0.5038406, 0.6187816]
+    assert normal_modes(helix, count=8, cutoff=15.0).stiffness == pytest.approx(expected, abs=1e-7)
+
+
 @pytest.mark.parametrize("count", [60, 400])
 def test_motions_of_the_whole_cost_nothing(count: int) -> None:
     """Law: the Hessian is symmetric; shifts and turns cost nothing, and nothing else does; both solvers agree."""

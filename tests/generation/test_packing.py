@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,6 +20,7 @@ from faket_aug.generation.species import ParticleSpecies
 from faket_aug.generation.stamp import Mask
 from faket_aug.generation.templates import ParticleTemplate
 
+Find = Callable[[Path, str], Path]
 #: Three unequal sizes, one of them odd.
 SHAPE = (40, 61, 82)
 
@@ -97,6 +100,20 @@ def test_a_denser_crowd() -> None:
         own = sizes[made.particles.classes == number]
         assert own.min() > 0.9 * np.median(own)
     assert float((made.labels > 0).double().mean()) == pytest.approx(0.38, abs=0.01)
+
+
+@pytest.mark.nightly
+def test_the_classes_of_shrec_as_dense_as_in_a_cell(reference: Path, reference_file: Find) -> None:
+    """The twelve classes of SHREC 2021 in equal numbers fill 40 % of a specimen."""
+    folder = reference_file(reference, "data/particles_10A")
+    names = ("1s3x", "3qm1", "3gl1", "3h84", "2cg9", "3d2f", "1u6g", "3cf3", "1bxn", "1qvr", "4cr2", "5mrc")
+    templates = [ParticleTemplate.from_map(folder / f"{name}.mrc", voxel_size=10.0) for name in names]
+    made = GrandModelGenerator(
+        particles=[ParticleSpecies(templates=one) for one in templates], shape=(100, 240, 240), occupancy=0.4
+    ).generate(seed=0)
+    assert float((made.labels > 0).double().mean()) > 0.39
+    counts = np.bincount(made.particles.classes)[1:]
+    assert counts.min() >= counts.max() - 1, "in equal numbers"
 
 
 def test_where_there_is_room_nothing_changes() -> None:
