@@ -159,7 +159,9 @@ def _read(hint: Any, value: Any, called: str, places: Places, depth: int) -> Any
         key, inner = members
         table = _as_table(value, dotted=_is_table(inner))
         return {
-            _read(key, name, called, places, 0): read_value(inner, one, _within(called, str(name)), places)
+            read_value(key, name, f"a name within {called}", places): read_value(
+                inner, one, _within(called, str(name)), places
+            )
             for name, one in table.items()
         }
     if origin is not None and issubclass(origin, Sequence):
@@ -214,7 +216,7 @@ def _table_for(tables: Sequence[Any], value: Any) -> Any:
     names = list(map(str, _as_table(value, dotted=True)))
     by_number = [one for one in tables if get_args(one)[:1] == (int,)]
     others = [one for one in tables if one not in by_number]
-    numbered = bool(names) and all(re.fullmatch("[0-9]+", name) for name in names)
+    numbered = bool(names) and all(re.fullmatch(r"-?[0-9]+(\.[0-9]*)?", name) for name in names)
     return (by_number + others if numbered else others + by_number)[0]
 
 

@@ -36,7 +36,10 @@ def as_tilt_angles(tilt_angles: Angles, *, count: int | None = None) -> FloatArr
         If the angles are not one-dimensional, not finite, or not `count` in number, or if there are none.
     """
     values = tilt_angles.detach().cpu().numpy() if isinstance(tilt_angles, Tensor) else np.asarray(tilt_angles)
-    angles: FloatArray = np.asarray(values, dtype=np.float64)
+    try:
+        angles: FloatArray = np.asarray(values, dtype=np.float64)
+    except (TypeError, ValueError):
+        raise ValueError(f"expected `tilt_angles` to be numbers, in degrees, got {tilt_angles!r:.200}") from None
     if angles.ndim != 1 or angles.size == 0:
         raise ValueError(f"expected `tilt_angles` of shape (tilt,) with at least one tilt, got shape {angles.shape}")
     if not np.isfinite(angles).all():

@@ -199,6 +199,14 @@ def test_what_does_not_fit(hint: Any, value: Any, message: str) -> None:
     assert message in str(error.value)
 
 
+def test_names_of_a_table_by_number() -> None:
+    """An epoch that is no whole number is told as such."""
+    hint = Mapping[int, float]
+    assert read_value(hint, "0=1,20=2.5", "weight") == {0: 1.0, 20: 2.5}
+    with pytest.raises(ValueError, match="expected a name within weight to be a whole number, got 'x'"):
+        read_value(hint, "x=1", "weight")
+
+
 def test_options_are_named_as_they_are_typed() -> None:
     with pytest.raises(ValueError, match=r"^expected --lens focus to be a number, got 'far'$"):
         read_value(Lens, "focus=far", "--lens")

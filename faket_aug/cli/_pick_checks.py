@@ -18,8 +18,6 @@ from faket_aug.formats._atomic import make_writable_folder
 from faket_aug.formats._json import read_json
 from faket_aug.formats.mrc import read_mrc, read_mrc_shape
 from faket_aug.formats.particles import check_words
-from faket_aug.microscope.ctf import CORRECTIONS
-from faket_aug.microscope.flavours import FLAVOURS
 from faket_aug.picking.finding import FindSettings
 from faket_aug.picking.flavours import find_flavours
 from faket_aug.picking.picker import Picker, kind_of
@@ -220,11 +218,9 @@ def _check_made_alike(path: Path, record: Mapping[str, Any], size: float, picker
         if name in made and made[name] != wanted
     ]
     if other:
-        correction = of.kind if of.kind in CORRECTIONS else "none"
         warnings.warn(
             f"{path}: expected a tomogram made as those of the training, got {', '.join(other)}; reconstruct it by "
-            f"`faket-aug reconstruct` with --filter {of.filter} --ctf-correction {correction}"
-            + (f", then filter it ({of.kind})" if of.kind not in (FLAVOURS[0], *CORRECTIONS) else ""),
+            f"`faket-aug reconstruct` with --filter {of.filter} --flavours {','.join(of.channels or (of.kind,))}",
             stacklevel=2,
         )
     told = made.get("voxel_size")

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
-from faket_aug._checks import FileFormatError, check_count, same_size
+from faket_aug._checks import FileFormatError, check_count, check_positive, checked_names, same_size
 from faket_aug._runtime.memory import available_memory
 from faket_aug._runtime.threads import intra_op_threads
 from faket_aug.cli._options import Options
@@ -21,11 +22,12 @@ from faket_aug.figures import save_figure, three_sections
 from faket_aug.formats._json import read_json, write_json
 from faket_aug.formats.mrc import read_mrc, read_mrc_shape, write_mrc
 from faket_aug.formats.tilt_metadata import TiltMetadata
-from faket_aug.microscope.ctf import ContrastTransfer
+from faket_aug.microscope.ctf import CORRECTIONS, ContrastTransfer
 from faket_aug.microscope.file import read_microscope
+from faket_aug.microscope.flavours import FLAVOURS, LOW_PASS, WITH_CTF, Deconvolution, deconvolve, low_passed
 from faket_aug.picking.checkpoints import BEST, CHECKPOINT
 from faket_aug.picking.picker import describe_run
-from faket_aug.simulation.saving import RECORD_FILE, TOMOGRAM_FILE
+from faket_aug.simulation.saving import RECORD_FILE, TOMOGRAM_FILE, flavour_file
 from faket_aug.simulation.simulator import FakETSimulator
 from faket_aug.tilts.discovery import Metadata, find_metadata, find_stack
 from faket_aug.tilts.series import TiltSeries
@@ -37,8 +39,8 @@ PICTURE, RECORD = ".png", ".json"
 #: The halves: the first, third, ... tilt by angle, and the others.
 HALVES = {"_even": slice(0, None, 2), "_odd": slice(1, None, 2)}
 #: Bytes of a pixel of the tilts while they are read, aligned and corrected; of a binned one; of an entry of the map;
-#: and of what does not depend on sizes.
-_PIXEL, _BINNED, _ENTRY, _FIXED = 20, 8, 16, 2**28
+#: of a voxel while a tomogram is filtered; and of what does not depend on sizes.
+_PIXEL, _BINNED, _ENTRY, _FILTERED, _FIXED = 20, 8, 16, 20, 2**28
 _GIB = 2**30
 #: What `--like` takes from what was simulated.
 _TAKEN = ("filter", "resampling", "ctf_correction")
@@ -59,7 +61,8 @@ class ReconstructionWork:
     reading
         Settings of `TiltSeries.read`.
     settings
-        `depth`, `filter`, `bin`, `resampling` and `ctf_correction`, as far as they are given.
+        `depth`, `filter`, `bin`, `resampling`, and `ctf_correction` or `flavours`, as far as they are given; and
+        `low_pass` and `deconvolution` of the flavours.
     ctf
         In place of what the files say.
     aligned
@@ -83,15 +86,17 @@ class ReconstructionWork:
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """What will be done, once all checks have passed: settings of `reconstruct`, the pixel size in Å, and whether the
-    tilts are taken as they lie.
+    """What will be done, once all checks have passed: settings of `reconstruct`, the flavours of which the first is the
+    tomogram's own, the pixel size in Å, and whether the tilts are taken as they lie.
     """
 
     depth: int
     bin: int
     filter: str
     resampling: str
-    ctf_correction: str | None
+    flavours: tuple[str, ...]
+    low_pass: float
+    deconvolution: Deconvolution
     pixel_size: float
     aligned: bool
 
@@ -100,9 +105,21 @@ class Plan:
         """Å, of the tomogram."""
         return self.pixel_size * self.bin
 
+    @property
+    def ctf_correction(self) -> str | None:
+        """The correction of the tomogram's own tilts."""
+        return self.flavours[0] if self.flavours[0] in CORRECTIONS else None
+
+    @property
+    def flavour(self) -> str | None:
+        """The tomogram's own flavour, where it is no correction."""
+        return self.flavours[0] if self.flavours[0] not in ("raw", *CORRECTIONS) else None
+
     def words(self) -> str:
         """Say it in a line."""
         correction = "no CTF correction" if self.ctf_correction is None else f"CTF correction {self.ctf_correction}"
+        if self.flavour is not None:
+            correction = self.flavour
         bin = f", bin {self.bin} ({self.resampling})" if self.bin > 1 else ""
         return f"filter {self.filter}{bin}, {correction}"
 
@@ -128,32 +145,30 @@ def run(work: ReconstructionWork, progress: Callable[[int, int], None]) -> list[
     """
     plan = make_plan(work)
     parts = {"": slice(None)} | (HALVES if work.halves else {})
-    steps = 2 + len(parts)
+    steps = 1 + len(parts) + len(plan.flavours)
     with torch.no_grad(), intra_op_threads(work.threads):
         series = _prepared(work, plan)
         progress(1, steps)
-        for done, (name, rows) in enumerate(parts.items(), start=2):
-            volume = reconstruct(
-                series.tilts[rows],
-                series.tilt_angles[rows],
-                depth=plan.depth,
-                filter=plan.filter,
-                bin=plan.bin,
-                resampling=plan.resampling,
-            )
-            path = work.output.with_stem(work.output.stem + name)
-            write_mrc(path, volume, voxel_size=plan.voxel_size)
-            if not name:
-                size = " × ".join(str(n) for n in reversed(volume.shape))
-                title = f"{work.output.name}: {size} voxels (x, y, z) of {plan.voxel_size:g} Å; {plan.words()}"
-                save_figure(three_sections(volume, voxel_size=plan.voxel_size, title=title), _picture(work))
-            del volume
-            progress(done, steps)
+        done = 1
+        for name, rows in parts.items():
+            for flavour, volume in _volumes(series, plan, work.ctf, rows, plan.flavours[:1] if name else plan.flavours):
+                own = flavour == plan.flavours[0]
+                path = work.output.with_stem(work.output.stem + name)
+                write_mrc(path if own else flavour_file(path, flavour), volume, voxel_size=plan.voxel_size)
+                if own and not name:
+                    size = " × ".join(str(n) for n in reversed(volume.shape))
+                    title = f"{work.output.name}: {size} voxels (x, y, z) of {plan.voxel_size:g} Å; {plan.words()}"
+                    save_figure(three_sections(volume, voxel_size=plan.voxel_size, title=title), _picture(work))
+                del volume
+                done += 1
+                progress(done, steps)
     write_json(work.output.with_suffix(RECORD), _record(work, plan, series))
     progress(steps, steps)
     halves = [str(work.output.with_stem(work.output.stem + name)) for name in parts if name]
     lines = [f"{len(series.tilts)} tilts, {size} voxels (x, y, z) of {plan.voxel_size:g} Å; {plan.words()}"]
     lines += [f"halves of every other tilt: {' and '.join(halves)}"] if halves else []
+    beside = [str(flavour_file(work.output, flavour)) for flavour in plan.flavours[1:]]
+    lines += [f"other flavours: {' and '.join(beside)}"] if beside else []
     return [*lines, f"written to {work.output}; look at {_picture(work)}"]
 
 
@@ -163,10 +178,10 @@ def _picture(work: ReconstructionWork) -> Path:
 
 def _record(work: ReconstructionWork, plan: Plan, series: TiltSeries) -> dict[str, Any]:
     """Say how the tomogram was made: a picker needs one made as those that it learned from."""
-    settings = {name: getattr(plan, name) for name in ("depth", "bin", *_TAKEN)}
+    settings = {name: getattr(plan, name) for name in ("depth", "bin", *_TAKEN, "flavour")}
     angles = [round(float(angle), 4) for angle in series.tilt_angles]
     return {
-        "reconstruction": settings | {"flavour": None, "voxel_size": plan.voxel_size},
+        "reconstruction": settings | {"voxel_size": plan.voxel_size},
         "series": series.name,
         "metadata": None if series.metadata is None else series.metadata.source,
         "aligned_before": plan.aligned,
@@ -175,15 +190,54 @@ def _record(work: ReconstructionWork, plan: Plan, series: TiltSeries) -> dict[st
 
 
 def _prepared(work: ReconstructionWork, plan: Plan) -> TiltSeries:
-    """Read, align and correct the series; each stack of tilts is let go when the next one is there."""
+    """Read, align and correct the series; each stack of tilts is let go when the next one is there.
+
+    It is corrected where no other flavour needs the tilts without a correction.
+    """
     series = TiltSeries.read(work.series, **{**work.reading, "pixel_size": plan.pixel_size})
     if not plan.aligned:
         series = series.aligned()
     # Which pixels were measured does not matter any more.
     series = replace(series, measured=None)
-    if plan.ctf_correction is not None:
+    if plan.ctf_correction is not None and len(plan.flavours) == 1:
         series = series.ctf_corrected(method=plan.ctf_correction, ctf=work.ctf)
     return series
+
+
+def _volumes(
+    series: TiltSeries, plan: Plan, ctf: ContrastTransfer | None, rows: slice, flavours: Sequence[str]
+) -> Iterator[tuple[str, Tensor]]:
+    """Reconstruct some tilts in several flavours; those of tilts without a correction are made of one tomogram."""
+
+    def made(tilts: TiltSeries) -> Tensor:
+        return reconstruct(
+            tilts.tilts[rows],
+            tilts.tilt_angles[rows],
+            depth=plan.depth,
+            filter=plan.filter,
+            bin=plan.bin,
+            resampling=plan.resampling,
+        )
+
+    raw = None
+    for flavour in flavours:
+        if flavour in CORRECTIONS:
+            done = len(plan.flavours) == 1
+            yield flavour, made(series if done else series.ctf_corrected(method=flavour, ctf=ctf))
+            continue
+        raw = made(series) if raw is None else raw
+        if flavour == "low-pass":
+            yield flavour, low_passed(raw, plan.voxel_size, plan.low_pass)
+        elif flavour == "deconvolved":
+            known = ContrastTransfer.from_metadata(_metadata(series)) if ctf is None else ctf
+            yield flavour, deconvolve(raw, plan.voxel_size, known, plan.deconvolution)
+        else:
+            yield flavour, raw
+
+
+def _metadata(series: TiltSeries) -> TiltMetadata:
+    assert series.metadata is not None, "checked with the plan"
+    return series.metadata
 
 
 # Checks, before anything is computed ----------------------------------------------------------------------------------
@@ -218,14 +272,17 @@ def make_plan(work: ReconstructionWork) -> Plan:
     aligned = check_alignment(stack, found, aligned=work.aligned, advice="set --metadata to one")
     pixel_size = _pixel_size(work, stack, shape[1:], header, found)
     plan = _put_together(work, pixel_size, aligned=aligned)
-    if plan.ctf_correction is None and work.ctf is not None:
+    with_ctf = [flavour for flavour in plan.flavours if flavour in WITH_CTF]
+    if not with_ctf and work.ctf is not None:
         warnings.warn("--ctf is not used without a correction; set --ctf-correction phase-flip or wiener", stacklevel=2)
-    if plan.ctf_correction is not None and work.ctf is None:
+    if with_ctf and work.ctf is None:
         known = found.defocus_um is not None and bool(np.isfinite(found.defocus_um).any())
         if not known:
+            option = "--flavours" if "flavours" in work.settings else "--ctf-correction"
             raise ValueError(
-                f"{found.source}: expected the defocus of each tilt for --ctf-correction {plan.ctf_correction}, got "
-                "none; set --ctf defocus=..., --metadata to a file that holds it, or --ctf-correction none"
+                f"{found.source}: expected the defocus of each tilt for {option} {with_ctf[0]}, got "
+                f"none; set --ctf defocus=..., --metadata to a file that holds it, or {option} "
+                f"{'raw' if option == '--flavours' else 'none'}"
             )
     if work.halves and len(found) < 2 * len(HALVES):
         raise ValueError(f"{stack}: expected four tilts or more for --halves, got {len(found)}; leave it out")
@@ -258,10 +315,18 @@ def _pixel_size(
 
 def _put_together(work: ReconstructionWork, pixel_size: float, *, aligned: bool) -> Plan:
     defaults: dict[str, Any] = {name: getattr(FakETSimulator, name) for name in _TAKEN}
+    defaults |= {"low_pass": LOW_PASS, "deconvolution": Deconvolution()}
     like = {} if work.like is None else read_like(work.like)
     given = dict(work.settings)
+    if "flavours" in given and given.get("ctf_correction") is not None:
+        raise ValueError("expected --flavours or --ctf-correction, got both; name the correction among --flavours")
+    if "ctf_correction" in given:
+        like.pop("flavours", None)
     wanted = like.pop("voxel_size", None)
     known: dict[str, Any] = defaults | like | given
+    correction = known.pop("ctf_correction")
+    known["flavours"] = checked_names("--flavours", known.get("flavours") or (correction or "raw",), FLAVOURS)
+    check_positive("--low-pass", known["low_pass"])
     if known.get("depth") is None:
         raise ValueError(
             "expected a depth of the tomogram, got none; set --depth in voxels (twice the specimen's thickness is "
@@ -296,6 +361,10 @@ def _check_memory(stack: Path, tilts: tuple[int, int, int], plan: Plan) -> None:
     voxels = plan.depth * (height // plan.bin) * columns
     needed = _PIXEL * pixels + _BINNED * pixels // plan.bin**2 + 4 * voxels + _ENTRY * plan.depth * columns * count
     needed += _FIXED
+    if len(plan.flavours) > 1:
+        needed += 4 * pixels + 4 * voxels
+    if set(plan.flavours) & {"low-pass", "deconvolved"}:
+        needed += _FILTERED * voxels
     free = available_memory()
     if needed > free:
         raise ValueError(
@@ -306,7 +375,7 @@ def _check_memory(stack: Path, tilts: tuple[int, int, int], plan: Plan) -> None:
 
 
 def read_like(path: Path) -> dict[str, Any]:
-    """Find how tomograms were reconstructed in a simulation: filter, resampling, CTF correction, depth and voxel size.
+    """Find how tomograms were reconstructed in a simulation: filter, resampling, flavours, depth and voxel size.
 
     Parameters
     ----------
@@ -322,7 +391,7 @@ def read_like(path: Path) -> dict[str, Any]:
     folder = path if path.is_dir() else path.parent
     if any((path / name).is_file() for name in (BEST, CHECKPOINT)):
         made = describe_run(path)
-        own = {"filter": made.filter, "ctf_correction": made.ctf_correction}
+        own = {"filter": made.filter, "flavours": made.channels or (made.kind,)}
         return own | _of_tomogram(path / VALIDATION_FOLDER) | {"voxel_size": made.voxel_size}
     if path.is_dir():
         names = (SETTINGS_FILE, RECORD_FILE)
@@ -335,14 +404,18 @@ def read_like(path: Path) -> dict[str, Any]:
     content = read_json(path, what="a microscope, or what a set was simulated with")
     if "options" in content or "origin" in content:
         options = Options.read(path, {})
-        return {name: options.value(name) for name in _TAKEN} | _of_tomogram(folder)
+        found = {name: options.value(name) for name in _TAKEN}
+        if options.value("flavour") is not None:
+            found |= {"flavours": (options.value("flavour"),)}
+            found |= {name: options.value(name) for name in ("low_pass", "deconvolution")}
+        return found | _of_tomogram(folder)
     microscope = read_microscope(path)
     told = microscope.about.get("options")
-    found = {name: told[name] for name in _TAKEN if name in told} if isinstance(told, Mapping) else {}
+    taken = {n: told[n] for n in _TAKEN if n in told} if isinstance(told, Mapping) else {}
     shape = told.get("shape") if isinstance(told, Mapping) else None
     response = microscope.noise.response
     return (
-        found
+        taken
         | ({} if not shape else {"depth": int(shape[0])})
         | ({} if response is None or not response.pixel_size > 0 else {"voxel_size": float(response.pixel_size)})
     )

@@ -14,6 +14,8 @@ from faket_aug._settings import IsPath, Setting, setting_of
 from faket_aug.cli._commands import taking
 from faket_aug.cli._options import SETTINGS
 from faket_aug.cli._series_checks import aligned_option
+from faket_aug.data.dataset import FakETDataset
+from faket_aug.microscope.flavours import FLAVOURS
 from faket_aug.tilts.series import TiltSeries
 from faket_aug.tomography.reconstruction import reconstruct as _reconstruct
 
@@ -44,6 +46,16 @@ _SETTINGS: dict[str, Setting] = {
         group=_HOW,
         help="Correct the aligned tilts for the contrast transfer function: its sign, or also its weakening.",
     ),
+    "flavours": setting_of(
+        FakETDataset,
+        "flavours",
+        choices=FLAVOURS,
+        group=_HOW,
+        help="What the tomogram is, raw, corrected, low-passed or deconvolved; more of them are written beside it, as "
+        "tomogram_deconvolved.mrc, where train --watch and pick look for them. In place of --ctf-correction.",
+    ),
+    "low_pass": replace(SETTINGS["low_pass"], group=_HOW, default=MISSING),
+    "deconvolution": replace(SETTINGS["deconvolution"], group=_HOW, default=MISSING),
     "ctf": replace(SETTINGS["ctf"], group=_HOW, help="In place of what the files say of each tilt.", default=MISSING),
 }
 _MACHINE: dict[str, Setting] = {"threads": SETTINGS["threads"]}
@@ -58,7 +70,7 @@ def reconstruct(
         Path | None,
         typer.Option(
             help="The file of a microscope, or the folder of a simulated set or of a training: filter, resampling, CTF "
-            "correction, and as far as known voxel size and depth, are taken from it.",
+            "correction or flavours, and as far as known voxel size and depth, are taken from it.",
             rich_help_panel=_HOW,
             show_default=False,
         ),
@@ -72,8 +84,7 @@ def reconstruct(
 ) -> None:
     """Reconstruct a measured tilt-series, aligned by the files beside it, as simulated tomograms are reconstructed.
 
-    A picker that learned from simulated tomograms needs measured ones of the same filter, voxel size and CTF
-    correction.
+    A picker that learned from simulated tomograms needs measured ones of the same filter, voxel size and flavours.
 
     Before it comes alignment by another program (IMOD, AreTomo, Warp, RELION); after it `faket-aug fit`, and with the
     tomogram `train --watch` and `pick`. As `faket-aug reconstruct series_1.mrc --depth 64 --filter hann --output

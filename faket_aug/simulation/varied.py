@@ -12,7 +12,7 @@ from typing import Any, Literal, Self, TypeVar, cast
 
 import numpy as np
 
-from faket_aug._checks import check_count
+from faket_aug._checks import check_count, is_number
 from faket_aug._random import numpy_generator
 from faket_aug.simulation.drawn_settings import DRAWN, DrawnSettings
 from faket_aug.simulation.own_parts import TomogramSimulator, check_made, check_simulator
@@ -23,8 +23,9 @@ from faket_aug.specimens.tilted import Specimen, TiltedSpecimen
 from faket_aug.tomography.plane_map import geometry_cache
 
 T = TypeVar("T")
-#: How one simulator varies: the word for what suits it, or ranges.
-VariationOfOne = Literal["standard"] | Variation
+#: How one simulator varies: the word for what suits it, the one for nothing, or ranges.
+VariationOfOne = Literal["standard", "none"] | Variation
+_NONE = "none"
 #: The same for all epochs, or by epoch.
 ScheduledVariation = VariationOfOne | Mapping[int, VariationOfOne]
 ScheduledWeight = float | Mapping[int, float]
@@ -41,10 +42,10 @@ class VariedSimulator:
         A simulator, or several: one of them is drawn for each tomogram. Those of your own (`TomogramSimulator`) may be
         among them. Nothing of theirs is varied, and a record of theirs is made again by the same call.
     variation
-        How settings vary: `"standard"` (see `Variation.standard`), a `Variation` of all simulators, or a sequence with
-        one of these for each simulator. For a curriculum give a mapping from an epoch to one of these, for all
-        simulators or within the sequence. Between two of its epochs numbers change linearly; before the first and after
-        the last one they are constant.
+        How settings vary: `"standard"` (see `Variation.standard`), `"none"`, a `Variation` of all simulators, or a
+        sequence with one of these for each simulator. For a curriculum give a mapping from an epoch to one of these,
+        for all simulators or within the sequence. Between two of its epochs numbers change linearly; before the first
+        and after the last one they are constant.
     weights
         How often each simulator is drawn, in proportion; equally by default. For a curriculum a mapping from an epoch
         to these, or a sequence with a number or a mapping from an epoch to a number for each simulator. Between two
@@ -106,17 +107,13 @@ class VariedSimulator:
         return tuple(_checked(one, own) for one, own in zip(self._several(given), self.simulators, strict=True))
 
     def _shares(self, given: Sequence[float]) -> tuple[float, ...]:
-        found = np.asarray(given, dtype=np.float64)
-        if (
-            found.shape != (len(self.simulators),)
-            or not np.isfinite(found).all()
-            or (found < 0).any()
-            or not found.any()
-        ):
+        found = np.ravel(given).tolist()
+        fits = len(found) == len(self.simulators) and all(is_number(one) and one >= 0 for one in found)
+        if not fits or not any(found):
             raise ValueError(
                 f"expected `weights` of 0 or more for each of {len(self.simulators)} simulators, got {given!r}"
             )
-        return tuple((found / found.sum()).tolist())
+        return tuple(one / sum(found) for one in found)
 
     @property
     def device(self) -> str:
@@ -267,8 +264,10 @@ def _told(record: SimulationRecord, drawn: DrawnSettings) -> SimulationRecord:
 
 
 def _checked(given: Any, simulator: TomogramSimulator) -> Variation:
+    if given == _NONE:
+        given = Variation()
     if given != STANDARD and not isinstance(given, Variation):
-        raise ValueError(f'expected `variation` to be "{STANDARD}" or a `Variation`, got {given!r}')
+        raise ValueError(f'expected `variation` to be "{STANDARD}" or a `Variation`, or "{_NONE}", got {given!r}')
     if not isinstance(simulator, FakETSimulator):
         if given not in (STANDARD, Variation()):
             raise ValueError(
@@ -292,6 +291,8 @@ def _weights_by_epoch(given: Any) -> dict[int, Any]:
 
 def _number_at(schedule: Mapping[int, float], epoch: int) -> float:
     first, second, share = _around(schedule, epoch)
+    if not (is_number(first) and is_number(second)):
+        raise ValueError(f"expected `weights` of 0 or more by epoch, got {dict(schedule)!r}")
     return float(between((first,), (second,), share)[0])
 
 

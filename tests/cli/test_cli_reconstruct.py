@@ -13,13 +13,16 @@ import torch
 from _helpers import blobs, outcome
 from PIL import Image
 
-from faket_aug import ContrastTransfer, NoiseModel, TiltSeries, project, reconstruct
+from faket_aug import ContrastTransfer, Deconvolution, NoiseModel, TiltSeries, project, reconstruct
 from faket_aug.cli import _reconstruction
 from faket_aug.cli._reconstruction import read_like
 from faket_aug.figures import LOW_PASS, smooth_section, three_sections
 from faket_aug.formats.angles import write_tlt
 from faket_aug.formats.mrc import read_mrc, write_mrc
 from faket_aug.microscope.file import MicroscopeFile, write_microscope
+from faket_aug.microscope.flavours import deconvolve, low_passed
+from faket_aug.picking.flavours import find_flavours
+from faket_aug.picking.picker import PickerDescription
 
 ANGLES = np.linspace(-60.0, 60.0, 13)
 SIDE, DEPTH, SIZE = 48, 16, 5.0
@@ -93,6 +96,65 @@ def test_binning_and_correction(
     volume, size = read_mrc(output)
     assert size == 2 * SIZE
     assert torch.equal(volume, wanted)
+
+
+def test_flavours(
+    series: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The first is the tomogram, others stand beside it; each is the library's."""
+    output, told = (
+        tmp_path / "tomogram.mrc",
+        ("--ctf", "defocus=2", "--low-pass", 40, "--deconvolution", "strength=0.5"),
+    )
+    options = ("--output", output, "--depth", DEPTH, *told)
+    code, out, err = run(
+        monkeypatch, capsys, series, *options, "--flavours", "wiener,raw,low-pass,deconvolved", "--halves"
+    )
+    assert code == 0, err
+    measured, ctf = TiltSeries.read(series).aligned(), ContrastTransfer(defocus=2.0)
+    raw = reconstruct(measured.tilts, measured.tilt_angles, depth=DEPTH)
+    corrected = measured.ctf_corrected(method="wiener", ctf=ctf)
+    wanted = {
+        "": reconstruct(corrected.tilts, measured.tilt_angles, depth=DEPTH),
+        "_raw": raw,
+        "_low-pass": low_passed(raw, SIZE, 40.0),
+        "_deconvolved": deconvolve(raw, SIZE, ctf, Deconvolution(strength=0.5)),
+        "_even": reconstruct(corrected.tilts[::2], measured.tilt_angles[::2], depth=DEPTH),
+    }
+    for name, volume in wanted.items():
+        assert torch.equal(read_mrc(tmp_path / f"tomogram{name}.mrc")[0], volume), name
+    assert not (tmp_path / "tomogram_even_raw.mrc").exists()
+    record = json.loads((tmp_path / "tomogram.json").read_text())["reconstruction"]
+    assert (record["ctf_correction"], record["flavour"]) == ("wiener", None)
+    assert f"other flavours: {tmp_path / 'tomogram_raw.mrc'} and " in out
+    code, _, err = run(monkeypatch, capsys, series, *options, "--flavours", "deconvolved")
+    assert code == 0, err
+    assert torch.equal(read_mrc(output)[0], wanted["_deconvolved"])
+    record = json.loads((tmp_path / "tomogram.json").read_text())["reconstruction"]
+    assert (record["ctf_correction"], record["flavour"]) == (None, "deconvolved")
+
+
+def test_flavours_like_a_training(
+    series: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """`--like` a training of several flavours makes them all, where `pick` finds them."""
+    description = PickerDescription(
+        class_names={1: "ball"}, widths=(2, 2, 2), voxel_size=SIZE, filter="ramp", radii={1: 10.0},
+        channels=("raw", "low-pass"),
+    )  # fmt: skip
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "best.pt").write_bytes(b"weights")
+    monkeypatch.setattr(_reconstruction, "describe_run", lambda run: description)
+    output = tmp_path / "tomogram.mrc"
+    options = ("--output", output, "--depth", DEPTH, "--like", tmp_path / "run")
+    code, _, err = run(monkeypatch, capsys, series, *options)
+    assert code == 0, err
+    assert list(find_flavours(output, (DEPTH, SIDE, SIDE), ("raw", "low-pass"))) == ["raw", "low-pass"]
+    volume = read_mrc(output)[0]
+    assert torch.equal(read_mrc(tmp_path / "tomogram_low-pass.mrc")[0], low_passed(volume, SIZE))
+    (tmp_path / "tomogram_low-pass.mrc").unlink()
+    code, _, err = run(monkeypatch, capsys, series, *options, "--ctf-correction", "none")
+    assert (code, (tmp_path / "tomogram_low-pass.mrc").exists()) == (0, False), "what is given goes before it"
 
 
 def microscope(path: Path) -> Path:
@@ -251,6 +313,14 @@ def test_other_mistakes(
     assert "set --depth in voxels" in refused(monkeypatch, capsys, series)
     correction = ("--depth", DEPTH, "--ctf-correction", "wiener")
     assert "set --ctf defocus=" in refused(monkeypatch, capsys, series, *correction)
+    flavoured = ("--depth", DEPTH, "--flavours", "raw,deconvolved")
+    assert "for --flavours deconvolved, got none; set --ctf defocus=" in refused(
+        monkeypatch, capsys, series, *flavoured
+    )
+    both = (*correction, "--flavours", "raw")
+    assert "expected --flavours or --ctf-correction, got both" in refused(monkeypatch, capsys, series, *both)
+    for flavours, message in (("raw,raw", "expected each of `--flavours` once"), ("sharp", "to be one of 'raw'")):
+        assert message in refused(monkeypatch, capsys, series, "--depth", DEPTH, "--flavours", flavours)
     microscope(tmp_path / "microscope.json")
     for output, message in (
         (tmp_path / "microscope.mrc", "expected no other file than a tomogram's record at"),

@@ -201,6 +201,13 @@ def test_curriculum() -> None:
     assert at[6] == at[9] == ((hard, hard), (0.0, 1.0))
 
 
+def test_a_curriculum_that_begins_with_nothing() -> None:
+    """The word for nothing is that of the command line."""
+    made = VariedSimulator(simulator("noisy"), {0: "none", 4: Variation(missing=(0.0, 0.4))})
+    assert [made.variations_at(epoch)[0][0].missing[1] for epoch in (0, 1, 4)] == pytest.approx([0.0, 0.1, 0.4])
+    assert made.variations_at(0)[0] == (Variation(),)
+
+
 def test_each_simulator_has_a_schedule_of_its_own() -> None:
     """Schedules within the sequence are those of all simulators, whose epochs need not be the same."""
     easy, hard = Variation(white=1.0, snr=1.0), Variation(white=0.0, snr=(0.05, 0.2), filter=("hann",))
@@ -591,6 +598,9 @@ def test_what_no_simulator_has_drawn(changes: dict[str, Any], message: str) -> N
         (lambda: VariedSimulator(simulator(), "wild"), 'expected `variation` to be "standard" or a `Variation`'),
         (lambda: VariedSimulator(simulator(), [Variation()] * 2), "one `variation` for each of 1 simulators, got 2"),
         (lambda: VariedSimulator(simulator(), weights=[0.0]), "expected `weights` of 0 or more for each of 1"),
+        (lambda: VariedSimulator(simulator(), weights="ab"), "expected `weights` of 0 or more for each of 1"),
+        (lambda: VariedSimulator(simulator(), weights=[math.nan]), "expected `weights` of 0 or more for each of 1"),
+        (lambda: VariedSimulator(simulator(), weights=[{0: "a"}]), "expected `weights` of 0 or more by epoch"),
         (lambda: VariedSimulator(simulator(), {}), "expected `variation` of at least one epoch, got none"),
         (lambda: VariedSimulator(simulator(), [{}]), "expected `variation` of at least one epoch, got none"),
         (
