@@ -39,13 +39,13 @@ def check_choice(name: str, value: Any, choices: Iterable[Any]) -> None:
         raise ValueError(f"expected `{name}` to be one of {listed}, got {value!r}")
 
 
-def checked_names(name: str, value: Any, choices: Iterable[Any]) -> tuple[str, ...]:
-    """Return several of `choices` as a tuple; a `ValueError` tells what else it is, also if one comes twice."""
+def checked_names(name: str, value: Any, choices: Iterable[Any], *, once: bool = True) -> tuple[str, ...]:
+    """Return several of `choices` as a tuple, each `once`; a `ValueError` tells what else it is."""
     if isinstance(value, str) or not isinstance(value, Sequence):
         raise ValueError(f"expected `{name}` to be a tuple of names, got {value!r}; set it to a tuple")
     for one in value:
         check_choice(name, one, choices)
-    if len(set(value)) < len(value):
+    if once and len(set(value)) < len(value):
         raise ValueError(f"expected each of `{name}` once, got {tuple(value)}")
     return tuple(value)
 
@@ -58,7 +58,9 @@ def check_count(name: str, value: int, *, zero: bool = False) -> None:
 
 
 def is_number(value: Any) -> bool:
-    """Tell whether an object is a finite number, and not a boolean."""
+    """Tell whether an object is a finite number, and not a boolean; arrays and tensors of no axis are numbers."""
+    if isinstance(value, np.ndarray | Tensor) and value.ndim == 0:
+        value = value.item()
     return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
 
 

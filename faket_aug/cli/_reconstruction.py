@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +14,16 @@ import torch
 from torch import Tensor
 
 from faket_aug._checks import FileFormatError, check_count, check_positive, checked_names, same_size
+from faket_aug._reading import read_setting
 from faket_aug._runtime.memory import available_memory
 from faket_aug._runtime.threads import intra_op_threads
-from faket_aug.cli._options import Options
+from faket_aug.cli._options import SETTINGS, Options
 from faket_aug.cli._series_checks import agreed_pixel_size, check_alignment
 from faket_aug.cli._sets import SETTINGS_FILE
+from faket_aug.cli._train_options import SETTINGS_FILE as TRAINING_SETTINGS
 from faket_aug.figures import save_figure, three_sections
 from faket_aug.formats._json import read_json, write_json
+from faket_aug.formats._settings_file import load_table
 from faket_aug.formats.mrc import read_mrc, read_mrc_shape, write_mrc
 from faket_aug.formats.tilt_metadata import TiltMetadata
 from faket_aug.microscope.ctf import CORRECTIONS, ContrastTransfer
@@ -40,7 +44,9 @@ PICTURE, RECORD = ".png", ".json"
 HALVES = {"_even": slice(0, None, 2), "_odd": slice(1, None, 2)}
 #: Bytes of a pixel of the tilts while they are read, aligned and corrected; of a binned one; of an entry of the map;
 #: of a voxel while a tomogram is filtered; and of what does not depend on sizes.
-_PIXEL, _BINNED, _ENTRY, _FILTERED, _FIXED = 20, 8, 16, 20, 2**28
+_PIXEL, _BINNED, _ENTRY, _FILTERED, _FIXED = 20, 8, 16, 16, 2**28
+#: Voxels by which a tomogram is padded for a filter at most, where the filter is of a usual size.
+_REACH = 64
 _GIB = 2**30
 #: What `--like` takes from what was simulated.
 _TAKEN = ("filter", "resampling", "ctf_correction")
@@ -179,6 +185,11 @@ def _picture(work: ReconstructionWork) -> Path:
 def _record(work: ReconstructionWork, plan: Plan, series: TiltSeries) -> dict[str, Any]:
     """Say how the tomogram was made: a picker needs one made as those that it learned from."""
     settings = {name: getattr(plan, name) for name in ("depth", "bin", *_TAKEN, "flavour")}
+    if "low-pass" in plan.flavours:
+        settings["low_pass"] = plan.low_pass
+    if "deconvolved" in plan.flavours:
+        settings["deconvolution"] = asdict(plan.deconvolution)
+    settings |= {"flavours": list(plan.flavours)} if len(plan.flavours) > 1 else {}
     angles = [round(float(angle), 4) for angle in series.tilt_angles]
     return {
         "reconstruction": settings | {"voxel_size": plan.voxel_size},
@@ -261,6 +272,8 @@ def make_plan(work: ReconstructionWork) -> Plan:
     stack = find_stack(work.series)
     if output.exists() and output.samefile(stack):
         raise ValueError(f"expected --output beside the tilt-series, got the tilt-series itself, {output}; rename it")
+    for name in HALVES if work.halves else ():
+        _check_other(output.with_stem(output.stem + name), stack)
     shape = read_mrc_shape(stack)
     _, header = read_mrc(stack, rows=slice(0, 1), stack=True)
     with warnings.catch_warnings():
@@ -272,13 +285,15 @@ def make_plan(work: ReconstructionWork) -> Plan:
     aligned = check_alignment(stack, found, aligned=work.aligned, advice="set --metadata to one")
     pixel_size = _pixel_size(work, stack, shape[1:], header, found)
     plan = _put_together(work, pixel_size, aligned=aligned)
+    for flavour in plan.flavours[1:]:
+        _check_other(flavour_file(output, flavour), stack)
     with_ctf = [flavour for flavour in plan.flavours if flavour in WITH_CTF]
     if not with_ctf and work.ctf is not None:
         warnings.warn("--ctf is not used without a correction; set --ctf-correction phase-flip or wiener", stacklevel=2)
     if with_ctf and work.ctf is None:
         known = found.defocus_um is not None and bool(np.isfinite(found.defocus_um).any())
         if not known:
-            option = "--flavours" if "flavours" in work.settings else "--ctf-correction"
+            option = "--ctf-correction" if "ctf_correction" in work.settings else "--flavours"
             raise ValueError(
                 f"{found.source}: expected the defocus of each tilt for {option} {with_ctf[0]}, got "
                 f"none; set --ctf defocus=..., --metadata to a file that holds it, or {option} "
@@ -288,6 +303,15 @@ def make_plan(work: ReconstructionWork) -> Plan:
         raise ValueError(f"{stack}: expected four tilts or more for --halves, got {len(found)}; leave it out")
     _check_memory(stack, (len(found), *shape[1:]), plan)
     return plan
+
+
+def _check_other(path: Path, stack: Path) -> None:
+    """Refuse to write beside the tomogram over the tilt-series."""
+    if path.exists() and path.samefile(stack):
+        raise ValueError(
+            f"expected another file than the tilt-series for what is written beside the tomogram, got {path}; set "
+            "another --output"
+        )
 
 
 def _check_record(path: Path) -> None:
@@ -364,7 +388,8 @@ def _check_memory(stack: Path, tilts: tuple[int, int, int], plan: Plan) -> None:
     if len(plan.flavours) > 1:
         needed += 4 * pixels + 4 * voxels
     if set(plan.flavours) & {"low-pass", "deconvolved"}:
-        needed += _FILTERED * voxels
+        sides = (plan.depth, height // plan.bin, columns)
+        needed += _FILTERED * math.prod(n + 2 * min(_REACH, n) for n in sides)
     free = available_memory()
     if needed > free:
         raise ValueError(
@@ -391,7 +416,7 @@ def read_like(path: Path) -> dict[str, Any]:
     folder = path if path.is_dir() else path.parent
     if any((path / name).is_file() for name in (BEST, CHECKPOINT)):
         made = describe_run(path)
-        own = {"filter": made.filter, "flavours": made.channels or (made.kind,)}
+        own = {"filter": made.filter, "flavours": made.channels or (made.kind,)} | _filters_of(folder)
         return own | _of_tomogram(path / VALIDATION_FOLDER) | {"voxel_size": made.voxel_size}
     if path.is_dir():
         names = (SETTINGS_FILE, RECORD_FILE)
@@ -419,6 +444,14 @@ def read_like(path: Path) -> dict[str, Any]:
         | ({} if not shape else {"depth": int(shape[0])})
         | ({} if response is None or not response.pixel_size > 0 else {"voxel_size": float(response.pixel_size)})
     )
+
+
+def _filters_of(run: Path) -> dict[str, Any]:
+    """Read how the flavours of a training were filtered, where its settings say so."""
+    file = run / TRAINING_SETTINGS
+    told = load_table(file, what="the settings of a training") if file.is_file() else {}
+    names = ("low_pass", "deconvolution")
+    return {name: read_setting(SETTINGS[name], told[name], f"{file}: {name}") for name in names if name in told}
 
 
 def _of_tomogram(folder: Path) -> dict[str, Any]:

@@ -159,6 +159,9 @@ class SampledSource(Agreeing):
         radii = {}
         for key, radius in (self.radii or {}).items():
             number = numbers.get(key) if isinstance(key, str) else key
+            known = self.agreement.class_names() | dict(class_names)
+            if number is not None and number in known and number not in class_names:
+                continue  # of other specimens
             if number is None or (class_names and number not in class_names):
                 listed = ", ".join(f"{n} {name}" for n, name in class_names.items())
                 raise ValueError(f"expected `radii` for classes among {listed}, got {key!r}")

@@ -65,6 +65,9 @@ class LiveTilts:
     errors
         `(tilt, 4)`, what the alignment does not know: shifts along y and x in voxels of the labels (those of bad tilts,
         too), the rotation in the plane and the error of the tilt angle in degrees.
+    lost
+        `(tilt, 2)`, the part of these shifts along y and x that bad tilts have: what lay outside of the image before is
+        not seen.
     scale
         Voxels of the labels in a pixel of the tilts.
     axis
@@ -81,6 +84,7 @@ class LiveTilts:
     labels: Tensor
     picked: Picked
     errors: FloatArray
+    lost: FloatArray
     scale: float
     axis: FloatArray
     wrapped: bool
@@ -91,8 +95,10 @@ class LiveTilts:
         """Keep what patches need of the tilts of a tomogram, binned by a factor."""
         errors = np.asarray(made.record.misalignment, dtype=np.float64).reshape(-1, 4)
         errors = errors.copy() if len(errors) else np.zeros((len(made.tilt_angles), 4))
+        lost = np.zeros((len(made.tilt_angles), 2))
         for bad in map(BadTilt.from_dict, made.record.settings.get("bad_tilts", ())):
-            errors[bad.tilt, :2] += bad.shift
+            lost[bad.tilt] = bad.shift
+        errors[:, :2] += lost
         errors[:, :2] /= made.voxel_size
         return cls(
             tilts=bin_images(made.tiltseries, bin, method=resampling),
@@ -101,6 +107,7 @@ class LiveTilts:
             labels=made.labels.permute(0, 2, 1).contiguous().permute(0, 2, 1),
             picked=picked,
             errors=errors,
+            lost=lost / made.voxel_size,
             scale=bin / made.bin,
             axis=np.array([(axis_index(made.bin * n) - (made.bin - 1) / 2) / made.bin for n in made.labels.shape]),
             wrapped=made.record.settings.get("extend") == "wrap",
@@ -129,8 +136,10 @@ class LiveTilts:
             [moved[1] / self.scale + axis_index(height), moved[0] / self.scale + axis_index(width), depth / self.scale],
             axis=-1,
         )
-        nearest = np.rint(found[:, :2])
-        inside = ((nearest >= 0) & (nearest < np.array([height, width]))).all(axis=1)
+        inside = np.ones(len(found), dtype=bool)
+        for places in (found[:, :2], found[:, :2] - self.lost[tilt] / self.scale):
+            nearest = np.rint(places)
+            inside &= ((nearest >= 0) & (nearest < np.array([height, width]))).all(axis=1)
         turn = np.array([[cosine, 0.0, sine], [0.0, 1.0, 0.0], [-sine, 0.0, cosine]])
         in_plane = np.eye(3)
         in_plane[:2, :2] = plane
@@ -152,6 +161,16 @@ class LiveTilts:
         -------
         `(y, x)`, int64; 0 where a ray meets no label. Of classes that are met equally long, the lowest number.
         """
+        found = self._labels_at(tilt, origin, size)
+        if self.lost[tilt].any():
+            for dim, (start, n, whole) in enumerate(zip(origin, size, self.tilts.shape[-2:], strict=True)):
+                before = start + np.arange(n) - self.lost[tilt, dim] / self.scale
+                outside = torch.from_numpy((before < -0.5) | (before > whole - 0.5)).to(found.device)
+                found = found.masked_fill(outside[:, None] if dim == 0 else outside, 0)
+        return found
+
+    def _labels_at(self, tilt: int, origin: IntArray, size: tuple[int, int]) -> Tensor:
+        """Project labels, also of what lay outside of the image before it was shifted."""
         shift_y, shift_x, rotation, _ = self.errors[tilt]
         y, x = (
             (start + np.arange(n) - axis_index(whole)) * self.scale

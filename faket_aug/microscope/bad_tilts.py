@@ -49,6 +49,9 @@ class BadTilt:
     def __post_init__(self) -> None:
         check_count("tilt", self.tilt, zero=True)
         check_fraction("signal", self.signal)
+        # Numbers of NumPy would not fit JSON.
+        object.__setattr__(self, "tilt", int(self.tilt))
+        object.__setattr__(self, "signal", float(self.signal))
         for name in ("shift", "motion"):
             value = getattr(self, name)
             if not isinstance(value, list | tuple) or len(value) != 2 or not all(map(is_number, value)):

@@ -71,6 +71,8 @@ MEASURED = "measured"
 NOISE_SCALES = {"noiseless": 0.0, "content": CONTENT_NOISE}
 #: What else to do where the style has other pixels.
 _STYLE_PIXELS = "or set the `pixel_size` of the style's tilt-series if its file says it wrongly"
+#: Settings that records tell only where they are not the default.
+_SOMETIMES = ("flavour", "low_pass", "deconvolution", "bad_tilts", "background", "ice", "reconstruction")
 #: New names of settings in the records, files and calls of 0.1.0.
 RENAMED = {"binning": "resampling"}
 #: Settings of the style transfer: the simulator has each of them, too.
@@ -463,7 +465,9 @@ memory_budget
         for name in ("noise_class", "noise_settings"):
             recorded.setdefault(name, settings.get(name))
         differing = [key for key in settings if recorded.get(key) != settings[key]]
-        if bool(record.ice) and self.ice is None:
+        # What stands in a record only where it is not the default.
+        differing += [key for key in _SOMETIMES if key in recorded and key not in settings]
+        if bool(record.ice) and self.ice is None and "ice" not in differing:
             differing.append("ice")
         if differing:
             raise ValueError(f"expected a record with this simulator's settings, got others for {', '.join(differing)}")
@@ -483,7 +487,7 @@ memory_budget
         tilts = self._project(specimen, record)
         tilts = self._distort(tilts, specimen, record)
         clean = tilts if more else None
-        content, tilts = self._add_noise(tilts, record)
+        content, tilts = self._add_noise(tilts, specimen, record)
         tilts = self._restyle(content, tilts, record)
         del content
         tomogram = self._reconstruct(tilts, specimen, record)
@@ -523,21 +527,36 @@ memory_budget
         return crowd.around(sent(specimen.density, device), specimen.voxel_size, generator, strength=self.crowd)
 
     def _distort(self, tilts: Tensor, specimen: Specimen, record: SimulationRecord) -> Tensor:
-        """Apply imperfections, bad tilts and `ctf` to tilts `(tilt, y, x)`. A `response` is applied with the noise."""
+        """Apply imperfections and `ctf` to clean tilts `(tilt, y, x)`. A `response` is applied with the noise."""
         tilts = self.imperfections.apply(tilts, specimen.voxel_size, self.tilt_angles, record.misalignment)
-        tilts = spoil(tilts, self.bad_tilts, specimen.voxel_size)
         return tilts if self.ctf is None else self._ctf_of(record).apply(tilts, specimen.voxel_size)
 
-    def _add_noise(self, clean: Tensor, record: SimulationRecord) -> tuple[Tensor, Tensor]:
+    def _add_noise(self, clean: Tensor, specimen: Specimen, record: SimulationRecord) -> tuple[Tensor, Tensor]:
         """Make content and noisy tilts, `(tilt, y, x)` each, from clean ones. The content has less noise."""
         model = self._noise_of(record)
         if model is None:
-            return clean, clean
+            spoilt = spoil(clean, self.bad_tilts, specimen.voxel_size)
+            return spoilt, spoilt
         scale, noise = NOISE_SCALES.get(self.modality, 1.0), self._random_numbers(clean, model, record.noise_seed)
-        noisy = model.sample(clean, noise, self.tilt_angles, noise_scale=scale)
-        if self.modality != "faket":
-            return noisy, noisy
-        return model.sample(clean, noise, self.tilt_angles, noise_scale=CONTENT_NOISE), noisy
+
+        def sampled(noise_scale: float) -> Tensor:
+            made = model.sample(clean, noise, self.tilt_angles, noise_scale=noise_scale)
+            return self._spoilt(made, clean, model, noise_scale, specimen)
+
+        noisy = sampled(scale)
+        return (noisy if self.modality != "faket" else sampled(CONTENT_NOISE)), noisy
+
+    def _spoilt(
+        self, noisy: Tensor, clean: Tensor, model: NoiseModel, noise_scale: float, specimen: Specimen
+    ) -> Tensor:
+        """Spoil the signal of bad tilts, and leave their noise: some noise models scale what they are given."""
+        if not self.bad_tilts:
+            return noisy
+        signal = model.signal(clean, self.tilt_angles, noise_scale=noise_scale)
+        changed, rows = spoil(signal, self.bad_tilts, specimen.voxel_size), [bad.tilt for bad in self.bad_tilts]
+        noisy = noisy.clone()
+        noisy[rows] += changed[rows] - signal[rows]
+        return noisy
 
     def _restyle(self, content: Tensor, noisy: Tensor, record: SimulationRecord) -> Tensor:
         """Transfer the style to noisy tilts `(tilt, y, x)` for `"faket"`; other modalities keep the noisy tilts."""
@@ -634,7 +653,8 @@ memory_budget
         found: dict[str, Any] = {}
         flavour = self._usable(more.flavours[0]) if more.flavours else None
         if more.clean:
-            found["clean"] = self._reconstruct(self._signal(clean, made.record), specimen, made.record, flavour=flavour)
+            signal = self._signal(clean, specimen, made.record)
+            found["clean"] = self._reconstruct(signal, specimen, made.record, flavour=flavour)
         if more.flavours:
             found["flavours"] = self._in_flavours(made, specimen, more.flavours)
         if more.halves == "tilts":
@@ -644,7 +664,7 @@ memory_budget
                 self._reconstruct(made.tiltseries, specimen, made.record, some=part, flavour=flavour) for part in parts
             )
         elif more.halves is not None:
-            tilts = self._half_exposures(clean, made.record)
+            tilts = self._half_exposures(clean, specimen, made.record)
             found["halves"] = tuple(self._reconstruct(half, specimen, made.record, flavour=flavour) for half in tilts)
         return replace(made, **found)
 
@@ -673,23 +693,27 @@ memory_budget
                 '`ctf`, or take "raw" or "low-pass"'
             )
 
-    def _signal(self, clean: Tensor, record: SimulationRecord) -> Tensor:
+    def _signal(self, clean: Tensor, specimen: Specimen, record: SimulationRecord) -> Tensor:
         """Return noisy tilts without their noise, `(tilt, y, x)`, from clean ones."""
         model = self._noise_of(record)
         scale = NOISE_SCALES.get(self.modality, 1.0)
-        return clean if model is None else model.signal(clean, self.tilt_angles, noise_scale=scale)
+        signal = clean if model is None else model.signal(clean, self.tilt_angles, noise_scale=scale)
+        return spoil(signal, self.bad_tilts, specimen.voxel_size)
 
-    def _half_exposures(self, clean: Tensor, record: SimulationRecord) -> Iterator[Tensor]:
+    def _half_exposures(self, clean: Tensor, specimen: Specimen, record: SimulationRecord) -> Iterator[Tensor]:
         """Make the noisy tilts of both halves of the exposure; each half is restyled by itself."""
         model = self._noise_of(record)
         assert model is not None, "checked with the companions"
         seeds = (record.noise_seed, torch_seed(record.seed, "halves", epoch=record.epoch, tomogram=record.tomogram))
         noise, other = (self._random_numbers(clean, model, seed) for seed in seeds)
         scale = NOISE_SCALES.get(self.modality, 1.0)
-        halves = model.half_exposures(clean, noise, other, self.tilt_angles, noise_scale=scale)
-        contents = halves
-        if self.modality == "faket":
-            contents = model.half_exposures(clean, noise, other, self.tilt_angles, noise_scale=CONTENT_NOISE)
+
+        def made(noise_scale: float) -> list[Tensor]:
+            both = model.half_exposures(clean, noise, other, self.tilt_angles, noise_scale=noise_scale)
+            return [self._spoilt(half, clean, model, noise_scale, specimen) for half in both]
+
+        halves = made(scale)
+        contents = made(CONTENT_NOISE) if self.modality == "faket" else halves
         return (self._restyle(content, half, record) for content, half in zip(contents, halves, strict=True))
 
     # What the stages need --------------------------------------------------------------------------------------------

@@ -122,7 +122,9 @@ class Variation:
             object.__setattr__(self, "snr", _SNR)
         for name, known in _CHOICES.items():
             value = getattr(self, name)
-            object.__setattr__(self, name, checked_names(name, (value,) if isinstance(value, str) else value, known))
+            value = (value,) if isinstance(value, str) else value
+            # One that comes twice is drawn twice as often.
+            object.__setattr__(self, name, checked_names(name, value, known, once=False))
         for name in _SHARES:
             if getattr(self, name) is not None:
                 check_fraction(name, getattr(self, name))
@@ -134,8 +136,9 @@ class Variation:
         for name in ("missing", "bad_tilts"):
             if self._pair(name)[1] > 0.5:
                 raise ValueError(f"expected at most half of the tilts to be `{name}`, got {self._pair(name)[1]:g}")
-        steps = self.tilt_step if isinstance(self.tilt_step, list | tuple) else (self.tilt_step,)
-        object.__setattr__(self, "tilt_step", tuple(steps))
+        steps = self.tilt_step
+        several = isinstance(steps, Sequence) and not isinstance(steps, str)
+        object.__setattr__(self, "tilt_step", tuple(steps) if several else (steps,))
         if not self.tilt_step:
             raise ValueError("expected at least one `tilt_step`, got none; leave it out for all tilts")
         for step in self.tilt_step:
@@ -240,9 +243,9 @@ class Variation:
     def _check_defocus(self, own: FloatArray) -> None:
         """Raise a `ValueError` if the change takes a defocus to the other side of the focus."""
         for change in self._pair("defocus"):
-            if ((own + change) * own <= 0).any():
+            if ((own + change) * own < 0).any():
                 raise ValueError(
-                    f"expected changes of the `defocus` that are smaller than the defocus itself, got {change:g} µm "
+                    f"expected changes of the `defocus` that do not go through the focus, got {change:g} µm "
                     f"for {own[np.argmin(np.abs(own))]:g} µm"
                 )
 
@@ -259,7 +262,14 @@ class Variation:
                 changes[name] = between((first,), (last,), share)[0]
         return replace(self, **changes)
 
-    def drawn(self, simulator: FakETSimulator, generator: np.random.Generator, *, number: int = 0) -> DrawnSettings:
+    def drawn(
+        self,
+        simulator: FakETSimulator,
+        generator: np.random.Generator,
+        *,
+        number: int = 0,
+        all_tilts: bool = False,
+    ) -> DrawnSettings:
         """Draw the settings of one tomogram.
 
         Parameters
@@ -270,6 +280,8 @@ class Variation:
             As many numbers are drawn whatever varies, so that a new range does not change what others give.
         number
             Of the simulator in its mixture.
+        all_tilts
+            Whether no tilt is left out, whatever is drawn.
         """
         at = {name: float(generator.uniform()) for name in _DRAWS}
         angles = np.asarray(simulator.tilt_angles)
@@ -296,6 +308,7 @@ class Variation:
             missing=evenly["missing"],
             order=order.tolist(),
         )
+        tilts = None if all_tilts else tilts
         return DrawnSettings(
             simulator=number,
             snr=factors["snr"] if white else None,

@@ -5,10 +5,10 @@ A picker learns one simulator by heart. What it learns from varied ones carries 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
-from typing import Any, Literal, Self, TypeVar, cast
+from typing import Any, Literal, Self, TypeVar
 
 import numpy as np
 
@@ -68,7 +68,7 @@ class VariedSimulator:
         weights: Sequence[ScheduledWeight] | Mapping[int, Sequence[float]] | None = None,
     ) -> None:
         self.simulators: tuple[TomogramSimulator, ...] = (
-            tuple(simulators) if isinstance(simulators, list | tuple) else (cast(TomogramSimulator, simulators),)
+            tuple(simulators) if isinstance(simulators, Iterable) else (simulators,)
         )
         if not self.simulators:
             raise ValueError("expected at least one simulator, got none")
@@ -158,8 +158,8 @@ class VariedSimulator:
         simulator = self.simulators[number]
         if not isinstance(simulator, FakETSimulator):
             return DrawnSettings(simulator=number)
-        found = variations[number].drawn(simulator, generator, number=number)
-        return replace(found, tilts=None) if isinstance(specimen, TiltedSpecimen) else found
+        given = isinstance(specimen, TiltedSpecimen)
+        return variations[number].drawn(simulator, generator, number=number, all_tilts=given)
 
     def draw(self, specimen: Specimen, *, seed: int, epoch: int = 0, tomogram: int = 0) -> SimulationRecord:
         """Draw all random parameters of a simulation from its address, see `FakETSimulator.draw`."""
@@ -190,13 +190,12 @@ class VariedSimulator:
             record = _told(drawn.applied(simulator).draw(specimen, **address), drawn)
             return self.simulate(specimen, record, halves=halves, clean=clean, flavours=flavours)
         more = Companions(halves=halves, clean=clean, flavours=flavours)
-        self.check_companions(more)
+        self._check_each(more)
         return _made_by(simulator, specimen, drawn, address, more)
 
     def check_companions(self, more: Companions) -> None:
         """Raise a `ValueError` if one of the simulators cannot make halves, a clean tomogram, or flavours."""
-        for simulator in self.simulators:
-            check_simulator(simulator, more)
+        self._check_each(more)
         if more.halves == "tilts" and any(
             one.fewest_tilts(simulator) < 2
             for schedule, simulator in zip(self._variations, self.simulators, strict=True)
@@ -207,6 +206,10 @@ class VariedSimulator:
                 'expected a `variation` that leaves two tilts or more for `halves="tilts"`, got one whose '
                 '`tilt_range`, `tilt_step` or `missing` may leave one; narrow it, or set `halves` to "exposures"'
             )
+
+    def _check_each(self, more: Companions) -> None:
+        for simulator in self.simulators:
+            check_simulator(simulator, more)
 
     def simulate(
         self,
@@ -223,7 +226,7 @@ class VariedSimulator:
         was drawn in place of a response, there is no contrast transfer function: flavours that need one are then raw.
         """
         more = Companions(halves=halves, clean=clean, flavours=flavours)
-        self.check_companions(more)
+        self._check_each(more)
         drawn = DrawnSettings.from_dict(record.settings.get(DRAWN))
         if not drawn.simulator < len(self.simulators):
             raise ValueError(
@@ -237,6 +240,7 @@ class VariedSimulator:
                 raise ValueError(f"expected a record with the settings of {type(simulator).__name__}, got others")
             return made
         simulator = drawn.applied(simulator)
+        simulator.check_companions(more)
         # A choice of tilts hardly comes again: its geometry is not kept.
         with nullcontext() if drawn.tilts is None else geometry_cache.unchanged():
             return simulator.make(specimen, record, more)
@@ -260,7 +264,10 @@ def _made_by(
 
 
 def _told(record: SimulationRecord, drawn: DrawnSettings) -> SimulationRecord:
-    return replace(record, settings=dict(record.settings) | {DRAWN: drawn.to_dict()})
+    """Write into a record what was drawn; a simulator of one's own may have drawn settings of one within it."""
+    settings = dict(record.settings)
+    inner = {f"inner_{DRAWN}": settings[DRAWN]} if DRAWN in settings else {}
+    return replace(record, settings=settings | inner | {DRAWN: drawn.to_dict()})
 
 
 def _checked(given: Any, simulator: TomogramSimulator) -> Variation:

@@ -144,17 +144,41 @@ def test_flavours_like_a_training(
     )  # fmt: skip
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "best.pt").write_bytes(b"weights")
+    (tmp_path / "run" / "settings.toml").write_text("low_pass = 40\n[deconvolution]\nstrength = 0.5\n")
     monkeypatch.setattr(_reconstruction, "describe_run", lambda run: description)
+    assert read_like(tmp_path / "run")["deconvolution"] == Deconvolution(strength=0.5)
     output = tmp_path / "tomogram.mrc"
     options = ("--output", output, "--depth", DEPTH, "--like", tmp_path / "run")
     code, _, err = run(monkeypatch, capsys, series, *options)
     assert code == 0, err
     assert list(find_flavours(output, (DEPTH, SIDE, SIDE), ("raw", "low-pass"))) == ["raw", "low-pass"]
     volume = read_mrc(output)[0]
-    assert torch.equal(read_mrc(tmp_path / "tomogram_low-pass.mrc")[0], low_passed(volume, SIZE))
+    assert torch.equal(read_mrc(tmp_path / "tomogram_low-pass.mrc")[0], low_passed(volume, SIZE, 40.0))
+    record = json.loads((tmp_path / "tomogram.json").read_text())["reconstruction"]
+    assert (record["flavours"], record["low_pass"]) == (["raw", "low-pass"], 40.0)
     (tmp_path / "tomogram_low-pass.mrc").unlink()
     code, _, err = run(monkeypatch, capsys, series, *options, "--ctf-correction", "none")
     assert (code, (tmp_path / "tomogram_low-pass.mrc").exists()) == (0, False), "what is given goes before it"
+
+
+@pytest.mark.parametrize(("stem", "options"), [("_raw", ("--flavours", "low-pass,raw")), ("_even", ("--halves",))])
+def test_the_series_is_not_overwritten(
+    series: Path,
+    stem: str,
+    options: tuple[str, ...],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """What is written beside the tomogram may have the series' own name: then nothing is written."""
+    for suffix in (".tlt", ".xf", ".mrc"):
+        (tmp_path / f"TS_1{suffix}").rename(tmp_path / f"TS{stem}{suffix}")
+    own = tmp_path / f"TS{stem}.mrc"
+    before = own.read_bytes()
+    said = refused(monkeypatch, capsys, own, "--output", tmp_path / "TS.mrc", "--depth", DEPTH, *options)
+    assert f"expected another file than the tilt-series for what is written beside the tomogram, got {own}" in said
+    assert own.read_bytes() == before
+    assert not (tmp_path / "TS.mrc").exists()
 
 
 def microscope(path: Path) -> Path:

@@ -7,6 +7,7 @@ import gc
 import pickle
 import threading
 from collections import Counter
+from dataclasses import replace
 from itertools import chain, pairwise
 
 import numpy as np
@@ -517,6 +518,17 @@ def test_unknown_class_in_radii() -> None:
     with pytest.raises(SimulationError, match="mine: expected `radii` for classes among 1 small, 2 large, 3 rare") as e:
         list(data)
     assert "'ribosome'" in str(e.value)
+
+
+def test_radii_of_a_class_that_one_specimen_lacks() -> None:
+    """Numbers are those of all specimens; a number that none has is an error."""
+    few = replace(specimen(0), class_names={number: CLASS_NAMES[number] for number in (1, 2)})
+    many = specimen(1, classes=(1, 2, 3, 3, 3))
+    radii = {1: 20.0, 2: 30.0, 3: 40.0}
+    data = dataset(specimens=[few, many], target="sphere", radii=radii)
+    assert max(int(item["label"].max()) for item in data) == 3
+    with pytest.raises(SimulationError, match="expected `radii` for classes among .*, got 9"):
+        list(dataset(specimens=[few, many], target="sphere", radii=radii | {9: 10.0}))
 
 
 class _Damaged(list):  # type: ignore[type-arg]

@@ -93,6 +93,19 @@ def middle(image: Tensor) -> list[float]:
 # --- by value ---------------------------------------------------------------------------------------------------------
 
 
+def test_what_lay_outside_of_a_shifted_tilt_is_not_seen() -> None:
+    """Also where copies of the specimen lie beside it: where the image was shifted away, nothing is labelled."""
+    one = thing([(10.0, 20.0, 4.0), (10.0, 20.0, 44.0)], [1, 2])
+    bad = (BadTilt(tilt=2, shift=(0.0, 120.0)),)
+    for item in tilts([one], seen_by(extend="wrap", bad_tilts=bad), patch_size=(40, 48), normalize=False):
+        if item["tilt"] == 2:
+            assert not item["label"][:, :12].any()
+            assert all(x > 11.5 for _, x, _ in item["positions"][: item["count"]].tolist())
+            break
+    else:
+        raise AssertionError("no item of the shifted tilt")
+
+
 def test_particles_of_a_tilt_that_was_tracked_wrongly() -> None:
     """What is seen of a specimen is elsewhere in such a tilt, and the labels follow; what moved keeps its middle."""
     one = thing([(13.3, 17.6, 29.2)], [2])

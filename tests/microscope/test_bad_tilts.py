@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from _helpers import simulator, specimen
+from _helpers import ANGLES, simulator, specimen
 from scipy import ndimage
 
-from faket_aug import BadTilt, FakETSimulator
+from faket_aug import BadTilt, FakETSimulator, reconstruct
 from faket_aug.microscope.bad_tilts import spoil
 
 PIXEL = 10.0
@@ -82,6 +82,48 @@ def test_noise_stays() -> None:
     assert noisy[1].record.settings["bad_tilts"] == [BadTilt(tilt=2, shift=(30.0, 0.0)).to_dict()]
     with pytest.raises(ValueError, match="got others for bad_tilts$"):
         simulator("noisy", bad_tilts=(BadTilt(tilt=2),)).simulate(thing, noisy[1].record)
+
+
+@pytest.mark.parametrize("modality", ["noisy", "baseline"])
+def test_a_hidden_signal_in_white_noise(modality: str) -> None:
+    """White noise scales each tilt: what is hidden stays hidden all the same, and the noise is what it was."""
+    thing = specimen(0)
+    bad = (BadTilt(tilt=1, signal=0.0), BadTilt(tilt=2, signal=0.25), BadTilt(tilt=3, motion=(0.0, 60.0)))
+    plain, spoilt = (
+        simulator(modality, bad_tilts=one)(thing, seed=1, halves="exposures", clean=True) for one in ((), bad)
+    )
+    model = simulator(modality)._noise_of(plain.record)
+    assert model is not None
+    clean = simulator("noiseless")(thing, seed=1).tiltseries
+    signal = model.signal(clean, ANGLES)
+    noise = plain.tiltseries - signal
+    found = spoilt.tiltseries - noise
+    assert torch.allclose(found[0], signal[0], atol=1e-5)
+    assert float(found[1].std()) < 1e-4 * float(signal[1].std())
+    assert float(found[2].std()) == pytest.approx(0.25 * float(signal[2].std()), rel=1e-3)
+    assert float(found[3].std()) < 0.9 * float(signal[3].std())
+    assert torch.equal(spoilt.tiltseries[0], plain.tiltseries[0])
+    assert spoilt.halves is not None
+    assert plain.halves is not None
+    for one, other in zip(spoilt.halves, plain.halves, strict=True):
+        change = reconstruct(spoilt.tiltseries - plain.tiltseries, ANGLES, depth=one.shape[0])
+        assert torch.allclose(one - other, change, atol=1e-3 * float(other.std()))
+    assert spoilt.clean is not None
+    assert not torch.equal(spoilt.clean, plain.clean)
+
+
+def test_a_record_with_bad_tilts_needs_them() -> None:
+    """A simulator without them refuses it: labels of its items would follow tilts that are not shifted."""
+    thing = specimen(0)
+    record = simulator("noisy", bad_tilts=(BadTilt(tilt=2, shift=(30.0, 0.0)),)).draw(thing, seed=0)
+    with pytest.raises(ValueError, match="got others for bad_tilts$"):
+        simulator("noisy").simulate(thing, record)
+
+
+def test_numbers_of_numpy() -> None:
+    """They become plain ones, which records can hold."""
+    one = BadTilt(tilt=np.int64(2), signal=np.float32(0.5), shift=(np.float32(1), 2))  # type: ignore[arg-type]
+    assert simulator("noisy", bad_tilts=(one,)).draw(specimen(0), seed=0).to_json()
 
 
 def test_the_dict_and_back() -> None:

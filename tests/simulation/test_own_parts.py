@@ -265,6 +265,14 @@ def test_a_simulator_in_a_mixture() -> None:
     assert_same_items(again_in, expected)
 
 
+def test_a_simulator_that_draws_within_a_mixture() -> None:
+    """What it has drawn itself stays in the record."""
+    inner = VariedSimulator(simulator("noisy"), Variation(filter=("hann",)))
+    record = VariedSimulator([Doubled(inner)])(THING, seed=2).record
+    assert record.settings["drawn"]["filter"] is None
+    assert record.settings["inner_drawn"]["filter"] == "hann"
+
+
 @pytest.mark.parametrize(
     ("give", "error", "message"),
     [

@@ -509,7 +509,6 @@ def test_stage_is_the_last() -> None:
         ({"white": "a"}, r"expected `white` to lie in \[0, 1\], got 'a'"),
         ({"ice": (0.5, 0.6)}, r"expected `ice` to lie in \[0, 1\], got \(0.5, 0.6\)"),
         ({"filter": None}, "expected `filter` to be a tuple of names, got None"),
-        ({"flavour": ("raw", "raw")}, "expected each of `flavour` once"),
         ({"misalignment": 5.0}, "expected `misalignment` to be a `Misalignment` or None, got 5.0"),
     ],
 )
@@ -556,10 +555,47 @@ def test_what_a_simulator_lacks_cannot_vary(base: str, settings: dict[str, Any])
 
 def test_defocus_stays_on_its_side() -> None:
     """A change that takes the defocus through the focus is refused; tilts of their own are looked at one by one."""
-    for change in (-3.0, (-4.0, 0.5)):
-        with pytest.raises(ValueError, match="smaller than the defocus itself, got -. µm for 3 µm"):
+    for change in (-5.0, (-4.0, 0.5)):
+        with pytest.raises(ValueError, match="that do not go through the focus, got -. µm for 3 µm"):
             VariedSimulator(_fitted(), Variation(defocus=change))
+    VariedSimulator(simulator("noisy", ctf=ContrastTransfer(defocus=0.0)), Variation(defocus=(0.0, 1.0)))
     VariedSimulator(_fitted(), Variation(defocus=(-2.9, 5.0)))
+
+
+def test_choices_by_weight_and_ranges_of_steps() -> None:
+    """A choice that comes twice is drawn twice as often; steps are any sequence."""
+    found = _drawn(VariedSimulator(simulator("noisy"), Variation(filter=("hann", "hann", "ramp"))), 200)
+    assert 0.55 < sum(one.filter == "hann" for one in found) / 200 < 0.78
+    assert Variation(tilt_step=range(1, 4)).tilt_step == (1, 2, 3)  # type: ignore[arg-type]
+
+
+def test_bad_tilts_of_a_specimen_that_comes_as_tilts() -> None:
+    """It keeps all its tilts, and so the share is one of all."""
+    angles = np.linspace(-57, 57, 20)
+    given = TiltedSpecimen(
+        tilts=-project(THING.density, angles),
+        tilt_angles=angles,
+        voxel_size=THING.voxel_size,
+        labels=THING.labels,
+        particles=THING.particles,
+        class_names=THING.class_names,
+    )
+    made = VariedSimulator(simulator("noisy", tilt_angles=angles), Variation(bad_tilts=0.5, tilt_step=4))
+    found = [made.drawn(given, seed=1, tomogram=number) for number in range(30)]
+    assert {len(one.bad_tilts) for one in found} == {10}
+    assert {bad.tilt for one in found for bad in one.bad_tilts} == set(range(20))
+    assert {one.tilts for one in found} == {None}
+
+
+def test_halves_of_a_record_with_all_tilts() -> None:
+    """Whether a record can be made again does not depend on what else the variation may draw."""
+    made = VariedSimulator(simulator("noisy"), Variation(tilt_range=(0, 60)))
+    record = next(
+        one
+        for one in (made.draw(THING, seed=0, tomogram=number) for number in range(50))
+        if len(one.settings["tilt_angles"]) > 2
+    )
+    assert made.simulate(THING, record, halves="tilts").halves is not None
 
 
 def test_halves_of_tilts_need_two() -> None:
