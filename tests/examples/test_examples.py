@@ -304,7 +304,7 @@ def test_noise_of_a_fitted_microscope(run: Run, data: Path, tmp_path: Path) -> N
     assert settings["noise"] == noise.identity()
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_on_reference_data(reference: Path, tmp_path: Path) -> None:
     """Two steps on a specimen, a measured one and the encoder of the reference data."""
     models = reference / "data" / "minishrec"

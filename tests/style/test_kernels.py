@@ -77,7 +77,10 @@ print(len(compiled), min(map(len, compiled)))
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("capability", "dtypes"), [(80, ["float16"]), (90, ["float32", "bfloat16"])])
+@pytest.mark.parametrize(
+    ("capability", "dtypes"),
+    [pytest.param(80, ["float16"], marks=pytest.mark.nightly), (90, ["float32", "bfloat16"])],
+)
 def test_kernels_compile_without_a_gpu(tmp_path: Path, capability: int, dtypes: list[str]) -> None:
     """Triton compiles each kernel to machine code for an A100 and an H100."""
     pytest.importorskip("triton.backends.nvidia")
