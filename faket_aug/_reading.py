@@ -258,6 +258,8 @@ def _as_table(value: Any, *, dotted: bool) -> Mapping[Any, Any]:
     if not isinstance(value, str) or "=" not in value:
         return _refuse()  # type: ignore[no-any-return]
     pairs = [pair.split("=", 1) for pair in re.split(r",(?=[^,=]+=)", value)]
+    if any(len(pair) < 2 for pair in pairs):
+        _refuse()
     found: dict[str, Any] = {}
     for name, one in pairs:
         outer, dot, inner = name.strip().rpartition(".") if dotted else ("", "", name)

@@ -205,6 +205,8 @@ def test_names_of_a_table_by_number() -> None:
     assert read_value(hint, "0=1,20=2.5", "weight") == {0: 1.0, 20: 2.5}
     with pytest.raises(ValueError, match="expected a name within weight to be a whole number, got 'x'"):
         read_value(hint, "x=1", "weight")
+    with pytest.raises(ValueError, match="expected weight to be settings by name, as name=value"):
+        read_value(hint, "2,x=1", "weight")
 
 
 def test_options_are_named_as_they_are_typed() -> None:

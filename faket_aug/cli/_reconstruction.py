@@ -171,11 +171,22 @@ def run(work: ReconstructionWork, progress: Callable[[int, int], None]) -> list[
     write_json(work.output.with_suffix(RECORD), _record(work, plan, series))
     progress(steps, steps)
     halves = [str(work.output.with_stem(work.output.stem + name)) for name in parts if name]
+    _warn_of_old_flavours(work.output, plan)
     lines = [f"{len(series.tilts)} tilts, {size} voxels (x, y, z) of {plan.voxel_size:g} Å; {plan.words()}"]
     lines += [f"halves of every other tilt: {' and '.join(halves)}"] if halves else []
     beside = [str(flavour_file(work.output, flavour)) for flavour in plan.flavours[1:]]
     lines += [f"other flavours: {' and '.join(beside)}"] if beside else []
     return [*lines, f"written to {work.output}; look at {_picture(work)}"]
+
+
+def _warn_of_old_flavours(output: Path, plan: Plan) -> None:
+    """Say which flavours beside the tomogram are those of an earlier one: a picker would take them for this one's."""
+    others = [flavour_file(output, name) for name in FLAVOURS if name not in plan.flavours]
+    for old in (other for other in others if other.is_file()):
+        warnings.warn(
+            f"{old} is a flavour of an earlier reconstruction; remove it, or name its flavour in --flavours",
+            stacklevel=2,
+        )
 
 
 def _picture(work: ReconstructionWork) -> Path:

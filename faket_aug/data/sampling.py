@@ -39,7 +39,10 @@ def check_radii(radii: Mapping[int | str, float] | None, target: str, targets: P
     if targets.with_radii and radii is None:
         raise ValueError(f"expected `radii`, in Å, with `targets` {', '.join(targets.with_radii)}, got None")
     if not targets.with_radii and (target == "sphere") != (radii is not None):
-        raise ValueError(f'expected `radii` with `target="sphere"` and only then, got {radii!r} with {target!r}')
+        raise ValueError(
+            'expected `radii` with `target="sphere"`, or with spheres or heatmaps among `targets`, and only then, got '
+            f"{radii!r} with {target!r}"
+        )
     if radii is None:
         return
     if not isinstance(radii, Mapping) or not radii:

@@ -27,6 +27,8 @@ VOLTAGE, SPHERICAL_ABERRATION, AMPLITUDE_CONTRAST = 300.0, 2.7, 0.07
 DEFOCUS_RANGE = (0.2, 10.0)
 #: Ways to correct tilts, and the signal-to-noise ratio of the second one.
 CORRECTIONS, SNR = ("phase-flip", "wiener"), 10.0
+#: µm, beyond which a defocus is taken for one in other units.
+_LARGEST = 100.0
 #: What may differ between tilts.
 PER_TILT = ("defocus", "astigmatism", "astigmatism_angle", "phase_shift")
 PerTilt = float | tuple[float, ...]
@@ -98,6 +100,11 @@ class ContrastTransfer:
             if not np.isfinite(given).all() or given == ():
                 raise ValueError(f"expected finite numbers for `{name}`, got {value!r}")
             object.__setattr__(self, name, given)
+        if np.max(np.abs(self.defocus)) > _LARGEST:
+            raise ValueError(
+                f"expected `defocus` in µm, of {_LARGEST:g} at most, got {self.defocus!r:.200}; it seems to be in nm or "
+                "Å"
+            )
         check_positive("spread", self.spread, zero=True)
         check_positive("jitter", self.jitter, zero=True)
         check_positive("voltage", self.voltage)

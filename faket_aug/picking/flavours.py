@@ -39,8 +39,8 @@ def find_flavours(path: Path, shape: Sequence[int], channels: Sequence[str]) -> 
         if not file.is_file():
             raise FileNotFoundError(
                 f"{path}: expected the flavour {name} of the tomogram, which the picker sees, too, beside it, found "
-                f"none at {file}; write it there, as `faket-aug reconstruct` does with --flavours "
-                f"{','.join((first, *others))}"
+                f"none at {file}; write it there, as `faket-aug reconstruct` does with --like and the folder of the "
+                f"training, or with --flavours {','.join((first, *others))}"
             )
         own = read_mrc_shape(file)
         if tuple(own) != tuple(shape):

@@ -6,6 +6,7 @@ import inspect
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
+import torch
 from torch import Tensor
 
 from faket_aug._arrays import FloatArray
@@ -136,12 +137,22 @@ def check_simulator(simulator: object, companions: Companions | None = None) -> 
 
 
 def check_made(made: object, simulator: object) -> None:
-    """Raise a `TypeError` unless a simulator of one's own has made a `SimulatedTomogram`."""
+    """Raise a `TypeError` or `ValueError` unless a simulator of one's own has made a whole `SimulatedTomogram`."""
     if not isinstance(made, SimulatedTomogram):
         raise TypeError(
             f"expected {type(simulator).__name__} to return a `SimulatedTomogram`, got {type(made).__name__}; see "
             "`TomogramSimulator`"
         )
+    if not own_class(simulator):
+        return
+    name, tomogram = class_name(simulator), made.tomogram
+    if tuple(tomogram.shape) != tuple(made.labels.shape):
+        raise ValueError(
+            f"expected {name} to make a tomogram of {tuple(made.labels.shape)} voxels (z, y, x), the labels' shape, "
+            f"got {tuple(tomogram.shape)}"
+        )
+    if not bool(torch.isfinite(tomogram).all()):
+        raise ValueError(f"expected {name} to make a tomogram of finite numbers, got NaN or infinite ones")
 
 
 def own_class(part: object) -> str:

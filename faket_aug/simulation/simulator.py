@@ -222,7 +222,7 @@ memory_budget
         count = len(tuple(self.tilt_angles))
         numbers = [one.tilt for one in self.bad_tilts]
         if len(set(numbers)) < len(numbers) or any(number >= count for number in numbers):
-            raise ValueError(f"expected each of `bad_tilts` to be another one of {count} tilts, got {numbers}")
+            raise ValueError(f"expected each of `bad_tilts` to be another one of tilts 0 to {count - 1}, got {numbers}")
 
     def _check_choices(self) -> None:
         check_choice("modality", self.modality, MODALITIES)

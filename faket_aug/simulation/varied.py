@@ -109,10 +109,12 @@ class VariedSimulator:
     def _shares(self, given: Sequence[float]) -> tuple[float, ...]:
         found = np.ravel(given).tolist()
         fits = len(found) == len(self.simulators) and all(is_number(one) and one >= 0 for one in found)
-        if not fits or not any(found):
+        if not fits:
             raise ValueError(
                 f"expected `weights` of 0 or more for each of {len(self.simulators)} simulators, got {given!r}"
             )
+        if not any(found):
+            raise ValueError(f"expected `weights` of which one at least is more than 0 in every epoch, got {given!r}")
         return tuple(one / sum(found) for one in found)
 
     @property
@@ -271,7 +273,7 @@ def _told(record: SimulationRecord, drawn: DrawnSettings) -> SimulationRecord:
 
 
 def _checked(given: Any, simulator: TomogramSimulator) -> Variation:
-    if given == _NONE:
+    if given is None or given == _NONE:
         given = Variation()
     if given != STANDARD and not isinstance(given, Variation):
         raise ValueError(f'expected `variation` to be "{STANDARD}" or a `Variation`, or "{_NONE}", got {given!r}')
@@ -279,7 +281,7 @@ def _checked(given: Any, simulator: TomogramSimulator) -> Variation:
         if given not in (STANDARD, Variation()):
             raise ValueError(
                 f"expected no ranges for {type(simulator).__name__}, a simulator of your own, got {given!r:.200}; set "
-                f'its `variation` to "{STANDARD}", with which nothing of it varies'
+                f'its `variation` to "{STANDARD}" or "{_NONE}", with which nothing of it varies'
             )
         return Variation()
     made: Variation = Variation.standard(simulator) if given == STANDARD else given

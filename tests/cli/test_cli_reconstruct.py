@@ -156,6 +156,8 @@ def test_flavours_like_a_training(
     assert torch.equal(read_mrc(tmp_path / "tomogram_low-pass.mrc")[0], low_passed(volume, SIZE, 40.0))
     record = json.loads((tmp_path / "tomogram.json").read_text())["reconstruction"]
     assert (record["flavours"], record["low_pass"]) == (["raw", "low-pass"], 40.0)
+    code, _, err = run(monkeypatch, capsys, series, *options, "--ctf-correction", "none")
+    assert "tomogram_low-pass.mrc is a flavour of an earlier reconstruction; remove it" in " ".join(err.split())
     (tmp_path / "tomogram_low-pass.mrc").unlink()
     code, _, err = run(monkeypatch, capsys, series, *options, "--ctf-correction", "none")
     assert (code, (tmp_path / "tomogram_low-pass.mrc").exists()) == (0, False), "what is given goes before it"

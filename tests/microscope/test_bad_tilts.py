@@ -153,8 +153,11 @@ def test_impossible_ones(settings: dict[str, Any], message: str) -> None:
     [
         ({"bad_tilts": [5]}, r"expected `bad_tilts` to be a tuple of `BadTilt`, got \[5\]"),
         ({"bad_tilts": BadTilt(tilt=0)}, "expected `bad_tilts` to be a tuple of `BadTilt`, got BadTilt"),
-        ({"bad_tilts": [BadTilt(tilt=5)]}, r"expected each of `bad_tilts` to be another one of 5 tilts, got \[5\]"),
-        ({"bad_tilts": [BadTilt(tilt=1)] * 2}, r"to be another one of 5 tilts, got \[1, 1\]"),
+        (
+            {"bad_tilts": [BadTilt(tilt=5)]},
+            r"each of `bad_tilts` to be another one of tilts 0 to 4, got \[5\]",
+        ),
+        ({"bad_tilts": [BadTilt(tilt=1)] * 2}, r"to be another one of tilts 0 to 4, got \[1, 1\]"),
         ({"bad_tilts": [BadTilt(tilt=1)], "noise": "given"}, 'expected no `bad_tilts` with `noise="given"`'),
         ({"ctf": {"defocus": 3.0}}, "expected `ctf` to be a `ContrastTransfer` or None, got {'defocus': 3.0}"),
         ({"imperfections": None}, "expected `imperfections` to be `Imperfections`, got None"),

@@ -216,3 +216,9 @@ def test_cuda_waits_for_nothing() -> None:
         ctf.correct(ctf.apply(images, 10.0), 10.0)
     finally:
         torch.cuda.set_sync_debug_mode("default")
+
+
+def test_a_defocus_in_other_units_is_refused() -> None:
+    """30,000 is one in Å."""
+    with pytest.raises(ValueError, match="expected `defocus` in µm, of 100 at most, got 30000.0; it seems to be in nm"):
+        ContrastTransfer(defocus=30000.0)

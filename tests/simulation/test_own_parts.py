@@ -243,6 +243,32 @@ def test_a_simulator_that_stands_alone(tmp_path: Any) -> None:
         Alone(strength=object())(THING, seed=0)  # type: ignore[arg-type]
 
 
+@dataclass(frozen=True)
+class Broken(Alone):
+    """It makes tomograms that do not fit their labels, or are not finite."""
+
+    crop: int = 0
+
+    def __call__(self, specimen: Any, *, seed: int, epoch: int = 0, tomogram: int = 0) -> SimulatedTomogram:
+        made = super().__call__(specimen, seed=seed, epoch=epoch, tomogram=tomogram)
+        wrong = made.tomogram[self.crop :] if self.crop else made.tomogram / 0.0
+        return SimulatedTomogram(**{**vars(made), "tomogram": wrong})
+
+
+@pytest.mark.parametrize(
+    ("broken", "message"),
+    [
+        (Broken(crop=4), r"the labels' shape, got \(12, "),
+        (Broken(), "Broken to make a tomogram of finite numbers, got NaN"),
+    ],
+)
+def test_what_a_simulator_makes_is_checked(broken: Broken, message: str) -> None:
+    """A tomogram of another shape would move all patches; one that is not finite would spoil a network."""
+    for made in (broken, VariedSimulator(broken)):
+        with pytest.raises((ValueError, SimulationError), match=message):
+            list(dataset(made))  # type: ignore[arg-type]
+
+
 def test_a_simulator_in_a_mixture() -> None:
     """It is drawn as the package's are, nothing of it is varied, and its records make its tomograms again."""
     mixed = VariedSimulator([simulator("noisy"), Doubled(simulator("noisy")), Alone()])

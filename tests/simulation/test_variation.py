@@ -633,7 +633,10 @@ def test_what_no_simulator_has_drawn(changes: dict[str, Any], message: str) -> N
         (lambda: VariedSimulator([]), "expected at least one simulator, got none"),
         (lambda: VariedSimulator(simulator(), "wild"), 'expected `variation` to be "standard" or a `Variation`'),
         (lambda: VariedSimulator(simulator(), [Variation()] * 2), "one `variation` for each of 1 simulators, got 2"),
-        (lambda: VariedSimulator(simulator(), weights=[0.0]), "expected `weights` of 0 or more for each of 1"),
+        (
+            lambda: VariedSimulator(simulator(), weights=[0.0]),
+            "`weights` of which one at least is more than 0",
+        ),
         (lambda: VariedSimulator(simulator(), weights="ab"), "expected `weights` of 0 or more for each of 1"),
         (lambda: VariedSimulator(simulator(), weights=[math.nan]), "expected `weights` of 0 or more for each of 1"),
         (lambda: VariedSimulator(simulator(), weights=[{0: "a"}]), "expected `weights` of 0 or more by epoch"),
