@@ -102,8 +102,8 @@ class ContrastTransfer:
             object.__setattr__(self, name, given)
         if np.max(np.abs(self.defocus)) > _LARGEST:
             raise ValueError(
-                f"expected `defocus` in µm, of {_LARGEST:g} at most, got {self.defocus!r:.200}; it seems to be in nm or "
-                "Å"
+                f"expected `defocus` in µm, of {_LARGEST:g} at most, got {self.defocus!r:.200}; it seems to be in nm "
+                "or Å"
             )
         check_positive("spread", self.spread, zero=True)
         check_positive("jitter", self.jitter, zero=True)
