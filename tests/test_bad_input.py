@@ -335,7 +335,7 @@ CASES = [
     Case(_angles_for_other_projections, ValueError, ("for each of 4 tilts", "got 5", "`tilt_angles`")),
     Case(_flat_volume, ValueError, ("`volume`", "(..., z, y, x)", "got (8, 8)")),
     Case(_patch_too_large, SimulationError, ("model_3", "expected a patch that fits", "(16, 24, 32)", "(56, 56, 56)")),
-    Case(_unknown_radius, SimulationError, ("model_3", "`radii`", "small, large, rare", "'9XYZ'")),
+    Case(_unknown_radius, SimulationError, ("model_3", "`radii`", "1 small, 2 large, 3 rare", "'9XYZ'")),
     Case(
         _read_only_cache, CacheError, ("a_file/styles", "expected a style cache folder that can be written", "`cache`")
     ),

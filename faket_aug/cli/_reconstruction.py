@@ -14,29 +14,21 @@ import torch
 from torch import Tensor
 
 from faket_aug._checks import FileFormatError, check_count, check_positive, checked_names, same_size
-from faket_aug._reading import read_setting
 from faket_aug._runtime.memory import available_memory
 from faket_aug._runtime.threads import intra_op_threads
-from faket_aug.cli._options import SETTINGS, Options
+from faket_aug.cli._like import TAKEN, read_like
 from faket_aug.cli._series_checks import agreed_pixel_size, check_alignment
-from faket_aug.cli._sets import SETTINGS_FILE
-from faket_aug.cli._train_options import SETTINGS_FILE as TRAINING_SETTINGS
 from faket_aug.figures import save_figure, three_sections
 from faket_aug.formats._json import read_json, write_json
-from faket_aug.formats._settings_file import load_table
 from faket_aug.formats.mrc import read_mrc, read_mrc_shape, write_mrc
 from faket_aug.formats.tilt_metadata import TiltMetadata
 from faket_aug.microscope.ctf import CORRECTIONS, ContrastTransfer
-from faket_aug.microscope.file import read_microscope
 from faket_aug.microscope.flavours import FLAVOURS, LOW_PASS, WITH_CTF, Deconvolution, deconvolve, low_passed
-from faket_aug.picking.checkpoints import BEST, CHECKPOINT
-from faket_aug.picking.picker import describe_run
-from faket_aug.simulation.saving import RECORD_FILE, TOMOGRAM_FILE, flavour_file
+from faket_aug.simulation.saving import flavour_file
 from faket_aug.simulation.simulator import FakETSimulator
 from faket_aug.tilts.discovery import Metadata, find_metadata, find_stack
 from faket_aug.tilts.series import TiltSeries
 from faket_aug.tomography.reconstruction import reconstruct
-from faket_aug.training.validation import FOLDER as VALIDATION_FOLDER
 
 SUFFIXES = (".mrc", ".rec")
 PICTURE, RECORD = ".png", ".json"
@@ -48,8 +40,6 @@ _PIXEL, _BINNED, _ENTRY, _FILTERED, _FIXED = 20, 8, 16, 16, 2**28
 #: Voxels by which a tomogram is padded for a filter at most, where the filter is of a usual size.
 _REACH = 64
 _GIB = 2**30
-#: What `--like` takes from what was simulated.
-_TAKEN = ("filter", "resampling", "ctf_correction")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -195,7 +185,7 @@ def _picture(work: ReconstructionWork) -> Path:
 
 def _record(work: ReconstructionWork, plan: Plan, series: TiltSeries) -> dict[str, Any]:
     """Say how the tomogram was made: a picker needs one made as those that it learned from."""
-    settings = {name: getattr(plan, name) for name in ("depth", "bin", *_TAKEN, "flavour")}
+    settings = {name: getattr(plan, name) for name in ("depth", "bin", *TAKEN, "flavour")}
     if "low-pass" in plan.flavours:
         settings["low_pass"] = plan.low_pass
     if "deconvolved" in plan.flavours:
@@ -349,7 +339,7 @@ def _pixel_size(
 
 
 def _put_together(work: ReconstructionWork, pixel_size: float, *, aligned: bool) -> Plan:
-    defaults: dict[str, Any] = {name: getattr(FakETSimulator, name) for name in _TAKEN}
+    defaults: dict[str, Any] = {name: getattr(FakETSimulator, name) for name in TAKEN}
     defaults |= {"low_pass": LOW_PASS, "deconvolution": Deconvolution()}
     like = {} if work.like is None else read_like(work.like)
     given = dict(work.settings)
@@ -408,68 +398,3 @@ def _check_memory(stack: Path, tilts: tuple[int, int, int], plan: Plan) -> None:
             f"{plan.depth} × {height // plan.bin} × {columns} voxels (z, y, x) from {count} tilts, which takes about "
             f"{needed / _GIB:.1f} GiB; set a larger --bin, or a smaller --depth"
         )
-
-
-def read_like(path: Path) -> dict[str, Any]:
-    """Find how tomograms were reconstructed in a simulation: filter, resampling, flavours, depth and voxel size.
-
-    Parameters
-    ----------
-    path
-        The file of a microscope, a set's folder or its `simulation.json`, a tomogram's folder or `record.json`, or the
-        folder of a training.
-
-    Raises
-    ------
-    FileNotFoundError, FileFormatError
-        If it is none of these.
-    """
-    folder = path if path.is_dir() else path.parent
-    if any((path / name).is_file() for name in (BEST, CHECKPOINT)):
-        made = describe_run(path)
-        own = {"filter": made.filter, "flavours": made.channels or (made.kind,)} | _filters_of(folder)
-        return own | _of_tomogram(path / VALIDATION_FOLDER) | {"voxel_size": made.voxel_size}
-    if path.is_dir():
-        names = (SETTINGS_FILE, RECORD_FILE)
-        file = next((path / name for name in names if (path / name).is_file()), None)
-        if file is None:
-            raise FileNotFoundError(
-                f"{path}: expected a simulated set with {' or '.join(names)}, found none; set --like"
-            )
-        path = file
-    content = read_json(path, what="a microscope, or what a set was simulated with")
-    if "options" in content or "origin" in content:
-        options = Options.read(path, {})
-        found = {name: options.value(name) for name in _TAKEN}
-        if options.value("flavour") is not None:
-            found |= {"flavours": (options.value("flavour"),)}
-            found |= {name: options.value(name) for name in ("low_pass", "deconvolution")}
-        return found | _of_tomogram(folder)
-    microscope = read_microscope(path)
-    told = microscope.about.get("options")
-    taken = {n: told[n] for n in _TAKEN if n in told} if isinstance(told, Mapping) else {}
-    shape = told.get("shape") if isinstance(told, Mapping) else None
-    response = microscope.noise.response
-    return (
-        taken
-        | ({} if not shape else {"depth": int(shape[0])})
-        | ({} if response is None or not response.pixel_size > 0 else {"voxel_size": float(response.pixel_size)})
-    )
-
-
-def _filters_of(run: Path) -> dict[str, Any]:
-    """Read how the flavours of a training were filtered, where its settings say so."""
-    file = run / TRAINING_SETTINGS
-    told = load_table(file, what="the settings of a training") if file.is_file() else {}
-    names = ("low_pass", "deconvolution")
-    return {name: read_setting(SETTINGS[name], told[name], f"{file}: {name}") for name in names if name in told}
-
-
-def _of_tomogram(folder: Path) -> dict[str, Any]:
-    """Read depth and voxel size of the first tomogram of a set, if there is one."""
-    there = [folder / TOMOGRAM_FILE, *sorted(folder.glob(f"*/{TOMOGRAM_FILE}"))]
-    file = next((one for one in there if one.is_file()), None)
-    if file is None:
-        return {}
-    _, size = read_mrc(file, rows=slice(0, 1))
-    return {"depth": read_mrc_shape(file)[0]} | ({"voxel_size": size} if size > 0 else {})

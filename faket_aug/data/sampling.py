@@ -53,6 +53,33 @@ def check_radii(radii: Mapping[int | str, float] | None, target: str, targets: P
             raise ValueError(f"expected `radii` of more than 0 Å for classes other than 0, got {radius!r} for {key!r}")
 
 
+def radii_of_classes(
+    radii: Mapping[int | str, float], class_names: Mapping[int, str], elsewhere: Mapping[int, str], voxel_size: float
+) -> dict[int, float]:
+    """Return the radius of each class of a specimen in voxels, by number.
+
+    Numbers of classes that only other specimens have (`elsewhere`) are left out.
+
+    Raises
+    ------
+    ValueError
+        If no specimen has a class, or one is given by its number and its name.
+    """
+    numbers = {name: number for number, name in class_names.items()}
+    found: dict[int, float] = {}
+    for key, radius in radii.items():
+        number = numbers.get(key) if isinstance(key, str) else int(key)
+        if number is not None and number in elsewhere and number not in class_names:
+            continue
+        if number is None or (class_names and number not in class_names):
+            listed = ", ".join(f"{n} {name}" for n, name in class_names.items())
+            raise ValueError(f"expected `radii` for classes among {listed}, got {key!r}")
+        if number in found:
+            raise ValueError(f"expected each class of `radii` once, got {number} and {class_names[number]!r}")
+        found[number] = radius / voxel_size
+    return found
+
+
 def check_labels(labelled: Labelled, targets: PatchTargets, target: str, *, class_balanced: bool) -> None:
     """Refuse, or warn of, settings that ask for instances or a particle table that a specimen does not have."""
     drawn, spheres = targets.with_particles, target == "sphere" and "labels" in targets

@@ -15,7 +15,7 @@ from faket_aug.data.drawn import Live, TomogramPatches, Transform
 from faket_aug.data.labelled import LabelledTomogram
 from faket_aug.data.patches import Size, check_fits
 from faket_aug.data.progress import Changes
-from faket_aug.data.sampling import LiveTomogram, PatchSampler, check_radii
+from faket_aug.data.sampling import LiveTomogram, PatchSampler, check_radii, radii_of_classes
 from faket_aug.data.targets import PatchTargets
 from faket_aug.generation.generator import GrandModelGenerator
 from faket_aug.simulation.own_parts import TomogramSimulator, check_made, check_simulator
@@ -155,20 +155,8 @@ class SampledSource(Agreeing):
     def _radii_in_voxels(
         self, specimen: Specimen | LabelledTomogram, class_names: Mapping[int, str]
     ) -> dict[int, float]:
-        numbers = {name: number for number, name in class_names.items()}
-        radii = {}
-        for key, radius in (self.radii or {}).items():
-            number = numbers.get(key) if isinstance(key, str) else key
-            known = self.agreement.class_names() | dict(class_names)
-            if number is not None and number in known and number not in class_names:
-                continue  # of other specimens
-            if number is None or (class_names and number not in class_names):
-                listed = ", ".join(f"{n} {name}" for n, name in class_names.items())
-                raise ValueError(f"expected `radii` for classes among {listed}, got {key!r}")
-            if number in radii:
-                raise ValueError(f"expected each class of `radii` once, got {number} and {class_names[number]!r}")
-            radii[number] = radius / specimen.label_voxel_size
-        return radii
+        known = self.agreement.class_names() if self.radii else {}
+        return radii_of_classes(self.radii or {}, class_names, known, specimen.label_voxel_size)
 
     def _channels(self, agreement: Agreement) -> int:
         """Count the classes of heatmaps: as many as the largest class number of the stream.

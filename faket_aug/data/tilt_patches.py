@@ -66,8 +66,7 @@ class LiveTilts:
         `(tilt, 4)`, what the alignment does not know: shifts along y and x in voxels of the labels (those of bad tilts,
         too), the rotation in the plane and the error of the tilt angle in degrees.
     lost
-        `(tilt, 2)`, the part of these shifts along y and x that bad tilts have: what lay outside of the image before is
-        not seen.
+        `(tilt, 2)`, the shifts of bad tilts among these: what lay outside of the image before is not seen.
     scale
         Voxels of the labels in a pixel of the tilts.
     axis
@@ -136,10 +135,8 @@ class LiveTilts:
             [moved[1] / self.scale + axis_index(height), moved[0] / self.scale + axis_index(width), depth / self.scale],
             axis=-1,
         )
-        inside = np.ones(len(found), dtype=bool)
-        for places in (found[:, :2], found[:, :2] - self.lost[tilt] / self.scale):
-            nearest = np.rint(places)
-            inside &= ((nearest >= 0) & (nearest < np.array([height, width]))).all(axis=1)
+        nearest = np.rint([found[:, :2], found[:, :2] - self.lost[tilt] / self.scale])
+        inside = ((nearest >= 0) & (nearest < np.array([height, width]))).all(axis=(0, 2))
         turn = np.array([[cosine, 0.0, sine], [0.0, 1.0, 0.0], [-sine, 0.0, cosine]])
         in_plane = np.eye(3)
         in_plane[:2, :2] = plane
@@ -163,10 +160,10 @@ class LiveTilts:
         """
         found = self._labels_at(tilt, origin, size)
         if self.lost[tilt].any():
-            for dim, (start, n, whole) in enumerate(zip(origin, size, self.tilts.shape[-2:], strict=True)):
-                before = start + np.arange(n) - self.lost[tilt, dim] / self.scale
-                outside = torch.from_numpy((before < -0.5) | (before > whole - 0.5)).to(found.device)
-                found = found.masked_fill(outside[:, None] if dim == 0 else outside, 0)
+            starts = np.array(origin) - self.lost[tilt] / self.scale
+            for dim, (start, n, whole) in enumerate(zip(starts, size, self.tilts.shape[-2:], strict=True)):
+                outside = np.abs(start + np.arange(n) - (whole - 1) / 2) > whole / 2
+                found[(slice(None),) * dim + (torch.from_numpy(outside).to(found.device),)] = 0
         return found
 
     def _labels_at(self, tilt: int, origin: IntArray, size: tuple[int, int]) -> Tensor:

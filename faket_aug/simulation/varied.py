@@ -242,7 +242,8 @@ class VariedSimulator:
                 raise ValueError(f"expected a record with the settings of {type(simulator).__name__}, got others")
             return made
         simulator = drawn.applied(simulator)
-        simulator.check_companions(more)
+        # Flavours that white noise cannot have are raw.
+        simulator.check_companions(replace(more, flavours=()))
         # A choice of tilts hardly comes again: its geometry is not kept.
         with nullcontext() if drawn.tilts is None else geometry_cache.unchanged():
             return simulator.make(specimen, record, more)

@@ -14,8 +14,8 @@ from _helpers import blobs, outcome
 from PIL import Image
 
 from faket_aug import ContrastTransfer, Deconvolution, NoiseModel, TiltSeries, project, reconstruct
-from faket_aug.cli import _reconstruction
-from faket_aug.cli._reconstruction import read_like
+from faket_aug.cli import _like, _reconstruction
+from faket_aug.cli._like import read_like
 from faket_aug.figures import LOW_PASS, smooth_section, three_sections
 from faket_aug.formats.angles import write_tlt
 from faket_aug.formats.mrc import read_mrc, write_mrc
@@ -145,7 +145,7 @@ def test_flavours_like_a_training(
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "best.pt").write_bytes(b"weights")
     (tmp_path / "run" / "settings.toml").write_text("low_pass = 40\n[deconvolution]\nstrength = 0.5\n")
-    monkeypatch.setattr(_reconstruction, "describe_run", lambda run: description)
+    monkeypatch.setattr(_like, "describe_run", lambda run: description)
     assert read_like(tmp_path / "run")["deconvolution"] == Deconvolution(strength=0.5)
     output = tmp_path / "tomogram.mrc"
     options = ("--output", output, "--depth", DEPTH, "--like", tmp_path / "run")

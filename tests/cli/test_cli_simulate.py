@@ -200,7 +200,7 @@ def test_variation(command: Command, refused: Command, templates: Path, tmp_path
     message = refused("simulate", tmp_path / "set", *options, "--variation", "standard")
     assert "got others for variation;" in message
     message = refused("simulate", tmp_path / "other", *options, "--variation", "wild")
-    assert "expected --variation to be standard or settings by name" in message
+    assert "expected --variation to be standard or none or settings by name" in message
     message = refused("simulate", tmp_path / "other", *options, "--variation", "defocus=0.5")
     assert "expected a --ctf, or noise with a `response`, of the simulator to vary `defocus`" in message
 

@@ -24,7 +24,7 @@ from PIL import Image
 
 from faket_aug.cli import main
 from faket_aug.cli._commands import in_option_names, option_names
-from faket_aug.cli._reconstruction import read_like
+from faket_aug.cli._like import read_like
 from faket_aug.cli._train_options import SETTINGS, read_work
 from faket_aug.cli._training import _watched, make_run
 from faket_aug.formats.mrc import read_mrc, write_mrc
@@ -158,8 +158,8 @@ def test_its_validation_tomogram(whole: Path) -> None:
 
 
 def test_a_tomogram_like_its_own(whole: Path) -> None:
-    """`reconstruct --like` takes filter, correction, voxel size and depth from a run."""
-    expected = {"filter": "shrec", "ctf_correction": None, "depth": 16, "voxel_size": 10.0}
+    """`reconstruct --like` takes filter, flavours, voxel size and depth from a run."""
+    expected = {"filter": "shrec", "flavours": ("raw",), "depth": 16, "voxel_size": 10.0}
     assert read_like(whole) == expected
 
 

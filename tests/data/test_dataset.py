@@ -457,7 +457,7 @@ def test_default_is_one_tomogram_a_specimen() -> None:
     [
         ({"target": "box"}, "expected `target` to be one of 'shape', 'sphere', got 'box'"),
         ({"target": "sphere"}, 'expected `radii` with `target="sphere"`'),
-        ({"radii": {1: 30.0}}, 'expected `radii` with `target="sphere"` and only then'),
+        ({"radii": {1: 30.0}}, 'expected `radii` with `target="sphere"`, or with spheres'),
         ({"rank": 0}, "expected `rank` and `world_size` together, got 0 and None"),
         ({"world_size": 2}, "expected `rank` and `world_size` together, got None and 2"),
         ({"seed": -1}, "expected `seed` to be a whole number of 0 or more, got -1"),

@@ -331,7 +331,7 @@ def test_mixtures_need_the_same_targets() -> None:
         ({"targets": "labels"}, "expected `targets` to be a tuple of names, got 'labels'"),
         ({"targets": ("labels", "labels")}, "expected each of `targets` once"),
         ({"radii": None}, "expected `radii`, in Å, with `targets` spheres, heatmaps, got None"),
-        ({"targets": ("labels", "particles")}, 'expected `radii` with `target="sphere"` and only then'),
+        ({"targets": ("labels", "particles")}, 'expected `radii` with `target="sphere"`, or with spheres'),
     ],
 )
 def test_bad_settings(settings: dict[str, Any], message: str) -> None:

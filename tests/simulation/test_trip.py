@@ -20,8 +20,8 @@ def test_tilts_are_not_kept_longer_than_needed(tmp_path: Path, monkeypatch: pyte
     gone: dict[str, list[str]] = {}
     add_noise, restyle, reconstruct = FakETSimulator._add_noise, FakETSimulator._restyle, module.reconstruct
 
-    def watched_noise(self: FakETSimulator, clean: Tensor, record: Any) -> tuple[Tensor, Tensor]:
-        content, noisy = add_noise(self, clean, record)
+    def watched_noise(self: FakETSimulator, clean: Tensor, specimen: Any, record: Any) -> tuple[Tensor, Tensor]:
+        content, noisy = add_noise(self, clean, specimen, record)
         kept.update(clean=weakref.ref(clean), content=weakref.ref(content), noisy=weakref.ref(noisy))
         return content, noisy
 
