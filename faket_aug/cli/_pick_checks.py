@@ -171,6 +171,7 @@ def find_tomograms(work: PickWork, picker: Picker) -> list[Tomogram]:
                 "1 Å in the header, which programs write that know no size; set --voxel-size in Å"
             )
         check_voxel_size(size, picker.description.voxel_size, source=f"{path}: ")
+        _warn_of_a_series(path, shape[0])
         record = _reconstruction(path)
         name = work.names[row] if work.names else _name(given, path, record)
         _check_made_alike(path, record, size, picker)
@@ -182,6 +183,17 @@ def find_tomograms(work: PickWork, picker: Picker) -> list[Tomogram]:
     if twice:
         raise ValueError(f"expected tomograms of different names, got {', '.join(twice)} more than once; set --names")
     return found
+
+
+def _warn_of_a_series(path: Path, sections: int) -> None:
+    """Warn of a stack of tilts in place of a tomogram: it has as many sections as the file beside it has angles."""
+    for angles in (path.with_suffix(suffix) for suffix in (".tlt", ".rawtlt")):
+        if angles.is_file() and len(angles.read_bytes().split()) == sections:
+            warnings.warn(
+                f"{path}: expected a tomogram, got as many sections as {angles.name} has angles: it seems to be the "
+                "tilt-series; give the tomogram that `faket-aug reconstruct` makes of it",
+                stacklevel=2,
+            )
 
 
 def _name(given: Path, path: Path, record: Mapping[str, Any]) -> str:

@@ -324,6 +324,18 @@ def test_weights_of_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsy
     assert (tmp_path / "a" / "TS_1.json").is_file()
 
 
+def test_a_tilt_series_is_noticed(
+    network: DarkBalls, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A stack with as many sections as there are angles beside it is no tomogram; other counts say nothing."""
+    path, angles = tomogram(tmp_path / "TS_1.mrc"), np.linspace(-60, 60, SHAPE[0])
+    for count, told in ((SHAPE[0], True), (SHAPE[0] - 1, False)):
+        np.savetxt(tmp_path / "TS_1.tlt", angles[:count])
+        code, _, err = pick(monkeypatch, capsys, tmp_path, path, "--output", tmp_path / "picks.star")
+        assert code == 0, err
+        assert ("it seems to be the tilt-series" in err) == told
+
+
 def test_flavours_lie_beside_a_tomogram(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
