@@ -153,10 +153,11 @@ class SampledSource(Agreeing):
         return ""
 
     def _radii_in_voxels(
-        self, specimen: Specimen | LabelledTomogram, class_names: Mapping[int, str]
+        self, specimen: Specimen | LabelledTomogram, class_names: Mapping[int, str], agreement: Agreement
     ) -> dict[int, float]:
-        known = self.agreement.class_names() if self.radii else {}
-        return radii_of_classes(self.radii or {}, class_names, known, specimen.label_voxel_size)
+        if not self.radii:
+            return {}
+        return radii_of_classes(self.radii, class_names, agreement.class_names(), specimen.label_voxel_size)
 
     def _channels(self, agreement: Agreement) -> int:
         """Count the classes of heatmaps: as many as the largest class number of the stream.
@@ -284,7 +285,8 @@ class SimulatedSource(SampledSource):
         with _naming(specimen):
             self.check_specimen(specimen)
             numbering = agreement.numbering(specimen)
-            radii = self._radii_in_voxels(specimen, specimen.class_names if numbering is None else numbering[1])
+            names = specimen.class_names if numbering is None else numbering[1]
+            radii = self._radii_in_voxels(specimen, names, agreement)
             channels = self._channels(agreement)
         asked = self.sampler.companions.asked()
         made = self.simulator(specimen, seed=self.seed, epoch=epoch, tomogram=tomogram, **asked)
@@ -359,7 +361,7 @@ class LabelledSource(SampledSource):
                 )
             numbering = agreement.numbering(made)
             made = made if numbering is None else numbering.of(made)
-            radii = self._radii_in_voxels(made, made.class_names)
+            radii = self._radii_in_voxels(made, made.class_names, agreement)
             return self.patches(made, radii, self._channels(agreement), epoch, tomogram, threads=1)
 
 
