@@ -30,7 +30,7 @@ def read_like(path: Path) -> dict[str, Any]:
     ----------
     path
         The file of a microscope, a set's folder or its `simulation.json`, a tomogram's folder or `record.json`, or the
-        folder of a training.
+        folder of a training or its `best.pt` or `checkpoint.pt`.
 
     Raises
     ------
@@ -38,10 +38,10 @@ def read_like(path: Path) -> dict[str, Any]:
         If it is none of these.
     """
     folder = path if path.is_dir() else path.parent
-    if any((path / name).is_file() for name in (BEST, CHECKPOINT)):
+    if path.name in (BEST, CHECKPOINT) or any((path / name).is_file() for name in (BEST, CHECKPOINT)):
         made = describe_run(path)
         own = {"filter": made.filter, "flavours": made.channels or (made.kind,)} | _filters_of(folder)
-        return own | _of_tomogram(path / VALIDATION_FOLDER) | {"voxel_size": made.voxel_size}
+        return own | _of_tomogram(folder / VALIDATION_FOLDER) | {"voxel_size": made.voxel_size}
     if path.is_dir():
         names = (SETTINGS_FILE, RECORD_FILE)
         file = next((path / name for name in names if (path / name).is_file()), None)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from faket_aug._checks import FileFormatError
+from faket_aug._runtime.distributed import known_ranks
 from faket_aug._runtime.threads import usable_device
 from faket_aug.cli._simulation import STYLE_CACHE, make_mixture
 from faket_aug.cli._source import make_source
@@ -20,10 +21,13 @@ from faket_aug.picking.checkpoints import CHECKPOINT, read_checkpoint
 from faket_aug.picking.flavours import read_flavours
 from faket_aug.picking.picker import weights_of
 from faket_aug.simulation.saving import check_names
+from faket_aug.simulation.simulator import FakETSimulator
+from faket_aug.simulation.varied import Simulator
 from faket_aug.training.classes import TaughtClasses, teach
 from faket_aug.training.data import PickerData
 from faket_aug.training.picture import Shown
 from faket_aug.training.real import read_real
+from faket_aug.training.settings import PickerTraining
 from faket_aug.training.train import PickerRun
 
 #: The digest of the microscope's file, among what the weights depend on.
@@ -65,6 +69,8 @@ def make_run(work: TrainingWork) -> PickerRun:
     check_names(dict(classes.names), ("shrec", "star5"), tomogram="tomogram_0000")
     flavours = work.settings.flavours
     real, watched = _real(files, classes, flavours), _watched(files, flavours)
+    simulator = mixture.simulator(work.output / STYLE_CACHE)
+    _tell_of_epochs(simulator, work.settings)
     plain = options.without_paths() | source.settings | mixture.settings()
     depends_on = {name: one for name, one in plain.items() if name not in (*WITHOUT, "class_table")}
     if options["noise"] is not None and not _microscope_was_not_noted(work.output):
@@ -73,7 +79,7 @@ def make_run(work: TrainingWork) -> PickerRun:
     data = PickerData(
         specimens=specimens,
         classes=classes,
-        simulator=mixture.simulator(work.output / STYLE_CACHE),
+        simulator=simulator,
         real=real,
         watched=watched,
     )
@@ -86,6 +92,21 @@ def make_run(work: TrainingWork) -> PickerRun:
         start=start,
         device=device,
     )
+
+
+def _tell_of_epochs(simulator: Simulator, settings: PickerTraining) -> None:
+    """Warn of a schedule with epochs that the training does not reach."""
+    _, ranks = known_ranks() or (0, 1)
+    each = settings.tomograms_per_epoch * settings.patches_per_tomogram
+    reached = (settings.steps * settings.batch_size * ranks - 1) // each
+    last = 0 if isinstance(simulator, FakETSimulator) else simulator.last_epoch
+    if last > reached:
+        warnings.warn(
+            f"the schedule of the variation or of the weights goes to epoch {last}, but {settings.steps} steps end in "
+            f"epoch {reached} (an epoch has {each / settings.batch_size / ranks:g} steps); name earlier epochs, set "
+            "--tomograms-per-epoch or --patches-per-tomogram lower, or --steps higher",
+            stacklevel=3,
+        )
 
 
 def _microscope_was_not_noted(folder: Path) -> bool:

@@ -56,6 +56,10 @@ class FoundParticles:
     folder: Path | None = None
 
 
+class OtherTomogramsError(FileFormatError):
+    """A list holds several tomograms and none was chosen, or others only."""
+
+
 def find_particles(
     path: str | Path,
     *,
@@ -207,7 +211,9 @@ def _chosen(where: str, names: Sequence[str], tomogram: str | None, named: bool)
         return found
     if len(names) > 1 or (named and tomogram is not None):
         wanted = "one tomogram" if tomogram is None else f"tomogram {tomogram}"
-        raise FileFormatError(f"{where}: expected {wanted}, got {', '.join(names)}; set `tomogram` to the one meant")
+        raise OtherTomogramsError(
+            f"{where}: expected {wanted}, got {', '.join(names)}; set `tomogram` to the one meant"
+        )
     return names[0]
 
 

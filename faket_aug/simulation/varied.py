@@ -91,8 +91,8 @@ class VariedSimulator:
             by_epoch = {epoch: self._one_each(of) for epoch, of in _by_epoch("variation", given).items()}
             return tuple({epoch: of[i] for epoch, of in by_epoch.items()} for i in range(len(self.simulators)))
         return tuple(
-            {epoch: _checked(of, simulator) for epoch, of in _by_epoch("variation", one).items()}
-            for one, simulator in zip(self._several(given), self.simulators, strict=True)
+            {epoch: self._checked(of, number) for epoch, of in _by_epoch("variation", one).items()}
+            for number, one in enumerate(self._several(given))
         )
 
     def _several(self, given: Any) -> tuple[Any, ...]:
@@ -104,7 +104,14 @@ class VariedSimulator:
         return several
 
     def _one_each(self, given: Any) -> tuple[Variation, ...]:
-        return tuple(_checked(one, own) for one, own in zip(self._several(given), self.simulators, strict=True))
+        return tuple(self._checked(one, number) for number, one in enumerate(self._several(given)))
+
+    def _checked(self, given: Any, number: int) -> Variation:
+        """Return the variation of a simulator; the message says of which of several it is."""
+        try:
+            return _checked(given, self.simulators[number])
+        except ValueError as error:
+            raise (ValueError(f"mixture[{number}]: {error}") if len(self.simulators) > 1 else error) from None
 
     def _shares(self, given: Sequence[float]) -> tuple[float, ...]:
         found = np.ravel(given).tolist()
@@ -126,6 +133,11 @@ class VariedSimulator:
     def threads(self) -> int:
         """The intra-op threads of all simulators."""
         return self.simulators[0].threads
+
+    @property
+    def last_epoch(self) -> int:
+        """The last epoch that is named in a schedule, after which nothing changes; 0 without any."""
+        return max(*self._weights, *(epoch for schedule in self._variations for epoch in schedule))
 
     @property
     def draws_flavours(self) -> bool:

@@ -11,7 +11,7 @@ import torch
 
 from faket_aug._checks import FileFormatError
 from faket_aug.data.labelled import LabelledTomogram
-from faket_aug.formats.found_particles import find_names, find_particles
+from faket_aug.formats.found_particles import OtherTomogramsError, find_names, find_particles, find_tomograms
 from faket_aug.formats.mrc import read_mrc
 from faket_aug.formats.particles import ParticleList, match_names
 from faket_aug.picking.flavours import read_flavours
@@ -52,9 +52,14 @@ def read_real(
         raise FileFormatError(f"{path}: expected a voxel size in the header, got 0; write it with one")
     volume = volume.float()
     depth, height, width = volume.shape
-    found = find_particles(
-        picks, tomogram=path.stem, voxel_size=size, shape=(depth, height, width), class_names=find_names(picks) or None
-    )
+    shape, names = (depth, height, width), find_names(picks) or None
+    try:
+        found = find_particles(picks, tomogram=path.stem, voxel_size=size, shape=shape, class_names=names)
+    except OtherTomogramsError as error:
+        raise FileFormatError(
+            f"{picks}: expected picks of {path.stem}, as the file {path} is named, got those of "
+            f"{', '.join(find_tomograms(picks))}; give a list of this tomogram, or name the file as in the list"
+        ) from error
     listed = _named(found.particles, classes)
     numbers = match_names(listed.names, classes.names)
     rows = np.array([row for row, name in enumerate(listed.names) if name in numbers], dtype=np.int64)

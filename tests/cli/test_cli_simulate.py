@@ -263,6 +263,10 @@ def test_mixture(command: Command, refused: Command, templates: Path, tmp_path: 
         ("[[mixture]]\n[[mixture]]\nmodality = 'faket'", "mixture[1]: expected tilt-series for the modality 'faket'"),
         ("[[mixture]]\nctf_correction = 'wiener'", "mixture[0]: expected `ctf`, or noise with a `response`, for"),
         ("[[mixture]]\nvariation = { snrr = 1 }", "expected settings of `mixture[0].variation` to be white, snr, "),
+        (
+            "[[mixture]]\n[[mixture]]\nvariation = { defocus = [-1, 1] }",
+            "mixture[1]: expected a `ctf`, or noise with a `response`, of the simulator to vary `defocus`, got none",
+        ),
         ("[mixture]\nsnr = 1", "expected `mixture` to be settings of each simulator, as weight=2,snr=0.1, got "),
         ("[variation.0]\nsnr = 1", "expected the same variation for all tomograms of a set, got one by epoch"),
         ("[[mixture]]\nweight = { 0 = 1 }", "expected the same mixture[0].weight for all tomograms of a set"),

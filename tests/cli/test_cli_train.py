@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import tomllib
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -40,7 +41,7 @@ from faket_aug.training.train import PickerRun
 Command = Callable[..., str]
 #: Specimens and a network that are small; a training of two validations.
 SMALL: tuple[object, ...] = (
-    *("--counts", "6", "--shape", "16,24,32", "--tilt-angles=-50:50:25", "--snr", "0.5", "--seed", "3"),
+    *("--counts", "6", "--shape", "16,24,32", "--tilt-angles", "-50:50:25", "--snr", "0.5", "--seed", "3"),
     *("--patch-size", "8", "--batch-size", "4", "--widths", "4,8,8", "--patches-per-tomogram", "8"),
     *("--tomograms-per-epoch", "2", "--precision", "float32"),
 )
@@ -160,7 +161,7 @@ def test_its_validation_tomogram(whole: Path) -> None:
 def test_a_tomogram_like_its_own(whole: Path) -> None:
     """`reconstruct --like` takes filter, flavours, voxel size and depth from a run."""
     expected = {"filter": "shrec", "flavours": ("raw",), "depth": 16, "voxel_size": 10.0}
-    assert read_like(whole) == expected
+    assert read_like(whole) == read_like(whole / BEST) == expected
 
 
 def test_its_settings_are_read(whole: Path, command: Command, templates: Path, tmp_path: Path) -> None:
@@ -653,6 +654,18 @@ def test_real_picks_of_other_classes(
     own = ["--templates", templates, *SMALL, "--real-tomograms", real[0], "--real-picks", real[1]]
     line = refused(*own, "--output", tmp_path / "run")
     assert "picks.csv: expected picks of long, small, got those of ribosome; name them so, or set --classes" in line
+
+
+def test_epochs_that_are_not_reached(templates: Path, tmp_path: Path) -> None:
+    """A schedule that goes on after the last step is told with the epoch of that step."""
+    said = dict(zip(SMALL[::2], SMALL[1::2], strict=True)) | {"--variation": "0=none,3.contrast=0.5,2"}
+    own = {str(name).removeprefix("--").replace("-", "_"): str(value) for name, value in said.items()}
+    own |= {"templates": [str(templates)]}
+    with pytest.warns(UserWarning, match=r"goes to epoch 3, but 12 steps end in epoch 2 \(an epoch has 4 steps\)"):
+        make_run(read_work(tmp_path / "run", None, own | {"steps": "12"}))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        make_run(read_work(tmp_path / "other", None, own | {"steps": "13"}))
 
 
 def test_another_runs_classes(refused: Command, templates: Path, tmp_path: Path, whole: Path) -> None:

@@ -169,6 +169,21 @@ def test_picks_without_names(tmp_path: Path) -> None:
         read_real(*files, CLASSES)
 
 
+def test_picks_of_other_tomograms(tmp_path: Path) -> None:
+    """A list of tomograms that are all named otherwise is told with both names, and with what to do."""
+    tomogram, _ = write_real(tmp_path, "")
+    classes = TaughtClasses(names={1: "large"}, radii={1: 30.0})
+    rows = "".join(f"{name} 6 5 4\n" for name in ("TS_1", "TS_2"))
+    columns = "".join(f"_rln{name}\n" for name in ("TomoName", "CoordinateX", "CoordinateY", "CoordinateZ"))
+    picks = tmp_path / "picks.star"
+    picks.write_text(f"data_\n\nloop_\n{columns}{rows}")
+    with pytest.raises(
+        FileFormatError, match=r"picks of real, as the file .*real\.mrc is named, got those of TS_1, TS_2"
+    ):
+        read_real(tomogram, picks, classes)
+    assert len(read_real(tomogram.rename(tmp_path / "TS_2.mrc"), picks, classes).particles.classes) == 1
+
+
 def test_real_files_that_are_wrong(tmp_path: Path) -> None:
     """Missing files, picks outside, and headers without a voxel size are told by name."""
     files = write_real(tmp_path, "small,60,5,4\n")
